@@ -1,0 +1,326 @@
+//! The engine: the three threads of a process, and what they and the guards share.
+//!
+//! *Runs on:* whoever starts or drops a watch; the threads read it.
+//! *Here:* one engine per process. The first watch starts it, the last one to go stops it. Locks here
+//! are held for a copy of a short list, and the watchdog only ever tries them.
+
+use crate::clock::{self, Nanos};
+use crate::error::StartError;
+use crate::probe::Pulse;
+use crate::report::recent::Recent;
+use crate::report::reporter;
+use crate::report::{Phase, StallReport};
+use crate::watch::Settings;
+use crate::watchdog::detector::{Certainty, Rules, Stall};
+use crate::watchdog::{self, pulses, workers};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeMetrics};
+
+/// News that may wait for the reporter. More is dropped and counted.
+const CHANNEL: usize = 256;
+
+/// How long a guard's drop waits for a thread that is held up in the user's callback or logger.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A runtime being watched.
+#[derive(Debug)]
+pub(crate) struct WatchedRuntime {
+    pub(crate) name: String,
+    /// Tokio's number for it.
+    pub(crate) id: u64,
+    pub(crate) handle: Handle,
+    pub(crate) metrics: RuntimeMetrics,
+    pub(crate) rules: Rules,
+    pub(crate) pulse: Pulse,
+    pub(crate) stats: Stats,
+    pub(crate) watch: Arc<Watch>,
+}
+
+impl WatchedRuntime {
+    /// It has been shut down under the watch.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.pulse.is_gone()
+    }
+}
+
+/// What the runtimes of one guard have in common.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) settings: Settings,
+    pub(crate) started_at: Nanos,
+    pub(crate) recent: Mutex<Recent>,
+}
+
+/// Figures about one runtime, written by the detector's threads.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) certain: AtomicU64,
+    pub(crate) likely: AtomicU64,
+    pub(crate) enrolled: AtomicUsize,
+    /// Its own hooks mark every poll of every task.
+    pub(crate) all_polls: AtomicBool,
+    /// Some worker has been active since the pulse thread last asked.
+    pub(crate) active: AtomicBool,
+    pub(crate) scheduler_lag: Waits,
+    pub(crate) blocking_queue_wait: Waits,
+}
+
+impl Stats {
+    pub(crate) fn count(&self, certainty: Certainty) {
+        let counter = match certainty {
+            Certainty::Certain => &self.certain,
+            Certainty::Likely => &self.likely,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The last and the longest of a kind of wait, in nanoseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    count: AtomicU64,
+    last: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Waits {
+    pub(crate) fn note(&self, wait: Duration) {
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        self.last.store(nanos, Ordering::Relaxed);
+        self.longest.fetch_max(nanos, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The last and the longest wait, or `None` before the first.
+    pub(crate) fn get(&self) -> Option<(Duration, Duration)> {
+        (self.count.load(Ordering::Relaxed) != 0).then(|| {
+            let nanos = |wait: &AtomicU64| Duration::from_nanos(wait.load(Ordering::Relaxed));
+            (nanos(&self.last), nanos(&self.longest))
+        })
+    }
+}
+
+/// A stall going on.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub(crate) id: u64,
+    pub(crate) runtime: Arc<WatchedRuntime>,
+    pub(crate) worker: usize,
+    pub(crate) stall: Stall,
+    /// Standard error has been told of it.
+    pub(crate) last_words: Arc<AtomicBool>,
+}
+
+impl Live {
+    /// What is known without the reporter: everything but names.
+    pub(crate) fn unnamed_report(&self) -> StallReport {
+        let duration = clock::now().since(self.stall.since);
+        StallReport::unnamed(self.id, Phase::Ongoing, &self.runtime, self.worker, &self.stall, duration)
+    }
+}
+
+/// What the threads share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    stop: AtomicBool,
+    ids: AtomicU64,
+    pub(crate) watched: Mutex<Vec<Arc<WatchedRuntime>>>,
+    /// Counts changes of `watched`.
+    pub(crate) version: AtomicU64,
+    /// Written by the watchdog with `try_lock`; others hold it for a copy.
+    pub(crate) live: Mutex<Vec<Live>>,
+    pub(crate) dropped_reports: AtomicU64,
+    pub(crate) failed_callbacks: AtomicU64,
+    pub(crate) watchdog_lateness: Waits,
+    ticks: AtomicU64,
+    /// Since when the reporter has been busy with one piece of news; 0 while it waits for the next.
+    pub(crate) reporter_busy_since: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn note_lateness(&self, late: Duration) {
+        self.watchdog_lateness.note(late);
+    }
+
+    pub(crate) fn ticked(&self) {
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn reporter_busy_for(&self, now: Nanos) -> Duration {
+        match self.reporter_busy_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(Nanos(since)),
+        }
+    }
+
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+static ENGINE: Mutex<Option<Engine>> = Mutex::new(None);
+
+#[derive(Debug)]
+struct Engine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Starts watching these runtimes, all or none.
+pub(crate) fn join(
+    runtimes: Vec<(String, Handle)>,
+    watch: &Arc<Watch>,
+    rules: impl Fn(&Handle) -> Rules,
+) -> Result<Arc<Shared>, StartError> {
+    if !workers::COUNTERS_EXIST {
+        return Err(StartError::UnsupportedTarget);
+    }
+    let mut engine = ENGINE.lock();
+    let known = engine.as_ref().map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
+    let mut new: Vec<Arc<WatchedRuntime>> = Vec::new();
+    for (name, handle) in runtimes {
+        let id = crate::slot::raw_id(&handle.id());
+        // One that has been shut down gives its name free; its guard has only to be dropped some time.
+        let others = || known.iter().filter(|runtime| !runtime.is_gone()).chain(&new);
+        if name.is_empty() {
+            return Err(StartError::NameEmpty);
+        }
+        if let Some(twin) = others().find(|runtime| runtime.id == id) {
+            return Err(StartError::RuntimeWatchedTwice { name: twin.name.clone() });
+        }
+        if others().any(|runtime| runtime.name == name) {
+            return Err(StartError::NameTaken { name });
+        }
+        let Some(pulse) = Pulse::spawn(&handle) else {
+            return Err(StartError::RuntimeShutDown { name });
+        };
+        new.push(Arc::new(WatchedRuntime {
+            name,
+            id,
+            metrics: handle.metrics(),
+            rules: rules(&handle),
+            handle,
+            pulse,
+            stats: Stats::default(),
+            watch: watch.clone(),
+        }));
+    }
+    let running = match engine.take() {
+        Some(running) => running,
+        None => Engine::start()?,
+    };
+    for runtime in &new {
+        crate::probe::gather(&runtime.handle, runtime.rules.threshold / 2);
+    }
+    let shared = running.shared.clone();
+    shared.watched.lock().extend(new);
+    shared.changed();
+    running.wake();
+    *engine = Some(running);
+    Ok(shared)
+}
+
+/// Stops watching the runtimes of this watch, and the engine if there are no others.
+pub(crate) fn leave(watch: &Arc<Watch>) {
+    let mut engine = ENGINE.lock();
+    let Some(running) = engine.take() else {
+        return;
+    };
+    let mut watched = running.shared.watched.lock();
+    watched.retain(|runtime| {
+        let leaves = Arc::ptr_eq(&runtime.watch, watch);
+        if leaves {
+            runtime.pulse.stop();
+        }
+        !leaves
+    });
+    let last = watched.is_empty();
+    drop(watched);
+    running.shared.changed();
+    if last {
+        running.stop();
+    } else {
+        *engine = Some(running);
+    }
+}
+
+impl Engine {
+    fn start() -> Result<Engine, StartError> {
+        clock::prime();
+        let shared = Arc::new(Shared::default());
+        let (sender, receiver) = sync_channel(CHANNEL);
+        let mut engine = Engine {
+            shared: shared.clone(),
+            threads: Vec::new(),
+        };
+        let to_reporter = sender.clone();
+        let started = engine
+            .spawn("stall-reporter", {
+                let shared = shared.clone();
+                move || reporter::run(&shared, &receiver)
+            })
+            .and_then(|()| {
+                let shared = shared.clone();
+                engine.spawn("stall-pulse", move || pulses::run(&shared, &to_reporter))
+            })
+            .and_then(|()| {
+                let shared = shared.clone();
+                engine.spawn("stall-watchdog", move || watchdog::run(&shared, sender))
+            });
+        match started {
+            Ok(()) => Ok(engine),
+            Err(error) => {
+                engine.stop();
+                Err(StartError::Thread(error))
+            }
+        }
+    }
+
+    fn spawn(&mut self, name: &str, main: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(main)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    fn wake(&self) {
+        self.threads.iter().map(JoinHandle::thread).for_each(Thread::unpark);
+    }
+
+    /// Waits for the threads to end, but not for ever for one that is inside the user's code.
+    fn stop(self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.wake();
+        let deadline = clock::now().plus(PATIENCE);
+        for thread in self.threads {
+            if thread.thread().id() == std::thread::current().id() {
+                // Dropped inside `on_stall`: this thread ends when the callback returns.
+                continue;
+            }
+            while !thread.is_finished() && clock::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if thread.is_finished() {
+                // A panic of ours has been printed where it happened; there is nobody to tell.
+                thread.join().ok();
+            }
+        }
+    }
+}
+

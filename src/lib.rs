@@ -1,0 +1,78 @@
+//! Finds the code that blocks a Tokio event loop, while it is blocking.
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), tokio_stall::StartError> {
+//! let _watch = tokio_stall::watch()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! From then on a thread of its own looks at every worker of the runtime, and tells you when one poll
+//! holds its worker for longer than 10 ms: which worker, in which span, since when, for how long.
+//!
+//! ```text
+//!  probe ──▶ slot ◀── watchdog ──▶ capture
+//!  marks     per      own thread,   evidence about a thread,
+//!  polls     thread   ticks,        from the kernel
+//!                     decides ══(bounded channel)══▶ report ──▶ log, callback, recent()
+//!                                                    own thread
+//! ```
+//!
+//! **You give it** a runtime. Names, if you want them: add [`layer()`] to your subscriber, or
+//! [`watched`](FutureExt::watched) to a future, or [`watch_polls`](RuntimeBuilderExt::watch_polls) to
+//! your runtime's builder.
+//!
+//! **It gives you** a report for each stall while it lasts, again whenever its age has doubled, and at
+//! its end: as an event of `tracing` from 100 ms on, to a callback, and from [`Guard::recent`] and
+//! [`Guard::stalled_now`].
+//!
+//! **It does not** wrap your spawns, own your runtime, need `tokio_unstable`, or allocate, lock or call
+//! anything inside a poll. It never blames code for time in which it had no CPU, `block_in_place` for
+//! what it is made for, or a worker that is parked.
+//!
+//! # Three tiers
+//!
+//! | set-up | sees | names |
+//! |---|---|---|
+//! | [`watch()`] | every worker that is held; a sleeping one for certain, a computing one as likely at first | the runtime, worker and thread |
+//! | + [`layer()`] or [`watched`](FutureExt::watched) | marked polls for certain, exactly timed | span path, future |
+//! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task | task id, place of spawn |
+//!
+//! # Limits
+//!
+//! * Tokio moves a worker's counters every 61 turns of its loop. Without marks, one long computation and
+//!   many short ones in a row look alike until they have lasted 61 × 4 thresholds; until then they are
+//!   [`Certainty::Likely`].
+//! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
+//! * A `current_thread` runtime looks the same whether it is held or not being driven. There, a stall
+//!   without a mark is reported when it is over.
+//! * Proof of sleep, and telling host trouble from code, need Linux. Elsewhere [`Coverage`] says so.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod sync;
+
+mod error;
+pub use error::StartError;
+
+mod watch;
+pub use watch::{Builder, Coverage, Guard, RuntimeStatus, Status, Waits, watch};
+
+mod engine;
+
+mod probe;
+pub use probe::{
+    AllowedBlocking, FutureExt, RuntimeBuilderExt, RuntimeHooks, StallLayer, Watched, allow_blocking, layer,
+};
+
+mod slot;
+pub use slot::timing::PollTiming;
+
+mod watchdog;
+
+mod capture;
+
+mod report;
+pub use report::{Certainty, Headline, Missing, Phase, PoolWaitReport, StallReport};

@@ -1,0 +1,347 @@
+//! A tracing layer whose only work is to mark when a span is entered and left.
+//!
+//! *Runs on:* worker threads, at every enter and exit of a span; the reporter, to look names up.
+//! *Here:* two stores for an enter, one for an exit, nothing for an event. The layer stores span ids;
+//! their names are looked up by the reporter, while the span is still entered.
+
+use crate::slot::{self, Kind, names};
+use parking_lot::Mutex;
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use tracing::dispatcher::WeakDispatch;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Metadata, Subscriber};
+use tracing_subscriber::filter::Filtered;
+use tracing_subscriber::layer::{Context, Filter, Layer};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The layer that gives stalls the names of spans. Add it to the subscriber you have:
+///
+/// ```
+/// use tracing_subscriber::prelude::*;
+///
+/// tracing_subscriber::registry()
+///     .with(tokio_stall::layer())
+///     .with(tracing_subscriber::fmt::layer())
+///     .init();
+/// ```
+///
+/// It asks for spans up to `INFO` ([`StallLayer::with_max_level`]), for no events, and leaves every other
+/// callsite as the other layers want it. A filter for the whole subscriber (an `EnvFilter` added as a
+/// layer) applies to it like to any layer: spans that it turns off have no names here.
+///
+/// # Cost
+///
+/// Entering a span: two stores more than the registry's own work; leaving it: one. The outermost span of
+/// a poll stores two words more at each end. Events: nothing.
+pub fn layer<S>() -> StallLayer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + 'static,
+{
+    StallLayer {
+        filtered: Silent.with_filter(SpansUpTo(LevelFilter::INFO)),
+        source: AtomicU8::new(NO_SOURCE),
+        fields: None,
+    }
+}
+
+/// Marks polls with the spans they are in; made by [`layer`].
+pub struct StallLayer<S> {
+    /// Votes on callsites as any filtered layer does. What it cannot do is to see enters and exits
+    /// cheaply: it looks each span up. So those two go past it.
+    filtered: Filtered<Silent, SpansUpTo, S>,
+    source: AtomicU8,
+    fields: Option<Arc<Fields>>,
+}
+
+impl<S> StallLayer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + 'static,
+{
+    /// The most verbose level of spans to ask for. By default, this is `INFO`.
+    ///
+    /// More verbose spans that another layer has enabled still mark polls; they carry no name.
+    #[must_use]
+    pub fn with_max_level(mut self, level: LevelFilter) -> StallLayer<S> {
+        self.filtered = Silent.with_filter(SpansUpTo(level));
+        self
+    }
+
+    /// Keeps the fields of spans, so that reports show `get_user{id=7}` instead of `get_user`.
+    ///
+    /// # Cost
+    ///
+    /// Each new span formats its fields into a string and stores it under a short lock: some hundred
+    /// nanoseconds. Entering and leaving cost the same as without.
+    #[must_use]
+    pub fn with_fields(mut self) -> StallLayer<S> {
+        self.fields = Some(Arc::default());
+        self
+    }
+
+    fn wants(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_span() && *metadata.level() <= self.filtered.filter().0
+    }
+}
+
+impl<S> fmt::Debug for StallLayer<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StallLayer")
+            .field("max_level", &self.filtered.filter().0)
+            .field("fields", &self.fields.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for StallLayer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + 'static,
+{
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        let source = Source {
+            dispatch: dispatch.downgrade(),
+            look_up: look_up::<S>,
+            fields: self.fields.clone(),
+            max_level: self.filtered.filter().0,
+        };
+        if let Some(number) = register(source) {
+            self.source.store(number, Ordering::Relaxed);
+        }
+    }
+
+    fn on_layer(&mut self, subscriber: &mut S) {
+        self.filtered.on_layer(subscriber);
+    }
+
+    // A callsite that we do not want is none of our business: `always` from a filtered layer means
+    // "ask the others", and without a vote of ours they decide alone.
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.wants(metadata) {
+            self.filtered.register_callsite(metadata)
+        } else {
+            Interest::always()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, cx: Context<'_, S>) -> bool {
+        !self.wants(metadata) || self.filtered.enabled(metadata, cx)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.filtered.max_level_hint()
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
+        if self.wants(attributes.metadata()) {
+            self.filtered.on_new_span(attributes, id, cx);
+            if let Some(fields) = &self.fields {
+                fields.add(id, |text| attributes.record(text));
+            }
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
+        if let Some(fields) = &self.fields {
+            fields.add(id, |text| values.record(text));
+        }
+    }
+
+    fn on_close(&self, id: Id, _: Context<'_, S>) {
+        if let Some(fields) = &self.fields {
+            fields.remove(&id);
+        }
+    }
+
+    #[inline]
+    fn on_enter(&self, id: &Id, _: Context<'_, S>) {
+        if let Some(slot) = slot::mine() {
+            let source = Kind::Span(self.source.load(Ordering::Relaxed));
+            slot.begin(source, id.into_u64());
+        }
+    }
+
+    #[inline]
+    fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
+        if let Some(slot) = slot::mine() {
+            if let Some(too_long) = slot.end() {
+                // Once closed, the span's name is gone with it.
+                if let Some(metadata) = cx.metadata(id) {
+                    slot.name_long_poll(too_long, names::number(names::Name::Text(metadata.name())));
+                }
+            }
+        }
+    }
+
+    // How tracing asks "does this layer filter for itself?" is this method, and it is declared unsafe.
+    #[allow(unsafe_code)]
+    unsafe fn downcast_raw(&self, id: TypeId) -> Option<*const ()> {
+        if id == TypeId::of::<Self>() {
+            return Some(std::ptr::from_ref(self).cast());
+        }
+        // SAFETY: the callee's contract is the caller's: the pointer is used as the type asked for, and
+        // no longer than `self`, of which `filtered` is a part.
+        unsafe { self.filtered.downcast_raw(id) }
+    }
+}
+
+/// A layer that does nothing: what is wanted of [`Filtered`] is its vote.
+#[derive(Debug)]
+struct Silent;
+
+impl<S: Subscriber> Layer<S> for Silent {}
+
+#[derive(Debug)]
+struct SpansUpTo(LevelFilter);
+
+impl<S> Filter<S> for SpansUpTo {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        metadata.is_span() && *metadata.level() <= self.0
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if metadata.is_span() && *metadata.level() <= self.0 {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0)
+    }
+}
+
+/// One element of a span path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SpanName {
+    pub(crate) id: u64,
+    pub(crate) name: &'static str,
+    /// `{key=value …}` where fields are kept.
+    pub(crate) fields: Option<String>,
+}
+
+/// A subscriber with our layer, as far as names are concerned.
+struct Source {
+    dispatch: WeakDispatch,
+    look_up: fn(&Dispatch, &Id) -> Option<Vec<(u64, &'static Metadata<'static>)>>,
+    fields: Option<Arc<Fields>>,
+    max_level: LevelFilter,
+}
+
+const NO_SOURCE: u8 = u8::MAX;
+
+static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
+    Mutex::new([const { None }; slot::SOURCES as usize]);
+
+/// Finds a number for a subscriber; those of subscribers that are gone are given again. With all in use
+/// the layer still marks polls, and its spans have no names.
+fn register(source: Source) -> Option<u8> {
+    let mut sources = SOURCES.lock();
+    let free = sources
+        .iter()
+        .position(|source| source.as_ref().is_none_or(|source| source.dispatch.upgrade().is_none()))?;
+    sources[free] = Some(source);
+    u8::try_from(free).ok()
+}
+
+/// Whether any subscriber with our layer is alive.
+pub(crate) fn is_layer_installed() -> bool {
+    let sources = SOURCES.lock();
+    sources.iter().flatten().any(|source| source.dispatch.upgrade().is_some())
+}
+
+/// The path from the outermost parent to this span, or `None` if the span has been closed.
+///
+/// Only for the reporter: it takes the short lock of the table of sources, and the registry's own
+/// reference to each span, but none that is held while a span is entered or a field formatted.
+pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
+    let (dispatch, look_up, fields, max_level) = {
+        let sources = SOURCES.lock();
+        let source = sources.get(usize::from(source))?.as_ref()?;
+        let dispatch = source.dispatch.upgrade()?;
+        (dispatch, source.look_up, source.fields.clone(), source.max_level)
+    };
+    let id = (id != 0).then(|| Id::from_u64(id))?;
+    // If the span is closed while we look, we hold its last reference, and its parents must be let go
+    // in their own registry.
+    tracing::dispatcher::with_default(&dispatch, || look_up(&dispatch, &id)).map(|path| {
+        path.into_iter()
+            .filter(|(_, metadata)| *metadata.level() <= max_level)
+            .map(|(id, metadata)| SpanName {
+                id,
+                name: metadata.name(),
+                fields: fields.as_ref().and_then(|fields| fields.get(id)),
+            })
+            .collect()
+    })
+}
+
+fn look_up<S>(dispatch: &Dispatch, id: &Id) -> Option<Vec<(u64, &'static Metadata<'static>)>>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let registry = dispatch.downcast_ref::<S>()?;
+    let span = registry.span(id)?;
+    Some(
+        span.scope()
+            .from_root()
+            .map(|span| (span.id().into_u64(), span.metadata()))
+            .collect(),
+    )
+}
+
+const SHARDS: usize = 16;
+
+/// The fields of live spans, by id. Text is made before a lock is taken, so that the reporter never
+/// waits for a value that is slow to format.
+#[derive(Debug, Default)]
+struct Fields([Mutex<HashMap<u64, String>>; SHARDS]);
+
+impl Fields {
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, String>> {
+        &self.0[id as usize % SHARDS]
+    }
+
+    fn add(&self, id: &Id, record: impl FnOnce(&mut FieldText)) {
+        let mut text = FieldText(String::new());
+        record(&mut text);
+        if !text.0.is_empty() {
+            let id = id.into_u64();
+            let mut shard = self.shard(id).lock();
+            let known = shard.entry(id).or_default();
+            if !known.is_empty() {
+                known.push(' ');
+            }
+            known.push_str(&text.0);
+        }
+    }
+
+    fn get(&self, id: u64) -> Option<String> {
+        self.shard(id).lock().get(&id).cloned()
+    }
+
+    fn remove(&self, id: &Id) {
+        let id = id.into_u64();
+        self.shard(id).lock().remove(&id);
+    }
+}
+
+struct FieldText(String);
+
+impl Visit for FieldText {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let space = if self.0.is_empty() { "" } else { " " };
+        // Writing to a string fails only if the value's own formatting does; then it shows nothing.
+        write!(self.0, "{space}{}={value:?}", field.name()).ok();
+    }
+}

@@ -1,0 +1,19 @@
+//! Where marks come from: three probes that all write to the same slot.
+//!
+//! *Runs on:* worker threads, inside every poll.
+//! *Here:* the only directory that knows futures, spans and tokio's hooks. The outermost mark is the
+//! poll; inner ones refine its name.
+
+mod allow;
+mod future;
+mod layer;
+mod pulse;
+mod runtime;
+
+pub(crate) use allow::allowed;
+pub use allow::{AllowedBlocking, allow_blocking};
+pub use future::{FutureExt, Watched};
+pub use layer::{StallLayer, layer};
+pub(crate) use layer::{SpanName, is_layer_installed, resolve_span};
+pub(crate) use pulse::{Pulse, gather};
+pub use runtime::{RuntimeBuilderExt, RuntimeHooks};

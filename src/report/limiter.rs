@@ -1,0 +1,71 @@
+//! How much is logged: one stall per site and minute, ten a minute in all, and the rest is counted.
+//!
+//! *Runs on:* the reporter thread.
+//! *Here:* pure, with time handed in. Only logs are limited; metrics, callbacks and `recent()` never are.
+
+use crate::clock::Nanos;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// One site is logged once in this time.
+const SITE_WINDOW: Duration = Duration::from_secs(60);
+/// All sites together are logged this often in that time.
+const IN_ALL: usize = 10;
+/// Sites remembered. More at one time than this, and the oldest are forgotten.
+const SITES: usize = 256;
+
+/// Decides which stalls are logged.
+#[derive(Debug, Default)]
+pub(crate) struct Limiter {
+    sites: HashMap<String, Nanos>,
+    logged: VecDeque<Nanos>,
+    suppressed: u64,
+}
+
+impl Limiter {
+    /// `Some(n)` if a stall at this site may be logged now, with the number of those that were not
+    /// since the last one that was; `None` if it must not, which is counted.
+    pub(crate) fn admit(&mut self, site: &str, now: Nanos) -> Option<u64> {
+        let window = now.minus(SITE_WINDOW);
+        self.sites.retain(|_, at| *at > window);
+        self.logged.retain(|at| *at > window);
+        if self.sites.contains_key(site) || self.logged.len() >= IN_ALL {
+            self.suppressed += 1;
+            return None;
+        }
+        if self.sites.len() >= SITES {
+            self.sites.clear();
+        }
+        self.sites.insert(site.to_owned(), now);
+        self.logged.push_back(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Nanos {
+        Nanos(1_000_000_000_000 + seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_site_is_logged_once_a_minute_and_the_rest_is_counted() {
+        let mut limiter = Limiter::default();
+        assert_eq!(limiter.admit("a", at(0)), Some(0));
+        for second in 1..=59 {
+            assert_eq!(limiter.admit("a", at(second)), None);
+        }
+        assert_eq!(limiter.admit("a", at(60)), Some(59));
+    }
+
+    #[test]
+    fn sites_do_not_silence_each_other_until_ten_a_minute() {
+        let mut limiter = Limiter::default();
+        let sites: Vec<String> = (0..12).map(|site| site.to_string()).collect();
+        let admitted = sites.iter().filter(|site| limiter.admit(site, at(1)).is_some()).count();
+        assert_eq!(admitted, 10);
+        assert_eq!(limiter.admit("another", at(61)), Some(2));
+    }
+}

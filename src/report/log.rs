@@ -1,0 +1,132 @@
+//! Reports as `tracing` events, and the last words of a stall that does not end.
+//!
+//! *Runs on:* the reporter thread; `write_last_words` also on a thread made for it.
+//! *Here:* may wait for whatever the user's subscriber waits for. Nothing depends on this thread.
+
+use super::limiter::Limiter;
+use super::{Certainty, Phase, PoolWaitReport, StallReport};
+use crate::clock::Nanos;
+use crate::engine::{WatchedRuntime, Watch};
+use crate::watch::Coverage;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// The target of all events: filter with `tokio_stall=off`.
+const TARGET: &str = "tokio_stall";
+
+/// What of a watch's stalls is logged.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    limiter: Limiter,
+    /// Stalls whose first line was written, so that their later ones are too.
+    shown: HashSet<u64>,
+}
+
+impl Log {
+    /// Logs a report, unless it is too short, too early or too much.
+    pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &Watch, now: Nanos) {
+        let settings = &watch.settings;
+        let ended = report.phase == Phase::Ended;
+        let was_shown = if ended { self.shown.remove(&report.id) } else { self.shown.contains(&report.id) };
+        let worth_it = report.duration >= settings.warn_after && !settings.is_in_grace(watch.started_at, now);
+        if !settings.log || !worth_it && !was_shown {
+            return;
+        }
+        if !was_shown {
+            let site = format!("{}\n{}", report.runtime, report.span.as_deref().unwrap_or_default());
+            let Some(suppressed) = self.limiter.admit(&site, now) else {
+                return;
+            };
+            report.suppressed = suppressed;
+            if !ended {
+                self.shown.insert(report.id);
+            }
+        }
+        if !crate::capture::debugger_attached() {
+            emit(report, settings.error_after);
+        }
+    }
+
+    /// Logs a wait for the blocking pool, under the same limits.
+    pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &Watch, now: Nanos) {
+        let settings = &watch.settings;
+        if !settings.log || settings.is_in_grace(watch.started_at, now) || report.phase == Phase::Ongoing {
+            return;
+        }
+        let site = format!("{}\nblocking pool, {:?}", report.runtime, report.phase);
+        if self.limiter.admit(&site, now).is_some() && !crate::capture::debugger_attached() {
+            tracing::warn!(
+                target: TARGET,
+                id = report.id,
+                runtime = report.runtime,
+                waited_seconds = report.waited.as_secs_f64(),
+                "{report}"
+            );
+        }
+    }
+}
+
+fn emit(report: &StallReport, error_after: Duration) {
+    // A level is part of an event's static description, so each needs its own.
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::$level!(
+                target: TARGET,
+                id = report.id,
+                phase = ?report.phase,
+                certainty = ?report.certainty,
+                runtime = report.runtime,
+                worker = report.worker,
+                span = report.span,
+                task = report.task,
+                spawned_at = report.spawned_at,
+                duration_seconds = report.duration.as_secs_f64(),
+                suppressed = report.suppressed,
+                "{}",
+                report.headline()
+            )
+        };
+    }
+    match report.certainty {
+        Certainty::Likely => event!(info),
+        Certainty::Certain if report.duration >= error_after => event!(error),
+        Certainty::Certain => event!(warn),
+    }
+}
+
+/// Says once what is watched, so that silence is not mistaken for health.
+pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
+    tracing::info!(
+        target: TARGET,
+        runtime = runtime.name,
+        workers = coverage.workers,
+        all_polls = coverage.all_polls,
+        spans = coverage.spans,
+        thread_evidence = coverage.thread_evidence,
+        threshold_seconds = runtime.rules.threshold.as_secs_f64(),
+        "watching {coverage}"
+    );
+}
+
+/// Writes a report to standard error past every buffer and lock of this process, since one of those may
+/// be what the stalled worker holds.
+pub(crate) fn write_last_words(report: &StallReport) {
+    let text = format!("tokio-stall: {}\n{report}\n", report.headline());
+    #[cfg(target_os = "linux")]
+    {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            match rustix::io::write(rustix::stdio::stderr(), rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(rustix::io::Errno::INTR) => {}
+                // Nobody is left to be told.
+                Err(_) => return,
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        use std::io::Write as _;
+        std::io::stderr().write_all(text.as_bytes()).ok();
+    }
+}

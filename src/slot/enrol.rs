@@ -1,0 +1,208 @@
+//! A thread's own way to its slot, and what it says of itself there.
+//!
+//! *Runs on:* worker threads: `mine` inside every poll, the rest at the first mark, when asked to look
+//! around, and at thread exit.
+//! *Here:* `mine` is one thread-local load. Taking a slot allocates, once per thread.
+
+use super::line::{Closed, LongPoll, Opened};
+use super::registry::{self, Claim, Slot};
+use super::{Kind, timing};
+use crate::clock;
+use crate::sync::Ordering;
+use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+thread_local! {
+    // Constant and without a destructor, so that access is a plain load.
+    static MINE: Cell<Option<&'static Slot>> = const { Cell::new(None) };
+    static EXITED: Cell<bool> = const { Cell::new(false) };
+    static AT_EXIT: ReleaseAtExit = const { ReleaseAtExit };
+}
+
+struct ReleaseAtExit;
+
+impl Drop for ReleaseAtExit {
+    fn drop(&mut self) {
+        EXITED.set(true);
+        if let Some(slot) = MINE.take() {
+            slot.release();
+        }
+    }
+}
+
+/// The calling thread's slot. `None` only while the thread is being torn down.
+#[inline]
+pub(crate) fn mine() -> Option<&'static Slot> {
+    match MINE.get() {
+        Some(slot) => Some(slot),
+        None => take(),
+    }
+}
+
+#[cold]
+fn take() -> Option<&'static Slot> {
+    if EXITED.get() {
+        return None;
+    }
+    let slot = registry::take();
+    let thread = std::thread::current();
+    slot.introduce(crate::capture::current_tid(), thread.name().unwrap_or(""));
+    slot.line.ask_to_look_around();
+    slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
+    MINE.set(Some(slot));
+    AT_EXIT.with(|_| ());
+    Some(slot)
+}
+
+impl Slot {
+    /// Begins a mark on the calling thread's own slot.
+    #[inline]
+    pub(crate) fn begin(&self, kind: Kind, id: u64) {
+        if self.line.push(kind, id) == Opened::Slow {
+            self.look_around();
+        }
+    }
+
+    /// Ends the innermost mark. Returns the poll's epoch if it closed one that was too long.
+    #[inline]
+    pub(crate) fn end(&self) -> Option<u64> {
+        match self.line.pop() {
+            Closed::Inner | Closed::Poll => None,
+            Closed::Measure(epoch) => self.measure_end(epoch),
+        }
+    }
+
+    /// The slow way to begin a poll: which worker is this, and when did the poll start?
+    #[cold]
+    fn look_around(&self) {
+        let now = clock::now();
+        let driven = driven_here();
+        self.set_claim(driven.map(|driven| driven.claim), now);
+        if !timing::is_off() {
+            self.line.stamp_start(now);
+        }
+        // The thread of a `current_thread` runtime leaves it without a trace, so there every poll asks
+        // again. Elsewhere a thread stops being a worker only with the worker's counters moving on.
+        let skip = match driven {
+            Some(Driven { leaves_silently: true, .. }) => 0,
+            _ => self.pace.skip_after(now),
+        };
+        self.line.time_after(skip);
+    }
+
+    #[cold]
+    fn measure_end(&self, epoch: u64) -> Option<u64> {
+        let now = clock::now();
+        self.line.stamp_end(epoch, now);
+        let started = self.line.started(epoch)?;
+        let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
+        // A long span on a thread that drives nothing holds nobody up.
+        if now.since(started) < threshold || self.claim().is_none() {
+            return None;
+        }
+        self.keep_long_poll(LongPoll {
+            epoch,
+            started,
+            ended: now,
+            name: 0,
+        });
+        Some(epoch)
+    }
+}
+
+/// From which length on a poll leaves a record behind; the smallest threshold in force.
+static LONG_POLL_NANOS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(u64::MAX);
+
+/// Sets that length, or none.
+pub(crate) fn keep_polls_longer_than(threshold: Option<Duration>) {
+    let nanos = threshold.map_or(u64::MAX, |threshold| {
+        u64::try_from(threshold.as_nanos()).unwrap_or(u64::MAX)
+    });
+    LONG_POLL_NANOS.store(nanos, Ordering::Relaxed);
+}
+
+/// Enrols the calling thread and closes marks that leaked into this moment between two polls: a span
+/// guard held across an `.await` leaves its end on another thread.
+pub(crate) fn reset_marks() {
+    if let Some(slot) = mine() {
+        slot.reset_marks();
+        slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
+    }
+}
+
+/// What tokio says of the calling thread.
+#[derive(Clone, Copy, Debug)]
+struct Driven {
+    claim: Claim,
+    leaves_silently: bool,
+}
+
+/// Asks tokio which worker of which runtime the calling thread is.
+fn driven_here() -> Option<Driven> {
+    let worker = tokio::runtime::worker_index()?;
+    let runtime = Handle::try_current().ok()?;
+    Some(Driven {
+        claim: Claim {
+            runtime: raw_id(&runtime.id()),
+            worker,
+        },
+        leaves_silently: runtime.runtime_flavor() != RuntimeFlavor::MultiThread,
+    })
+}
+
+/// The number inside one of tokio's ids. They are opaque but for `Display`, which would allocate, and
+/// `Hash`, which hands the number to whoever listens.
+pub(crate) fn raw_id(id: &impl Hash) -> u64 {
+    struct Listen(u64);
+    impl Hasher for Listen {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = self.0 << 8 | u64::from(*byte);
+            }
+        }
+        fn write_u64(&mut self, number: u64) {
+            self.0 = number;
+        }
+    }
+    let mut listen = Listen(0);
+    id.hash(&mut listen);
+    listen.finish()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_ids_are_the_numbers_tokio_shows() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let handle = runtime.handle();
+        assert_eq!(raw_id(&handle.id()).to_string(), handle.id().to_string());
+        runtime.block_on(async {
+            let task = tokio::spawn(async { tokio::task::id() });
+            let id = task.await.unwrap();
+            assert_eq!(raw_id(&id).to_string(), id.to_string());
+        });
+    }
+
+    #[test]
+    fn a_worker_claims_itself_and_a_blocking_thread_does_not() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let claim = || mine().unwrap().claim().map(|(claim, _)| claim);
+        runtime.block_on(async move {
+            let on_worker = tokio::spawn(async move { claim() }).await.unwrap();
+            assert_eq!(on_worker.map(|claim| claim.worker), Some(0));
+            let on_blocking = tokio::task::spawn_blocking(claim).await.unwrap();
+            assert_eq!(on_blocking, None);
+            assert_eq!(claim(), None, "the thread in block_on is no worker");
+        });
+    }
+}

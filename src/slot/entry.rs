@@ -1,0 +1,144 @@
+//! What one mark says: a kind and a number, and how a stack of kinds packs into one word.
+//!
+//! *Runs on:* worker threads, inside every poll; readers.
+//! *Here:* arithmetic on two words, nothing else.
+
+/// Names a slot keeps. Deeper marks are counted and overwrite the last place, so that the outermost
+/// names and the innermost one survive.
+pub(crate) const ENTRIES: usize = 10;
+
+/// Span registries (tracing subscribers with our layer) that can be told apart at one time.
+pub(crate) const SOURCES: u8 = 12;
+
+/// What the number of an entry means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An index into the table of names: `watched("name")`.
+    Name,
+    /// A task id, from the runtime's own hooks.
+    Task,
+    /// A span id in the registry with this number.
+    Span(u8),
+    /// A span id in a registry we have no number for: a mark without a name.
+    Unknown,
+}
+
+impl Kind {
+    /// Four bits; zero is left for "no entry".
+    pub(crate) const fn bits(self) -> u64 {
+        match self {
+            Kind::Name => 1,
+            Kind::Task => 2,
+            Kind::Span(source) if source < SOURCES => 3 + source as u64,
+            Kind::Span(_) | Kind::Unknown => 15,
+        }
+    }
+
+    fn from_bits(bits: u64) -> Kind {
+        match bits {
+            1 => Kind::Name,
+            2 => Kind::Task,
+            3..15 => Kind::Span((bits - 3) as u8),
+            _ => Kind::Unknown,
+        }
+    }
+}
+
+/// One mark, as read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) id: u64,
+}
+
+/// Depth and kinds of the marks in one word, so that a push or a pop is one store for all of them:
+/// 16 bits of depth, then four bits of kind for each entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shape(pub(crate) u64);
+
+const DEPTH_BITS: u32 = 16;
+const DEPTH_MASK: u64 = (1 << DEPTH_BITS) - 1;
+const KIND_BITS: u32 = 4;
+
+const _: () = assert!(
+    DEPTH_BITS as usize + KIND_BITS as usize * ENTRIES <= 64,
+    "depth and all kinds must fit in one word"
+);
+
+impl Shape {
+    /// How many marks are open, counting those too deep to be kept.
+    #[inline]
+    pub(crate) fn depth(self) -> usize {
+        (self.0 & DEPTH_MASK) as usize
+    }
+
+    /// The shape with one more mark. `None` at a depth that only leaked marks can reach.
+    #[inline]
+    pub(crate) fn pushed(self, kind: Kind) -> Option<Shape> {
+        let depth = self.depth();
+        if depth >= ENTRIES {
+            return (depth as u64 != DEPTH_MASK).then_some(Shape(self.0 + 1));
+        }
+        // The four bits above the top are zero: a pop clears them.
+        let kind = kind.bits() << (DEPTH_BITS + KIND_BITS * depth as u32);
+        Some(Shape((self.0 | kind) + 1))
+    }
+
+    /// The shape with one mark fewer; the caller has seen that there is one.
+    #[inline]
+    pub(crate) fn popped(self) -> Shape {
+        let depth = self.depth();
+        debug_assert!(depth > 0);
+        if depth > ENTRIES {
+            return Shape(self.0 - 1);
+        }
+        let kept = DEPTH_BITS + KIND_BITS * (depth as u32 - 1);
+        Shape((self.0 & ((1 << kept) - 1)) - 1)
+    }
+
+    /// The kind of the mark at `index`, counted from the outermost; `index` is below [`ENTRIES`].
+    pub(crate) fn kind(self, index: usize) -> Kind {
+        Kind::from_bits(self.0 >> (DEPTH_BITS + KIND_BITS * index as u32) & 15)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_survive_packing_at_every_depth() {
+        let kinds = [Kind::Name, Kind::Task, Kind::Span(0), Kind::Span(11), Kind::Unknown];
+        let mut shape = Shape::default();
+        for depth in 0..ENTRIES {
+            shape = shape.pushed(kinds[depth % kinds.len()]).unwrap();
+        }
+        for depth in 0..ENTRIES {
+            assert_eq!(shape.kind(depth), kinds[depth % kinds.len()]);
+        }
+    }
+
+    #[test]
+    fn pops_undo_pushes_also_beyond_the_kept_entries() {
+        let mut shapes = vec![Shape::default()];
+        for _ in 0..ENTRIES + 5 {
+            shapes.push(shapes.last().unwrap().pushed(Kind::Span(3)).unwrap());
+        }
+        while shapes.len() > 1 {
+            let top = shapes.pop().unwrap();
+            assert_eq!(top.popped(), *shapes.last().unwrap());
+        }
+    }
+
+    #[test]
+    fn depth_stops_instead_of_spilling_into_the_kinds() {
+        let mut shape = Shape(DEPTH_MASK - 1);
+        shape = shape.pushed(Kind::Name).unwrap();
+        assert_eq!(shape.pushed(Kind::Name), None);
+    }
+
+    #[test]
+    fn a_source_beyond_the_table_is_unknown() {
+        assert_eq!(Kind::from_bits(Kind::Span(SOURCES).bits()), Kind::Unknown);
+    }
+}

@@ -1,0 +1,103 @@
+//! Static names as small numbers, so that a mark can store a name in one word.
+//!
+//! *Runs on:* where a name is first used (allocates); any thread afterwards.
+//! *Here:* finding a known name takes no lock: buckets of lists that only grow at their ends. Nothing
+//! is freed; the table is bounded by the names in the program's text.
+
+use std::panic::Location;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Text(&'static str),
+    #[cfg_attr(not(tokio_unstable), allow(dead_code))]
+    Place(&'static Location<'static>),
+}
+
+impl Name {
+    /// Names are told apart by address: the same text at two addresses has two numbers.
+    fn key(self) -> (usize, usize) {
+        match self {
+            Name::Text(text) => (text.as_ptr() as usize, text.len()),
+            Name::Place(place) => (std::ptr::from_ref(place) as usize, usize::MAX),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    name: Name,
+    number: u32,
+    next: OnceLock<&'static Node>,
+}
+
+const BUCKETS: usize = 256;
+
+static TABLE: [OnceLock<&'static Node>; BUCKETS] = [const { OnceLock::new() }; BUCKETS];
+/// Zero means "no name".
+static NUMBERS: AtomicU32 = AtomicU32::new(1);
+
+/// The number of a name.
+///
+/// # Cost
+///
+/// A hash of the address and, for a known name, a step or two along a list.
+pub(crate) fn number(name: Name) -> u32 {
+    let (address, length) = name.key();
+    let mut link = &TABLE[(address >> 3 ^ address >> 11) % BUCKETS];
+    loop {
+        let node = link.get_or_init(|| {
+            Box::leak(Box::new(Node {
+                name,
+                number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+                next: OnceLock::new(),
+            }))
+        });
+        if node.name.key() == (address, length) {
+            return node.number;
+        }
+        link = &node.next;
+    }
+}
+
+/// The name with this number. Walks the whole table: for reports, not for marks.
+pub(crate) fn name(number: u32) -> Option<Name> {
+    TABLE
+        .iter()
+        .flat_map(|first| std::iter::successors(first.get().copied(), |node| node.next.get().copied()))
+        .find(|node| node.number == number)
+        .map(|node| node.name)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_its_number() {
+        let first = number(Name::Text("names::a_name_keeps_its_number"));
+        assert_eq!(number(Name::Text("names::a_name_keeps_its_number")), first);
+        assert_eq!(name(first), Some(Name::Text("names::a_name_keeps_its_number")));
+        assert_ne!(first, 0);
+    }
+
+    #[test]
+    fn threads_agree_on_numbers() {
+        static TEXT: &str = "names::threads_agree_on_numbers";
+        let numbers: Vec<_> = (0..8)
+            .map(|_| std::thread::spawn(|| number(Name::Text(TEXT))))
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        assert!(numbers.iter().all(|number| *number == numbers[0]));
+    }
+
+    #[test]
+    fn places_and_texts_do_not_mix() {
+        let place = Location::caller();
+        let number_of_place = number(Name::Place(place));
+        assert_eq!(name(number_of_place), Some(Name::Place(place)));
+        assert_eq!(name(0), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! The list of all slots: one per thread that ever made a mark, claimed and released, never freed.
+//!
+//! *Runs on:* a thread's first mark and its exit; watchdog and reporter walk the list.
+//! *Here:* no lock that a reader could wait for. The list only grows at its end, so walking it needs no
+//! protection; its length is the largest number of threads that ever held slots at one time.
+
+use super::line::{Line, LongPoll};
+use super::timing::Pace;
+use crate::clock::Nanos;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use parking_lot::Mutex;
+use std::sync::OnceLock;
+
+/// A thread's line and what is known of the thread.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) line: Line,
+    pub(crate) pace: Pace,
+    /// Odd while a thread owns the slot; counts its owners.
+    tenancy: AtomicU64,
+    tid: AtomicU32,
+    claim: AtomicU64,
+    /// When the claim was last made: the newer of two claims is the truer.
+    claimed_at: AtomicU64,
+    /// How often the owner was between two polls for certain.
+    loops: AtomicU64,
+    /// 1 if the runtime's own hooks mark every poll on this thread.
+    all_polls: AtomicU32,
+    /// Locked by the owner when it takes the slot or has just held its worker for too long, by the
+    /// watchdog only with `try_lock`, by the reporter.
+    about: Mutex<About>,
+    next: OnceLock<&'static Slot>,
+}
+
+#[derive(Debug, Default)]
+struct About {
+    thread_name: String,
+    long_polls: Vec<LongPoll>,
+}
+
+/// The runtime and worker that a thread says it drives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Claim {
+    pub(crate) runtime: u64,
+    pub(crate) worker: usize,
+}
+
+const WORKER_BITS: u32 = 20;
+
+/// Long polls kept between two ticks.
+const LONG_POLLS: usize = 8;
+
+impl Claim {
+    /// One word: zero for "drives nothing", else the runtime and the worker plus one.
+    fn pack(claim: Option<Claim>) -> u64 {
+        claim.map_or(0, |claim| {
+            let worker = (claim.worker as u64 + 1).min((1 << WORKER_BITS) - 1);
+            claim.runtime << WORKER_BITS | worker
+        })
+    }
+
+    fn unpack(word: u64) -> Option<Claim> {
+        let worker = word & ((1 << WORKER_BITS) - 1);
+        (worker != 0).then(|| Claim {
+            runtime: word >> WORKER_BITS,
+            worker: worker as usize - 1,
+        })
+    }
+}
+
+static FIRST: OnceLock<&'static Slot> = OnceLock::new();
+
+impl Slot {
+    /// A slot already owned by the calling thread.
+    fn owned() -> Slot {
+        Slot {
+            line: Line::new(),
+            pace: Pace::new(),
+            tenancy: AtomicU64::new(1),
+            tid: AtomicU32::new(0),
+            claim: AtomicU64::new(0),
+            claimed_at: AtomicU64::new(0),
+            loops: AtomicU64::new(0),
+            all_polls: AtomicU32::new(0),
+            about: Mutex::default(),
+            next: OnceLock::new(),
+        }
+    }
+
+    fn try_take(&self) -> bool {
+        let tenancy = self.tenancy.load(Ordering::Relaxed);
+        tenancy % 2 == 0
+            && self
+                .tenancy
+                // Acquire: pairs with the Release in `release`: the last owner's stores come before ours.
+                .compare_exchange(tenancy, tenancy + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Says which thread this is. The owner's first act.
+    pub(crate) fn introduce(&self, tid: u32, thread_name: &str) {
+        self.tid.store(tid, Ordering::Relaxed);
+        let mut about = self.about.lock();
+        about.long_polls.clear();
+        about.thread_name.clear();
+        about.thread_name.push_str(thread_name);
+    }
+
+    /// Gives the slot back. The thread makes no mark after this.
+    pub(crate) fn release(&self) {
+        self.line.reset();
+        self.claim.store(0, Ordering::Relaxed);
+        self.tid.store(0, Ordering::Relaxed);
+        self.all_polls.store(0, Ordering::Relaxed);
+        let tenancy = self.tenancy.load(Ordering::Relaxed);
+        // Release: pairs with the Acquire in `try_take` and in `tenancy`.
+        self.tenancy.store(tenancy + 1, Ordering::Release);
+    }
+
+    /// Says what the owner drives at `now`.
+    pub(crate) fn set_claim(&self, claim: Option<Claim>, now: Nanos) {
+        self.claimed_at.store(now.0, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `claim`.
+        self.claim.store(Claim::pack(claim), Ordering::Release);
+    }
+
+    /// What the owner last said it drives, and when.
+    pub(crate) fn claim(&self) -> Option<(Claim, Nanos)> {
+        let claim = Claim::unpack(self.claim.load(Ordering::Acquire))?;
+        Some((claim, Nanos(self.claimed_at.load(Ordering::Relaxed))))
+    }
+
+    /// Which owner this is; odd while there is one.
+    pub(crate) fn tenancy(&self) -> u64 {
+        self.tenancy.load(Ordering::Acquire)
+    }
+
+    /// The kernel's number for the owner, 0 if unknown.
+    pub(crate) fn tid(&self) -> u32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// The owner's name. Takes a lock that the owner may hold for some instructions.
+    pub(crate) fn thread_name(&self) -> String {
+        self.about.lock().thread_name.clone()
+    }
+
+    /// Keeps a poll that ended beyond the threshold; the watchdog asks whether it knew.
+    pub(crate) fn keep_long_poll(&self, poll: LongPoll) {
+        // The owner has just held its worker for milliseconds and may wait here for nanoseconds.
+        let long_polls = &mut self.about.lock().long_polls;
+        if long_polls.len() == LONG_POLLS {
+            long_polls.remove(0);
+        }
+        long_polls.push(poll);
+    }
+
+    /// Names the long poll kept last.
+    pub(crate) fn name_long_poll(&self, epoch: u64, name: u32) {
+        if let Some(poll) = self.about.lock().long_polls.last_mut() {
+            if poll.epoch == epoch {
+                poll.name = name;
+            }
+        }
+    }
+
+    /// Hands over the long polls. Never waits: what is locked now is taken at the next tick.
+    pub(crate) fn take_long_polls(&self) -> Vec<LongPoll> {
+        match self.about.try_lock() {
+            Some(mut about) => std::mem::take(&mut about.long_polls),
+            None => Vec::new(),
+        }
+    }
+
+    /// Closes marks that outlived their poll. Only the owner calls this, between polls.
+    pub(crate) fn reset_marks(&self) {
+        self.line.reset();
+        let loops = self.loops.load(Ordering::Relaxed);
+        self.loops.store(loops + 1, Ordering::Relaxed);
+    }
+
+    /// Says that the runtime's own hooks mark every poll on this thread.
+    pub(crate) fn mark_all_polls_seen(&self) {
+        self.all_polls.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether they do.
+    pub(crate) fn are_all_polls_seen(&self) -> bool {
+        self.all_polls.load(Ordering::Relaxed) != 0
+    }
+
+    /// How often the owner was between two polls for certain.
+    pub(crate) fn loops(&self) -> u64 {
+        self.loops.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes a free slot, or adds one.
+pub(crate) fn take() -> &'static Slot {
+    if let Some(slot) = all().find(|slot| slot.try_take()) {
+        return slot;
+    }
+    let mut new = None;
+    let mut link = &FIRST;
+    loop {
+        let slot = link.get_or_init(|| {
+            let slot: &'static Slot = Box::leak(Box::new(Slot::owned()));
+            new = Some(slot);
+            slot
+        });
+        match new {
+            Some(slot) => return slot,
+            None => link = &slot.next,
+        }
+    }
+}
+
+/// All slots, owned or not.
+pub(crate) fn all() -> impl Iterator<Item = &'static Slot> {
+    std::iter::successors(FIRST.get().copied(), |slot| slot.next.get().copied())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_survive_packing() {
+        for claim in [
+            None,
+            Some(Claim { runtime: 1, worker: 0 }),
+            Some(Claim { runtime: 1 << 40, worker: 511 }),
+        ] {
+            assert_eq!(Claim::unpack(Claim::pack(claim)), claim);
+        }
+    }
+
+    #[test]
+    fn a_released_slot_is_taken_again_with_its_epoch_going_on() {
+        let slot = Slot::owned();
+        slot.line.push(super::super::Kind::Name, 1);
+        slot.release();
+        assert_eq!(slot.line.observe().epoch, 2, "release closes the open poll");
+        assert!(slot.try_take());
+        assert!(!slot.try_take(), "one owner at a time");
+        assert_eq!(slot.line.observe().epoch, 2);
+    }
+}

@@ -1,0 +1,514 @@
+//! Starting and stopping: `watch()`, the `Builder` with its knobs, and the `Guard`.
+//!
+//! *Runs on:* the user's threads.
+//! *Here:* everything that can be wrong is found before anything is started.
+
+use crate::capture::ThreadFiles;
+use crate::clock::{self, Nanos};
+use crate::engine::{self, Shared, Watch, WatchedRuntime};
+use crate::error::StartError;
+use crate::probe::{self, AllowedBlocking};
+use crate::report::recent::Recent;
+use crate::report::{self, PoolWaitReport, StallReport};
+use crate::slot::timing::{self, PollTiming};
+use crate::watchdog::detector::Rules;
+use crate::watchdog::{IDLE_TICK, SHORTEST_TICK};
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Watches the runtime this is called in, with the defaults.
+///
+/// The same as `Builder::new().start()`. The runtime is named as tokio's `Builder::name` says, else
+/// `"main"`.
+///
+/// # Errors
+///
+/// See [`StartError`]; the usual one is to call this outside of a runtime.
+///
+/// # Examples
+///
+/// ```
+/// #[tokio::main]
+/// async fn main() -> Result<(), tokio_stall::StartError> {
+///     let _watch = tokio_stall::watch()?;
+///     // … the service …
+///     Ok(())
+/// }
+/// ```
+pub fn watch() -> Result<Guard, StartError> {
+    Builder::new().start()
+}
+
+/// Everything about a watch that can be chosen.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), tokio_stall::StartError> {
+/// let watch = tokio_stall::Builder::new()
+///     .runtime("api", tokio::runtime::Handle::current())
+///     .threshold(Duration::from_millis(20))
+///     .on_stall(|report| eprintln!("{report}"))
+///     .start()?;
+/// # drop(watch);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+#[must_use = "nothing is watched until `start`"]
+pub struct Builder {
+    runtimes: Vec<(String, Handle)>,
+    tick: Option<Duration>,
+    event_interval: Option<u32>,
+    settings: Settings,
+}
+
+type OnStall = Arc<dyn Fn(&StallReport) + Send + Sync>;
+type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
+
+/// The knobs that concern reports.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    threshold: Duration,
+    pub(crate) warn_after: Duration,
+    pub(crate) error_after: Duration,
+    grace: Duration,
+    pub(crate) log: bool,
+    pub(crate) pool_threshold: Duration,
+    poll_timing: PollTiming,
+    recent: usize,
+    pub(crate) on_stall: Option<OnStall>,
+    pub(crate) on_pool_wait: Option<OnPoolWait>,
+}
+
+impl Settings {
+    /// Logs keep quiet while a program starts; everything else does not.
+    pub(crate) fn is_in_grace(&self, started_at: Nanos, now: Nanos) -> bool {
+        now.since(started_at) < self.grace
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            threshold: Builder::DEFAULT_THRESHOLD,
+            warn_after: Builder::DEFAULT_WARN_AFTER,
+            error_after: Builder::DEFAULT_ERROR_AFTER,
+            grace: Builder::DEFAULT_STARTUP_GRACE,
+            log: true,
+            pool_threshold: Builder::DEFAULT_POOL_THRESHOLD,
+            poll_timing: PollTiming::default(),
+            recent: Builder::DEFAULT_RECENT,
+            on_stall: None,
+            on_pool_wait: None,
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("threshold", &self.threshold)
+            .field("warn_after", &self.warn_after)
+            .field("error_after", &self.error_after)
+            .field("on_stall", &self.on_stall.is_some())
+            .field("on_pool_wait", &self.on_pool_wait.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Ten milliseconds: long enough that a healthy poll does not reach it, short enough that the delay
+    /// of one request's budget does.
+    pub const DEFAULT_THRESHOLD: Duration = Duration::from_millis(10);
+    /// A tenth of a millisecond: below it, ordinary polls are "stalls", and the watchdog's own waking is
+    /// not much shorter.
+    pub const MIN_THRESHOLD: Duration = Duration::from_micros(100);
+    /// What a user of the service begins to notice.
+    pub const DEFAULT_WARN_AFTER: Duration = Duration::from_millis(100);
+    /// What clients begin to time out on.
+    pub const DEFAULT_ERROR_AFTER: Duration = Duration::from_secs(1);
+    /// Programs read files and build tables when they start; nobody waits for them yet.
+    pub const DEFAULT_STARTUP_GRACE: Duration = Duration::from_secs(2);
+    /// The blocking pool is meant to have queues; a tenth of a second is one that requests feel.
+    pub const DEFAULT_POOL_THRESHOLD: Duration = Duration::from_millis(100);
+    /// Enough to look back on, little enough to keep.
+    pub const DEFAULT_RECENT: usize = 64;
+    /// Tokio's own default, at which it also publishes a worker's counters.
+    pub const DEFAULT_EVENT_INTERVAL: u32 = 61;
+
+    /// All defaults, for the runtime that `start` is called in.
+    pub fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// Watches this runtime under this name. Can be called several times.
+    ///
+    /// By default, the runtime is the one that [`start`](Self::start) is called in.
+    pub fn runtime(mut self, name: impl Into<String>, handle: Handle) -> Builder {
+        self.runtimes.push((name.into(), handle));
+        self
+    }
+
+    /// How long one poll may hold its worker before it is a stall.
+    ///
+    /// By default, this is [`DEFAULT_THRESHOLD`](Self::DEFAULT_THRESHOLD), at least
+    /// [`MIN_THRESHOLD`](Self::MIN_THRESHOLD).
+    pub fn threshold(mut self, threshold: Duration) -> Builder {
+        self.settings.threshold = threshold;
+        self
+    }
+
+    /// How often an active worker is looked at.
+    ///
+    /// By default, this is half the threshold, between 0.5 ms and 25 ms. A stall is reported within the
+    /// threshold and two ticks. While every worker is parked the watchdog looks every 25 ms.
+    pub fn tick(mut self, tick: Duration) -> Builder {
+        self.tick = Some(tick);
+        self
+    }
+
+    /// The number given to tokio's `Builder::event_interval`, if it is not
+    /// [`DEFAULT_EVENT_INTERVAL`](Self::DEFAULT_EVENT_INTERVAL).
+    ///
+    /// It says how many unmarked polls can hide behind one move of a worker's counters.
+    pub fn event_interval(mut self, interval: u32) -> Builder {
+        self.event_interval = Some(interval);
+        self
+    }
+
+    /// From which length on stalls are logged, as `WARN`.
+    ///
+    /// By default, this is [`DEFAULT_WARN_AFTER`](Self::DEFAULT_WARN_AFTER). Shorter ones are counted,
+    /// kept and given to [`on_stall`](Self::on_stall) all the same.
+    pub fn warn_after(mut self, length: Duration) -> Builder {
+        self.settings.warn_after = length;
+        self
+    }
+
+    /// From which length on stalls are logged as `ERROR`.
+    ///
+    /// By default, this is [`DEFAULT_ERROR_AFTER`](Self::DEFAULT_ERROR_AFTER).
+    pub fn error_after(mut self, length: Duration) -> Builder {
+        self.settings.error_after = length;
+        self
+    }
+
+    /// For how long after the start nothing is logged.
+    ///
+    /// By default, this is [`DEFAULT_STARTUP_GRACE`](Self::DEFAULT_STARTUP_GRACE).
+    pub fn startup_grace(mut self, grace: Duration) -> Builder {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// Whether stalls are logged as `tracing` events with the target `tokio_stall`. By default, they are.
+    ///
+    /// Logs are limited: one stall per runtime and span a minute, ten a minute in all; the next one says
+    /// how many were left out.
+    pub fn log(mut self, log: bool) -> Builder {
+        self.settings.log = log;
+        self
+    }
+
+    /// How long a closure may wait for a thread of the blocking pool before that is reported.
+    ///
+    /// By default, this is [`DEFAULT_POOL_THRESHOLD`](Self::DEFAULT_POOL_THRESHOLD).
+    pub fn pool_threshold(mut self, threshold: Duration) -> Builder {
+        self.settings.pool_threshold = threshold;
+        self
+    }
+
+    /// How many polls have their start and end measured. By default, this is [`PollTiming::Sampled`].
+    ///
+    /// Holds for the whole process; the last watch started decides.
+    pub fn poll_timing(mut self, timing: PollTiming) -> Builder {
+        self.settings.poll_timing = timing;
+        self
+    }
+
+    /// How many stalls [`Guard::recent`] keeps. By default, this is [`DEFAULT_RECENT`](Self::DEFAULT_RECENT).
+    pub fn recent(mut self, stalls: usize) -> Builder {
+        self.settings.recent = stalls;
+        self
+    }
+
+    /// Calls `f` with every report: when a stall has begun, when its age has doubled, when it is over.
+    ///
+    /// `f` runs on the detector's own thread. While it runs, later reports wait; beyond 256 of them they
+    /// are dropped and counted. If it panics, that is counted. Never limited.
+    pub fn on_stall(mut self, f: impl Fn(&StallReport) + Send + Sync + 'static) -> Builder {
+        self.settings.on_stall = Some(Arc::new(f));
+        self
+    }
+
+    /// Calls `f` when a closure has waited too long for the blocking pool; otherwise as
+    /// [`on_stall`](Self::on_stall).
+    pub fn on_pool_wait(mut self, f: impl Fn(&PoolWaitReport) + Send + Sync + 'static) -> Builder {
+        self.settings.on_pool_wait = Some(Arc::new(f));
+        self
+    }
+
+    /// Starts watching.
+    ///
+    /// The first watch of a process starts its threads and, once, calibrates the clock, which takes some
+    /// ten milliseconds. Each worker is held once for at most two milliseconds, to learn which thread it is.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]. Nothing has been started then.
+    pub fn start(self) -> Result<Guard, StartError> {
+        let Builder {
+            mut runtimes,
+            tick,
+            event_interval,
+            settings,
+        } = self;
+        let threshold = settings.threshold;
+        if threshold < Builder::MIN_THRESHOLD {
+            return Err(StartError::ThresholdTooSmall { threshold });
+        }
+        let tick = tick.unwrap_or_else(|| default_tick(threshold));
+        if tick.is_zero() || tick > threshold {
+            return Err(StartError::TickOutOfRange { tick, threshold });
+        }
+        let event_interval = event_interval.unwrap_or(Builder::DEFAULT_EVENT_INTERVAL);
+        if event_interval == 0 {
+            return Err(StartError::EventIntervalZero);
+        }
+        if runtimes.is_empty() {
+            let here = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+            let name = here.name().unwrap_or("main").to_owned();
+            runtimes.push((name, here));
+        }
+        timing::set_mode(settings.poll_timing);
+        let watch = Arc::new(Watch {
+            started_at: clock::now(),
+            recent: Mutex::new(Recent::new(settings.recent)),
+            settings,
+        });
+        let shared = engine::join(runtimes, &watch, |runtime| Rules {
+            threshold,
+            tick,
+            polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
+            always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
+        })?;
+        let guard = Guard { watch, shared };
+        if guard.watch.settings.log {
+            for runtime in guard.runtimes() {
+                report::log::watching(&runtime, &Coverage::of(&runtime));
+            }
+        }
+        Ok(guard)
+    }
+}
+
+/// The most polls in one turn of a worker's loop: a task, and up to three in a row from its "next" slot.
+const POLLS_PER_TURN: u32 = 4;
+
+fn default_tick(threshold: Duration) -> Duration {
+    (threshold / 2).clamp(SHORTEST_TICK.min(threshold), IDLE_TICK)
+}
+
+/// Keeps the watch going. Dropping it ends the watch, and with the last one the detector's threads.
+///
+/// The drop takes about a tick. It waits for a callback or logger that is just running, for at most a
+/// second; one that takes longer ends on its own.
+#[derive(Debug)]
+#[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
+pub struct Guard {
+    watch: Arc<Watch>,
+    shared: Arc<Shared>,
+}
+
+impl Guard {
+    /// The stalls going on at this moment, each with its age so far.
+    ///
+    /// Works while loggers and callbacks are stuck; names may be missing then.
+    pub fn stalled_now(&self) -> Vec<StallReport> {
+        let live = self.shared.live.lock().clone();
+        let recent = self.watch.recent.lock();
+        live.iter()
+            .filter(|live| Arc::ptr_eq(&live.runtime.watch, &self.watch))
+            .map(|live| {
+                let now = live.unnamed_report();
+                match recent.stall(live.id) {
+                    Some(named) => StallReport {
+                        duration: now.duration,
+                        certainty: now.certainty,
+                        ..named
+                    },
+                    None => now,
+                }
+            })
+            .collect()
+    }
+
+    /// The last stalls, oldest first, each with its latest report.
+    pub fn recent(&self) -> Vec<StallReport> {
+        self.watch.recent.lock().stalls()
+    }
+
+    /// The last waits for the blocking pool, oldest first, each with its latest report.
+    pub fn recent_pool_waits(&self) -> Vec<PoolWaitReport> {
+        self.watch.recent.lock().pool_waits()
+    }
+
+    /// What the detector can see, for each runtime of this watch.
+    pub fn coverage(&self) -> Vec<Coverage> {
+        self.runtimes().iter().map(|runtime| Coverage::of(runtime)).collect()
+    }
+
+    /// Figures about the runtimes of this watch and about the detector itself.
+    pub fn status(&self) -> Status {
+        let waits = |waits: &engine::Waits| waits.get().map(|(last, longest)| Waits { last, longest });
+        Status {
+            runtimes: self
+                .runtimes()
+                .iter()
+                .map(|runtime| RuntimeStatus {
+                    runtime: runtime.name.clone(),
+                    shut_down: runtime.is_gone(),
+                    stalls: runtime.stats.certain.load(Ordering::Relaxed),
+                    likely_stalls: runtime.stats.likely.load(Ordering::Relaxed),
+                    scheduler_lag: waits(&runtime.stats.scheduler_lag),
+                    blocking_queue_wait: waits(&runtime.stats.blocking_queue_wait),
+                })
+                .collect(),
+            allowed: probe::allowed(),
+            ticks: self.shared.ticks(),
+            watchdog_lateness: waits(&self.shared.watchdog_lateness),
+            dropped_reports: self.shared.dropped_reports.load(Ordering::Relaxed),
+            failed_callbacks: self.shared.failed_callbacks.load(Ordering::Relaxed),
+        }
+    }
+
+    fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
+        let watched = self.shared.watched.lock();
+        watched.iter().filter(|runtime| Arc::ptr_eq(&runtime.watch, &self.watch)).cloned().collect()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        engine::leave(&self.watch);
+    }
+}
+
+/// What the detector can see of one runtime. A quiet detector is a sign of health only as far as it sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Coverage {
+    /// The name under which the runtime is watched.
+    pub runtime: String,
+    /// Its workers. All are watched, in any case.
+    pub workers: usize,
+    /// How many of them have a thread that is known: names, and proof of sleep, need it.
+    pub known_threads: usize,
+    /// Every poll of every task is marked: `watch_polls` with `tokio_unstable`. Otherwise marked polls
+    /// are those in spans and in `watched` futures.
+    pub all_polls: bool,
+    /// Some subscriber of this process has our layer.
+    pub spans: bool,
+    /// The system tells whether a thread sleeps, computes, or waits for a CPU. Without, host trouble is
+    /// told apart only by the watchdog's own lateness.
+    pub thread_evidence: bool,
+}
+
+impl Coverage {
+    fn of(runtime: &WatchedRuntime) -> Coverage {
+        Coverage {
+            runtime: runtime.name.clone(),
+            workers: runtime.metrics.num_workers(),
+            known_threads: runtime.stats.enrolled.load(Ordering::Relaxed),
+            all_polls: runtime.stats.all_polls.load(Ordering::Relaxed),
+            spans: probe::is_layer_installed(),
+            thread_evidence: ThreadFiles::open(crate::capture::current_tid()).is_some(),
+        }
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let yes = |seen| if seen { "yes" } else { "no" };
+        write!(
+            f,
+            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}",
+            self.runtime,
+            self.workers,
+            if self.all_polls { "all" } else { "marked ones" },
+            yes(self.spans),
+            yes(self.thread_evidence),
+        )
+    }
+}
+
+/// Figures about a watch at one moment; from [`Guard::status`].
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Status {
+    /// One for each runtime of the watch.
+    pub runtimes: Vec<RuntimeStatus>,
+    /// Blocking that was allowed in this process, by reason.
+    pub allowed: Vec<AllowedBlocking>,
+    /// Ticks of the watchdog so far. A number that stands still for longer than 25 ms means that the
+    /// detector does not run.
+    pub ticks: u64,
+    /// How late the watchdog itself woke.
+    pub watchdog_lateness: Option<Waits>,
+    /// Reports lost because the reporter was held up, by a callback or a logger.
+    pub dropped_reports: u64,
+    /// Callbacks and loggers that panicked.
+    pub failed_callbacks: u64,
+}
+
+/// Figures about one runtime at one moment.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct RuntimeStatus {
+    /// The name under which it is watched.
+    pub runtime: String,
+    /// It has been shut down, and is no longer watched.
+    pub shut_down: bool,
+    /// Stalls so far that were certain when first reported.
+    pub stalls: u64,
+    /// Stalls so far that were only likely then.
+    pub likely_stalls: u64,
+    /// How long a task that is ready waits for a worker.
+    pub scheduler_lag: Option<Waits>,
+    /// How long a `spawn_blocking` closure waits for a thread.
+    pub blocking_queue_wait: Option<Waits>,
+}
+
+/// The last and the longest of a kind of wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Waits {
+    /// The last one.
+    pub last: Duration,
+    /// The longest since the start.
+    pub longest: Duration,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tick_is_half_the_threshold_within_bounds() {
+        let tick = |micros| default_tick(Duration::from_micros(micros));
+        assert_eq!(tick(10_000), Duration::from_millis(5));
+        assert_eq!(tick(1_000_000), Duration::from_millis(25));
+        assert_eq!(tick(600), Duration::from_micros(500));
+        assert_eq!(tick(100), Duration::from_micros(100), "never longer than the threshold");
+    }
+}

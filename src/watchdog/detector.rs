@@ -1,0 +1,696 @@
+//! Decides, from one sample a tick, whether a worker is held. Pure: no clock, no threads, no I/O.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Here:* arithmetic on samples. Time is handed in, so that tests need none.
+//!
+//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *stretch* is
+//! either a marked poll (the same odd epoch in the slot of the worker's thread) or, where there are no
+//! marks, a visit to the runtime's loop that has not come back (the worker is active and neither of its
+//! counters has moved).
+//!
+//! Only time for which the code can be blamed counts towards the threshold: time on a CPU and time
+//! asleep, not time spent waiting for a CPU, nor time for which this whole process stood still.
+//!
+//! # Certain or likely
+//!
+//! A marked poll is one poll: *certain*. An unmarked stretch may be one long poll or many short ones,
+//! since tokio moves the counters every 61 turns of its loop. It is certain when the thread has been in
+//! one and the same sleep for the threshold, or when even 61 turns of four polls each (tokio runs up to
+//! three tasks from its "next" slot in one turn) cannot all have been shorter than it. Otherwise it is
+//! *likely*, and only if the stretch stands out from what this worker usually does between two
+//! publications.
+
+use crate::capture::{ThreadEvidence, ThreadState};
+use crate::clock::Nanos;
+use crate::slot::LongPoll;
+use std::time::Duration;
+
+/// What the rules of one runtime are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) threshold: Duration,
+    /// The longest time between two samples of an active worker.
+    pub(crate) tick: Duration,
+    /// The most polls a worker makes between two publications of its counters.
+    pub(crate) polls_per_publication: u32,
+    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose
+    /// counters look the same while nobody is inside its `block_on`.
+    pub(crate) always_driven: bool,
+}
+
+/// A worker's published counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Grows by one at each park and each unpark: odd while parked.
+    pub(crate) parks: u64,
+    pub(crate) busy: Duration,
+}
+
+/// What the slot of the thread that drives the worker showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotSeen {
+    /// Which slot and which owner of it.
+    pub(crate) thread: (usize, u64),
+    pub(crate) epoch: u64,
+    /// When the poll started, if that was measured.
+    pub(crate) started: Option<Nanos>,
+    pub(crate) allowed: bool,
+    pub(crate) allowed_until: Option<Nanos>,
+    /// How often the thread was seen between two polls for certain.
+    pub(crate) loops: u64,
+}
+
+impl SlotSeen {
+    fn in_poll(&self) -> bool {
+        self.epoch % 2 == 1
+    }
+
+    fn poll(&self) -> PollKey {
+        PollKey {
+            thread: self.thread,
+            epoch: self.epoch,
+        }
+    }
+}
+
+/// Names one poll for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PollKey {
+    pub(crate) thread: (usize, u64),
+    pub(crate) epoch: u64,
+}
+
+/// One tick's view of one worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) at: Nanos,
+    /// How late the watchdog itself woke for this tick.
+    pub(crate) late: Duration,
+    /// The counters before the slot was looked at, and after.
+    pub(crate) before: Counters,
+    pub(crate) after: Counters,
+    pub(crate) slot: Option<SlotSeen>,
+    pub(crate) thread: Option<ThreadEvidence>,
+    /// When the poll of the stretch now known ended, if its owner has measured that by now.
+    pub(crate) held_poll_ended: Option<Nanos>,
+}
+
+/// What holds a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeldBy {
+    /// A marked poll.
+    Poll(PollKey),
+    /// Something without a mark. The epoch, if a slot is known, is an even one: a mark that comes and
+    /// goes in between is a sign of life.
+    Unmarked(Option<PollKey>),
+    /// A turn of the runtime's loop that has outlasted all the polls it could consist of.
+    CountedOut,
+}
+
+/// How sure it is that one poll held its worker for the whole time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Certainty {
+    /// One long poll, or many short ones in a row: nothing at hand tells them apart. Never a reason to
+    /// alert or to fail a test.
+    Likely,
+    /// One poll, proven by a mark, by one sleep in the kernel, or by counting.
+    Certain,
+}
+
+/// What is known of a stall at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stall {
+    pub(crate) held_by: HeldBy,
+    pub(crate) since: Nanos,
+    /// By the clock on the wall, host time included.
+    pub(crate) duration: Duration,
+    /// `duration` is right to within this much.
+    pub(crate) error: Duration,
+    pub(crate) certainty: Certainty,
+    /// The name its thread left behind, where the poll ended unseen; 0 for none.
+    pub(crate) name: u32,
+}
+
+/// News about a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// This poll may cross the threshold at the next tick: time to look up its names.
+    Suspect(Stall),
+    Began(Stall),
+    Ongoing(Stall),
+    Ended(Stall),
+}
+
+/// At most three things can happen in one tick: a stall ends, and another is noticed.
+pub(crate) type Findings = Vec<Finding>;
+
+/// Watches one worker.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    rules: Rules,
+    last: Option<Sample>,
+    interval: Option<Interval>,
+    /// How long the thread has been waiting for a CPU, in a wait that has not ended.
+    waiting: Duration,
+    stretch: Option<Stretch>,
+    /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
+    left_behind: Option<PollKey>,
+    /// How long the counters have not moved.
+    unmoved: Option<Unmoved>,
+    /// How long the worker took between its last publications, zero where a tick saw it move on.
+    paces: [Duration; PACES],
+    next_pace: usize,
+    /// Long polls that ended before they were announced, until the busy counter confirms them.
+    unconfirmed: Vec<Unconfirmed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unmoved {
+    since: Nanos,
+    blamed: Duration,
+    busy_before: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    held_by: HeldBy,
+    /// It began no earlier than this …
+    earliest: Nanos,
+    /// … and no later than this. Equal if the start was measured.
+    latest: Nanos,
+    /// Time for which the code is to blame, from `latest` on.
+    blamed: Duration,
+    busy_before: Duration,
+    sleep: Option<Sleep>,
+    ticks: u32,
+    suspected: bool,
+    announced: Option<Announced>,
+}
+
+/// The one sleep a thread has been in since it was first seen in it.
+#[derive(Clone, Copy, Debug)]
+struct Sleep {
+    runs: u64,
+    cpu: Duration,
+    call: Option<i64>,
+    blamed: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Announced {
+    certainty: Certainty,
+    next_age: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unconfirmed {
+    stall: Stall,
+    busy_before: Duration,
+    /// Publications to wait for before the poll is taken for one that left its worker.
+    patience: u32,
+}
+
+/// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
+const STANDS_OUT: u32 = 4;
+/// … and have been seen at this many ticks.
+const AGREEING_TICKS: u32 = 3;
+/// What is usual is taken from this many publications …
+const PACES: usize = 8;
+/// … leaving out this many of the longest, which may be stalls themselves.
+const OUTLIERS: usize = 2;
+/// A publication just before the poll says nothing of it, one after it does.
+const PATIENCE: u32 = 3;
+
+impl Detector {
+    pub(crate) fn new(rules: Rules) -> Detector {
+        Detector {
+            rules,
+            last: None,
+            interval: None,
+            waiting: Duration::ZERO,
+            stretch: None,
+            left_behind: None,
+            unmoved: None,
+            paces: [Duration::ZERO; PACES],
+            next_pace: 0,
+            unconfirmed: Vec::new(),
+        }
+    }
+
+    /// The marked poll that holds the worker as far as is known: its end is worth measuring.
+    pub(crate) fn held_poll(&self) -> Option<PollKey> {
+        match self.stretch?.held_by {
+            HeldBy::Poll(poll) => Some(poll),
+            HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
+        }
+    }
+
+    /// Takes in one tick's sample.
+    pub(crate) fn observe(&mut self, sample: &Sample) -> Findings {
+        let mut findings = Findings::new();
+        let last = self.last.replace(*sample);
+        let interval = last.map(|last| Interval::between(&last, sample, &self.rules, self.waiting));
+        self.waiting = match (interval, sample.thread.map(|thread| thread.state)) {
+            (Some(interval), Some(ThreadState::Waiting)) => self.waiting + interval.host,
+            _ => Duration::ZERO,
+        };
+        self.interval = interval;
+        self.follow_counters(last.as_ref(), sample, interval);
+
+        let went_on = last.is_some_and(|last| last.after != sample.before);
+        let holder = self.holder(sample, went_on);
+        let gone_on = went_on || sample.before != sample.after;
+        match self.stretch.take() {
+            Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
+                stretch.extend(sample, interval);
+                self.stretch = Some(stretch);
+            }
+            old => {
+                if let Some(old) = old {
+                    findings.extend(self.finish(old, last.as_ref(), sample, interval));
+                } else if let (Some(last), Some(interval)) = (&last, interval) {
+                    findings.extend(self.slept_unseen(last, sample, interval));
+                }
+                self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
+                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(unmoved),
+                    _ => Stretch::begin(held_by, last.as_ref(), sample, interval),
+                });
+            }
+        }
+        findings.extend(self.confirm(sample, went_on));
+        findings.extend(self.announce(sample));
+        findings
+    }
+
+    /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
+    pub(crate) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, previous: Option<Sample>) {
+        let (Some(interval), Some(previous)) = (self.interval, previous) else {
+            return;
+        };
+        if record.ended <= previous.at {
+            return;
+        }
+        let host = interval.host;
+        let duration = record.ended.since(record.started);
+        if duration.saturating_sub(host) >= self.rules.threshold {
+            self.unconfirmed.push(Unconfirmed {
+                stall: Stall {
+                    held_by: HeldBy::Poll(poll),
+                    since: record.started,
+                    duration,
+                    error: Duration::ZERO,
+                    certainty: Certainty::Certain,
+                    name: record.name,
+                },
+                busy_before: previous.after.busy,
+                patience: PATIENCE,
+            });
+        }
+    }
+
+    /// The sample taken in last.
+    pub(crate) fn last(&self) -> Option<Sample> {
+        self.last
+    }
+
+    /// What holds the worker in this sample; `None` if it is parked or allowed to block.
+    fn holder(&mut self, sample: &Sample, went_on: bool) -> Option<HeldBy> {
+        let current = self.stretch.map(|stretch| stretch.held_by);
+        if self.left_behind.is_some() && self.left_behind != sample.slot.map(|slot| slot.poll()) {
+            self.left_behind = None;
+        }
+        if sample.after.parks % 2 == 1 || sample.slot.is_some_and(|slot| slot.allowed) {
+            return None;
+        }
+        let slot = sample.slot.filter(|slot| self.left_behind != Some(slot.poll()));
+        let marked = slot.filter(SlotSeen::in_poll).map(|slot| slot.poll());
+        // A worker publishes its counters between polls only. Where they move during a poll, another
+        // thread drives the worker by now.
+        if marked.is_some() && current == marked.map(HeldBy::Poll) && went_on {
+            self.left_behind = marked;
+            return Some(HeldBy::Unmarked(None));
+        }
+        let said = self.stretch.is_some_and(|stretch| stretch.announced.is_some());
+        if self.counted_out() && (current == Some(HeldBy::CountedOut) || !said) {
+            return Some(HeldBy::CountedOut);
+        }
+        Some(match marked {
+            Some(poll) => HeldBy::Poll(poll),
+            None => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
+        })
+    }
+
+    /// Whether even the most polls that fit between two publications cannot all have been short.
+    fn counted_out(&self) -> bool {
+        let Rules {
+            threshold,
+            polls_per_publication,
+            always_driven,
+            ..
+        } = self.rules;
+        let enough = threshold.saturating_mul(polls_per_publication);
+        always_driven && self.unmoved.is_some_and(|unmoved| unmoved.blamed >= enough)
+    }
+
+    /// Keeps the time for which the counters have not moved, and what is usual for it.
+    fn follow_counters(&mut self, last: Option<&Sample>, sample: &Sample, interval: Option<Interval>) {
+        let parked = sample.after.parks % 2 == 1;
+        let seen_looping = last.and_then(|last| last.slot).map(|slot| slot.loops)
+            != sample.slot.map(|slot| slot.loops);
+        let excused = sample.slot.is_some_and(|slot| {
+            let since = self.unmoved.map(|unmoved| unmoved.since);
+            slot.allowed || slot.allowed_until > since
+        });
+        let still = last.is_some_and(|last| last.after == sample.after) && !parked && !excused && !seen_looping;
+        match (&mut self.unmoved, interval) {
+            (Some(unmoved), Some(interval)) if still => unmoved.blamed += interval.blamed(),
+            _ => {
+                let took = self.unmoved.take().filter(|_| !excused);
+                self.paces[self.next_pace] = took.map_or(Duration::ZERO, |unmoved| unmoved.blamed);
+                self.next_pace = (self.next_pace + 1) % PACES;
+                self.unmoved = (!parked).then_some(Unmoved {
+                    since: sample.at,
+                    blamed: Duration::ZERO,
+                    busy_before: sample.after.busy,
+                });
+            }
+        }
+    }
+
+    /// Says what this tick adds to what was said before.
+    fn announce(&mut self, sample: &Sample) -> Option<Finding> {
+        let Rules { threshold, tick, .. } = self.rules;
+        let certainty = self.certainty();
+        let stretch = self.stretch.as_mut()?;
+        let stall = stretch.stall_until(sample.at, Duration::ZERO, certainty.unwrap_or(Certainty::Likely));
+        let marked = matches!(stretch.held_by, HeldBy::Poll(_));
+        let near = marked && stretch.blamed + tick >= threshold;
+        if near && certainty.is_none() && !std::mem::replace(&mut stretch.suspected, true) {
+            return Some(Finding::Suspect(stall));
+        }
+        let certainty = certainty?;
+        let Some(announced) = &mut stretch.announced else {
+            stretch.announced = Some(Announced {
+                certainty,
+                next_age: doubled_beyond(threshold, stall.duration),
+            });
+            return Some(Finding::Began(stall));
+        };
+        let grown_up = stall.duration >= announced.next_age;
+        let surer = certainty > announced.certainty;
+        announced.certainty = certainty;
+        if grown_up {
+            announced.next_age = doubled_beyond(announced.next_age, stall.duration);
+        }
+        (grown_up || surer).then_some(Finding::Ongoing(stall))
+    }
+
+    /// How sure a stall going on is; `None` if there is none.
+    fn certainty(&self) -> Option<Certainty> {
+        let stretch = self.stretch.as_ref()?;
+        let threshold = self.rules.threshold;
+        let said = stretch.announced.map(|announced| announced.certainty);
+        let now = match stretch.held_by {
+            HeldBy::CountedOut => Some(Certainty::Certain),
+            HeldBy::Poll(_) => (stretch.blamed >= threshold).then_some(Certainty::Certain),
+            HeldBy::Unmarked(_) if !self.rules.always_driven => None,
+            HeldBy::Unmarked(_) if stretch.one_sleep() >= threshold || self.counted_out() => {
+                Some(Certainty::Certain)
+            }
+            // A sleep that has outlasted a tick is about to prove itself.
+            HeldBy::Unmarked(_) if !stretch.one_sleep().is_zero() => None,
+            HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
+        };
+        now.max(said)
+    }
+
+    /// Whether an unmarked stretch is long, and longer than this worker's usual ones.
+    fn stands_out(&self, stretch: &Stretch) -> bool {
+        let mut paces = self.paces;
+        paces.sort_unstable();
+        let usual = paces[PACES - 1 - OUTLIERS].saturating_mul(STANDS_OUT);
+        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= self.rules.threshold.max(usual)
+    }
+
+    /// A stretch is over: the end of a stall that was announced, or of one that nobody saw in time.
+    fn finish(
+        &mut self,
+        mut stretch: Stretch,
+        last: Option<&Sample>,
+        sample: &Sample,
+        interval: Option<Interval>,
+    ) -> Option<Finding> {
+        let last_seen = last.map_or(sample.at, |last| last.at);
+        let said = stretch.announced.map(|announced| announced.certainty);
+        if let HeldBy::Poll(_) = stretch.held_by {
+            let (end, error) = match sample.held_poll_ended {
+                Some(end) => (end, Duration::ZERO),
+                None => middle(last_seen, sample.at),
+            };
+            let stall = stretch.stall_until(end, error, Certainty::Certain);
+            if said.is_some() {
+                return Some(Finding::Ended(stall));
+            }
+            // It ended between two ticks. Blame it for the rest only as far as the host allows.
+            let host = interval.map_or(Duration::ZERO, |interval| interval.host);
+            stretch.blamed += end.since(last_seen).saturating_sub(host);
+            if stretch.blamed >= self.rules.threshold && sample.held_poll_ended.is_some() {
+                self.unconfirmed.push(Unconfirmed {
+                    stall,
+                    busy_before: stretch.busy_before,
+                    patience: PATIENCE,
+                });
+            }
+            return None;
+        }
+        let certainty = said.or_else(|| self.driven_after_all(&stretch, sample))?;
+        let (end, error) = middle(last_seen, sample.at);
+        let mut stall = stretch.stall_until(end, error, certainty);
+        // The busy counter has counted the stretch, and what else the worker did since it last published.
+        let busy = sample.before.busy.saturating_sub(stretch.busy_before);
+        let seen = last_seen.since(stretch.latest);
+        if busy >= seen {
+            stall.duration = stall.duration.min(busy).max(seen);
+        }
+        Some(Finding::Ended(stall))
+    }
+
+    /// A `current_thread` runtime proves by its busy counter, once it moves, that it was being driven.
+    fn driven_after_all(&self, stretch: &Stretch, sample: &Sample) -> Option<Certainty> {
+        let busy = sample.before.busy.saturating_sub(stretch.busy_before);
+        if self.rules.always_driven || busy < stretch.blamed {
+            return None;
+        }
+        if stretch.one_sleep() >= self.rules.threshold {
+            return Some(Certainty::Certain);
+        }
+        self.stands_out(stretch).then_some(Certainty::Likely)
+    }
+
+    /// Long polls that ended before they were announced count once the busy counter has counted them
+    /// too. A poll that left its worker by `block_in_place` is not in there.
+    fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
+        let mut findings = Findings::new();
+        self.unconfirmed.retain_mut(|poll| {
+            let busy = sample.before.busy.saturating_sub(poll.busy_before);
+            if busy >= poll.stall.duration - poll.stall.duration / 10 {
+                findings.push(Finding::Ended(poll.stall));
+                return false;
+            }
+            poll.patience -= u32::from(went_on);
+            poll.patience > 0
+        });
+        findings
+    }
+
+    /// Without marks, between two ticks: the worker ran once, and its thread slept beyond the threshold
+    /// while it was busy. How often it slept is not known.
+    fn slept_unseen(&self, last: &Sample, sample: &Sample, interval: Interval) -> Option<Finding> {
+        let (before, now) = (last.thread?, sample.thread?);
+        let (slot_before, slot) = (last.slot?, sample.slot?);
+        let parks = sample.before.parks.wrapping_sub(last.after.parks);
+        let no_marks = slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
+        if !no_marks || !(1..=2).contains(&parks) || before.runs == now.runs || slot.in_poll() {
+            return None;
+        }
+        let busy = sample.before.busy.saturating_sub(last.after.busy);
+        let computed = now.cpu.saturating_sub(before.cpu);
+        let asleep = busy.saturating_sub(computed).saturating_sub(interval.host);
+        (asleep >= self.rules.threshold && busy <= interval.length).then(|| {
+            let (since, error) = middle(last.at, sample.at.minus(busy));
+            Finding::Ended(Stall {
+                held_by: HeldBy::Unmarked(Some(slot.poll())),
+                since,
+                duration: busy,
+                error: error.min(busy - asleep),
+                certainty: Certainty::Likely,
+                name: 0,
+            })
+        })
+    }
+}
+
+impl Stretch {
+    fn begin(held_by: HeldBy, last: Option<&Sample>, sample: &Sample, interval: Option<Interval>) -> Stretch {
+        let slot = sample.slot;
+        let measured = slot
+            .filter(|slot| held_by == HeldBy::Poll(slot.poll()))
+            .and_then(|slot| slot.started);
+        let not_before = last.map_or(sample.at, |last| last.at);
+        let resumed = slot
+            .and_then(|slot| slot.allowed_until)
+            .filter(|until| *until > measured.unwrap_or(not_before));
+        let exact = resumed.or(measured);
+        let latest = exact.unwrap_or(sample.at);
+        let host = interval.map_or(Duration::ZERO, |interval| interval.host);
+        let mut stretch = Stretch {
+            held_by,
+            earliest: exact.unwrap_or(not_before),
+            latest,
+            blamed: sample.at.since(latest).saturating_sub(host),
+            busy_before: last.map_or(sample.after, |last| last.after).busy,
+            sleep: None,
+            ticks: 1,
+            suspected: false,
+            announced: None,
+        };
+        stretch.follow_sleep(sample, Duration::ZERO);
+        stretch
+    }
+
+    /// The stretch from the last move of the counters on.
+    fn counted_out(unmoved: &Unmoved) -> Stretch {
+        Stretch {
+            held_by: HeldBy::CountedOut,
+            earliest: unmoved.since,
+            latest: unmoved.since,
+            blamed: unmoved.blamed,
+            busy_before: unmoved.busy_before,
+            sleep: None,
+            ticks: 1,
+            suspected: false,
+            announced: None,
+        }
+    }
+
+    /// A marked poll ends with its mark, anything else when the worker's counters move.
+    fn is_over(&self, gone_on: bool) -> bool {
+        gone_on && !matches!(self.held_by, HeldBy::Poll(_))
+    }
+
+    fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
+        self.ticks += 1;
+        let blamed = interval.map_or(Duration::ZERO, Interval::blamed);
+        let resumed = sample.slot.and_then(|slot| slot.allowed_until);
+        if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
+            // `allow_blocking` was entered and left between two ticks.
+            self.earliest = resumed;
+            self.latest = resumed;
+            self.blamed = sample.at.since(resumed).min(blamed);
+            self.sleep = None;
+        } else {
+            self.blamed += blamed;
+            self.follow_sleep(sample, blamed);
+        }
+    }
+
+    fn follow_sleep(&mut self, sample: &Sample, blamed: Duration) {
+        let Some((thread, call)) = sample.thread.and_then(|thread| match thread.state {
+            ThreadState::Asleep(call) => Some((thread, call)),
+            _ => None,
+        }) else {
+            self.sleep = None;
+            return;
+        };
+        match &mut self.sleep {
+            Some(sleep) if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) => {
+                sleep.blamed += blamed;
+            }
+            sleep => {
+                *sleep = Some(Sleep {
+                    runs: thread.runs,
+                    cpu: thread.cpu,
+                    call,
+                    blamed: Duration::ZERO,
+                });
+            }
+        }
+    }
+
+    fn one_sleep(&self) -> Duration {
+        self.sleep.map_or(Duration::ZERO, |sleep| sleep.blamed)
+    }
+
+    fn stall_until(&self, end: Nanos, end_error: Duration, certainty: Certainty) -> Stall {
+        let (since, start_error) = middle(self.earliest, self.latest);
+        Stall {
+            held_by: self.held_by,
+            since,
+            duration: end.since(since),
+            error: start_error + end_error,
+            certainty,
+            name: 0,
+        }
+    }
+}
+
+/// What the time between two samples was spent on.
+#[derive(Clone, Copy, Debug)]
+struct Interval {
+    length: Duration,
+    /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
+    host: Duration,
+}
+
+impl Interval {
+    fn between(last: &Sample, sample: &Sample, rules: &Rules, waiting: Duration) -> Interval {
+        let length = sample.at.since(last.at);
+        // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
+        // is busy; the little is no evidence.
+        let stood_still = if sample.late >= rules.threshold / 2 { sample.late } else { Duration::ZERO };
+        let waited = waited(last, sample, length, waiting);
+        Interval {
+            length,
+            host: stood_still.max(waited).min(length),
+        }
+    }
+
+    fn blamed(self) -> Duration {
+        self.length - self.host
+    }
+}
+
+/// How long the thread was ready to run without a CPU; `waiting` of an unended wait is counted already.
+fn waited(last: &Sample, sample: &Sample, length: Duration, waiting: Duration) -> Duration {
+    let same_thread = last.slot.map(|slot| slot.thread) == sample.slot.map(|slot| slot.thread);
+    let (Some(before), Some(now), true) = (last.thread, sample.thread, same_thread) else {
+        return Duration::ZERO;
+    };
+    let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
+    match now.state {
+        // The kernel counts a wait when it ends. This one has not.
+        ThreadState::Waiting => off_cpu,
+        _ => (now.run_queue.saturating_sub(before.run_queue))
+            .saturating_sub(waiting)
+            .min(off_cpu),
+    }
+}
+
+fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
+    let half = latest.since(earliest) / 2;
+    (earliest.plus(half), half)
+}
+
+/// The first doubling of `age` that lies beyond `reached`.
+fn doubled_beyond(mut age: Duration, reached: Duration) -> Duration {
+    while age <= reached {
+        age = age.saturating_mul(2);
+    }
+    age
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "detector_tests.rs"]
+mod tests;

@@ -1,0 +1,316 @@
+//! The watchdog: one thread that looks at every worker once a tick and decides which are held.
+//!
+//! *Runs on:* its own thread, `stall-watchdog`; `pulses` on another, `stall-pulse`.
+//! *Here:* atomic loads, `pread`, arithmetic, and a bounded hand-over. No logging, no user code, no
+//! waiting for anybody: a slow read or a lock here would look like a stalled host. That is also why
+//! nothing here logs through a subscriber, which may be the very thing that is stuck.
+
+pub(crate) mod detector;
+pub(crate) mod pulses;
+pub(crate) mod workers;
+
+use crate::clock::{self, Nanos};
+use crate::engine::{Live, Shared, WatchedRuntime};
+use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
+use crate::report::Phase;
+use crate::slot;
+use detector::{Detector, Finding, HeldBy, PollKey};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use workers::{Drivers, Worker};
+
+/// The tick while every worker is parked, and the longest tick at any threshold.
+pub(crate) const IDLE_TICK: Duration = Duration::from_millis(25);
+/// The shortest tick that is chosen by default.
+pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
+
+/// An undriven `current_thread` runtime looks active for ever; after this long without a sign of life
+/// it counts as idle.
+const UNDRIVEN_AFTER: Duration = Duration::from_secs(1);
+
+/// A stall this old is written to standard error, in case the logger is what is stuck.
+pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
+/// The reporter is stuck if it has been busy with one thing for this long.
+const REPORTER_STUCK_AFTER: Duration = Duration::from_secs(1);
+
+/// The thread's main function.
+pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
+    let mut watchdog = Watchdog {
+        shared: shared.clone(),
+        reporter,
+        seen_version: None,
+        runtimes: Vec::new(),
+        drivers: Drivers::new(),
+        live: Vec::new(),
+        live_changed: false,
+    };
+    let mut due = clock::now();
+    while !shared.stopping() {
+        let now = clock::now();
+        if now < due {
+            std::thread::park_timeout(due.since(now));
+            continue;
+        }
+        let late = now.since(due);
+        shared.note_lateness(late);
+        let tick = watchdog.tick(late);
+        due = if late > tick { clock::now().plus(tick) } else { due.plus(tick) };
+    }
+}
+
+struct Watchdog {
+    shared: Arc<Shared>,
+    reporter: SyncSender<Message>,
+    seen_version: Option<u64>,
+    runtimes: Vec<RuntimeWatch>,
+    drivers: Drivers,
+    live: Vec<Live>,
+    live_changed: bool,
+}
+
+struct RuntimeWatch {
+    runtime: Arc<WatchedRuntime>,
+    workers: Vec<WorkerWatch>,
+}
+
+struct WorkerWatch {
+    worker: Worker,
+    detector: Detector,
+    /// The stall announced and not yet ended.
+    announced: Option<Announced>,
+    moved_at: Nanos,
+}
+
+#[derive(Clone)]
+struct Announced {
+    id: u64,
+    last_words: Arc<AtomicBool>,
+}
+
+impl Watchdog {
+    /// Looks at everything once, and says when to look again.
+    fn tick(&mut self, late: Duration) -> Duration {
+        self.follow_registrations();
+        workers::collect_drivers(&mut self.drivers);
+        let mut next = IDLE_TICK;
+        for index in 0..self.runtimes.len() {
+            if self.tick_runtime(index, late) {
+                next = next.min(self.runtimes[index].runtime.rules.tick);
+            }
+        }
+        self.publish_live();
+        self.shared.ticked();
+        next
+    }
+
+    /// Takes over runtimes that have joined and lets go of those that have left. Never waits: if the
+    /// list is being changed right now, the next tick sees it.
+    fn follow_registrations(&mut self) {
+        let version = self.shared.version.load(Ordering::Acquire);
+        if self.seen_version == Some(version) {
+            return;
+        }
+        let Some(watched) = self.shared.watched.try_lock().map(|watched| watched.clone()) else {
+            return;
+        };
+        self.seen_version = Some(version);
+        let is_watched = |runtime: &Arc<WatchedRuntime>| watched.iter().any(|other| Arc::ptr_eq(other, runtime));
+        self.runtimes.retain(|watch| is_watched(&watch.runtime));
+        self.live.retain(|live| is_watched(&live.runtime));
+        self.live_changed = true;
+        for runtime in watched {
+            if !self.runtimes.iter().any(|watch| Arc::ptr_eq(&watch.runtime, &runtime)) {
+                self.runtimes.push(RuntimeWatch::new(runtime));
+            }
+        }
+        let threshold = self.runtimes.iter().map(|watch| watch.runtime.rules.threshold).min();
+        slot::keep_polls_longer_than(threshold);
+    }
+
+    /// Returns whether any worker of the runtime is active.
+    fn tick_runtime(&mut self, index: usize, late: Duration) -> bool {
+        let RuntimeWatch { runtime, workers } = &mut self.runtimes[index];
+        if runtime.is_gone() {
+            workers.clear();
+            return false;
+        }
+        let mut active = false;
+        let mut enrolled = 0;
+        let mut all_polls = true;
+        let mut news = Vec::new();
+        for watch in workers {
+            let findings = watch.tick(runtime, &self.drivers, late);
+            active |= watch.is_active(runtime);
+            enrolled += usize::from(watch.worker.driver().is_some());
+            all_polls &= watch.worker.driver().is_some_and(|driver| driver.slot.are_all_polls_seen());
+            news.extend(findings.into_iter().map(|finding| watch.news(runtime, &self.shared, finding)));
+        }
+        runtime.stats.enrolled.store(enrolled, Ordering::Relaxed);
+        runtime.stats.all_polls.store(all_polls, Ordering::Relaxed);
+        runtime.stats.active.fetch_or(active, Ordering::Relaxed);
+        for news in news {
+            self.hand_over(news);
+        }
+        active
+    }
+
+    fn hand_over(&mut self, news: StallNews) {
+        if let Some(announcement) = &news.announcement {
+            self.live.retain(|live| live.id != announcement.id);
+            if announcement.phase != Phase::Ended {
+                self.live.push(Live {
+                    id: announcement.id,
+                    runtime: news.runtime.clone(),
+                    worker: news.worker,
+                    stall: news.stall,
+                    last_words: announcement.last_words.clone(),
+                });
+            }
+            self.live_changed = true;
+        }
+        if self.reporter.try_send(Message::Stall(news)).is_err() {
+            self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn publish_live(&mut self) {
+        if self.live_changed {
+            if let Some(mut live) = self.shared.live.try_lock() {
+                live.clone_from(&self.live);
+                self.live_changed = false;
+            }
+        }
+        self.speak_for_a_stuck_reporter();
+    }
+
+    /// The reporter writes endless stalls to standard error itself. If it cannot, because it is stuck in
+    /// the logger or in a callback, a thread made for this one purpose does.
+    fn speak_for_a_stuck_reporter(&self) {
+        let now = clock::now();
+        let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
+        for live in self.live.iter().filter(is_endless) {
+            if self.shared.reporter_busy_for(now) < REPORTER_STUCK_AFTER || live.last_words.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            let live = live.clone();
+            let speaker = std::thread::Builder::new().name("stall-last-word".to_owned());
+            if speaker.spawn(move || crate::report::log::write_last_words(&live.unnamed_report())).is_err() {
+                self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl RuntimeWatch {
+    fn new(runtime: Arc<WatchedRuntime>) -> RuntimeWatch {
+        let workers = (0..runtime.metrics.num_workers())
+            .map(|index| WorkerWatch {
+                worker: Worker::new(index),
+                detector: Detector::new(runtime.rules),
+                announced: None,
+                moved_at: clock::now(),
+            })
+            .collect();
+        RuntimeWatch { runtime, workers }
+    }
+}
+
+impl WorkerWatch {
+    fn tick(&mut self, runtime: &WatchedRuntime, drivers: &Drivers, late: Duration) -> Vec<Finding> {
+        self.worker.follow(runtime.id, drivers);
+        let previous = self.detector.last();
+        let held = self.detector.held_poll();
+        let sample = self.worker.sample(&runtime.metrics, late, held);
+        if previous.is_none_or(|previous| previous.after != sample.after) {
+            self.moved_at = sample.at;
+        }
+        let findings = self.detector.observe(&sample);
+        if let Some(driver) = self.worker.driver() {
+            for poll in driver.slot.take_long_polls() {
+                let key = PollKey {
+                    thread: driver.thread(),
+                    epoch: poll.epoch,
+                };
+                // What the detector has been watching is its own to report.
+                if Some(key) != held {
+                    self.detector.ended_unseen(key, &poll, previous);
+                }
+            }
+        }
+        if let Some(poll) = findings.iter().find_map(going_on) {
+            if let Some(driver) = self.worker.driver().filter(|driver| driver.thread() == poll.thread) {
+                driver.slot.line.ask_for_end();
+            }
+        }
+        findings
+    }
+
+    fn is_active(&self, runtime: &WatchedRuntime) -> bool {
+        let Some(last) = self.detector.last() else {
+            return true;
+        };
+        let in_poll = last.slot.is_some_and(|slot| slot.epoch % 2 == 1);
+        let lively = runtime.rules.always_driven || in_poll || last.at.since(self.moved_at) < UNDRIVEN_AFTER;
+        last.after.parks % 2 == 0 && lively
+    }
+
+    /// Turns a finding into what the reporter needs to know.
+    fn news(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared, finding: Finding) -> StallNews {
+        let (phase, stall) = match finding {
+            Finding::Suspect(stall) => (None, stall),
+            Finding::Began(stall) => (Some(Phase::Began), stall),
+            Finding::Ongoing(stall) => (Some(Phase::Ongoing), stall),
+            Finding::Ended(stall) => (Some(Phase::Ended), stall),
+        };
+        let first = self.announced.is_none();
+        let announced = match phase {
+            None => None,
+            Some(Phase::Ended) => Some(self.announced.take().unwrap_or_else(|| Announced::new(shared))),
+            Some(_) => Some(self.announced.get_or_insert_with(|| Announced::new(shared)).clone()),
+        };
+        if first && announced.is_some() {
+            runtime.stats.count(stall.certainty);
+        }
+        let thread = self.worker.driver().map(|driver| StallThread {
+            slot: driver.slot,
+            tenancy: driver.tenancy,
+            marks: match stall.held_by {
+                HeldBy::Poll(poll) if poll.thread == driver.thread() => driver.slot.line.marks(poll.epoch),
+                _ => None,
+            },
+        });
+        StallNews {
+            announcement: announced.zip(phase).map(|(announced, phase)| Announcement {
+                id: announced.id,
+                phase,
+                last_words: announced.last_words,
+            }),
+            runtime: runtime.clone(),
+            worker: self.worker.index(),
+            stall,
+            thread,
+        }
+    }
+}
+
+impl Announced {
+    fn new(shared: &Shared) -> Announced {
+        Announced {
+            id: shared.next_id(),
+            last_words: Arc::default(),
+        }
+    }
+}
+
+/// The marked poll that a finding says is going on.
+fn going_on(finding: &Finding) -> Option<PollKey> {
+    match finding {
+        Finding::Suspect(stall) | Finding::Began(stall) => match stall.held_by {
+            HeldBy::Poll(poll) => Some(poll),
+            _ => None,
+        },
+        _ => None,
+    }
+}

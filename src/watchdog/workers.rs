@@ -1,0 +1,199 @@
+//! Which threads drive a runtime's workers, and one sample of each worker a tick.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Here:* atomic loads and `pread` on kept descriptors. Descriptors are opened when a worker's thread
+//! becomes known, and closed when it is another.
+
+use super::detector::{Counters, PollKey, Sample, SlotSeen};
+use crate::capture::{ThreadEvidence, ThreadFiles, ThreadState};
+use crate::clock::{self, Nanos};
+use crate::slot::{Claim, Slot};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::runtime::RuntimeMetrics;
+
+/// Whether this target's tokio publishes the counters at all.
+pub(crate) const COUNTERS_EXIST: bool = cfg!(target_has_atomic = "64");
+
+/// Reads a worker's published counters.
+///
+/// Observed, not documented, and pinned by `tests/tokio_counters.rs`: both are stored when the worker
+/// parks, when it wakes, and every 61 turns of its loop, never during a poll.
+#[cfg(target_has_atomic = "64")]
+fn counters(metrics: &RuntimeMetrics, worker: usize) -> Counters {
+    Counters {
+        busy: metrics.worker_total_busy_duration(worker),
+        parks: metrics.worker_park_unpark_count(worker),
+    }
+}
+
+#[cfg(not(target_has_atomic = "64"))]
+fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
+    Counters { parks: 1, busy: Duration::ZERO }
+}
+
+/// The slots of threads that say they drive a worker, by what they say. Rebuilt each tick.
+pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
+
+/// Collects the claims of all threads; of two threads that claim a worker, the later one is right.
+pub(crate) fn collect_drivers(drivers: &mut Drivers) {
+    drivers.clear();
+    for slot in crate::slot::all() {
+        if let Some((claim, at)) = slot.claim() {
+            let newest = drivers.entry(claim).or_insert((slot, at));
+            if at > newest.1 {
+                *newest = (slot, at);
+            }
+        }
+    }
+}
+
+/// The thread that drives one worker, as far as is known.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) slot: &'static Slot,
+    pub(crate) tenancy: u64,
+    claimed_at: Nanos,
+    files: Option<ThreadFiles>,
+    evidence: Option<ThreadEvidence>,
+    /// The worker went on while this thread did not run: it drives it no more.
+    replaced: bool,
+}
+
+impl Driver {
+    fn new(slot: &'static Slot, claimed_at: Nanos) -> Driver {
+        Driver {
+            slot,
+            tenancy: slot.tenancy(),
+            claimed_at,
+            files: ThreadFiles::open(slot.tid()),
+            evidence: None,
+            replaced: false,
+        }
+    }
+
+    /// Which slot and which of its owners.
+    pub(crate) fn thread(&self) -> (usize, u64) {
+        (std::ptr::from_ref(self.slot).addr(), self.tenancy)
+    }
+
+    fn is(&self, slot: &'static Slot) -> bool {
+        std::ptr::eq(self.slot, slot) && self.tenancy == slot.tenancy()
+    }
+
+    /// A claim made again is a claim.
+    fn renew(&mut self, claimed_at: Nanos) {
+        if self.claimed_at != claimed_at {
+            self.claimed_at = claimed_at;
+            self.replaced = false;
+        }
+    }
+}
+
+/// One worker of one runtime, and its driver.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    index: usize,
+    driver: Option<Driver>,
+    last: Option<Counters>,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize) -> Worker {
+        Worker {
+            index,
+            driver: None,
+            last: None,
+        }
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The thread that drives this worker, unless it has been replaced by one not yet known.
+    pub(crate) fn driver(&self) -> Option<&Driver> {
+        self.driver.as_ref().filter(|driver| !driver.replaced)
+    }
+
+    /// Takes the newest claim for this worker.
+    pub(crate) fn follow(&mut self, runtime: u64, drivers: &Drivers) {
+        let claim = Claim {
+            runtime,
+            worker: self.index,
+        };
+        match (drivers.get(&claim), &mut self.driver) {
+            (None, driver) => *driver = None,
+            (Some(&(slot, at)), Some(driver)) if driver.is(slot) => driver.renew(at),
+            (Some(&(slot, at)), driver) => *driver = Some(Driver::new(slot, at)),
+        }
+    }
+
+    /// Looks at the worker now.
+    ///
+    /// # Cost
+    ///
+    /// Some cached loads for a parked worker; one to two microseconds for an active one.
+    pub(crate) fn sample(
+        &mut self,
+        metrics: &RuntimeMetrics,
+        late: Duration,
+        held_poll: Option<PollKey>,
+    ) -> Sample {
+        let before = counters(metrics, self.index);
+        let mut slot = None;
+        let mut held_poll_ended = None;
+        if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
+            let line = &driver.slot.line;
+            let seen = line.observe();
+            slot = Some(SlotSeen {
+                thread: driver.thread(),
+                epoch: seen.epoch,
+                started: line.started(seen.epoch),
+                allowed: seen.allowed,
+                allowed_until: seen.allowed_until,
+                loops: driver.slot.loops(),
+            });
+            held_poll_ended = held_poll
+                .filter(|poll| poll.thread == driver.thread())
+                .and_then(|poll| line.ended(poll.epoch));
+        }
+        let after = counters(metrics, self.index);
+        let quiet = after.parks % 2 == 1 && self.last == Some(after);
+        let thread = self.look_at_thread(quiet, self.last.is_some_and(|last| last.parks != after.parks));
+        self.last = Some(after);
+        if self.driver().is_none() {
+            slot = None;
+        }
+        Sample {
+            at: clock::now(),
+            late,
+            before,
+            after,
+            slot,
+            thread,
+            held_poll_ended,
+        }
+    }
+
+    fn look_at_thread(&mut self, quiet: bool, woke_or_parked: bool) -> Option<ThreadEvidence> {
+        let driver = self.driver.as_mut().filter(|driver| !driver.replaced)?;
+        if quiet {
+            return driver.evidence;
+        }
+        let before = driver.evidence;
+        driver.evidence = driver.files.as_ref().and_then(ThreadFiles::look);
+        if let (Some(before), Some(now), true) = (before, driver.evidence, woke_or_parked) {
+            // To park or to wake takes running. Who has not run has not done it.
+            let has_run = now.runs != before.runs || now.cpu != before.cpu || now.state == ThreadState::OnCpu;
+            driver.replaced = !has_run;
+        }
+        self.driver().and_then(|driver| driver.evidence)
+    }
+}
+
+/// The wall clock at a point on the shared clock.
+pub(crate) fn wall_clock(at: Nanos) -> std::time::SystemTime {
+    let now = std::time::SystemTime::now();
+    now.checked_sub(clock::now().since(at)).unwrap_or(now)
+}
