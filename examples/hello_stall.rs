@@ -6,7 +6,9 @@ use std::time::Duration;
 
 #[tokio::main]
 async fn main() -> Result<(), tokio_stall::StartError> {
-    let _watch = tokio_stall::Builder::new().on_stall(|report| println!("{report}\n")).start()?;
+    let _watch = tokio_stall::Builder::new()
+        .on_stall(|report| println!("{report}\n"))
+        .start()?;
 
     let task = tokio::spawn(async {
         std::thread::sleep(Duration::from_millis(200)); // tokio::time::sleep(…).await would not block

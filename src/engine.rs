@@ -120,7 +120,14 @@ impl Live {
     /// What is known without the reporter: everything but names.
     pub(crate) fn unnamed_report(&self) -> StallReport {
         let duration = clock::now().since(self.stall.since);
-        StallReport::unnamed(self.id, Phase::Ongoing, &self.runtime, self.worker, &self.stall, duration)
+        StallReport::unnamed(
+            self.id,
+            Phase::Ongoing,
+            &self.runtime,
+            self.worker,
+            &self.stall,
+            duration,
+        )
     }
 }
 
@@ -193,17 +200,26 @@ pub(crate) fn join(
         return Err(StartError::UnsupportedTarget);
     }
     let mut engine = ENGINE.lock();
-    let known = engine.as_ref().map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
+    let known = engine
+        .as_ref()
+        .map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
     let mut new: Vec<Arc<WatchedRuntime>> = Vec::new();
     for (name, handle) in runtimes {
         let id = crate::slot::raw_id(&handle.id());
         // One that has been shut down gives its name free; its guard has only to be dropped some time.
-        let others = || known.iter().filter(|runtime| !runtime.is_gone()).chain(&new);
+        let others = || {
+            known
+                .iter()
+                .filter(|runtime| !runtime.is_gone())
+                .chain(&new)
+        };
         if name.is_empty() {
             return Err(StartError::NameEmpty);
         }
         if let Some(twin) = others().find(|runtime| runtime.id == id) {
-            return Err(StartError::RuntimeWatchedTwice { name: twin.name.clone() });
+            return Err(StartError::RuntimeWatchedTwice {
+                name: twin.name.clone(),
+            });
         }
         if others().any(|runtime| runtime.name == name) {
             return Err(StartError::NameTaken { name });
@@ -294,13 +310,18 @@ impl Engine {
     }
 
     fn spawn(&mut self, name: &str, main: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(main)?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(main)?;
         self.threads.push(thread);
         Ok(())
     }
 
     fn wake(&self) {
-        self.threads.iter().map(JoinHandle::thread).for_each(Thread::unpark);
+        self.threads
+            .iter()
+            .map(JoinHandle::thread)
+            .for_each(Thread::unpark);
     }
 
     /// Waits for the threads to end, but not for ever for one that is inside the user's code.
@@ -323,4 +344,3 @@ impl Engine {
         }
     }
 }
-

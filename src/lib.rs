@@ -63,9 +63,9 @@ pub use watch::{Builder, Coverage, Guard, RuntimeStatus, Status, Waits, watch};
 mod engine;
 
 mod probe;
-pub use probe::{
-    AllowedBlocking, FutureExt, RuntimeBuilderExt, RuntimeHooks, StallLayer, Watched, allow_blocking, layer,
-};
+pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking, layer};
+#[cfg(not(loom))]
+pub use probe::{RuntimeBuilderExt, RuntimeHooks};
 
 mod slot;
 pub use slot::timing::PollTiming;

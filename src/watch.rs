@@ -361,12 +361,16 @@ impl Guard {
 
     /// What the detector can see, for each runtime of this watch.
     pub fn coverage(&self) -> Vec<Coverage> {
-        self.runtimes().iter().map(|runtime| Coverage::of(runtime)).collect()
+        self.runtimes()
+            .iter()
+            .map(|runtime| Coverage::of(runtime))
+            .collect()
     }
 
     /// Figures about the runtimes of this watch and about the detector itself.
     pub fn status(&self) -> Status {
-        let waits = |waits: &engine::Waits| waits.get().map(|(last, longest)| Waits { last, longest });
+        let waits =
+            |waits: &engine::Waits| waits.get().map(|(last, longest)| Waits { last, longest });
         Status {
             runtimes: self
                 .runtimes()
@@ -390,7 +394,11 @@ impl Guard {
 
     fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
         let watched = self.shared.watched.lock();
-        watched.iter().filter(|runtime| Arc::ptr_eq(&runtime.watch, &self.watch)).cloned().collect()
+        watched
+            .iter()
+            .filter(|runtime| Arc::ptr_eq(&runtime.watch, &self.watch))
+            .cloned()
+            .collect()
     }
 }
 
@@ -509,6 +517,10 @@ mod tests {
         assert_eq!(tick(10_000), Duration::from_millis(5));
         assert_eq!(tick(1_000_000), Duration::from_millis(25));
         assert_eq!(tick(600), Duration::from_micros(500));
-        assert_eq!(tick(100), Duration::from_micros(100), "never longer than the threshold");
+        assert_eq!(
+            tick(100),
+            Duration::from_micros(100),
+            "never longer than the threshold"
+        );
     }
 }

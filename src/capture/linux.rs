@@ -55,7 +55,11 @@ impl ThreadFiles {
         let read = self.schedstat.read_at(&mut buffer, 0).ok()?;
         let (charged, run_queue, runs) = parse_schedstat(&buffer[..read])?;
         let after = cpu_clock(self.tid);
-        let state = if after > before { ThreadState::OnCpu } else { self.off_cpu_state() };
+        let state = if after > before {
+            ThreadState::OnCpu
+        } else {
+            self.off_cpu_state()
+        };
         Some(ThreadEvidence {
             // The file's own CPU time moves in scheduler ticks of milliseconds.
             cpu: after.unwrap_or(charged),
@@ -67,7 +71,10 @@ impl ThreadFiles {
 
     fn off_cpu_state(&self) -> ThreadState {
         let mut buffer = [0; 192];
-        let read = self.syscall.as_ref().map(|file| file.read_at(&mut buffer, 0));
+        let read = self
+            .syscall
+            .as_ref()
+            .map(|file| file.read_at(&mut buffer, 0));
         match read {
             Some(Ok(read)) => parse_syscall(&buffer[..read]),
             _ => ThreadState::Unknown,
@@ -82,7 +89,11 @@ fn parse_schedstat(text: &[u8]) -> Option<(Duration, Duration, u64)> {
         .split_ascii_whitespace()
         .map(|field| field.parse::<u64>().ok());
     let mut next = || fields.next().flatten();
-    Some((Duration::from_nanos(next()?), Duration::from_nanos(next()?), next()?))
+    Some((
+        Duration::from_nanos(next()?),
+        Duration::from_nanos(next()?),
+        next()?,
+    ))
 }
 
 /// `syscall`: `running` for a thread that is ready or on a CPU, else a number, -1 outside of a call.
@@ -154,7 +165,11 @@ mod tests {
     fn a_computing_thread_is_seen_computing() {
         let files = ThreadFiles::open(current_tid()).unwrap();
         let first = files.look().unwrap();
-        assert_eq!(first.state, ThreadState::OnCpu, "we are on a CPU, or could not ask");
+        assert_eq!(
+            first.state,
+            ThreadState::OnCpu,
+            "we are on a CPU, or could not ask"
+        );
         let mut last = files.look().unwrap();
         while last.cpu < first.cpu + Duration::from_millis(2) {
             last = files.look().unwrap();
@@ -167,7 +182,10 @@ mod tests {
         assert_eq!(parse_schedstat(b""), None);
         assert_eq!(parse_syscall(b""), ThreadState::Unknown);
         assert_eq!(parse_syscall(b"running\n"), ThreadState::Waiting);
-        assert_eq!(parse_syscall(b"230 0x0 0x1 0x7f"), ThreadState::Asleep(Some(230)));
+        assert_eq!(
+            parse_syscall(b"230 0x0 0x1 0x7f"),
+            ThreadState::Asleep(Some(230))
+        );
         assert_eq!(parse_syscall(b"-1 0x7ffd 0x7f"), ThreadState::Asleep(None));
     }
 }

@@ -172,7 +172,10 @@ where
             if let Some(too_long) = slot.end() {
                 // Once closed, the span's name is gone with it.
                 if let Some(metadata) = cx.metadata(id) {
-                    slot.name_long_poll(too_long, names::number(names::Name::Text(metadata.name())));
+                    slot.name_long_poll(
+                        too_long,
+                        names::number(names::Name::Text(metadata.name())),
+                    );
                 }
             }
         }
@@ -243,9 +246,11 @@ static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
 /// the layer still marks polls, and its spans have no names.
 fn register(source: Source) -> Option<u8> {
     let mut sources = SOURCES.lock();
-    let free = sources
-        .iter()
-        .position(|source| source.as_ref().is_none_or(|source| source.dispatch.upgrade().is_none()))?;
+    let free = sources.iter().position(|source| {
+        source
+            .as_ref()
+            .is_none_or(|source| source.dispatch.upgrade().is_none())
+    })?;
     sources[free] = Some(source);
     u8::try_from(free).ok()
 }
@@ -253,7 +258,10 @@ fn register(source: Source) -> Option<u8> {
 /// Whether any subscriber with our layer is alive.
 pub(crate) fn is_layer_installed() -> bool {
     let sources = SOURCES.lock();
-    sources.iter().flatten().any(|source| source.dispatch.upgrade().is_some())
+    sources
+        .iter()
+        .flatten()
+        .any(|source| source.dispatch.upgrade().is_some())
 }
 
 /// The path from the outermost parent to this span, or `None` if the span has been closed.
@@ -265,7 +273,12 @@ pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
         let sources = SOURCES.lock();
         let source = sources.get(usize::from(source))?.as_ref()?;
         let dispatch = source.dispatch.upgrade()?;
-        (dispatch, source.look_up, source.fields.clone(), source.max_level)
+        (
+            dispatch,
+            source.look_up,
+            source.fields.clone(),
+            source.max_level,
+        )
     };
     let id = (id != 0).then(|| Id::from_u64(id))?;
     // If the span is closed while we look, we hold its last reference, and its parents must be let go

@@ -8,12 +8,15 @@ mod allow;
 mod future;
 mod layer;
 mod pulse;
+// Under loom, tokio's builder has no hooks.
+#[cfg(not(loom))]
 mod runtime;
 
 pub(crate) use allow::allowed;
 pub use allow::{AllowedBlocking, allow_blocking};
 pub use future::{FutureExt, Watched};
-pub use layer::{StallLayer, layer};
 pub(crate) use layer::{SpanName, is_layer_installed, resolve_span};
+pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Pulse, gather};
+#[cfg(not(loom))]
 pub use runtime::{RuntimeBuilderExt, RuntimeHooks};

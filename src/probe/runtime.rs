@@ -100,7 +100,10 @@ impl RuntimeHooks {
 
     /// As tokio's `Builder::on_before_task_poll`. Runs inside the mark: what it takes is the poll's.
     #[cfg(tokio_unstable)]
-    pub fn on_before_task_poll(self, f: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static) -> RuntimeHooks {
+    pub fn on_before_task_poll(
+        self,
+        f: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+    ) -> RuntimeHooks {
         RuntimeHooks {
             before_task_poll: Some(Box::new(f)),
             ..self
@@ -109,7 +112,10 @@ impl RuntimeHooks {
 
     /// As tokio's `Builder::on_after_task_poll`. Runs inside the mark: what it takes is the poll's.
     #[cfg(tokio_unstable)]
-    pub fn on_after_task_poll(self, f: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static) -> RuntimeHooks {
+    pub fn on_after_task_poll(
+        self,
+        f: impl Fn(&TaskMeta<'_>) + Send + Sync + 'static,
+    ) -> RuntimeHooks {
         RuntimeHooks {
             after_task_poll: Some(Box::new(f)),
             ..self

@@ -64,7 +64,10 @@ mod tests {
     fn sites_do_not_silence_each_other_until_ten_a_minute() {
         let mut limiter = Limiter::default();
         let sites: Vec<String> = (0..12).map(|site| site.to_string()).collect();
-        let admitted = sites.iter().filter(|site| limiter.admit(site, at(1)).is_some()).count();
+        let admitted = sites
+            .iter()
+            .filter(|site| limiter.admit(site, at(1)).is_some())
+            .count();
         assert_eq!(admitted, 10);
         assert_eq!(limiter.admit("another", at(61)), Some(2));
     }

@@ -6,7 +6,7 @@
 use super::limiter::Limiter;
 use super::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::clock::Nanos;
-use crate::engine::{WatchedRuntime, Watch};
+use crate::engine::{Watch, WatchedRuntime};
 use crate::watch::Coverage;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -27,13 +27,22 @@ impl Log {
     pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &Watch, now: Nanos) {
         let settings = &watch.settings;
         let ended = report.phase == Phase::Ended;
-        let was_shown = if ended { self.shown.remove(&report.id) } else { self.shown.contains(&report.id) };
-        let worth_it = report.duration >= settings.warn_after && !settings.is_in_grace(watch.started_at, now);
+        let was_shown = if ended {
+            self.shown.remove(&report.id)
+        } else {
+            self.shown.contains(&report.id)
+        };
+        let worth_it =
+            report.duration >= settings.warn_after && !settings.is_in_grace(watch.started_at, now);
         if !settings.log || !worth_it && !was_shown {
             return;
         }
         if !was_shown {
-            let site = format!("{}\n{}", report.runtime, report.span.as_deref().unwrap_or_default());
+            let site = format!(
+                "{}\n{}",
+                report.runtime,
+                report.span.as_deref().unwrap_or_default()
+            );
             let Some(suppressed) = self.limiter.admit(&site, now) else {
                 return;
             };
@@ -50,7 +59,10 @@ impl Log {
     /// Logs a wait for the blocking pool, under the same limits.
     pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &Watch, now: Nanos) {
         let settings = &watch.settings;
-        if !settings.log || settings.is_in_grace(watch.started_at, now) || report.phase == Phase::Ongoing {
+        if !settings.log
+            || settings.is_in_grace(watch.started_at, now)
+            || report.phase == Phase::Ongoing
+        {
             return;
         }
         let site = format!("{}\nblocking pool, {:?}", report.runtime, report.phase);

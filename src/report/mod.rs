@@ -18,7 +18,11 @@ pub use crate::watchdog::detector::Certainty;
 
 /// Where in its life a stall is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Phase {
     /// It has just crossed the threshold, and goes on.
@@ -31,7 +35,11 @@ pub enum Phase {
 
 /// Something a report would tell, and cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Missing {
     /// No probe marked the poll, so it has no name: add `layer()`, `watched` or `watch_polls`.
@@ -87,10 +95,16 @@ pub struct StallReport {
     #[cfg_attr(feature = "serde", serde(serialize_with = "unix_seconds"))]
     pub started_at: SystemTime,
     /// How long it has been going on, or took.
-    #[cfg_attr(feature = "serde", serde(rename = "duration_seconds", serialize_with = "seconds"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "duration_seconds", serialize_with = "seconds")
+    )]
     pub duration: Duration,
     /// `duration` is right to within this much; zero where the start and the end were measured.
-    #[cfg_attr(feature = "serde", serde(rename = "duration_error_seconds", serialize_with = "seconds"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "duration_error_seconds", serialize_with = "seconds")
+    )]
     pub duration_error: Duration,
     /// What this report would tell, and cannot.
     pub missing: Vec<Missing>,
@@ -141,7 +155,9 @@ pub struct Headline<'a>(&'a StallReport);
 
 impl fmt::Display for Headline<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let StallReport { worker, runtime, .. } = self.0;
+        let StallReport {
+            worker, runtime, ..
+        } = self.0;
         write!(f, "worker {worker} of {runtime:?} ")?;
         f.write_str(match (self.0.certainty, self.0.phase) {
             (Certainty::Certain, Phase::Ended) => "was blocked for ",
@@ -162,8 +178,17 @@ impl fmt::Display for Headline<'_> {
 
 impl fmt::Display for StallReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, runtime, worker, .. } = self;
-        write!(f, "stall #{id}   runtime {runtime:?}, worker {worker}, {}", Human(self.duration))?;
+        let Self {
+            id,
+            runtime,
+            worker,
+            ..
+        } = self;
+        write!(
+            f,
+            "stall #{id}   runtime {runtime:?}, worker {worker}, {}",
+            Human(self.duration)
+        )?;
         if self.phase != Phase::Ended {
             f.write_str(" so far")?;
         }
@@ -192,7 +217,11 @@ impl fmt::Display for StallReport {
             write!(f, "\n  missing   {missing}")?;
         }
         if self.suppressed > 0 {
-            write!(f, "\n  unlogged  {} stalls since the last one shown", self.suppressed)?;
+            write!(
+                f,
+                "\n  unlogged  {} stalls since the last one shown",
+                self.suppressed
+            )?;
         }
         Ok(())
     }
@@ -217,7 +246,10 @@ pub struct PoolWaitReport {
     #[cfg_attr(feature = "serde", serde(serialize_with = "unix_seconds"))]
     pub started_at: SystemTime,
     /// How long it has been waiting, or waited.
-    #[cfg_attr(feature = "serde", serde(rename = "waited_seconds", serialize_with = "seconds"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "waited_seconds", serialize_with = "seconds")
+    )]
     pub waited: Duration,
 }
 
@@ -226,8 +258,14 @@ impl fmt::Display for PoolWaitReport {
         let Self { runtime, .. } = self;
         let waited = Human(self.waited);
         match self.phase {
-            Phase::Ended => write!(f, "the blocking pool of {runtime:?} let a closure wait for {waited}"),
-            _ => write!(f, "the blocking pool of {runtime:?} is exhausted: a closure has waited for {waited} so far"),
+            Phase::Ended => write!(
+                f,
+                "the blocking pool of {runtime:?} let a closure wait for {waited}"
+            ),
+            _ => write!(
+                f,
+                "the blocking pool of {runtime:?} is exhausted: a closure has waited for {waited} so far"
+            ),
         }
     }
 }
@@ -259,7 +297,9 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
 
 #[cfg(feature = "serde")]
 fn unix_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     serializer.serialize_f64(since.as_secs_f64())
 }
 
@@ -316,7 +356,10 @@ mod tests {
             suppressed: 4,
             ..report()
         };
-        assert_eq!(unsure.headline().to_string(), "worker 1 of \"api\" was probably blocked for 127 ms");
+        assert_eq!(
+            unsure.headline().to_string(),
+            "worker 1 of \"api\" was probably blocked for 127 ms"
+        );
         assert_eq!(
             unsure.to_string(),
             "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: one long poll, or many short ones in a row\n  \

@@ -29,7 +29,9 @@ impl Recent {
 
     /// Keeps a report, in place of an earlier one of the same wait.
     pub(crate) fn keep_pool_wait(&mut self, report: PoolWaitReport) {
-        keep(&mut self.pool_waits, self.capacity, report, |report| report.id);
+        keep(&mut self.pool_waits, self.capacity, report, |report| {
+            report.id
+        });
     }
 
     /// Oldest first.
@@ -44,7 +46,11 @@ impl Recent {
 
     /// The latest report of this stall, if it has a place still.
     pub(crate) fn stall(&self, id: u64) -> Option<StallReport> {
-        self.stalls.iter().rev().find(|report| report.id == id).cloned()
+        self.stalls
+            .iter()
+            .rev()
+            .find(|report| report.id == id)
+            .cloned()
     }
 }
 

@@ -100,7 +100,12 @@ struct Names {
 
 impl Reporter {
     fn stall(&mut self, news: &StallNews, shared: &Shared, now: Nanos) {
-        let Some(Announcement { id, phase, last_words }) = &news.announcement else {
+        let Some(Announcement {
+            id,
+            phase,
+            last_words,
+        }) = &news.announcement
+        else {
             if let HeldBy::Poll(poll) = news.stall.held_by {
                 if self.suspects.len() == SUSPECTS {
                     self.suspects.pop_front();
@@ -120,8 +125,19 @@ impl Reporter {
             spawned_at: names.spawned_at,
             missing: names.missing,
             thread: news.thread.as_ref().map(|thread| thread.slot.thread_name()),
-            tid: news.thread.as_ref().map(|thread| thread.slot.tid()).filter(|tid| *tid != 0),
-            ..StallReport::unnamed(*id, *phase, &news.runtime, news.worker, stall, stall.duration)
+            tid: news
+                .thread
+                .as_ref()
+                .map(|thread| thread.slot.tid())
+                .filter(|tid| *tid != 0),
+            ..StallReport::unnamed(
+                *id,
+                *phase,
+                &news.runtime,
+                news.worker,
+                stall,
+                stall.duration,
+            )
         };
         let watch = &news.runtime.watch;
         watch.recent.lock().keep(report.clone());
@@ -141,7 +157,11 @@ impl Reporter {
         }
         let mut names = look_up(news);
         if names.span.is_none() {
-            let suspected = self.suspects.iter().rev().find(|(poll, _)| HeldBy::Poll(*poll) == news.stall.held_by);
+            let suspected = self
+                .suspects
+                .iter()
+                .rev()
+                .find(|(poll, _)| HeldBy::Poll(*poll) == news.stall.held_by);
             if let Some((_, suspected)) = suspected {
                 names = suspected.clone();
             }
@@ -231,9 +251,10 @@ impl Names {
 
 /// A span's path holds all its parents. Where an outer span is one of them, the path goes on from there.
 fn join(path: &mut Vec<SpanName>, span: Vec<SpanName>) {
-    let shared = span
-        .iter()
-        .rposition(|parent| path.iter().any(|known| known.id == parent.id && known.id != 0));
+    let shared = span.iter().rposition(|parent| {
+        path.iter()
+            .any(|known| known.id == parent.id && known.id != 0)
+    });
     let new = shared.map_or(0, |shared| shared + 1);
     path.extend(span.into_iter().skip(new));
 }
@@ -271,7 +292,11 @@ mod tests {
     use super::*;
 
     fn span(id: u64, name: &'static str) -> SpanName {
-        SpanName { id, name, fields: None }
+        SpanName {
+            id,
+            name,
+            fields: None,
+        }
     }
 
     #[test]
@@ -279,7 +304,10 @@ mod tests {
         let mut path = Vec::new();
         join(&mut path, vec![span(1, "request")]);
         join(&mut path, vec![span(1, "request"), span(2, "get_user")]);
-        join(&mut path, vec![span(1, "request"), span(2, "get_user"), span(3, "query")]);
+        join(
+            &mut path,
+            vec![span(1, "request"), span(2, "get_user"), span(3, "query")],
+        );
         assert_eq!(written(&path), "request > get_user > query");
     }
 

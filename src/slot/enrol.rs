@@ -86,7 +86,10 @@ impl Slot {
         // The thread of a `current_thread` runtime leaves it without a trace, so there every poll asks
         // again. Elsewhere a thread stops being a worker only with the worker's counters moving on.
         let skip = match driven {
-            Some(Driven { leaves_silently: true, .. }) => 0,
+            Some(Driven {
+                leaves_silently: true,
+                ..
+            }) => 0,
             _ => self.pace.skip_after(now),
         };
         self.line.time_after(skip);

@@ -108,7 +108,13 @@ mod tests {
 
     #[test]
     fn kinds_survive_packing_at_every_depth() {
-        let kinds = [Kind::Name, Kind::Task, Kind::Span(0), Kind::Span(11), Kind::Unknown];
+        let kinds = [
+            Kind::Name,
+            Kind::Task,
+            Kind::Span(0),
+            Kind::Span(11),
+            Kind::Unknown,
+        ];
         let mut shape = Shape::default();
         for depth in 0..ENTRIES {
             shape = shape.pushed(kinds[depth % kinds.len()]).unwrap();

@@ -154,12 +154,12 @@ impl Line {
         match shape.depth() {
             0 => Closed::Inner,
             1 => {
-                self.shape.store(0, Ordering::Release);
+                // Relaxed, like the store below: a smaller depth shows no entry that was not there.
+                self.shape.store(0, Ordering::Relaxed);
                 self.close()
             }
             _ => {
-                // Release: as in `push`.
-                self.shape.store(shape.popped().0, Ordering::Release);
+                self.shape.store(shape.popped().0, Ordering::Relaxed);
                 Closed::Inner
             }
         }
@@ -168,9 +168,8 @@ impl Line {
     #[inline]
     fn close(&self) -> Closed {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        // Release: pairs with the Acquire in `observe`: the end stamp of an earlier poll, if any, and
-        // everything this poll did to the slot come before its close.
-        self.epoch.store(epoch + 1, Ordering::Release);
+        // Relaxed: whatever must be seen only after the close is itself stored with Release, later.
+        self.epoch.store(epoch + 1, Ordering::Relaxed);
         // Relaxed: a request missed here leaves the end known to within a tick.
         if self.at_end.load(Ordering::Relaxed) == 0 {
             return Closed::Poll;
@@ -182,7 +181,7 @@ impl Line {
     /// Closes whatever marks were left open. The thread is known to be between polls.
     pub(crate) fn reset(&self) {
         if self.shape.load(Ordering::Relaxed) != 0 {
-            self.shape.store(0, Ordering::Release);
+            self.shape.store(0, Ordering::Relaxed);
             self.close();
         }
     }
@@ -223,7 +222,9 @@ impl Line {
         let depth = self.stamps.allowed.load(Ordering::Relaxed);
         self.stamps.allowed_until.store(at.0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `observe`: who sees the region left sees when.
-        self.stamps.allowed.store(depth.saturating_sub(1), Ordering::Release);
+        self.stamps
+            .allowed
+            .store(depth.saturating_sub(1), Ordering::Release);
     }
 
     // ── readers ──
@@ -332,7 +333,10 @@ mod tests {
     use super::*;
 
     fn span(id: u64) -> Entry {
-        Entry { kind: Kind::Span(0), id }
+        Entry {
+            kind: Kind::Span(0),
+            id,
+        }
     }
 
     #[test]
@@ -343,7 +347,10 @@ mod tests {
         assert_eq!(line.push(Kind::Span(0), 8), Opened::Inner);
         let inside = line.observe();
         assert!(inside.in_poll());
-        assert_eq!(line.marks(inside.epoch).unwrap().entries, [span(7), span(8)]);
+        assert_eq!(
+            line.marks(inside.epoch).unwrap().entries,
+            [span(7), span(8)]
+        );
         assert_eq!(line.pop(), Closed::Inner);
         assert_eq!(line.observe(), inside);
         assert_eq!(line.pop(), Closed::Poll);

@@ -66,7 +66,9 @@ pub(crate) fn number(name: Name) -> u32 {
 pub(crate) fn name(number: u32) -> Option<Name> {
     TABLE
         .iter()
-        .flat_map(|first| std::iter::successors(first.get().copied(), |node| node.next.get().copied()))
+        .flat_map(|first| {
+            std::iter::successors(first.get().copied(), |node| node.next.get().copied())
+        })
         .find(|node| node.number == number)
         .map(|node| node.name)
 }
@@ -79,7 +81,10 @@ mod tests {
     fn a_name_keeps_its_number() {
         let first = number(Name::Text("names::a_name_keeps_its_number"));
         assert_eq!(number(Name::Text("names::a_name_keeps_its_number")), first);
-        assert_eq!(name(first), Some(Name::Text("names::a_name_keeps_its_number")));
+        assert_eq!(
+            name(first),
+            Some(Name::Text("names::a_name_keeps_its_number"))
+        );
         assert_ne!(first, 0);
     }
 

@@ -228,8 +228,14 @@ mod tests {
     fn claims_survive_packing() {
         for claim in [
             None,
-            Some(Claim { runtime: 1, worker: 0 }),
-            Some(Claim { runtime: 1 << 40, worker: 511 }),
+            Some(Claim {
+                runtime: 1,
+                worker: 0,
+            }),
+            Some(Claim {
+                runtime: 1 << 40,
+                worker: 511,
+            }),
         ] {
             assert_eq!(Claim::unpack(Claim::pack(claim)), claim);
         }

@@ -114,7 +114,10 @@ mod tests {
     fn a_busy_thread_times_about_a_thousand_polls_a_second() {
         for micros in [1, 7, 40] {
             let timed = timed_per_second(Duration::from_micros(micros));
-            assert!((400..=1_500).contains(&timed), "{timed} timed polls of {micros} µs");
+            assert!(
+                (400..=1_500).contains(&timed),
+                "{timed} timed polls of {micros} µs"
+            );
         }
     }
 

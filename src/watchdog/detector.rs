@@ -109,7 +109,11 @@ pub(crate) enum HeldBy {
 
 /// How sure it is that one poll held its worker for the whole time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum Certainty {
     /// One long poll, or many short ones in a row: nothing at hand tells them apart. Never a reason to
@@ -285,7 +289,12 @@ impl Detector {
     }
 
     /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
-    pub(crate) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, previous: Option<Sample>) {
+    pub(crate) fn ended_unseen(
+        &mut self,
+        poll: PollKey,
+        record: &LongPoll,
+        previous: Option<Sample>,
+    ) {
         let (Some(interval), Some(previous)) = (self.interval, previous) else {
             return;
         };
@@ -324,7 +333,9 @@ impl Detector {
         if sample.after.parks % 2 == 1 || sample.slot.is_some_and(|slot| slot.allowed) {
             return None;
         }
-        let slot = sample.slot.filter(|slot| self.left_behind != Some(slot.poll()));
+        let slot = sample
+            .slot
+            .filter(|slot| self.left_behind != Some(slot.poll()));
         let marked = slot.filter(SlotSeen::in_poll).map(|slot| slot.poll());
         // A worker publishes its counters between polls only. Where they move during a poll, another
         // thread drives the worker by now.
@@ -332,7 +343,9 @@ impl Detector {
             self.left_behind = marked;
             return Some(HeldBy::Unmarked(None));
         }
-        let said = self.stretch.is_some_and(|stretch| stretch.announced.is_some());
+        let said = self
+            .stretch
+            .is_some_and(|stretch| stretch.announced.is_some());
         if self.counted_out() && (current == Some(HeldBy::CountedOut) || !said) {
             return Some(HeldBy::CountedOut);
         }
@@ -355,7 +368,12 @@ impl Detector {
     }
 
     /// Keeps the time for which the counters have not moved, and what is usual for it.
-    fn follow_counters(&mut self, last: Option<&Sample>, sample: &Sample, interval: Option<Interval>) {
+    fn follow_counters(
+        &mut self,
+        last: Option<&Sample>,
+        sample: &Sample,
+        interval: Option<Interval>,
+    ) {
         let parked = sample.after.parks % 2 == 1;
         let seen_looping = last.and_then(|last| last.slot).map(|slot| slot.loops)
             != sample.slot.map(|slot| slot.loops);
@@ -363,7 +381,10 @@ impl Detector {
             let since = self.unmoved.map(|unmoved| unmoved.since);
             slot.allowed || slot.allowed_until > since
         });
-        let still = last.is_some_and(|last| last.after == sample.after) && !parked && !excused && !seen_looping;
+        let still = last.is_some_and(|last| last.after == sample.after)
+            && !parked
+            && !excused
+            && !seen_looping;
         match (&mut self.unmoved, interval) {
             (Some(unmoved), Some(interval)) if still => unmoved.blamed += interval.blamed(),
             _ => {
@@ -381,10 +402,16 @@ impl Detector {
 
     /// Says what this tick adds to what was said before.
     fn announce(&mut self, sample: &Sample) -> Option<Finding> {
-        let Rules { threshold, tick, .. } = self.rules;
+        let Rules {
+            threshold, tick, ..
+        } = self.rules;
         let certainty = self.certainty();
         let stretch = self.stretch.as_mut()?;
-        let stall = stretch.stall_until(sample.at, Duration::ZERO, certainty.unwrap_or(Certainty::Likely));
+        let stall = stretch.stall_until(
+            sample.at,
+            Duration::ZERO,
+            certainty.unwrap_or(Certainty::Likely),
+        );
         let marked = matches!(stretch.held_by, HeldBy::Poll(_));
         let near = marked && stretch.blamed + tick >= threshold;
         if near && certainty.is_none() && !std::mem::replace(&mut stretch.suspected, true) {
@@ -511,7 +538,8 @@ impl Detector {
         let (before, now) = (last.thread?, sample.thread?);
         let (slot_before, slot) = (last.slot?, sample.slot?);
         let parks = sample.before.parks.wrapping_sub(last.after.parks);
-        let no_marks = slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
+        let no_marks =
+            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
         if !no_marks || !(1..=2).contains(&parks) || before.runs == now.runs || slot.in_poll() {
             return None;
         }
@@ -533,7 +561,12 @@ impl Detector {
 }
 
 impl Stretch {
-    fn begin(held_by: HeldBy, last: Option<&Sample>, sample: &Sample, interval: Option<Interval>) -> Stretch {
+    fn begin(
+        held_by: HeldBy,
+        last: Option<&Sample>,
+        sample: &Sample,
+        interval: Option<Interval>,
+    ) -> Stretch {
         let slot = sample.slot;
         let measured = slot
             .filter(|slot| held_by == HeldBy::Poll(slot.poll()))
@@ -605,7 +638,9 @@ impl Stretch {
             return;
         };
         match &mut self.sleep {
-            Some(sleep) if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) => {
+            Some(sleep)
+                if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) =>
+            {
                 sleep.blamed += blamed;
             }
             sleep => {
@@ -649,7 +684,11 @@ impl Interval {
         let length = sample.at.since(last.at);
         // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
         // is busy; the little is no evidence.
-        let stood_still = if sample.late >= rules.threshold / 2 { sample.late } else { Duration::ZERO };
+        let stood_still = if sample.late >= rules.threshold / 2 {
+            sample.late
+        } else {
+            Duration::ZERO
+        };
         let waited = waited(last, sample, length, waiting);
         Interval {
             length,

@@ -43,7 +43,10 @@ impl World {
             detector: Detector::new(rules()),
             now: 0,
             late: Duration::ZERO,
-            counters: Counters { parks: 1, busy: Duration::ZERO },
+            counters: Counters {
+                parks: 1,
+                busy: Duration::ZERO,
+            },
             slot: Some(SlotSeen {
                 thread: THREAD,
                 epoch: 0,
@@ -128,7 +131,10 @@ impl World {
             held_poll_ended: self.ended.take(),
         });
         // A suspicion is not news for anybody but the reporter's look-up.
-        findings.into_iter().filter(|finding| !matches!(finding, Finding::Suspect(_))).collect()
+        findings
+            .into_iter()
+            .filter(|finding| !matches!(finding, Finding::Suspect(_)))
+            .collect()
     }
 
     /// Ticks until something is found; the number of ticks and the findings.
@@ -177,7 +183,11 @@ fn an_untimed_poll_is_certain_once_its_shortest_length_reaches_the_threshold() {
     assert_eq!(world.compute(ms(5)), []);
     assert_eq!(world.compute(ms(5)), []);
     let stall = began(&world.compute(ms(5))).unwrap();
-    assert_eq!(stall.error, Duration::from_micros(2_500), "it began somewhere within one tick");
+    assert_eq!(
+        stall.error,
+        Duration::from_micros(2_500),
+        "it began somewhere within one tick"
+    );
     assert_eq!(stall.duration, Duration::from_micros(12_500));
 }
 
@@ -250,7 +260,10 @@ fn block_in_place_is_not_a_stall() {
 
 #[test]
 fn a_short_visit_to_block_in_place_between_two_ticks_is_not_a_stall() {
-    let key = PollKey { thread: THREAD, epoch: 1 };
+    let key = PollKey {
+        thread: THREAD,
+        epoch: 1,
+    };
     let record = |ended| LongPoll {
         epoch: 1,
         started: at(3),
@@ -284,7 +297,11 @@ fn one_sleep_without_marks_is_certain() {
     world.compute(ms(5));
     let (ticks, found) = world.until_found(|world| world.sleep(TICK));
     let stall = began(&found).unwrap();
-    assert_eq!((stall.certainty, ticks), (Certainty::Certain, 3), "not likely first");
+    assert_eq!(
+        (stall.certainty, ticks),
+        (Certainty::Certain, 3),
+        "not likely first"
+    );
     world.publish(ms(60));
     world.park();
     world.now += 40;
@@ -310,14 +327,24 @@ fn computing_without_marks_is_likely_first_and_certain_when_counted_out() {
     assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
     let mut surer = None;
     while surer.is_none() {
-        surer = world.compute(TICK).into_iter().find_map(|finding| match finding {
-            Finding::Ongoing(stall) | Finding::Began(stall) if stall.certainty == Certainty::Certain => Some(stall),
-            Finding::Ended(stall) => panic!("{stall:?} does not end"),
-            _ => None,
-        });
+        surer = world
+            .compute(TICK)
+            .into_iter()
+            .find_map(|finding| match finding {
+                Finding::Ongoing(stall) | Finding::Began(stall)
+                    if stall.certainty == Certainty::Certain =>
+                {
+                    Some(stall)
+                }
+                Finding::Ended(stall) => panic!("{stall:?} does not end"),
+                _ => None,
+            });
     }
     let age = surer.unwrap().duration;
-    assert!(age >= THRESHOLD * 244 && age < THRESHOLD * 244 + TICK * 3, "{age:?}");
+    assert!(
+        age >= THRESHOLD * 244 && age < THRESHOLD * 244 + TICK * 3,
+        "{age:?}"
+    );
 }
 
 #[test]
@@ -336,14 +363,23 @@ fn a_busy_worker_must_stand_out_from_its_own_usual_pace() {
     let mut said = Vec::new();
     for round in 0..100u32 {
         for _ in 0..4 {
-            said.extend(world.compute(TICK).into_iter().map(|finding| (round, finding)));
+            said.extend(
+                world
+                    .compute(TICK)
+                    .into_iter()
+                    .map(|finding| (round, finding)),
+            );
         }
         world.publish(ms(20));
     }
     let last = said.iter().map(|(round, _)| *round).max();
-    assert!(last <= Some(OUTLIERS as u32 + 1), "only the first rounds can surprise, not round {last:?}");
+    assert!(
+        last <= Some(OUTLIERS as u32 + 1),
+        "only the first rounds can surprise, not round {last:?}"
+    );
     assert!(said.iter().all(|(_, finding)| match finding {
-        Finding::Began(stall) | Finding::Ongoing(stall) | Finding::Ended(stall) => stall.certainty == Certainty::Likely,
+        Finding::Began(stall) | Finding::Ongoing(stall) | Finding::Ended(stall) =>
+            stall.certainty == Certainty::Likely,
         Finding::Suspect(_) => false,
     }));
     // Positive control: ten times as long does stand out.
@@ -370,7 +406,10 @@ fn inner_marks_do_not_hide_a_turn_that_never_ends() {
         world.compute(TICK)
     });
     let stall = began(&found).unwrap();
-    assert_eq!((stall.held_by, stall.certainty), (HeldBy::CountedOut, Certainty::Certain));
+    assert_eq!(
+        (stall.held_by, stall.certainty),
+        (HeldBy::CountedOut, Certainty::Certain)
+    );
     assert!(TICK * ticks >= THRESHOLD * 244);
     assert!(stall.duration >= THRESHOLD * 244);
     // A pulse received in between proves that the worker has come back to its loop.
@@ -439,7 +478,8 @@ fn allowed_blocking_is_not_a_stall_and_does_not_count_towards_one() {
     world.slot().allowed = false;
     world.slot().allowed_until = Some(left);
     assert_eq!(world.compute(TICK), []);
-    let stall = began(&world.compute(TICK)).expect("ten milliseconds more are a stall of their own");
+    let stall =
+        began(&world.compute(TICK)).expect("ten milliseconds more are a stall of their own");
     assert_eq!((stall.since, stall.duration), (left, ms(10)));
 }
 
@@ -457,7 +497,10 @@ fn blocking_allowed_between_two_ticks_starts_the_count_again() {
 
 fn current_thread() -> World {
     let mut world = World::parked().wake();
-    world.detector = Detector::new(Rules { always_driven: false, ..rules() });
+    world.detector = Detector::new(Rules {
+        always_driven: false,
+        ..rules()
+    });
     world
 }
 
@@ -485,7 +528,10 @@ fn a_driven_current_thread_runtime_is_reported_when_its_busy_counter_proves_it()
     world.publish(ms(200));
     let stall = ended(&world.compute(TICK)).unwrap();
     assert_eq!(stall.certainty, Certainty::Certain);
-    assert!(stall.duration >= ms(190) && stall.duration <= ms(205), "{stall:?}");
+    assert!(
+        stall.duration >= ms(190) && stall.duration <= ms(205),
+        "{stall:?}"
+    );
 }
 
 #[test]

@@ -11,8 +11,8 @@ pub(crate) mod workers;
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
-use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
 use crate::report::Phase;
+use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
 use crate::slot;
 use detector::{Detector, Finding, HeldBy, PollKey};
 use std::sync::Arc;
@@ -56,7 +56,11 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         let late = now.since(due);
         shared.note_lateness(late);
         let tick = watchdog.tick(late);
-        due = if late > tick { clock::now().plus(tick) } else { due.plus(tick) };
+        due = if late > tick {
+            clock::now().plus(tick)
+        } else {
+            due.plus(tick)
+        };
     }
 }
 
@@ -112,20 +116,34 @@ impl Watchdog {
         if self.seen_version == Some(version) {
             return;
         }
-        let Some(watched) = self.shared.watched.try_lock().map(|watched| watched.clone()) else {
+        let Some(watched) = self
+            .shared
+            .watched
+            .try_lock()
+            .map(|watched| watched.clone())
+        else {
             return;
         };
         self.seen_version = Some(version);
-        let is_watched = |runtime: &Arc<WatchedRuntime>| watched.iter().any(|other| Arc::ptr_eq(other, runtime));
+        let is_watched =
+            |runtime: &Arc<WatchedRuntime>| watched.iter().any(|other| Arc::ptr_eq(other, runtime));
         self.runtimes.retain(|watch| is_watched(&watch.runtime));
         self.live.retain(|live| is_watched(&live.runtime));
         self.live_changed = true;
         for runtime in watched {
-            if !self.runtimes.iter().any(|watch| Arc::ptr_eq(&watch.runtime, &runtime)) {
+            if !self
+                .runtimes
+                .iter()
+                .any(|watch| Arc::ptr_eq(&watch.runtime, &runtime))
+            {
                 self.runtimes.push(RuntimeWatch::new(runtime));
             }
         }
-        let threshold = self.runtimes.iter().map(|watch| watch.runtime.rules.threshold).min();
+        let threshold = self
+            .runtimes
+            .iter()
+            .map(|watch| watch.runtime.rules.threshold)
+            .min();
         slot::keep_polls_longer_than(threshold);
     }
 
@@ -144,8 +162,15 @@ impl Watchdog {
             let findings = watch.tick(runtime, &self.drivers, late);
             active |= watch.is_active(runtime);
             enrolled += usize::from(watch.worker.driver().is_some());
-            all_polls &= watch.worker.driver().is_some_and(|driver| driver.slot.are_all_polls_seen());
-            news.extend(findings.into_iter().map(|finding| watch.news(runtime, &self.shared, finding)));
+            all_polls &= watch
+                .worker
+                .driver()
+                .is_some_and(|driver| driver.slot.are_all_polls_seen());
+            news.extend(
+                findings
+                    .into_iter()
+                    .map(|finding| watch.news(runtime, &self.shared, finding)),
+            );
         }
         runtime.stats.enrolled.store(enrolled, Ordering::Relaxed);
         runtime.stats.all_polls.store(all_polls, Ordering::Relaxed);
@@ -191,12 +216,17 @@ impl Watchdog {
         let now = clock::now();
         let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
         for live in self.live.iter().filter(is_endless) {
-            if self.shared.reporter_busy_for(now) < REPORTER_STUCK_AFTER || live.last_words.swap(true, Ordering::Relaxed) {
+            if self.shared.reporter_busy_for(now) < REPORTER_STUCK_AFTER
+                || live.last_words.swap(true, Ordering::Relaxed)
+            {
                 continue;
             }
             let live = live.clone();
             let speaker = std::thread::Builder::new().name("stall-last-word".to_owned());
-            if speaker.spawn(move || crate::report::log::write_last_words(&live.unnamed_report())).is_err() {
+            if speaker
+                .spawn(move || crate::report::log::write_last_words(&live.unnamed_report()))
+                .is_err()
+            {
                 self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -218,7 +248,12 @@ impl RuntimeWatch {
 }
 
 impl WorkerWatch {
-    fn tick(&mut self, runtime: &WatchedRuntime, drivers: &Drivers, late: Duration) -> Vec<Finding> {
+    fn tick(
+        &mut self,
+        runtime: &WatchedRuntime,
+        drivers: &Drivers,
+        late: Duration,
+    ) -> Vec<Finding> {
         self.worker.follow(runtime.id, drivers);
         let previous = self.detector.last();
         let held = self.detector.held_poll();
@@ -240,7 +275,11 @@ impl WorkerWatch {
             }
         }
         if let Some(poll) = findings.iter().find_map(going_on) {
-            if let Some(driver) = self.worker.driver().filter(|driver| driver.thread() == poll.thread) {
+            if let Some(driver) = self
+                .worker
+                .driver()
+                .filter(|driver| driver.thread() == poll.thread)
+            {
                 driver.slot.line.ask_for_end();
             }
         }
@@ -252,12 +291,18 @@ impl WorkerWatch {
             return true;
         };
         let in_poll = last.slot.is_some_and(|slot| slot.epoch % 2 == 1);
-        let lively = runtime.rules.always_driven || in_poll || last.at.since(self.moved_at) < UNDRIVEN_AFTER;
+        let lively =
+            runtime.rules.always_driven || in_poll || last.at.since(self.moved_at) < UNDRIVEN_AFTER;
         last.after.parks % 2 == 0 && lively
     }
 
     /// Turns a finding into what the reporter needs to know.
-    fn news(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared, finding: Finding) -> StallNews {
+    fn news(
+        &mut self,
+        runtime: &Arc<WatchedRuntime>,
+        shared: &Shared,
+        finding: Finding,
+    ) -> StallNews {
         let (phase, stall) = match finding {
             Finding::Suspect(stall) => (None, stall),
             Finding::Began(stall) => (Some(Phase::Began), stall),
@@ -267,8 +312,16 @@ impl WorkerWatch {
         let first = self.announced.is_none();
         let announced = match phase {
             None => None,
-            Some(Phase::Ended) => Some(self.announced.take().unwrap_or_else(|| Announced::new(shared))),
-            Some(_) => Some(self.announced.get_or_insert_with(|| Announced::new(shared)).clone()),
+            Some(Phase::Ended) => Some(
+                self.announced
+                    .take()
+                    .unwrap_or_else(|| Announced::new(shared)),
+            ),
+            Some(_) => Some(
+                self.announced
+                    .get_or_insert_with(|| Announced::new(shared))
+                    .clone(),
+            ),
         };
         if first && announced.is_some() {
             runtime.stats.count(stall.certainty);
@@ -277,7 +330,9 @@ impl WorkerWatch {
             slot: driver.slot,
             tenancy: driver.tenancy,
             marks: match stall.held_by {
-                HeldBy::Poll(poll) if poll.thread == driver.thread() => driver.slot.line.marks(poll.epoch),
+                HeldBy::Poll(poll) if poll.thread == driver.thread() => {
+                    driver.slot.line.marks(poll.epoch)
+                }
                 _ => None,
             },
         });

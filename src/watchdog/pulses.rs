@@ -65,8 +65,17 @@ struct Probe {
 
 impl Round {
     /// Does what is due and says when to come again.
-    fn turn(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared, reporter: &SyncSender<Message>) -> Duration {
-        let spacing = if runtime.stats.active.swap(false, Ordering::Relaxed) { BUSY } else { IDLE };
+    fn turn(
+        &mut self,
+        runtime: &Arc<WatchedRuntime>,
+        shared: &Shared,
+        reporter: &SyncSender<Message>,
+    ) -> Duration {
+        let spacing = if runtime.stats.active.swap(false, Ordering::Relaxed) {
+            BUSY
+        } else {
+            IDLE
+        };
         let now = clock::now();
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
@@ -84,11 +93,19 @@ impl Round {
         if self.probe.is_some() {
             return LOOK;
         }
-        self.pulse_at.min(self.probe_at).since(now).max(Duration::from_millis(1))
+        self.pulse_at
+            .min(self.probe_at)
+            .since(now)
+            .max(Duration::from_millis(1))
     }
 
     /// Notes how long the probe under way has waited, and says so from the threshold on.
-    fn follow_probe(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared, reporter: &SyncSender<Message>) {
+    fn follow_probe(
+        &mut self,
+        runtime: &Arc<WatchedRuntime>,
+        shared: &Shared,
+        reporter: &SyncSender<Message>,
+    ) {
         let Some(probe) = &mut self.probe else {
             return;
         };
@@ -99,12 +116,16 @@ impl Round {
         let waited = taken_at.unwrap_or_else(clock::now).since(probe.sent_at);
         let threshold = runtime.watch.settings.pool_threshold;
         let phase = match (taken_at, &mut probe.announced) {
-            (Some(_), announced) => (announced.is_some() || waited >= threshold).then_some(Phase::Ended),
+            (Some(_), announced) => {
+                (announced.is_some() || waited >= threshold).then_some(Phase::Ended)
+            }
             (None, None) => (waited >= threshold).then_some(Phase::Began),
             (None, Some((_, next_age))) => (waited >= *next_age).then_some(Phase::Ongoing),
         };
         if let Some(phase) = phase {
-            let (id, next_age) = probe.announced.get_or_insert_with(|| (shared.next_id(), threshold));
+            let (id, next_age) = probe
+                .announced
+                .get_or_insert_with(|| (shared.next_id(), threshold));
             while *next_age <= waited {
                 *next_age *= 2;
             }
@@ -138,7 +159,11 @@ impl Probe {
         let stamp = taken_at.clone();
         let sent_at = clock::now();
         // Detached: a runtime that shuts down first drops the closure, and the runtime is let go.
-        drop(runtime.handle.spawn_blocking(move || stamp.store(clock::now().0, Ordering::Release)));
+        drop(
+            runtime
+                .handle
+                .spawn_blocking(move || stamp.store(clock::now().0, Ordering::Release)),
+        );
         Probe {
             sent_at,
             taken_at,

@@ -29,7 +29,10 @@ fn counters(metrics: &RuntimeMetrics, worker: usize) -> Counters {
 
 #[cfg(not(target_has_atomic = "64"))]
 fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
-    Counters { parks: 1, busy: Duration::ZERO }
+    Counters {
+        parks: 1,
+        busy: Duration::ZERO,
+    }
 }
 
 /// The slots of threads that say they drive a worker, by what they say. Rebuilt each tick.
@@ -160,7 +163,10 @@ impl Worker {
         }
         let after = counters(metrics, self.index);
         let quiet = after.parks % 2 == 1 && self.last == Some(after);
-        let thread = self.look_at_thread(quiet, self.last.is_some_and(|last| last.parks != after.parks));
+        let thread = self.look_at_thread(
+            quiet,
+            self.last.is_some_and(|last| last.parks != after.parks),
+        );
         self.last = Some(after);
         if self.driver().is_none() {
             slot = None;
@@ -185,7 +191,8 @@ impl Worker {
         driver.evidence = driver.files.as_ref().and_then(ThreadFiles::look);
         if let (Some(before), Some(now), true) = (before, driver.evidence, woke_or_parked) {
             // To park or to wake takes running. Who has not run has not done it.
-            let has_run = now.runs != before.runs || now.cpu != before.cpu || now.state == ThreadState::OnCpu;
+            let has_run =
+                now.runs != before.runs || now.cpu != before.cpu || now.state == ThreadState::OnCpu;
             driver.replaced = !has_run;
         }
         self.driver().and_then(|driver| driver.evidence)
