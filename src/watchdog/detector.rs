@@ -186,6 +186,8 @@ struct Stretch {
     latest: Nanos,
     /// Time for which the code is to blame, from `latest` on.
     blamed: Duration,
+    /// The last sample that did not show it.
+    before: Option<Sample>,
     busy_before: Duration,
     sleep: Option<Sleep>,
     ticks: u32,
@@ -492,7 +494,9 @@ impl Detector {
             }
             return None;
         }
-        let certainty = said.or_else(|| self.driven_after_all(&stretch, sample))?;
+        let Some(certainty) = said.or_else(|| self.driven_after_all(&stretch, sample)) else {
+            return self.slept_unseen(&stretch.before?, sample, interval?);
+        };
         let (end, error) = middle(last_seen, sample.at);
         let mut stall = stretch.stall_until(end, error, certainty);
         // The busy counter has counted the stretch, and what else the worker did since it last published.
@@ -532,31 +536,42 @@ impl Detector {
         findings
     }
 
-    /// Without marks, between two ticks: the worker ran once, and its thread slept beyond the threshold
-    /// while it was busy. How often it slept is not known.
-    fn slept_unseen(&self, last: &Sample, sample: &Sample, interval: Interval) -> Option<Finding> {
-        let (before, now) = (last.thread?, sample.thread?);
-        let (slot_before, slot) = (last.slot?, sample.slot?);
-        let parks = sample.before.parks.wrapping_sub(last.after.parks);
-        let no_marks =
-            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        if !no_marks || !(1..=2).contains(&parks) || before.runs == now.runs || slot.in_poll() {
+    /// Without marks, and over before a stretch of it could be seen: the worker was active once, and its
+    /// thread slept beyond the threshold while it was busy.
+    ///
+    /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
+    /// sleeps is known from below.
+    fn slept_unseen(&self, before: &Sample, sample: &Sample, interval: Interval) -> Option<Finding> {
+        let (thread_before, thread) = (before.thread?, sample.thread?);
+        let (slot_before, slot) = (before.slot?, sample.slot?);
+        let parks = sample.before.parks.wrapping_sub(before.after.parks);
+        let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
+        let no_marks = slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
+        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() {
             return None;
         }
-        let busy = sample.before.busy.saturating_sub(last.after.busy);
-        let computed = now.cpu.saturating_sub(before.cpu);
-        let asleep = busy.saturating_sub(computed).saturating_sub(interval.host);
-        (asleep >= self.rules.threshold && busy <= interval.length).then(|| {
-            let (since, error) = middle(last.at, sample.at.minus(busy));
-            Finding::Ended(Stall {
-                held_by: HeldBy::Unmarked(Some(slot.poll())),
-                since,
-                duration: busy,
-                error: error.min(busy - asleep),
-                certainty: Certainty::Likely,
-                name: 0,
-            })
-        })
+        let length = sample.at.since(before.at);
+        let busy = sample.before.busy.saturating_sub(before.after.busy);
+        let computed = thread.cpu.saturating_sub(thread_before.cpu);
+        let waited = thread.run_queue.saturating_sub(thread_before.run_queue).max(interval.host);
+        let asleep = busy.saturating_sub(computed).saturating_sub(waited);
+        if asleep < self.rules.threshold || busy > length {
+            return None;
+        }
+        let longest_sleep = asleep / (runs - 1).max(1);
+        let (since, error) = middle(before.at, sample.at.minus(busy));
+        Some(Finding::Ended(Stall {
+            held_by: HeldBy::Unmarked(Some(slot.poll())),
+            since,
+            duration: busy,
+            error: error.min(busy - asleep),
+            certainty: if longest_sleep >= self.rules.threshold {
+                Certainty::Certain
+            } else {
+                Certainty::Likely
+            },
+            name: 0,
+        }))
     }
 }
 
@@ -583,6 +598,7 @@ impl Stretch {
             earliest: exact.unwrap_or(not_before),
             latest,
             blamed: sample.at.since(latest).saturating_sub(host),
+            before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,
             ticks: 1,
@@ -600,6 +616,7 @@ impl Stretch {
             earliest: unmoved.since,
             latest: unmoved.since,
             blamed: unmoved.blamed,
+            before: None,
             busy_before: unmoved.busy_before,
             sleep: None,
             ticks: 1,

@@ -536,19 +536,29 @@ fn a_driven_current_thread_runtime_is_reported_when_its_busy_counter_proves_it()
 
 #[test]
 fn a_sleep_between_two_idle_ticks_is_found_afterwards() {
-    let slept = |asleep: u64| {
+    let slept = |asleep: u64, runs: u64, seen_once: bool| {
         let mut world = World::parked();
         world.compute(ms(25));
-        world.counters.parks += 2;
+        if seen_once {
+            world.counters.parks += 1;
+            world.sleep(TICK);
+            world.counters.parks += 1;
+        } else {
+            world.counters.parks += 2;
+        }
         world.publish(ms(20));
         let thread = world.thread.as_mut().unwrap();
-        thread.runs += 3;
+        thread.runs += runs - u64::from(seen_once);
         thread.cpu += ms(20 - asleep);
         thread.state = ThreadState::Asleep(None);
-        world.pass(ms(25))
+        ended(&world.pass(ms(25))).map(|stall| (stall.certainty, stall.duration))
     };
-    assert_eq!(ended(&slept(15)).unwrap().certainty, Certainty::Likely);
-    assert_eq!(slept(1), [], "a burst of work is none");
+    for seen_once in [false, true] {
+        // Put on a CPU twice: once to wake, once after the only sleep.
+        assert_eq!(slept(15, 2, seen_once), Some((Certainty::Certain, ms(20))));
+        assert_eq!(slept(15, 7, seen_once), Some((Certainty::Likely, ms(20))), "six sleeps");
+        assert_eq!(slept(1, 2, seen_once), None, "a burst of work is none");
+    }
 }
 
 /// What a poll was made of, in milliseconds.

@@ -99,12 +99,23 @@ impl Watchdog {
         self.follow_registrations();
         workers::collect_drivers(&mut self.drivers);
         let mut next = IDLE_TICK;
-        for index in 0..self.runtimes.len() {
-            if self.tick_runtime(index, late) {
-                next = next.min(self.runtimes[index].runtime.rules.tick);
+        let mut news = Vec::new();
+        for watch in &mut self.runtimes {
+            if watch.tick(&self.drivers, late, &self.shared, &mut news) {
+                next = next.min(watch.runtime.rules.tick);
             }
         }
+        // Whoever hears of a stall finds it in `stalled_now()` already.
+        for news in &news {
+            self.update_live(news);
+        }
         self.publish_live();
+        for news in news {
+            if self.reporter.try_send(Message::Stall(news)).is_err() {
+                self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.speak_for_a_stuck_reporter();
         self.shared.ticked();
         next
     }
@@ -147,57 +158,21 @@ impl Watchdog {
         slot::keep_polls_longer_than(threshold);
     }
 
-    /// Returns whether any worker of the runtime is active.
-    fn tick_runtime(&mut self, index: usize, late: Duration) -> bool {
-        let RuntimeWatch { runtime, workers } = &mut self.runtimes[index];
-        if runtime.is_gone() {
-            workers.clear();
-            return false;
+    fn update_live(&mut self, news: &StallNews) {
+        let Some(announcement) = &news.announcement else {
+            return;
+        };
+        self.live.retain(|live| live.id != announcement.id);
+        if announcement.phase != Phase::Ended {
+            self.live.push(Live {
+                id: announcement.id,
+                runtime: news.runtime.clone(),
+                worker: news.worker,
+                stall: news.stall,
+                last_words: announcement.last_words.clone(),
+            });
         }
-        let mut active = false;
-        let mut enrolled = 0;
-        let mut all_polls = true;
-        let mut news = Vec::new();
-        for watch in workers {
-            let findings = watch.tick(runtime, &self.drivers, late);
-            active |= watch.is_active(runtime);
-            enrolled += usize::from(watch.worker.driver().is_some());
-            all_polls &= watch
-                .worker
-                .driver()
-                .is_some_and(|driver| driver.slot.are_all_polls_seen());
-            news.extend(
-                findings
-                    .into_iter()
-                    .map(|finding| watch.news(runtime, &self.shared, finding)),
-            );
-        }
-        runtime.stats.enrolled.store(enrolled, Ordering::Relaxed);
-        runtime.stats.all_polls.store(all_polls, Ordering::Relaxed);
-        runtime.stats.active.fetch_or(active, Ordering::Relaxed);
-        for news in news {
-            self.hand_over(news);
-        }
-        active
-    }
-
-    fn hand_over(&mut self, news: StallNews) {
-        if let Some(announcement) = &news.announcement {
-            self.live.retain(|live| live.id != announcement.id);
-            if announcement.phase != Phase::Ended {
-                self.live.push(Live {
-                    id: announcement.id,
-                    runtime: news.runtime.clone(),
-                    worker: news.worker,
-                    stall: news.stall,
-                    last_words: announcement.last_words.clone(),
-                });
-            }
-            self.live_changed = true;
-        }
-        if self.reporter.try_send(Message::Stall(news)).is_err() {
-            self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-        }
+        self.live_changed = true;
     }
 
     fn publish_live(&mut self) {
@@ -207,7 +182,6 @@ impl Watchdog {
                 self.live_changed = false;
             }
         }
-        self.speak_for_a_stuck_reporter();
     }
 
     /// The reporter writes endless stalls to standard error itself. If it cannot, because it is stuck in
@@ -244,6 +218,28 @@ impl RuntimeWatch {
             })
             .collect();
         RuntimeWatch { runtime, workers }
+    }
+
+    /// Looks at all workers; returns whether any is active.
+    fn tick(&mut self, drivers: &Drivers, late: Duration, shared: &Shared, news: &mut Vec<StallNews>) -> bool {
+        let RuntimeWatch { runtime, workers } = self;
+        if runtime.is_gone() {
+            workers.clear();
+            return false;
+        }
+        let (mut active, mut enrolled, mut all_polls) = (false, 0, true);
+        for watch in workers {
+            let findings = watch.tick(runtime, drivers, late);
+            news.extend(findings.into_iter().map(|finding| watch.news(runtime, shared, finding)));
+            active |= watch.is_active(runtime);
+            let driver = watch.worker.driver();
+            enrolled += usize::from(driver.is_some());
+            all_polls &= driver.is_some_and(|driver| driver.slot.are_all_polls_seen());
+        }
+        runtime.stats.enrolled.store(enrolled, Ordering::Relaxed);
+        runtime.stats.all_polls.store(all_polls, Ordering::Relaxed);
+        runtime.stats.active.fetch_or(active, Ordering::Relaxed);
+        active
     }
 }
 
