@@ -9,18 +9,27 @@ use tokio::runtime::Builder;
 use tokio_stall::{Guard, Phase};
 
 fn detector_threads() -> usize {
-    thread_names().iter().filter(|name| name.starts_with("stall-")).count()
+    thread_names()
+        .iter()
+        .filter(|name| name.starts_with("stall-"))
+        .count()
 }
 
 /// One test: threads and files belong to the process.
 #[test]
 fn fifty_rounds_leave_neither_threads_nor_files_nor_tasks() {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let round = |expect_stall: bool| {
         runtime.block_on(async {
             let (watch, seen) = Seen::watch();
             if expect_stall {
-                tokio::spawn(async { std::thread::sleep(Duration::from_millis(30)) }).await.unwrap();
+                tokio::spawn(async { std::thread::sleep(Duration::from_millis(30)) })
+                    .await
+                    .unwrap();
                 seen.wait(|report| report.phase == Phase::Ended);
             }
             drop(watch);
@@ -35,10 +44,19 @@ fn fifty_rounds_leave_neither_threads_nor_files_nor_tasks() {
     // A pulse task ends at its next poll; the worker gets to that when it gets to it.
     let deadline = Instant::now() + FOREVER;
     while runtime.metrics().num_alive_tasks() > tasks {
-        assert!(Instant::now() < deadline, "{} tasks stay", runtime.metrics().num_alive_tasks());
+        assert!(
+            Instant::now() < deadline,
+            "{} tasks stay",
+            runtime.metrics().num_alive_tasks()
+        );
         std::thread::yield_now();
     }
-    assert!(open_files() <= files, "{} files were open, now {}", files, open_files());
+    assert!(
+        open_files() <= files,
+        "{} files were open, now {}",
+        files,
+        open_files()
+    );
 
     // A guard dropped inside the callback, on the detector's own thread.
     let guard: Arc<Mutex<Option<Guard>>> = Arc::default();
@@ -55,18 +73,26 @@ fn fifty_rounds_leave_neither_threads_nor_files_nor_tasks() {
             .start()
             .unwrap();
         *guard.lock().unwrap() = Some(watch);
-        tokio::spawn(async { std::thread::sleep(Duration::from_millis(50)) }).await.unwrap();
+        tokio::spawn(async { std::thread::sleep(Duration::from_millis(50)) })
+            .await
+            .unwrap();
         was_dropped.recv_timeout(FOREVER).expect("the drop returns");
     });
     let deadline = Instant::now() + FOREVER;
     while detector_threads() > 0 {
-        assert!(Instant::now() < deadline, "the reporter ends after its callback");
+        assert!(
+            Instant::now() < deadline,
+            "the reporter ends after its callback"
+        );
         std::thread::yield_now();
     }
     round(true);
 
     // A runtime that is shut down under the watch is let go; the guard's drop finds nothing amiss.
-    let short_lived = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let short_lived = Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
     let watch = tokio_stall::Builder::new()
         .runtime("short", short_lived.handle().clone())
         .start()

@@ -22,21 +22,31 @@ fn a_sleeping_worker_is_reported_while_it_sleeps_and_for_certain() {
         });
         // The worker sleeps until we have been told, so "while it lasts" needs no clock.
         let told = seen.clone();
-        let began = tokio::task::spawn_blocking(move || told.wait(|report| report.phase == Phase::Began))
-            .await
-            .unwrap();
+        let began =
+            tokio::task::spawn_blocking(move || told.wait(|report| report.phase == Phase::Began))
+                .await
+                .unwrap();
         assert_eq!(began.certainty, Certainty::Certain);
-        assert_eq!((began.runtime.as_str(), began.missing.as_slice()), ("main", &[Missing::Unmarked][..]));
+        assert_eq!(
+            (began.runtime.as_str(), began.missing.as_slice()),
+            ("main", &[Missing::Unmarked][..])
+        );
         assert!(began.worker < 2);
         let now = watch.stalled_now();
-        assert_eq!(now.iter().map(|stall| stall.id).collect::<Vec<_>>(), [began.id]);
+        assert_eq!(
+            now.iter().map(|stall| stall.id).collect::<Vec<_>>(),
+            [began.id]
+        );
         drop(send);
         blocked.await.unwrap();
         let outer = started.elapsed();
         let ended = seen.wait_for_end(began.id);
         assert!(ended.duration >= began.duration && ended.duration <= outer + ended.duration_error);
         assert_eq!(ended.worker, began.worker);
-        assert_eq!(watch.recent().last().map(|stall| stall.phase), Some(Phase::Ended));
+        assert_eq!(
+            watch.recent().last().map(|stall| stall.phase),
+            Some(Phase::Ended)
+        );
     });
 }
 
@@ -47,18 +57,28 @@ fn a_computing_worker_is_likely_first_and_certain_when_it_has_gone_on_too_long_f
         let (builder, seen) = Seen::builder();
         let _watch = builder.threshold(threshold).start().unwrap();
         // 61 turns of four polls each must not be able to explain it, and the host takes its share.
-        tokio::spawn(async move { compute(threshold * 61 * 4 * 2) }).await.unwrap();
-        let certain = seen.wait(|report| report.certainty == Certainty::Certain && report.duration > threshold * 61);
+        tokio::spawn(async move { compute(threshold * 61 * 4 * 2) })
+            .await
+            .unwrap();
+        let certain = seen.wait(|report| {
+            report.certainty == Certainty::Certain && report.duration > threshold * 61
+        });
         let all = seen.all();
         let first = all.iter().find(|report| report.id == certain.id).unwrap();
-        assert_eq!((first.certainty, first.phase), (Certainty::Likely, Phase::Began));
+        assert_eq!(
+            (first.certainty, first.phase),
+            (Certainty::Likely, Phase::Began)
+        );
         assert!(first.duration < certain.duration);
     });
 }
 
 #[test]
 fn a_stall_of_a_current_thread_runtime_is_reported_when_it_is_over() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let (_watch, seen) = Seen::watch();
         tokio::task::yield_now().await;

@@ -6,11 +6,18 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeMetrics};
 
 fn one_worker() -> Runtime {
-    Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn counters(metrics: &RuntimeMetrics) -> (u64, Duration) {
-    (metrics.worker_park_unpark_count(0), metrics.worker_total_busy_duration(0))
+    (
+        metrics.worker_park_unpark_count(0),
+        metrics.worker_total_busy_duration(0),
+    )
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -25,14 +32,16 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 fn a_parked_worker_has_an_odd_count_and_an_active_one_an_even_count() {
     let runtime = one_worker();
     let metrics = runtime.metrics();
-    wait_until("an idle worker's park/unpark count is no longer odd", || {
-        metrics.worker_park_unpark_count(0) % 2 == 1
-    });
+    wait_until(
+        "an idle worker's park/unpark count is no longer odd",
+        || metrics.worker_park_unpark_count(0) % 2 == 1,
+    );
     let (release, held) = mpsc::channel::<()>();
     runtime.spawn(async move { held.recv().ok() });
-    wait_until("a worker inside a poll no longer shows an even count", || {
-        metrics.worker_park_unpark_count(0) % 2 == 0
-    });
+    wait_until(
+        "a worker inside a poll no longer shows an even count",
+        || metrics.worker_park_unpark_count(0) % 2 == 0,
+    );
     drop(release);
 }
 
@@ -49,12 +58,17 @@ fn neither_counter_moves_during_a_poll_and_the_busy_one_counts_it_afterwards() {
     let start = has_entered.recv().unwrap();
     let during = counters(&metrics);
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(counters(&metrics), during, "tokio changed: counters move during a poll");
+    assert_eq!(
+        counters(&metrics),
+        during,
+        "tokio changed: counters move during a poll"
+    );
     let at_least = start.elapsed();
     drop(release);
-    wait_until("the busy duration no longer includes a long poll once it is over", || {
-        metrics.worker_total_busy_duration(0) >= during.1 + at_least
-    });
+    wait_until(
+        "the busy duration no longer includes a long poll once it is over",
+        || metrics.worker_total_busy_duration(0) >= during.1 + at_least,
+    );
 }
 
 #[test]
@@ -96,7 +110,10 @@ fn block_in_place_lets_the_counters_go_on() {
         tokio::task::block_in_place(|| held.recv().ok());
     });
     let during = has_entered.recv().unwrap();
-    wait_until("a worker no longer goes on elsewhere during block_in_place", || counters(&metrics) != during);
+    wait_until(
+        "a worker no longer goes on elsewhere during block_in_place",
+        || counters(&metrics) != during,
+    );
     drop(release);
 }
 
@@ -105,7 +122,11 @@ fn worker_index_tells_workers_from_other_threads() {
     let runtime = one_worker();
     let index = tokio::runtime::worker_index;
     runtime.block_on(async move {
-        assert_eq!(index(), None, "tokio changed: the thread in block_on has an index");
+        assert_eq!(
+            index(),
+            None,
+            "tokio changed: the thread in block_on has an index"
+        );
         assert_eq!(tokio::spawn(async move { index() }).await.unwrap(), Some(0));
         assert_eq!(tokio::task::spawn_blocking(index).await.unwrap(), None);
     });

@@ -70,7 +70,7 @@ impl Slot {
     pub(crate) fn end(&self) -> Option<u64> {
         match self.line.pop() {
             Closed::Inner | Closed::Poll => None,
-            Closed::Measure(epoch) => self.measure_end(epoch),
+            Closed::Measure { epoch, wanted } => self.measure_end(epoch, wanted),
         }
     }
 
@@ -96,19 +96,19 @@ impl Slot {
     }
 
     #[cold]
-    fn measure_end(&self, epoch: u64) -> Option<u64> {
-        let now = clock::now();
-        self.line.stamp_end(epoch, now);
-        let started = self.line.started(epoch)?;
+    fn measure_end(&self, epoch: u64, wanted: bool) -> Option<u64> {
+        let ended = clock::now();
+        let started = self.line.started(epoch);
         let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
+        let too_long = started.is_some_and(|started| ended.since(started) >= threshold);
         // A long span on a thread that drives nothing holds nobody up.
-        if now.since(started) < threshold || self.claim().is_none() {
+        if !wanted && !(too_long && self.claim().is_some()) {
             return None;
         }
         self.keep_long_poll(LongPoll {
             epoch,
             started,
-            ended: now,
+            ended,
             name: 0,
         });
         Some(epoch)

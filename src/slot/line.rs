@@ -21,11 +21,15 @@ pub(crate) struct Line {
     stamps: Stamps,
 }
 
+/// `at_end`: what the end of the poll is to do.
+const NOTHING: u32 = 0;
+const TIMED: u32 = 1;
+const WANTED: u32 = 2;
+
 /// Written in slow paths only, hence behind the words that every poll touches.
 #[derive(Debug)]
 struct Stamps {
     started: Stamp,
-    ended: Stamp,
     allowed: AtomicU32,
     allowed_until: AtomicU64,
 }
@@ -48,8 +52,13 @@ pub(crate) enum Closed {
     Inner,
     /// The poll is over.
     Poll,
-    /// The poll is over and its end is to be measured; this was its epoch.
-    Measure(u64),
+    /// The poll is over and its end is to be measured.
+    Measure {
+        /// Its epoch.
+        epoch: u64,
+        /// Somebody asked for it.
+        wanted: bool,
+    },
 }
 
 /// A glance at a slot.
@@ -80,11 +89,12 @@ pub(crate) struct Marks {
     pub(crate) place: u32,
 }
 
-/// A poll that ended beyond the threshold before anybody saw it.
+/// A poll that was long, or whose end somebody asked for, and when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LongPoll {
     pub(crate) epoch: u64,
-    pub(crate) started: Nanos,
+    /// When it started, if that was measured.
+    pub(crate) started: Option<Nanos>,
     pub(crate) ended: Nanos,
     /// Index into the table of names; 0 for none.
     pub(crate) name: u32,
@@ -101,7 +111,6 @@ impl Line {
             place: AtomicU32::new(0),
             stamps: Stamps {
                 started: Stamp::new(),
-                ended: Stamp::new(),
                 allowed: AtomicU32::new(0),
                 allowed_until: AtomicU64::new(0),
             },
@@ -171,11 +180,15 @@ impl Line {
         // Relaxed: whatever must be seen only after the close is itself stored with Release, later.
         self.epoch.store(epoch + 1, Ordering::Relaxed);
         // Relaxed: a request missed here leaves the end known to within a tick.
-        if self.at_end.load(Ordering::Relaxed) == 0 {
+        let at_end = self.at_end.load(Ordering::Relaxed);
+        if at_end == NOTHING {
             return Closed::Poll;
         }
-        self.at_end.store(0, Ordering::Relaxed);
-        Closed::Measure(epoch)
+        self.at_end.store(NOTHING, Ordering::Relaxed);
+        Closed::Measure {
+            epoch,
+            wanted: at_end == WANTED,
+        }
     }
 
     /// Closes whatever marks were left open. The thread is known to be between polls.
@@ -195,12 +208,7 @@ impl Line {
     pub(crate) fn stamp_start(&self, at: Nanos) {
         let epoch = self.epoch.load(Ordering::Relaxed);
         self.stamps.started.write(epoch, at);
-        self.at_end.store(1, Ordering::Relaxed);
-    }
-
-    /// Says when the poll with `epoch`, just closed, ended.
-    pub(crate) fn stamp_end(&self, epoch: u64, at: Nanos) {
-        self.stamps.ended.write(epoch, at);
+        self.at_end.store(TIMED, Ordering::Relaxed);
     }
 
     /// Names the place where the current task was spawned.
@@ -273,14 +281,9 @@ impl Line {
         self.stamps.started.read(epoch)
     }
 
-    /// When the poll with this epoch ended, if that was measured.
-    pub(crate) fn ended(&self, epoch: u64) -> Option<Nanos> {
-        self.stamps.ended.read(epoch)
-    }
-
     /// Asks the owner to measure the end of the poll it is in.
     pub(crate) fn ask_for_end(&self) {
-        self.at_end.store(1, Ordering::Relaxed);
+        self.at_end.store(WANTED, Ordering::Relaxed);
     }
 
     /// Asks the owner to look around at its next begin: which worker is it now?
@@ -378,17 +381,30 @@ mod tests {
     }
 
     #[test]
-    fn a_requested_end_is_measured_once() {
+    fn an_end_is_measured_once_if_it_is_wanted_or_the_poll_was_timed() {
         let line = Line::new();
         line.time_after(9);
         line.push(Kind::Name, 1);
         line.ask_for_end();
-        assert_eq!(line.pop(), Closed::Measure(1));
-        line.stamp_end(1, Nanos(50));
-        assert_eq!(line.ended(1), Some(Nanos(50)));
-        assert_eq!(line.ended(3), None);
+        assert_eq!(
+            line.pop(),
+            Closed::Measure {
+                epoch: 1,
+                wanted: true
+            }
+        );
         line.push(Kind::Name, 1);
         assert_eq!(line.pop(), Closed::Poll);
+        line.push(Kind::Name, 1);
+        line.stamp_start(Nanos(50));
+        assert_eq!((line.started(5), line.started(3)), (Some(Nanos(50)), None));
+        assert_eq!(
+            line.pop(),
+            Closed::Measure {
+                epoch: 5,
+                wanted: false
+            }
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn model(
         let owned = line.clone();
         let owner = thread::spawn(move || owner(&owned));
         let reader = thread::spawn(move || reader(&line));
-        owner.join().expect("the owner asserts nothing");
+        owner.join().expect("what the owner sees is right");
         reader.join().expect("what the reader sees is right");
     });
 }
@@ -126,37 +126,39 @@ fn a_place_belongs_to_its_poll() {
 fn a_stamp_carries_its_own_epoch() {
     model(
         |line| {
-            line.stamp_end(1, Nanos(100));
+            line.push(Kind::Name, 1);
+            line.stamp_start(Nanos(100));
         },
         |line| {
-            line.stamp_end(3, Nanos(200));
+            line.pop();
+            line.push(Kind::Name, 1);
+            line.stamp_start(Nanos(200));
         },
         |line| {
-            assert!(matches!(line.ended(1), None | Some(Nanos(100))));
-            assert!(matches!(line.ended(3), None | Some(Nanos(200))));
+            assert!(matches!(line.started(1), None | Some(Nanos(100))));
+            assert!(matches!(line.started(3), None | Some(Nanos(200))));
         },
     );
 }
 
-/// A request for the end is answered with that poll's epoch, or with a later one, or not at all.
+/// A request for the end is answered with the epoch of that poll or of a later one.
 #[test]
-fn a_requested_end_is_never_an_earlier_one() {
+fn a_wanted_end_is_never_an_earlier_one() {
     model(
         |line| {
             line.push(Kind::Name, 1);
+            line.pop();
         },
         |line| {
-            for at in [100, 200] {
-                if let Closed::Measure(epoch) = line.pop() {
-                    line.stamp_end(epoch, Nanos(at));
-                }
-                line.push(Kind::Name, 1);
+            line.push(Kind::Name, 1);
+            if let Closed::Measure { epoch, wanted } = line.pop() {
+                assert_eq!((epoch, wanted), (3, true));
             }
         },
         |line| {
-            line.ask_for_end();
-            assert!(matches!(line.ended(1), None | Some(Nanos(100))));
-            assert!(matches!(line.ended(3), None | Some(Nanos(200))));
+            if line.observe().epoch == 3 {
+                line.ask_for_end();
+            }
         },
     );
 }

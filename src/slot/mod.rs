@@ -17,7 +17,7 @@
 //! | `epoch`, `shape`, `entries`, `task`, `place` | writes | reads | reads |
 //! | `until_timed` | counts down | writes 0: "go slow at the next begin" | – |
 //! | `at_end` | sets and clears | sets: "measure this poll's end" | – |
-//! | start and end stamps, long polls, claim | writes, in slow paths only | reads | reads |
+//! | start stamp, long polls, claim | writes, in slow paths only | reads | reads |
 //! | thread id and name | writes when it takes the slot | reads | reads |
 //!
 //! # Orderings
@@ -29,9 +29,9 @@
 //! 2. Every later store to an entry is Release. A reader that has read such a newer value and then
 //!    passes an Acquire fence must see, in its second look at the epoch, that the old poll has
 //!    closed, because the close came before the store on the owner's side.
-//! 3. Start and end stamps are small seqlocks of their own: the tag goes to zero, the time is stored
-//!    with Release, then the tag with Release; a reader looks at the tag before and after. A stamp
-//!    whose tag is not the epoch asked for belongs to another poll.
+//! 3. The start stamp is a small seqlock of its own: the tag goes to zero, the time is stored with
+//!    Release, then the tag with Release; a reader looks at the tag before and after. A stamp whose tag
+//!    is not the epoch asked for belongs to another poll.
 //!
 //! # What a reader can see
 //!
@@ -41,7 +41,7 @@
 //! *The thread exits while we read.* Slots are released, never freed. The next owner counts
 //! `tenancy` up, and its epochs go on where the old ones stopped.
 //! *The watchdog asks for the end just as the poll ends.* The owner may miss the request; the end is
-//! then known to within a tick. It may also find the request one poll late: the stamp then carries
+//! then known to within a tick. It may also find the request one poll late: the record then carries
 //! the later epoch, and nobody asks for that one.
 //!
 //! Checked by `loom.rs`: one owner and one reader, polls, nested names, and requests in every

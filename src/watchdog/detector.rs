@@ -156,8 +156,6 @@ pub(crate) struct Detector {
     rules: Rules,
     last: Option<Sample>,
     interval: Option<Interval>,
-    /// How long the thread has been waiting for a CPU, in a wait that has not ended.
-    waiting: Duration,
     stretch: Option<Stretch>,
     /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
     left_behind: Option<PollKey>,
@@ -235,7 +233,6 @@ impl Detector {
             rules,
             last: None,
             interval: None,
-            waiting: Duration::ZERO,
             stretch: None,
             left_behind: None,
             unmoved: None,
@@ -257,11 +254,7 @@ impl Detector {
     pub(crate) fn observe(&mut self, sample: &Sample) -> Findings {
         let mut findings = Findings::new();
         let last = self.last.replace(*sample);
-        let interval = last.map(|last| Interval::between(&last, sample, &self.rules, self.waiting));
-        self.waiting = match (interval, sample.thread.map(|thread| thread.state)) {
-            (Some(interval), Some(ThreadState::Waiting)) => self.waiting + interval.host,
-            _ => Duration::ZERO,
-        };
+        let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
         self.interval = interval;
         self.follow_counters(last.as_ref(), sample, interval);
 
@@ -297,19 +290,22 @@ impl Detector {
         record: &LongPoll,
         previous: Option<Sample>,
     ) {
-        let (Some(interval), Some(previous)) = (self.interval, previous) else {
+        let (Some(interval), Some(previous), Some(started)) =
+            (self.interval, previous, record.started)
+        else {
             return;
         };
-        if record.ended <= previous.at {
+        // One that had begun by the last look was the detector's to follow.
+        if started < previous.at {
             return;
         }
         let host = interval.host;
-        let duration = record.ended.since(record.started);
+        let duration = record.ended.since(started);
         if duration.saturating_sub(host) >= self.rules.threshold {
             self.unconfirmed.push(Unconfirmed {
                 stall: Stall {
                     held_by: HeldBy::Poll(poll),
-                    since: record.started,
+                    since: started,
                     duration,
                     error: Duration::ZERO,
                     certainty: Certainty::Certain,
@@ -541,19 +537,28 @@ impl Detector {
     ///
     /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
     /// sleeps is known from below.
-    fn slept_unseen(&self, before: &Sample, sample: &Sample, interval: Interval) -> Option<Finding> {
+    fn slept_unseen(
+        &self,
+        before: &Sample,
+        sample: &Sample,
+        interval: Interval,
+    ) -> Option<Finding> {
         let (thread_before, thread) = (before.thread?, sample.thread?);
         let (slot_before, slot) = (before.slot?, sample.slot?);
         let parks = sample.before.parks.wrapping_sub(before.after.parks);
         let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
-        let no_marks = slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
+        let no_marks =
+            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
         if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() {
             return None;
         }
         let length = sample.at.since(before.at);
         let busy = sample.before.busy.saturating_sub(before.after.busy);
         let computed = thread.cpu.saturating_sub(thread_before.cpu);
-        let waited = thread.run_queue.saturating_sub(thread_before.run_queue).max(interval.host);
+        let waited = thread
+            .run_queue
+            .saturating_sub(thread_before.run_queue)
+            .max(interval.host);
         let asleep = busy.saturating_sub(computed).saturating_sub(waited);
         if asleep < self.rules.threshold || busy > length {
             return None;
@@ -697,7 +702,7 @@ struct Interval {
 }
 
 impl Interval {
-    fn between(last: &Sample, sample: &Sample, rules: &Rules, waiting: Duration) -> Interval {
+    fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
         let length = sample.at.since(last.at);
         // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
         // is busy; the little is no evidence.
@@ -706,7 +711,7 @@ impl Interval {
         } else {
             Duration::ZERO
         };
-        let waited = waited(last, sample, length, waiting);
+        let waited = waited(last, sample, length);
         Interval {
             length,
             host: stood_still.max(waited).min(length),
@@ -718,19 +723,23 @@ impl Interval {
     }
 }
 
-/// How long the thread was ready to run without a CPU; `waiting` of an unended wait is counted already.
-fn waited(last: &Sample, sample: &Sample, length: Duration, waiting: Duration) -> Duration {
-    let same_thread = last.slot.map(|slot| slot.thread) == sample.slot.map(|slot| slot.thread);
-    let (Some(before), Some(now), true) = (last.thread, sample.thread, same_thread) else {
-        return Duration::ZERO;
+/// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for
+/// it. The kernel counts a wait when it ends, so the interval in which a long one ends may count more of
+/// it than fell into it.
+fn waited(last: &Sample, sample: &Sample, length: Duration) -> Duration {
+    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
+    let (before, now) = match (last.thread, sample.thread) {
+        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => (before, now),
+        // Nothing can be told on this system.
+        (None, None) => return Duration::ZERO,
+        // Another thread than before: nothing is known of it yet, so nothing is blamed.
+        _ => return length,
     };
     let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
     match now.state {
-        // The kernel counts a wait when it ends. This one has not.
+        // This wait has not ended.
         ThreadState::Waiting => off_cpu,
-        _ => (now.run_queue.saturating_sub(before.run_queue))
-            .saturating_sub(waiting)
-            .min(off_cpu),
+        _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::report::Phase;
 use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
-use crate::slot;
+use crate::slot::{self, LongPoll};
 use detector::{Detector, Finding, HeldBy, PollKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +84,8 @@ struct WorkerWatch {
     detector: Detector,
     /// The stall announced and not yet ended.
     announced: Option<Announced>,
+    /// When the poll that the detector follows ended, as its thread has measured it.
+    end_of_held: Option<(PollKey, Nanos)>,
     moved_at: Nanos,
 }
 
@@ -214,6 +216,7 @@ impl RuntimeWatch {
                 worker: Worker::new(index),
                 detector: Detector::new(runtime.rules),
                 announced: None,
+                end_of_held: None,
                 moved_at: clock::now(),
             })
             .collect();
@@ -221,7 +224,13 @@ impl RuntimeWatch {
     }
 
     /// Looks at all workers; returns whether any is active.
-    fn tick(&mut self, drivers: &Drivers, late: Duration, shared: &Shared, news: &mut Vec<StallNews>) -> bool {
+    fn tick(
+        &mut self,
+        drivers: &Drivers,
+        late: Duration,
+        shared: &Shared,
+        news: &mut Vec<StallNews>,
+    ) -> bool {
         let RuntimeWatch { runtime, workers } = self;
         if runtime.is_gone() {
             workers.clear();
@@ -230,7 +239,11 @@ impl RuntimeWatch {
         let (mut active, mut enrolled, mut all_polls) = (false, 0, true);
         for watch in workers {
             let findings = watch.tick(runtime, drivers, late);
-            news.extend(findings.into_iter().map(|finding| watch.news(runtime, shared, finding)));
+            news.extend(
+                findings
+                    .into_iter()
+                    .map(|finding| watch.news(runtime, shared, finding)),
+            );
             active |= watch.is_active(runtime);
             let driver = watch.worker.driver();
             enrolled += usize::from(driver.is_some());
@@ -253,21 +266,25 @@ impl WorkerWatch {
         self.worker.follow(runtime.id, drivers);
         let previous = self.detector.last();
         let held = self.detector.held_poll();
-        let sample = self.worker.sample(&runtime.metrics, late, held);
+        let mut sample = self.worker.sample(&runtime.metrics, late);
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }
+        let records = self.take_records();
+        // A poll that ended just after the sample was taken is seen to be over only next time.
+        let end = records
+            .iter()
+            .find(|(poll, _)| Some(*poll) == held)
+            .map(|(poll, record)| (*poll, record.ended));
+        self.end_of_held = end
+            .or(self.end_of_held)
+            .filter(|(poll, _)| Some(*poll) == held);
+        sample.held_poll_ended = self.end_of_held.map(|(_, ended)| ended);
         let findings = self.detector.observe(&sample);
-        if let Some(driver) = self.worker.driver() {
-            for poll in driver.slot.take_long_polls() {
-                let key = PollKey {
-                    thread: driver.thread(),
-                    epoch: poll.epoch,
-                };
-                // What the detector has been watching is its own to report.
-                if Some(key) != held {
-                    self.detector.ended_unseen(key, &poll, previous);
-                }
+        for (poll, record) in records {
+            // What the detector has been watching is its own to report.
+            if Some(poll) != held {
+                self.detector.ended_unseen(poll, &record, previous);
             }
         }
         if let Some(poll) = findings.iter().find_map(going_on) {
@@ -280,6 +297,26 @@ impl WorkerWatch {
             }
         }
         findings
+    }
+
+    /// The long polls that the worker's thread has kept a record of since the last tick.
+    fn take_records(&self) -> Vec<(PollKey, LongPoll)> {
+        let Some(driver) = self.worker.driver() else {
+            return Vec::new();
+        };
+        let thread = driver.thread();
+        let records = driver.slot.take_long_polls().into_iter();
+        records
+            .map(|record| {
+                (
+                    PollKey {
+                        thread,
+                        epoch: record.epoch,
+                    },
+                    record,
+                )
+            })
+            .collect()
     }
 
     fn is_active(&self, runtime: &WatchedRuntime) -> bool {

@@ -4,7 +4,7 @@
 //! *Here:* atomic loads and `pread` on kept descriptors. Descriptors are opened when a worker's thread
 //! becomes known, and closed when it is another.
 
-use super::detector::{Counters, PollKey, Sample, SlotSeen};
+use super::detector::{Counters, Sample, SlotSeen};
 use crate::capture::{ThreadEvidence, ThreadFiles, ThreadState};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
@@ -59,7 +59,9 @@ pub(crate) struct Driver {
     claimed_at: Nanos,
     files: Option<ThreadFiles>,
     evidence: Option<ThreadEvidence>,
-    /// The worker went on while this thread did not run: it drives it no more.
+    /// The one before.
+    earlier: Option<ThreadEvidence>,
+    /// The worker goes on while this thread does not run: it drives it no more.
     replaced: bool,
 }
 
@@ -71,6 +73,7 @@ impl Driver {
             claimed_at,
             files: ThreadFiles::open(slot.tid()),
             evidence: None,
+            earlier: None,
             replaced: false,
         }
     }
@@ -89,7 +92,25 @@ impl Driver {
         if self.claimed_at != claimed_at {
             self.claimed_at = claimed_at;
             self.replaced = false;
+            self.evidence = None;
+            self.earlier = None;
         }
+    }
+
+    /// Looks at the thread, and whether it can be the one that has parked or woken the worker: to do that
+    /// takes running.
+    ///
+    /// Each look comes before the counters are read. What moved them between the last two readings was
+    /// done after the look before the first reading and before this look, or this thread did not do it.
+    fn look(&mut self, counters_moved: bool) -> Option<ThreadEvidence> {
+        let before_the_move = std::mem::replace(&mut self.earlier, self.evidence);
+        self.evidence = self.files.as_ref().and_then(ThreadFiles::look);
+        let now = self.evidence?;
+        self.replaced |= counters_moved
+            && before_the_move.is_some_and(|then| {
+                now.runs == then.runs && now.cpu == then.cpu && now.state != ThreadState::OnCpu
+            });
+        self.evidence
     }
 }
 
@@ -99,6 +120,10 @@ pub(crate) struct Worker {
     index: usize,
     driver: Option<Driver>,
     last: Option<Counters>,
+    /// What the last sample showed: the worker had parked or woken since the one before …
+    moved: bool,
+    /// … or it was parked and had been.
+    quiet: bool,
 }
 
 impl Worker {
@@ -107,6 +132,8 @@ impl Worker {
             index,
             driver: None,
             last: None,
+            moved: false,
+            quiet: false,
         }
     }
 
@@ -137,40 +164,25 @@ impl Worker {
     /// # Cost
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
-    pub(crate) fn sample(
-        &mut self,
-        metrics: &RuntimeMetrics,
-        late: Duration,
-        held_poll: Option<PollKey>,
-    ) -> Sample {
+    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, late: Duration) -> Sample {
+        let thread = self.look_at_thread();
         let before = counters(metrics, self.index);
-        let mut slot = None;
-        let mut held_poll_ended = None;
-        if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
+        let slot = self.driver().map(|driver| {
             let line = &driver.slot.line;
             let seen = line.observe();
-            slot = Some(SlotSeen {
+            SlotSeen {
                 thread: driver.thread(),
                 epoch: seen.epoch,
                 started: line.started(seen.epoch),
                 allowed: seen.allowed,
                 allowed_until: seen.allowed_until,
                 loops: driver.slot.loops(),
-            });
-            held_poll_ended = held_poll
-                .filter(|poll| poll.thread == driver.thread())
-                .and_then(|poll| line.ended(poll.epoch));
-        }
+            }
+        });
         let after = counters(metrics, self.index);
-        let quiet = after.parks % 2 == 1 && self.last == Some(after);
-        let thread = self.look_at_thread(
-            quiet,
-            self.last.is_some_and(|last| last.parks != after.parks),
-        );
-        self.last = Some(after);
-        if self.driver().is_none() {
-            slot = None;
-        }
+        let last = self.last.replace(after);
+        self.moved = last.is_some_and(|last| last.parks != after.parks);
+        self.quiet = after.parks % 2 == 1 && last == Some(after);
         Sample {
             at: clock::now(),
             late,
@@ -178,24 +190,19 @@ impl Worker {
             after,
             slot,
             thread,
-            held_poll_ended,
+            held_poll_ended: None,
         }
     }
 
-    fn look_at_thread(&mut self, quiet: bool, woke_or_parked: bool) -> Option<ThreadEvidence> {
+    /// A worker that was parked all the time needs no second look.
+    fn look_at_thread(&mut self) -> Option<ThreadEvidence> {
+        let (quiet, moved) = (self.quiet, self.moved);
         let driver = self.driver.as_mut().filter(|driver| !driver.replaced)?;
-        if quiet {
+        if quiet && driver.evidence.is_some() {
+            driver.earlier = driver.evidence;
             return driver.evidence;
         }
-        let before = driver.evidence;
-        driver.evidence = driver.files.as_ref().and_then(ThreadFiles::look);
-        if let (Some(before), Some(now), true) = (before, driver.evidence, woke_or_parked) {
-            // To park or to wake takes running. Who has not run has not done it.
-            let has_run =
-                now.runs != before.runs || now.cpu != before.cpu || now.state == ThreadState::OnCpu;
-            driver.replaced = !has_run;
-        }
-        self.driver().and_then(|driver| driver.evidence)
+        driver.look(moved)
     }
 }
 

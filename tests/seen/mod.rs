@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_stall::{Builder, Certainty, Guard, Phase, StallReport};
 
 /// Waiting ends on news. The bound is only for a test that would otherwise wait for ever.
-pub const FOREVER: Duration = Duration::from_secs(60);
+pub const FOREVER: Duration = Duration::from_secs(20);
 
 /// All reports so far, in their order.
 #[derive(Clone, Default)]
@@ -45,7 +45,10 @@ impl Seen {
                 return report.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain; all there is: {reports:#?}");
+            assert!(
+                !left.is_zero(),
+                "waited in vain; all there is: {reports:#?}"
+            );
             reports = news.wait_timeout(reports, left).unwrap().0;
         }
     }
@@ -95,7 +98,10 @@ pub fn thread_time() -> Duration {
 }
 
 /// Processes that spin, to take the CPUs away; they end with the value.
-pub struct Hogs(Arc<std::sync::atomic::AtomicBool>, Vec<std::thread::JoinHandle<()>>);
+pub struct Hogs(
+    Arc<std::sync::atomic::AtomicBool>,
+    Vec<std::thread::JoinHandle<()>>,
+);
 
 impl Hogs {
     pub fn start(threads: usize) -> Hogs {
