@@ -220,6 +220,8 @@ struct Unconfirmed {
 const STANDS_OUT: u32 = 4;
 /// … and have been seen at this many ticks.
 const AGREEING_TICKS: u32 = 3;
+/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many thresholds more.
+const UNKNOWN_THREAD: u32 = 10;
 /// What is usual is taken from this many publications …
 const PACES: usize = 8;
 /// … leaving out this many of the longest, which may be stalls themselves.
@@ -253,13 +255,14 @@ impl Detector {
     /// Takes in one tick's sample.
     pub(crate) fn observe(&mut self, sample: &Sample) -> Findings {
         let mut findings = Findings::new();
+        let went_on = self.last.is_some_and(|last| last.after != sample.before);
+        let sample = &self.without_left_behind(sample, went_on);
         let last = self.last.replace(*sample);
         let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
         self.interval = interval;
         self.follow_counters(last.as_ref(), sample, interval);
 
-        let went_on = last.is_some_and(|last| last.after != sample.before);
-        let holder = self.holder(sample, went_on);
+        let holder = self.holder(sample);
         let gone_on = went_on || sample.before != sample.after;
         match self.stretch.take() {
             Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
@@ -281,6 +284,30 @@ impl Detector {
         findings.extend(self.confirm(sample, went_on));
         findings.extend(self.announce(sample));
         findings
+    }
+
+    /// The sample, without the thread if that is seen not to drive the worker any more.
+    ///
+    /// A worker neither parks nor publishes during a poll. Where it does, the poll has left it by
+    /// `block_in_place` and another thread, not yet known, drives it; or the poll's mark has lost its end.
+    fn without_left_behind(&mut self, sample: &Sample, went_on: bool) -> Sample {
+        let marked =
+            |slot: Option<SlotSeen>| slot.filter(SlotSeen::in_poll).map(|slot| slot.poll());
+        let polled = marked(sample.slot);
+        let still = polled.is_some() && polled == self.last.and_then(|last| marked(last.slot));
+        let parked = sample.before.parks % 2 == 1;
+        if polled.is_some() && (parked || still && went_on) {
+            self.left_behind = polled;
+        }
+        if self.left_behind.is_some() && self.left_behind == polled {
+            return Sample {
+                slot: None,
+                thread: None,
+                ..*sample
+            };
+        }
+        self.left_behind = None;
+        *sample
     }
 
     /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
@@ -323,33 +350,20 @@ impl Detector {
     }
 
     /// What holds the worker in this sample; `None` if it is parked or allowed to block.
-    fn holder(&mut self, sample: &Sample, went_on: bool) -> Option<HeldBy> {
-        let current = self.stretch.map(|stretch| stretch.held_by);
-        if self.left_behind.is_some() && self.left_behind != sample.slot.map(|slot| slot.poll()) {
-            self.left_behind = None;
-        }
+    fn holder(&self, sample: &Sample) -> Option<HeldBy> {
         if sample.after.parks % 2 == 1 || sample.slot.is_some_and(|slot| slot.allowed) {
             return None;
         }
-        let slot = sample
-            .slot
-            .filter(|slot| self.left_behind != Some(slot.poll()));
-        let marked = slot.filter(SlotSeen::in_poll).map(|slot| slot.poll());
-        // A worker publishes its counters between polls only. Where they move during a poll, another
-        // thread drives the worker by now.
-        if marked.is_some() && current == marked.map(HeldBy::Poll) && went_on {
-            self.left_behind = marked;
-            return Some(HeldBy::Unmarked(None));
-        }
+        let current = self.stretch.map(|stretch| stretch.held_by);
         let said = self
             .stretch
             .is_some_and(|stretch| stretch.announced.is_some());
         if self.counted_out() && (current == Some(HeldBy::CountedOut) || !said) {
             return Some(HeldBy::CountedOut);
         }
-        Some(match marked {
-            Some(poll) => HeldBy::Poll(poll),
-            None => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
+        Some(match sample.slot {
+            Some(slot) if slot.in_poll() => HeldBy::Poll(slot.poll()),
+            slot => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
         })
     }
 
@@ -439,7 +453,10 @@ impl Detector {
         let said = stretch.announced.map(|announced| announced.certainty);
         let now = match stretch.held_by {
             HeldBy::CountedOut => Some(Certainty::Certain),
-            HeldBy::Poll(_) => (stretch.blamed >= threshold).then_some(Certainty::Certain),
+            // A poll seen for the first time may have left its worker just before.
+            HeldBy::Poll(_) => {
+                (stretch.blamed >= threshold && stretch.ticks >= 2).then_some(Certainty::Certain)
+            }
             HeldBy::Unmarked(_) if !self.rules.always_driven => None,
             HeldBy::Unmarked(_) if stretch.one_sleep() >= threshold || self.counted_out() => {
                 Some(Certainty::Certain)
@@ -456,6 +473,12 @@ impl Detector {
         let mut paces = self.paces;
         paces.sort_unstable();
         let usual = paces[PACES - 1 - OUTLIERS].saturating_mul(STANDS_OUT);
+        let usual = match stretch.held_by {
+            HeldBy::Unmarked(None) => {
+                usual.max(self.rules.threshold.saturating_mul(UNKNOWN_THREAD))
+            }
+            _ => usual,
+        };
         stretch.ticks >= AGREEING_TICKS && stretch.blamed >= self.rules.threshold.max(usual)
     }
 

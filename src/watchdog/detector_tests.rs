@@ -119,6 +119,7 @@ impl World {
         self.pass(time)
     }
 
+    /// Time passes of which the thread's clocks know nothing.
     fn pass(&mut self, time: Duration) -> Findings {
         self.now += u64::try_from(time.as_millis()).unwrap();
         let findings = self.detector.observe(&Sample {
@@ -256,6 +257,30 @@ fn block_in_place_is_not_a_stall() {
     // The poll comes back and ends; the busy counter has not counted it.
     world.end_poll(Some(at(world.now)));
     assert_eq!(world.compute(TICK), []);
+}
+
+#[test]
+fn block_in_place_is_not_a_stall_when_the_worker_parks_and_comes_back() {
+    let mut world = World::parked().wake();
+    world.compute(ms(5));
+    world.begin_poll(Some(at(5)));
+    // By the first look at this poll its worker has gone on elsewhere, and is parked.
+    world.park();
+    assert_eq!(world.sleep(TICK), []);
+    for _ in 0..20 {
+        assert_eq!(world.sleep(TICK), []);
+    }
+    // It wakes for a task that takes a while, on a thread we do not know. Our thread's sleep proves
+    // nothing about it.
+    world.counters.parks += 1;
+    for _ in 0..5 {
+        assert_eq!(world.sleep(TICK), []);
+    }
+    world.publish(ms(25));
+    // Positive control: a thread we do not know is found out as well, if it takes long enough.
+    let (ticks, found) = world.until_found(|world| world.sleep(TICK));
+    assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
+    assert!(TICK * ticks >= THRESHOLD * UNKNOWN_THREAD);
 }
 
 #[test]

@@ -19,11 +19,13 @@ const BUSY: Spacing = Spacing {
     pulse: Duration::from_millis(100),
     probe: Duration::from_millis(250),
 };
-/// … and while all its workers are parked: a pulse wakes one.
+/// … and once it has had none for [`IDLE_AFTER`]: a pulse wakes a worker.
 const IDLE: Spacing = Spacing {
     pulse: Duration::from_secs(1),
     probe: Duration::from_secs(5),
 };
+/// Parked workers alone do not make a runtime idle: they may be waiting for an exhausted pool.
+const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// Between two looks at a probe under way.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -51,6 +53,8 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
 /// What is under way with one runtime.
 #[derive(Default)]
 struct Round {
+    /// When the runtime was last seen to have work.
+    active_at: Nanos,
     pulse_at: Nanos,
     probe_at: Nanos,
     probe: Option<Probe>,
@@ -71,12 +75,15 @@ impl Round {
         shared: &Shared,
         reporter: &SyncSender<Message>,
     ) -> Duration {
-        let spacing = if runtime.stats.active.swap(false, Ordering::Relaxed) {
+        let now = clock::now();
+        if runtime.stats.active.swap(false, Ordering::Relaxed) {
+            self.active_at = now;
+        }
+        let spacing = if now.since(self.active_at) < IDLE_AFTER {
             BUSY
         } else {
             IDLE
         };
-        let now = clock::now();
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
         }

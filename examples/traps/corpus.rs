@@ -1,0 +1,96 @@
+//! What is run, in which order, and what ought to be reported.
+
+use crate::controls;
+use crate::traps::{self, Twin};
+use serde::Serialize;
+
+/// One thing to run and to judge.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// Also its path on the server.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) expects: Expects,
+    pub(crate) drive: Drive,
+    pub(crate) over: Over,
+    /// The trap it belongs to, unless it is a control.
+    pub(crate) trap: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Trap,
+    Twin,
+    Control,
+}
+
+/// What the detector should say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expects {
+    /// A certain stall, in a span of this name.
+    Stall(&'static str),
+    /// That the blocking pool is exhausted.
+    PoolWait,
+    /// Nothing.
+    Silence,
+    /// Nothing of which it is certain: nothing marks these polls.
+    NothingCertain,
+}
+
+/// What the client does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Drive {
+    /// Sends one request.
+    Once,
+    /// Keeps the server busy with ordinary requests.
+    Saturate,
+}
+
+/// When it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Once it has been answered.
+    WhenAnswered,
+    /// Once it has put its note into the record, which may be after the answer.
+    WhenRecorded,
+}
+
+/// Everything with a name that begins with `prefix`.
+pub(crate) fn entries(prefix: &str) -> Vec<Entry> {
+    let traps = traps::ALL.iter().flat_map(|trap| {
+        let caught = Entry {
+            name: trap.name.to_owned(),
+            kind: Kind::Trap,
+            expects: trap.caught,
+            drive: Drive::Once,
+            over: Over::WhenRecorded,
+            trap: Some(trap.name),
+        };
+        let over = match trap.twin {
+            Twin::Waits => Some(Over::WhenAnswered),
+            Twin::InBackground => Some(Over::WhenRecorded),
+            Twin::None => None,
+        };
+        let twin = over.map(|over| Entry {
+            name: format!("{}/twin", trap.name),
+            kind: Kind::Twin,
+            expects: Expects::Silence,
+            over,
+            ..caught.clone()
+        });
+        [Some(caught), twin].into_iter().flatten()
+    });
+    let controls = controls::ALL.iter().map(|control| Entry {
+        name: control.name.to_owned(),
+        kind: Kind::Control,
+        expects: control.expects,
+        drive: control.drive,
+        over: Over::WhenAnswered,
+        trap: None,
+    });
+    traps
+        .chain(controls)
+        .filter(|entry| entry.name.starts_with(prefix))
+        .collect()
+}

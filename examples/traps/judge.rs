@@ -1,0 +1,93 @@
+//! Runs one entry after another, and holds what was reported against what really happened.
+
+use crate::client::Client;
+use crate::corpus::{Drive, Entry, Over};
+use crate::failure::Failure;
+use crate::outcome::{Outcome, Summary};
+use crate::output::Output;
+use crate::record::Blocked;
+use crate::sightings::{Sighting, Sightings};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
+
+/// For first requests, which are slower than any other; reports about them count as false alarms.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// The note of something that is not coming, so that a mistake here does not hang the program.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Judge {
+    client: Client,
+    sightings: Sightings,
+    records: UnboundedReceiver<Blocked>,
+    output: Output,
+    /// Reports about a time when nothing was run.
+    strays: Vec<Sighting>,
+}
+
+impl Judge {
+    pub(crate) fn new(
+        client: Client,
+        sightings: Sightings,
+        records: UnboundedReceiver<Blocked>,
+        output: Output,
+    ) -> Judge {
+        Judge {
+            client,
+            sightings,
+            records,
+            output,
+            strays: Vec::new(),
+        }
+    }
+
+    /// Runs everything, on a runtime of the calling thread's own.
+    pub(crate) fn run(mut self, entries: Vec<Entry>) -> Result<Summary, Failure> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(self.judge_all(entries))
+    }
+
+    async fn judge_all(&mut self, entries: Vec<Entry>) -> Result<Summary, Failure> {
+        self.client.start_traffic();
+        self.sightings.settle(Instant::now() + WARM_UP).await;
+
+        let mut outcomes = Vec::new();
+        for entry in entries {
+            self.strays.extend(self.sightings.take());
+            self.output.begins(&entry);
+            let outcome = self.judge(entry).await?;
+            self.output.judged(&outcome);
+            outcomes.push(outcome);
+        }
+        let summary = Summary::new(&outcomes, &self.strays);
+        self.output.closes(&outcomes, &self.strays, &summary);
+        Ok(summary)
+    }
+
+    async fn judge(&mut self, entry: Entry) -> Result<Outcome, Failure> {
+        let opened = Instant::now();
+        match entry.drive {
+            Drive::Once => self.client.get(&format!("/{}", entry.name)).await?,
+            Drive::Saturate => self.client.saturate().await?,
+        }
+        let truth = match entry.over {
+            Over::WhenAnswered => None,
+            Over::WhenRecorded => timeout(PATIENCE, self.records.recv()).await?,
+        };
+        let over = truth.map_or_else(Instant::now, |blocked| blocked.until);
+        // Not before the answer has been read either: that, too, is work for the server.
+        self.sightings.settle(over.max(Instant::now())).await;
+
+        let (sightings, strays) = self
+            .sightings
+            .take()
+            .into_iter()
+            .partition(|sighting| sighting.began >= opened);
+        self.strays.extend::<Vec<_>>(strays);
+        Ok(Outcome::new(entry, truth, sightings))
+    }
+}

@@ -1,0 +1,113 @@
+//! A web service that falls into every trap that blocks an event loop, and a judge of what the
+//! detector says about it.
+//!
+//! ```text
+//! cargo run --release --example traps
+//! cargo run --release --example traps -- --json
+//! cargo run --release --example traps -- --only file
+//! ```
+//!
+//! The service is a real axum server with two workers; a client in the same process, on a thread and
+//! a runtime of its own, calls it over HTTP, with light traffic on other routes all the time. For
+//! each trap there is a route that blocks for real, and beside it, as its twin, a route that does the
+//! same without blocking. Each trap must be reported while it lasts, by its name, and with the right
+//! duration. Twins and controls must not be reported at all. Otherwise the exit code is 1.
+//!
+//! ```text
+//! client ──▶ server ──▶ traps, controls ──▶ record (what really happened) ──▶ judge ──▶ output
+//!                            └──▶ tokio_stall ──▶ sightings (what was reported) ──┘
+//! ```
+
+mod calibrate;
+mod client;
+mod controls;
+mod corpus;
+mod failure;
+mod judge;
+mod outcome;
+mod output;
+mod outside;
+mod record;
+mod server;
+mod sightings;
+mod subscriber;
+mod traps;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::judge::Judge;
+use crate::outcome::Summary;
+use crate::output::Output;
+use crate::sightings::{News, Sightings};
+use clap::Parser;
+use std::process::ExitCode;
+use std::thread;
+
+/// Blocks a Tokio service in every way there is, and checks that each is found.
+#[derive(Parser)]
+struct Arguments {
+    /// Print one JSON object per line instead of reports and a table
+    #[arg(long)]
+    json: bool,
+    /// Run only what has a name that begins like this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(summary) if summary.is_clean() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("traps: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Summary, Failure> {
+    let entries = corpus::entries(arguments.only.as_deref().unwrap_or_default());
+    if entries.is_empty() {
+        return Err(Failure::new(
+            "nothing here has a name that begins like this",
+        ));
+    }
+    let output = if arguments.json {
+        Output::Json
+    } else {
+        Output::ForPeople
+    };
+    let scratch = tempfile::tempdir()?;
+    let (record, records) = record::channel();
+    let (sightings, desk) = Sightings::new();
+    let logs = subscriber::install(arguments.json)?;
+    let setup = traps::Setup {
+        scratch: scratch.path(),
+        record: &record,
+        logs: &logs,
+    };
+    let routes = server::routes(&entries, &setup)?;
+
+    let runtime = server::runtime()?;
+    let (stalls, pool_waits) = (desk.clone(), desk);
+    let _watch = tokio_stall::Builder::new()
+        .runtime("api", runtime.handle().clone())
+        .on_stall(move |report| {
+            stalls.put(News::Stall(report.clone()));
+            output.report(report);
+        })
+        .on_pool_wait(move |report| {
+            pool_waits.put(News::PoolWait(report.clone()));
+            output.report(report);
+        })
+        .start()?;
+    let server = server::start(&runtime, routes)?;
+
+    let judge = Judge::new(Client::new(server)?, sightings, records, output);
+    let client = thread::Builder::new()
+        .name("client".to_owned())
+        .spawn(move || judge.run(entries))?;
+    client
+        .join()
+        .map_err(|_| Failure::new("the client panicked"))?
+}

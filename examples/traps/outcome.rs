@@ -1,0 +1,224 @@
+//! What an entry's reports are worth, and the sum of it all.
+
+use crate::corpus::{Entry, Expects, Kind};
+use crate::record::Blocked;
+use crate::sightings::{Sighting, Subject};
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// A duration may be off by one tick of the watchdog: half the threshold of ten milliseconds.
+const TICK: Duration = Duration::from_millis(5);
+
+/// And by this part of itself, for the note in the record is made a little later than the poll began.
+const PART: f64 = 0.05;
+
+/// The blocking pool is probed this often, so a wait is seen from the next probe on.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) entry: Entry,
+    pub(crate) truth: Option<Blocked>,
+    /// What was reported about the trap, right or wrong.
+    pub(crate) caught: Option<Sighting>,
+    pub(crate) false_alarms: Vec<Sighting>,
+}
+
+/// What is wrong with an outcome.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Missed,
+    Misnamed,
+    /// Reported as likely, where marks make it certain.
+    Unsure,
+    /// Reported only once it was over.
+    Late,
+    /// The last report did not come.
+    Unfinished,
+    WrongDuration,
+    FalseAlarms(usize),
+}
+
+impl Outcome {
+    pub(crate) fn new(
+        entry: Entry,
+        truth: Option<Blocked>,
+        mut sightings: Vec<Sighting>,
+    ) -> Outcome {
+        let caught = match (entry.expects, truth) {
+            (Expects::Stall(_) | Expects::PoolWait, Some(truth)) => {
+                take_best(&mut sightings, entry.expects, truth)
+            }
+            _ => None,
+        };
+        if entry.expects == Expects::NothingCertain {
+            sightings.retain(|sighting| sighting.certain);
+        }
+        Outcome {
+            entry,
+            truth,
+            caught,
+            false_alarms: sightings,
+        }
+    }
+
+    /// Whether there was a report: about the trap, or one that there should not have been.
+    pub(crate) fn is_reported(&self) -> bool {
+        match self.entry.kind {
+            Kind::Trap => self.caught.is_some(),
+            Kind::Twin | Kind::Control => !self.false_alarms.is_empty(),
+        }
+    }
+
+    /// What there is to show: the trap's report, or else that of a false alarm.
+    pub(crate) fn shown(&self) -> Option<&Sighting> {
+        match self.entry.kind {
+            Kind::Trap => self.caught.as_ref(),
+            Kind::Twin | Kind::Control => self.false_alarms.first(),
+        }
+    }
+
+    /// Whether the trap was reported while it lasted.
+    pub(crate) fn was_seen_during(&self) -> bool {
+        let announced = self.caught.as_ref().and_then(|caught| caught.announced);
+        match (announced, self.truth) {
+            (Some(announced), Some(truth)) => announced < truth.until,
+            _ => false,
+        }
+    }
+
+    /// How far the measured duration is off.
+    pub(crate) fn error(&self) -> Option<Duration> {
+        let measured = self.caught.as_ref()?.measured?;
+        Some(measured.duration.abs_diff(self.truth?.lasted()))
+    }
+
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.entry.kind == Kind::Trap {
+            match &self.caught {
+                None => faults.push(Fault::Missed),
+                Some(caught) => self.find_faults(caught, &mut faults),
+            }
+        }
+        if !self.false_alarms.is_empty() {
+            faults.push(Fault::FalseAlarms(self.false_alarms.len()));
+        }
+        faults
+    }
+
+    fn find_faults(&self, caught: &Sighting, faults: &mut Vec<Fault>) {
+        if !is_named(caught, self.entry.expects) {
+            faults.push(Fault::Misnamed);
+        }
+        if !caught.certain {
+            faults.push(Fault::Unsure);
+        }
+        if !self.was_seen_during() {
+            faults.push(Fault::Late);
+        }
+        match (self.error(), self.allowed_error(caught)) {
+            (None, _) => faults.push(Fault::Unfinished),
+            (Some(error), allowed) if error > allowed => faults.push(Fault::WrongDuration),
+            _ => {}
+        }
+    }
+
+    fn allowed_error(&self, caught: &Sighting) -> Duration {
+        let own = caught
+            .measured
+            .map_or(Duration::ZERO, |measured| measured.error);
+        let probe = match caught.subject {
+            Subject::Poll => Duration::ZERO,
+            Subject::Pool => PROBE_INTERVAL,
+        };
+        let lasted = self.truth.map_or(Duration::ZERO, |truth| truth.lasted());
+        TICK.max(own) + probe + lasted.mul_f64(PART)
+    }
+}
+
+/// Takes out what is about the trap: best a certain report of its name, else any of its time.
+fn take_best(sightings: &mut Vec<Sighting>, expects: Expects, truth: Blocked) -> Option<Sighting> {
+    let subject = match expects {
+        Expects::PoolWait => Subject::Pool,
+        _ => Subject::Poll,
+    };
+    let (best, _) = sightings
+        .iter()
+        .enumerate()
+        .filter(|(_, sighting)| sighting.subject == subject && sighting.began < truth.until)
+        .min_by_key(|(_, sighting)| (!is_named(sighting, expects), !sighting.certain))?;
+    Some(sightings.remove(best))
+}
+
+/// Whether the report says where to look. With `tokio_unstable` this includes the task.
+fn is_named(sighting: &Sighting, expects: Expects) -> bool {
+    match expects {
+        Expects::Stall(name) => {
+            let is_task_named = sighting.task.is_some() && sighting.spawned_at.is_some();
+            sighting.name() == Some(name) && (is_task_named || !cfg!(tokio_unstable))
+        }
+        Expects::PoolWait | Expects::Silence | Expects::NothingCertain => true,
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Missed => f.write_str("missed"),
+            Fault::Misnamed => f.write_str("misnamed"),
+            Fault::Unsure => f.write_str("not certain"),
+            Fault::Late => f.write_str("not seen while it lasted"),
+            Fault::Unfinished => f.write_str("its end was not reported"),
+            Fault::WrongDuration => f.write_str("wrong duration"),
+            Fault::FalseAlarms(1) => f.write_str("a false alarm"),
+            Fault::FalseAlarms(count) => write!(f, "{count} false alarms"),
+        }
+    }
+}
+
+/// The sum of a run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Summary {
+    traps: usize,
+    /// Traps reported as they should be in every respect.
+    caught: usize,
+    false_alarms: usize,
+    misnamed: usize,
+}
+
+impl Summary {
+    pub(crate) fn new(outcomes: &[Outcome], strays: &[Sighting]) -> Summary {
+        let traps = outcomes
+            .iter()
+            .filter(|outcome| outcome.entry.kind == Kind::Trap);
+        let is_own = |fault: &Fault| !matches!(fault, Fault::FalseAlarms(_));
+        let false_alarms = outcomes.iter().map(|outcome| outcome.false_alarms.len());
+        Summary {
+            traps: traps.clone().count(),
+            caught: traps
+                .clone()
+                .filter(|outcome| !outcome.faults().iter().any(is_own))
+                .count(),
+            false_alarms: false_alarms.sum::<usize>() + strays.len(),
+            misnamed: traps
+                .filter(|outcome| outcome.faults().contains(&Fault::Misnamed))
+                .count(),
+        }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.caught == self.traps && self.false_alarms == 0
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} traps caught, {} misnamed, {} false alarms",
+            self.caught, self.traps, self.misnamed, self.false_alarms
+        )
+    }
+}

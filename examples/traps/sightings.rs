@@ -1,0 +1,164 @@
+//! What was reported: the reports of each stall, put together as they come in.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout_at;
+use tokio_stall::{Certainty, Phase, PoolWaitReport, StallReport};
+
+/// Silence for so long, and nobody has anything to say about what is over.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// How long after its end a stall may still be waiting for its last report.
+const LAST_REPORT: Duration = Duration::from_millis(500);
+
+/// A report that has just come in.
+#[derive(Debug)]
+pub(crate) enum News {
+    Stall(StallReport),
+    PoolWait(PoolWaitReport),
+}
+
+/// Where reports are handed in.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk(UnboundedSender<(Instant, News)>);
+
+impl Desk {
+    pub(crate) fn put(&self, news: News) {
+        // At the very end there is no judge any more, and the traffic is not judged.
+        self.0.send((Instant::now(), news)).ok();
+    }
+}
+
+/// All reports of one stall, or of one wait for the blocking pool.
+#[derive(Clone, Debug)]
+pub(crate) struct Sighting {
+    pub(crate) subject: Subject,
+    pub(crate) certain: bool,
+    pub(crate) span: Option<String>,
+    pub(crate) task: Option<u64>,
+    pub(crate) spawned_at: Option<String>,
+    /// When it began at the latest, as the first report has it.
+    pub(crate) began: Instant,
+    /// When it was first reported as something that goes on.
+    pub(crate) announced: Option<Instant>,
+    /// From the last report, if there was one.
+    pub(crate) measured: Option<Measured>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
+    Poll,
+    Pool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    pub(crate) duration: Duration,
+    /// What the report itself says it may be wrong by.
+    pub(crate) error: Duration,
+}
+
+/// What has been seen, and not been judged yet.
+#[derive(Debug)]
+pub(crate) struct Sightings {
+    arrivals: UnboundedReceiver<(Instant, News)>,
+    /// By the number that all reports of one stall share.
+    seen: BTreeMap<(Subject, u64), Sighting>,
+}
+
+impl Sightings {
+    pub(crate) fn new() -> (Sightings, Desk) {
+        let (sender, arrivals) = unbounded_channel();
+        let seen = BTreeMap::new();
+        (Sightings { arrivals, seen }, Desk(sender))
+    }
+
+    /// Collects reports until all has been said about what was over at `over`.
+    pub(crate) async fn settle(&mut self, over: Instant) {
+        let mut last_arrival = over;
+        loop {
+            let deadline = if self
+                .seen
+                .values()
+                .any(|sighting| sighting.measured.is_none())
+            {
+                over + LAST_REPORT
+            } else {
+                (last_arrival.max(over) + QUIET).min(over + LAST_REPORT)
+            };
+            match timeout_at(deadline.into(), self.arrivals.recv()).await {
+                Ok(Some((at, news))) => {
+                    last_arrival = at;
+                    self.add(at, news);
+                }
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Everything seen since the last time.
+    pub(crate) fn take(&mut self) -> Vec<Sighting> {
+        std::mem::take(&mut self.seen).into_values().collect()
+    }
+
+    fn add(&mut self, at: Instant, news: News) {
+        match news {
+            News::Stall(report) => {
+                let measured = Measured {
+                    duration: report.duration,
+                    error: report.duration_error,
+                };
+                let sighting = self.sighting(Subject::Poll, report.id, at, report.phase, measured);
+                sighting.certain |= report.certainty == Certainty::Certain;
+                sighting.span = report.span.or(sighting.span.take());
+                sighting.task = report.task.or(sighting.task);
+                sighting.spawned_at = report.spawned_at.or(sighting.spawned_at.take());
+            }
+            News::PoolWait(report) => {
+                let measured = Measured {
+                    duration: report.waited,
+                    error: Duration::ZERO,
+                };
+                let sighting = self.sighting(Subject::Pool, report.id, at, report.phase, measured);
+                sighting.certain = true;
+            }
+        }
+    }
+
+    /// The sighting that a report belongs to, with what all kinds of reports tell.
+    fn sighting(
+        &mut self,
+        subject: Subject,
+        id: u64,
+        at: Instant,
+        phase: Phase,
+        measured: Measured,
+    ) -> &mut Sighting {
+        let sighting = self.seen.entry((subject, id)).or_insert_with(|| Sighting {
+            subject,
+            certain: false,
+            span: None,
+            task: None,
+            spawned_at: None,
+            began: at
+                .checked_sub(measured.duration.saturating_sub(measured.error))
+                .unwrap_or(at),
+            announced: None,
+            measured: None,
+        });
+        if phase == Phase::Ended {
+            sighting.measured = Some(measured);
+        } else {
+            sighting.announced.get_or_insert(at);
+        }
+        sighting
+    }
+}
+
+impl Sighting {
+    /// The innermost name in the path of spans.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.span.as_deref()?.rsplit(" > ").next()
+    }
+}
