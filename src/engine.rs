@@ -27,6 +27,9 @@ const CHANNEL: usize = 256;
 /// How long a guard's drop waits for a thread that is held up in the user's callback or logger.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What a runtime is called that nobody has named; a second one is called by tokio's number for it.
+const UNNAMED: &str = "main";
+
 /// A runtime being watched.
 #[derive(Debug)]
 pub(crate) struct WatchedRuntime {
@@ -192,7 +195,7 @@ struct Engine {
 
 /// Starts watching these runtimes, all or none.
 pub(crate) fn join(
-    runtimes: Vec<(String, Handle)>,
+    runtimes: Vec<(Option<String>, Handle)>,
     watch: &Arc<Watch>,
     rules: impl Fn(&Handle) -> Rules,
 ) -> Result<Arc<Shared>, StartError> {
@@ -213,17 +216,20 @@ pub(crate) fn join(
                 .filter(|runtime| !runtime.is_gone())
                 .chain(&new)
         };
-        if name.is_empty() {
-            return Err(StartError::NameEmpty);
-        }
         if let Some(twin) = others().find(|runtime| runtime.id == id) {
             return Err(StartError::RuntimeWatchedTwice {
                 name: twin.name.clone(),
             });
         }
-        if others().any(|runtime| runtime.name == name) {
-            return Err(StartError::NameTaken { name });
-        }
+        let is_taken = |name: &str| others().any(|runtime| runtime.name == name);
+        let name = match name {
+            Some(name) if name.is_empty() => return Err(StartError::NameEmpty),
+            Some(name) if is_taken(&name) => return Err(StartError::NameTaken { name }),
+            Some(name) => name,
+            // Nobody has asked for a name, so nobody is to be told that it is taken.
+            None if is_taken(UNNAMED) => format!("runtime-{id}"),
+            None => UNNAMED.to_owned(),
+        };
         let Some(pulse) = Pulse::spawn(&handle) else {
             return Err(StartError::RuntimeShutDown { name });
         };

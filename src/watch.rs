@@ -23,7 +23,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// Watches the runtime this is called in, with the defaults.
 ///
 /// The same as `Builder::new().start()`. The runtime is named as tokio's `Builder::name` says, else
-/// `"main"`.
+/// `"main"`, and a second one `"runtime-7"` after its number.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub fn watch() -> Result<Guard, StartError> {
 #[derive(Debug, Default)]
 #[must_use = "nothing is watched until `start`"]
 pub struct Builder {
-    runtimes: Vec<(String, Handle)>,
+    runtimes: Vec<(Option<String>, Handle)>,
     tick: Option<Duration>,
     event_interval: Option<u32>,
     settings: Settings,
@@ -151,7 +151,7 @@ impl Builder {
     ///
     /// By default, the runtime is the one that [`start`](Self::start) is called in.
     pub fn runtime(mut self, name: impl Into<String>, handle: Handle) -> Builder {
-        self.runtimes.push((name.into(), handle));
+        self.runtimes.push((Some(name.into()), handle));
         self
     }
 
@@ -283,8 +283,7 @@ impl Builder {
         }
         if runtimes.is_empty() {
             let here = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-            let name = here.name().unwrap_or("main").to_owned();
-            runtimes.push((name, here));
+            runtimes.push((here.name().map(str::to_owned), here));
         }
         timing::set_mode(settings.poll_timing);
         let watch = Arc::new(Watch {

@@ -27,9 +27,7 @@ fn fifty_rounds_leave_neither_threads_nor_files_nor_tasks() {
         runtime.block_on(async {
             let (watch, seen) = Seen::watch();
             if expect_stall {
-                tokio::spawn(async { std::thread::sleep(Duration::from_millis(30)) })
-                    .await
-                    .unwrap();
+                seen.stall_until_told().await;
                 seen.wait(|report| report.phase == Phase::Ended);
             }
             drop(watch);

@@ -229,10 +229,13 @@ pub(crate) struct SpanName {
     pub(crate) fields: Option<String>,
 }
 
+/// A span's id, and what was said of it in the source.
+type SpanOnPath = (u64, &'static Metadata<'static>);
+
 /// A subscriber with our layer, as far as names are concerned.
 struct Source {
     dispatch: WeakDispatch,
-    look_up: fn(&Dispatch, &Id) -> Option<Vec<(u64, &'static Metadata<'static>)>>,
+    look_up: fn(&Dispatch, &Id) -> Option<Vec<SpanOnPath>>,
     fields: Option<Arc<Fields>>,
     max_level: LevelFilter,
 }
@@ -295,7 +298,7 @@ pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
     })
 }
 
-fn look_up<S>(dispatch: &Dispatch, id: &Id) -> Option<Vec<(u64, &'static Metadata<'static>)>>
+fn look_up<S>(dispatch: &Dispatch, id: &Id) -> Option<Vec<SpanOnPath>>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {

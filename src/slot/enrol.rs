@@ -100,9 +100,10 @@ impl Slot {
         let ended = clock::now();
         let started = self.line.started(epoch);
         let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
-        let too_long = started.is_some_and(|started| ended.since(started) >= threshold);
         // A long span on a thread that drives nothing holds nobody up.
-        if !wanted && !(too_long && self.claim().is_some()) {
+        let too_long = started.is_some_and(|started| ended.since(started) >= threshold)
+            && self.claim().is_some();
+        if !wanted && !too_long {
             return None;
         }
         self.keep_long_poll(LongPoll {

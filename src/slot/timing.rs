@@ -50,7 +50,8 @@ pub(crate) fn is_off() -> bool {
 /// One thread's own spacing of timed polls. Only the owner touches it.
 ///
 /// Time passes and pays for timed polls, one for each [`SPACING`]; a thread that has been quiet has saved
-/// up for a burst of [`SAVED`]. In debt N doubles, in credit it halves.
+/// up for a burst of [`SAVED`]. In debt N doubles, in credit it halves. Besides, the watchdog asks each
+/// worker's thread once a tick to time its next poll, so that N polls never take long to pass.
 #[derive(Debug)]
 pub(crate) struct Pace {
     every: AtomicU32,
@@ -94,7 +95,11 @@ impl Pace {
 fn next_every(every: u32, credit: Duration, gap: Duration) -> (u32, Duration) {
     let credit = credit.saturating_add(gap).min(SPACING * SAVED);
     match credit.checked_sub(SPACING) {
-        Some(left) => ((every / 2).max(1), left),
+        // Halved for each spacing that has passed: a burst long ago says nothing of now.
+        Some(left) => {
+            let spacings = (gap.as_nanos() / SPACING.as_nanos()).clamp(1, 31) as u32;
+            ((every >> spacings).max(1), left)
+        }
         None => ((every * 2).min(MOST_SKIPPED), Duration::ZERO),
     }
 }
@@ -133,6 +138,12 @@ mod tests {
     #[test]
     fn a_quiet_thread_times_every_poll() {
         assert_eq!(timed_per_second(Duration::from_millis(5)), 200);
+    }
+
+    #[test]
+    fn a_burst_is_forgotten_within_milliseconds() {
+        assert_eq!(next_every(512, Duration::ZERO, SPACING).0, 256);
+        assert_eq!(next_every(512, Duration::ZERO, SPACING * 9).0, 1);
     }
 
     #[test]

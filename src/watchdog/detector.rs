@@ -91,9 +91,12 @@ pub(crate) struct Sample {
     pub(crate) after: Counters,
     pub(crate) slot: Option<SlotSeen>,
     pub(crate) thread: Option<ThreadEvidence>,
-    /// When the poll of the stretch now known ended, if its owner has measured that by now.
-    pub(crate) held_poll_ended: Option<Nanos>,
+    /// When polls that the detector follows ended, as far as their threads have measured that by now.
+    pub(crate) ends: Ends,
 }
+
+/// The measured ends of up to two polls: the one that holds the worker, and the one before.
+pub(crate) type Ends = [Option<(PollKey, Nanos)>; 2];
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +160,8 @@ pub(crate) struct Detector {
     last: Option<Sample>,
     interval: Option<Interval>,
     stretch: Option<Stretch>,
+    /// An announced poll that has just ended.
+    closing: Option<Closing>,
     /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
     left_behind: Option<PollKey>,
     /// How long the counters have not moved.
@@ -208,6 +213,16 @@ struct Announced {
     next_age: Duration,
 }
 
+/// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
+/// more tick.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    stretch: Stretch,
+    certainty: Certainty,
+    not_before: Nanos,
+    not_after: Nanos,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Unconfirmed {
     stall: Stall,
@@ -236,6 +251,7 @@ impl Detector {
             last: None,
             interval: None,
             stretch: None,
+            closing: None,
             left_behind: None,
             unmoved: None,
             paces: [Duration::ZERO; PACES],
@@ -244,12 +260,12 @@ impl Detector {
         }
     }
 
-    /// The marked poll that holds the worker as far as is known: its end is worth measuring.
-    pub(crate) fn held_poll(&self) -> Option<PollKey> {
-        match self.stretch?.held_by {
-            HeldBy::Poll(poll) => Some(poll),
-            HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
-        }
+    /// Whether the detector waits for the end of this poll.
+    pub(crate) fn follows(&self, poll: PollKey) -> bool {
+        let held_by = |stretch: Option<Stretch>| stretch.map(|stretch| stretch.held_by);
+        let poll = Some(HeldBy::Poll(poll));
+        held_by(self.stretch) == poll
+            || held_by(self.closing.map(|closing| closing.stretch)) == poll
     }
 
     /// Takes in one tick's sample.
@@ -261,6 +277,7 @@ impl Detector {
         let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
         self.interval = interval;
         self.follow_counters(last.as_ref(), sample, interval);
+        findings.extend(self.close(sample));
 
         let holder = self.holder(sample);
         let gone_on = went_on || sample.before != sample.after;
@@ -493,20 +510,23 @@ impl Detector {
         let last_seen = last.map_or(sample.at, |last| last.at);
         let said = stretch.announced.map(|announced| announced.certainty);
         if let HeldBy::Poll(_) = stretch.held_by {
-            let (end, error) = match sample.held_poll_ended {
-                Some(end) => (end, Duration::ZERO),
-                None => middle(last_seen, sample.at),
-            };
-            let stall = stretch.stall_until(end, error, Certainty::Certain);
-            if said.is_some() {
-                return Some(Finding::Ended(stall));
+            let measured = measured_end(sample, stretch.held_by);
+            if let Some(certainty) = said {
+                self.closing = Some(Closing {
+                    stretch,
+                    certainty,
+                    not_before: last_seen,
+                    not_after: sample.at,
+                });
+                return measured.and_then(|_| self.close(sample));
             }
             // It ended between two ticks. Blame it for the rest only as far as the host allows.
+            let end = measured?;
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
-            if stretch.blamed >= self.rules.threshold && sample.held_poll_ended.is_some() {
+            if stretch.blamed >= self.rules.threshold {
                 self.unconfirmed.push(Unconfirmed {
-                    stall,
+                    stall: stretch.stall_until(end, Duration::ZERO, Certainty::Certain),
                     busy_before: stretch.busy_before,
                     patience: PATIENCE,
                 });
@@ -525,6 +545,20 @@ impl Detector {
             stall.duration = stall.duration.min(busy).max(seen);
         }
         Some(Finding::Ended(stall))
+    }
+
+    /// Says that an announced poll is over.
+    fn close(&mut self, sample: &Sample) -> Option<Finding> {
+        let closing = self.closing.take()?;
+        let (end, error) = match measured_end(sample, closing.stretch.held_by) {
+            Some(end) => (end, Duration::ZERO),
+            None => middle(closing.not_before, closing.not_after),
+        };
+        Some(Finding::Ended(closing.stretch.stall_until(
+            end,
+            error,
+            closing.certainty,
+        )))
     }
 
     /// A `current_thread` runtime proves by its busy counter, once it moves, that it was being driven.
@@ -714,6 +748,11 @@ impl Stretch {
             name: 0,
         }
     }
+}
+
+fn measured_end(sample: &Sample, held_by: HeldBy) -> Option<Nanos> {
+    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
+    sample.ends.iter().flatten().find_map(of_this)
 }
 
 /// What the time between two samples was spent on.

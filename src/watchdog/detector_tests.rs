@@ -33,7 +33,7 @@ struct World {
     counters: Counters,
     slot: Option<SlotSeen>,
     thread: Option<ThreadEvidence>,
-    ended: Option<Nanos>,
+    ends: Ends,
 }
 
 impl World {
@@ -61,7 +61,7 @@ impl World {
                 runs: 1,
                 state: ThreadState::Unknown,
             }),
-            ended: None,
+            ends: [None; 2],
         }
     }
 
@@ -82,8 +82,9 @@ impl World {
     }
 
     fn end_poll(&mut self, ended: Option<Nanos>) {
+        let poll = self.slot().poll();
         self.slot().epoch += 1;
-        self.ended = ended;
+        self.ends = [ended.map(|ended| (poll, ended)), None];
     }
 
     /// The worker returns to its loop and publishes.
@@ -129,7 +130,7 @@ impl World {
             after: self.counters,
             slot: self.slot,
             thread: self.thread,
-            held_poll_ended: self.ended.take(),
+            ends: std::mem::take(&mut self.ends),
         });
         // A suspicion is not news for anybody but the reporter's look-up.
         findings
@@ -212,6 +213,33 @@ fn a_stall_is_announced_again_at_doubling_ages_and_closed_exactly() {
     world.end_poll(Some(at(107)));
     let stall = ended(&world.compute(TICK)).unwrap();
     assert_eq!((stall.duration, stall.error), (ms(102), Duration::ZERO));
+}
+
+#[test]
+fn an_end_that_is_measured_late_is_still_exact() {
+    let stalled = || {
+        let mut world = World::parked().wake();
+        world.compute(ms(5));
+        let poll = world.begin_poll(Some(at(5)));
+        while began(&world.compute(TICK)).is_none() {}
+        world.end_poll(None);
+        (world, poll)
+    };
+    // The thread lost its CPU between the end of its poll and the record of it.
+    let (mut world, poll) = stalled();
+    assert_eq!(world.compute(TICK), []);
+    world.ends = [Some((poll, at(16))), None];
+    assert_eq!(ended(&world.compute(TICK)).unwrap().duration, ms(11));
+    // Without a record the end is known to within the tick in which it fell.
+    let (mut world, _) = stalled();
+    let (before, after) = (at(world.now), at(world.now).plus(TICK));
+    assert_eq!(world.compute(TICK), []);
+    let stall = ended(&world.compute(TICK)).unwrap();
+    let end = stall.since.plus(stall.duration);
+    assert_eq!(
+        (end.minus(stall.error), end.plus(stall.error)),
+        (before, after)
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::report::Phase;
 use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
 use crate::slot::{self, LongPoll};
-use detector::{Detector, Finding, HeldBy, PollKey};
+use detector::{Detector, Ends, Finding, HeldBy, PollKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -25,6 +25,10 @@ use workers::{Drivers, Worker};
 pub(crate) const IDLE_TICK: Duration = Duration::from_millis(25);
 /// The shortest tick that is chosen by default.
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
+
+/// For so long after the start every tick is a short one: threads become known, and evidence about them
+/// needs a first reading.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// An undriven `current_thread` runtime looks active for ever; after this long without a sign of life
 /// it counts as idle.
@@ -55,9 +59,11 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         }
         let late = now.since(due);
         shared.note_lateness(late);
-        let tick = watchdog.tick(late);
+        let tick = watchdog.tick(due);
+        // From the time this tick woke, not from now: if the process is stopped in between, the next tick
+        // must find itself late.
         due = if late > tick {
-            clock::now().plus(tick)
+            now.plus(tick)
         } else {
             due.plus(tick)
         };
@@ -84,8 +90,7 @@ struct WorkerWatch {
     detector: Detector,
     /// The stall announced and not yet ended.
     announced: Option<Announced>,
-    /// When the poll that the detector follows ended, as its thread has measured it.
-    end_of_held: Option<(PollKey, Nanos)>,
+    ends: Ends,
     moved_at: Nanos,
 }
 
@@ -97,13 +102,13 @@ struct Announced {
 
 impl Watchdog {
     /// Looks at everything once, and says when to look again.
-    fn tick(&mut self, late: Duration) -> Duration {
+    fn tick(&mut self, due: Nanos) -> Duration {
         self.follow_registrations();
         workers::collect_drivers(&mut self.drivers);
         let mut next = IDLE_TICK;
         let mut news = Vec::new();
         for watch in &mut self.runtimes {
-            if watch.tick(&self.drivers, late, &self.shared, &mut news) {
+            if watch.tick(&self.drivers, due, &self.shared, &mut news) {
                 next = next.min(watch.runtime.rules.tick);
             }
         }
@@ -216,7 +221,7 @@ impl RuntimeWatch {
                 worker: Worker::new(index),
                 detector: Detector::new(runtime.rules),
                 announced: None,
-                end_of_held: None,
+                ends: [None; 2],
                 moved_at: clock::now(),
             })
             .collect();
@@ -227,7 +232,7 @@ impl RuntimeWatch {
     fn tick(
         &mut self,
         drivers: &Drivers,
-        late: Duration,
+        due: Nanos,
         shared: &Shared,
         news: &mut Vec<StallNews>,
     ) -> bool {
@@ -238,7 +243,7 @@ impl RuntimeWatch {
         }
         let (mut active, mut enrolled, mut all_polls) = (false, 0, true);
         for watch in workers {
-            let findings = watch.tick(runtime, drivers, late);
+            let findings = watch.tick(runtime, drivers, due);
             news.extend(
                 findings
                     .into_iter()
@@ -252,40 +257,40 @@ impl RuntimeWatch {
         runtime.stats.enrolled.store(enrolled, Ordering::Relaxed);
         runtime.stats.all_polls.store(all_polls, Ordering::Relaxed);
         runtime.stats.active.fetch_or(active, Ordering::Relaxed);
-        active
+        active || clock::now().since(runtime.watch.started_at) < SETTLING
     }
 }
 
 impl WorkerWatch {
-    fn tick(
-        &mut self,
-        runtime: &WatchedRuntime,
-        drivers: &Drivers,
-        late: Duration,
-    ) -> Vec<Finding> {
+    fn tick(&mut self, runtime: &WatchedRuntime, drivers: &Drivers, due: Nanos) -> Vec<Finding> {
         self.worker.follow(runtime.id, drivers);
         let previous = self.detector.last();
-        let held = self.detector.held_poll();
-        let mut sample = self.worker.sample(&runtime.metrics, late);
+        let mut sample = self.worker.sample(&runtime.metrics, due);
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }
+        if let Some(driver) = self.worker.driver() {
+            driver.slot.line.ask_to_look_around();
+        }
         let records = self.take_records();
-        // A poll that ended just after the sample was taken is seen to be over only next time.
-        let end = records
+        // What the detector has been watching is its own to report. A poll that ended just after the
+        // sample was taken is seen to be over only next time.
+        let (followed, unseen): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|(poll, _)| self.detector.follows(*poll));
+        let known = self
+            .ends
             .iter()
-            .find(|(poll, _)| Some(*poll) == held)
-            .map(|(poll, record)| (*poll, record.ended));
-        self.end_of_held = end
-            .or(self.end_of_held)
-            .filter(|(poll, _)| Some(*poll) == held);
-        sample.held_poll_ended = self.end_of_held.map(|(_, ended)| ended);
+            .flatten()
+            .copied()
+            .filter(|(poll, _)| self.detector.follows(*poll));
+        let new = followed.iter().map(|(poll, record)| (*poll, record.ended));
+        let mut ends = new.chain(known);
+        self.ends = [ends.next(), ends.next()];
+        sample.ends = self.ends;
         let findings = self.detector.observe(&sample);
-        for (poll, record) in records {
-            // What the detector has been watching is its own to report.
-            if Some(poll) != held {
-                self.detector.ended_unseen(poll, &record, previous);
-            }
+        for (poll, record) in unseen {
+            self.detector.ended_unseen(poll, &record, previous);
         }
         if let Some(poll) = findings.iter().find_map(going_on) {
             if let Some(driver) = self

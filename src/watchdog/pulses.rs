@@ -6,6 +6,7 @@
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Shared, WatchedRuntime};
+use crate::probe::gather;
 use crate::report::Phase;
 use crate::report::reporter::{Message, PoolNews};
 use std::collections::HashMap;
@@ -28,6 +29,9 @@ const IDLE: Spacing = Spacing {
 const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// Between two looks at a probe under way.
 const LOOK: Duration = Duration::from_millis(25);
+
+/// How often the workers are asked to gather at the start, until all are known.
+const GATHERINGS: u32 = 20;
 
 struct Spacing {
     pulse: Duration,
@@ -53,6 +57,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
 /// What is under way with one runtime.
 #[derive(Default)]
 struct Round {
+    gatherings: u32,
     /// When the runtime was last seen to have work.
     active_at: Nanos,
     pulse_at: Nanos,
@@ -92,18 +97,32 @@ impl Round {
         }
         // A runtime that has become busy need not wait for the rest of its idle spacing.
         self.pulse_at = next(self.pulse_at, now, spacing.pulse);
+        self.gather_again(runtime);
         self.follow_probe(runtime, shared, reporter);
         if self.probe.is_none() && self.probe_at <= now {
             self.probe = Some(Probe::send(runtime));
         }
         self.probe_at = next(self.probe_at, now, spacing.probe);
-        if self.probe.is_some() {
+        if self.probe.is_some() || self.gatherings < GATHERINGS {
             return LOOK;
         }
         self.pulse_at
             .min(self.probe_at)
             .since(now)
             .max(Duration::from_millis(1))
+    }
+
+    /// A worker that was kept from a CPU while the others gathered is not known yet. Later on, single
+    /// pulses must do: to gather holds workers.
+    fn gather_again(&mut self, runtime: &WatchedRuntime) {
+        let all_known =
+            runtime.stats.enrolled.load(Ordering::Relaxed) == runtime.metrics.num_workers();
+        if self.gatherings < GATHERINGS {
+            self.gatherings += 1;
+            if !all_known && self.gatherings > 1 {
+                gather(&runtime.handle, runtime.rules.threshold / 2);
+            }
+        }
     }
 
     /// Notes how long the probe under way has waited, and says so from the threshold on.

@@ -9,7 +9,6 @@ use crate::capture::{ThreadEvidence, ThreadFiles, ThreadState};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
 use std::collections::HashMap;
-use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
 
 /// Whether this target's tokio publishes the counters at all.
@@ -31,7 +30,7 @@ fn counters(metrics: &RuntimeMetrics, worker: usize) -> Counters {
 fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
     Counters {
         parks: 1,
-        busy: Duration::ZERO,
+        busy: std::time::Duration::ZERO,
     }
 }
 
@@ -164,7 +163,7 @@ impl Worker {
     /// # Cost
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
-    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, late: Duration) -> Sample {
+    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, due: Nanos) -> Sample {
         let thread = self.look_at_thread();
         let before = counters(metrics, self.index);
         let slot = self.driver().map(|driver| {
@@ -183,14 +182,16 @@ impl Worker {
         let last = self.last.replace(after);
         self.moved = last.is_some_and(|last| last.parks != after.parks);
         self.quiet = after.parks % 2 == 1 && last == Some(after);
+        // The process may have been stopped since the tick woke; so lateness is taken here.
+        let at = clock::now();
         Sample {
-            at: clock::now(),
-            late,
+            at,
+            late: at.since(due),
             before,
             after,
             slot,
             thread,
-            held_poll_ended: None,
+            ends: [None; 2],
         }
     }
 

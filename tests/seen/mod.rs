@@ -53,6 +53,27 @@ impl Seen {
         }
     }
 
+    /// Blocks a worker of the current runtime until we have been told of it, and returns what we were
+    /// told first. However slow the machine, the stall is as long as it takes.
+    pub async fn stall_until_told(&self) -> StallReport {
+        let (send, receive) = std::sync::mpsc::channel::<()>();
+        let before = self.all().len();
+        let blocked = tokio::spawn(async move { receive.recv().ok() });
+        let told = self.clone();
+        let began = tokio::task::spawn_blocking(move || {
+            let (reports, news) = &*told.0;
+            let more = |reports: &mut Vec<StallReport>| reports.len() <= before;
+            let reports = reports.lock().unwrap();
+            let (reports, waited) = news.wait_timeout_while(reports, FOREVER, more).unwrap();
+            assert!(!waited.timed_out(), "a stall that nobody tells us of");
+            reports[before].clone()
+        });
+        let began = began.await.unwrap();
+        drop(send);
+        blocked.await.unwrap();
+        began
+    }
+
     pub fn wait_for_end(&self, id: u64) -> StallReport {
         self.wait(|report| report.id == id && report.phase == Phase::Ended)
     }

@@ -1,0 +1,84 @@
+//! A mark allocates nothing, from a thread's second mark on.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use tokio_stall::{FutureExt as _, PollTiming};
+use tracing_subscriber::prelude::*;
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on unchanged; the counter is a constant-initialised thread-local without
+// a destructor, whose access does not allocate.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+/// Ready at every second poll, for ever.
+fn poll_once(future: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
+    future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn marks_do_not_allocate() {
+    tracing_subscriber::registry()
+        .with(tokio_stall::layer())
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .unwrap();
+    // Timed polls are the slower way through a mark; with `Every` all take it.
+    let _watch = tokio_stall::Builder::new()
+        .runtime("api", runtime.handle().clone())
+        .poll_timing(PollTiming::Every)
+        .start()
+        .unwrap();
+    let counted = runtime.block_on(async {
+        tokio::spawn(async {
+            let mut endless = pin!(std::future::pending::<()>().watched("endless"));
+            let span = tracing::info_span!("request");
+            let inner = tracing::info_span!("inner");
+            let mut marks = || {
+                for _ in 0..1_000 {
+                    assert!(poll_once(&mut endless).is_pending());
+                    span.in_scope(|| inner.in_scope(|| {}));
+                }
+            };
+            marks(); // a thread's first marks take a slot, and the registry makes room for the spans
+            allocations(marks)
+        })
+        .await
+        .unwrap()
+    });
+    assert_eq!(counted, 0);
+    // Positive control: the counter counts.
+    assert!(allocations(|| drop(std::hint::black_box(vec![1u8]))) > 0);
+}
