@@ -654,12 +654,16 @@ impl Stretch {
             .filter(|until| *until > measured.unwrap_or(not_before));
         let exact = resumed.or(measured);
         let latest = exact.unwrap_or(sample.at);
-        let host = interval.map_or(Duration::ZERO, |interval| interval.host);
+        // What happened before the last sample, or before the first, is not known to be the code's doing.
+        let blamed = interval.map_or(Duration::ZERO, |interval| {
+            let age = sample.at.since(latest);
+            age.min(interval.length).saturating_sub(interval.host)
+        });
         let mut stretch = Stretch {
             held_by,
             earliest: exact.unwrap_or(not_before),
             latest,
-            blamed: sample.at.since(latest).saturating_sub(host),
+            blamed,
             before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,

@@ -505,6 +505,22 @@ fn a_wait_that_ended_between_two_ticks_is_not_blamed_either() {
 }
 
 #[test]
+fn nothing_is_blamed_for_the_time_before_the_first_look() {
+    let mut world = World::parked().wake();
+    world.begin_poll(Some(at(0)));
+    world.now = 22;
+    assert_eq!(
+        world.compute(ms(1)),
+        [],
+        "it may have waited for a CPU all the time"
+    );
+    assert_eq!(world.compute(TICK), []);
+    // Positive control: its age is known, once the rest is its own.
+    let stall = began(&world.compute(TICK)).unwrap();
+    assert_eq!(stall.duration, ms(33));
+}
+
+#[test]
 fn a_process_that_stood_still_is_not_a_stall() {
     let mut world = World::parked().wake();
     world.compute(ms(5));
