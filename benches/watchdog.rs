@@ -1,0 +1,68 @@
+//! How much CPU the detector's own threads take, in an idle process and in a busy one.
+//!
+//! Run with: `cargo bench --bench watchdog`. Linux only. Takes twenty seconds.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tokio::runtime::Builder;
+
+/// Long enough for a thousandth of a core to be a measurable time.
+const SPAN: Duration = Duration::from_secs(8);
+
+fn main() {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let _guard = runtime.enter();
+    let _watch = tokio_stall::watch().expect("nothing else is watched");
+    std::thread::sleep(Duration::from_secs(4)); // start-up, and the pulse thread's idea of "idle"
+
+    println!("share of one core, default settings, 2 workers");
+    println!("{:<10} {:>14} {:>14} {:>14}", "", "stall-watchdog", "stall-pulse", "stall-reporter");
+    row("idle", || std::thread::sleep(SPAN));
+    row("busy", || {
+        runtime.block_on(async {
+            let until = Instant::now() + SPAN;
+            let busy = (0..2).map(|_| {
+                tokio::spawn(async move {
+                    while Instant::now() < until {
+                        let round = Instant::now();
+                        while round.elapsed() < Duration::from_micros(50) {
+                            std::hint::spin_loop();
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                })
+            });
+            for busy in busy.collect::<Vec<_>>() {
+                busy.await.expect("it does not panic");
+            }
+        });
+    });
+}
+
+fn row(name: &str, work: impl FnOnce()) {
+    let (start, before) = (Instant::now(), cpu_times());
+    work();
+    let (wall, after) = (start.elapsed(), cpu_times());
+    let share = |thread: &str| {
+        let time = |times: &BTreeMap<String, u64>| times.get(thread).copied().unwrap_or_default();
+        (time(&after) - time(&before)) as f64 / wall.as_nanos() as f64 * 100.0
+    };
+    println!(
+        "{name:<10} {:>13.3}% {:>13.3}% {:>13.3}%",
+        share("stall-watchdog"),
+        share("stall-pulse"),
+        share("stall-reporter")
+    );
+}
+
+/// CPU time so far, in nanoseconds, by name of thread.
+fn cpu_times() -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let times = tasks.filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let cpu = stat.split_ascii_whitespace().next()?.parse().ok()?;
+        Some((name.trim().to_owned(), cpu))
+    });
+    times.collect()
+}
