@@ -53,17 +53,23 @@ mod poll {
 
     #[divan::bench]
     fn watched_untimed(bencher: Bencher) {
-        with_timing(PollTiming::Off, || poll_many(bencher, Countdown(0).watched("poll"), || {}));
+        with_timing(PollTiming::Off, || {
+            poll_many(bencher, Countdown(0).watched("poll"), || {})
+        });
     }
 
     #[divan::bench]
     fn watched_sampled(bencher: Bencher) {
-        with_timing(PollTiming::Sampled, || poll_many(bencher, Countdown(0).watched("poll"), || {}));
+        with_timing(PollTiming::Sampled, || {
+            poll_many(bencher, Countdown(0).watched("poll"), || {})
+        });
     }
 
     #[divan::bench]
     fn watched_every_poll_timed(bencher: Bencher) {
-        with_timing(PollTiming::Every, || poll_many(bencher, Countdown(0).watched("poll"), || {}));
+        with_timing(PollTiming::Every, || {
+            poll_many(bencher, Countdown(0).watched("poll"), || {})
+        });
     }
 
     #[divan::bench]
@@ -75,8 +81,13 @@ mod poll {
 
     /// The mode of timing is the process's; a watch sets it. Its runtime is idle.
     fn with_timing(timing: PollTiming, run: impl FnOnce()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
-        let watch = tokio_stall::Builder::new().runtime("bench", runtime.handle().clone()).poll_timing(timing);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("a runtime");
+        let watch = tokio_stall::Builder::new()
+            .runtime("bench", runtime.handle().clone())
+            .poll_timing(timing);
         let _watch = watch.start().expect("nothing else is watched");
         run();
     }
@@ -97,12 +108,16 @@ mod span {
     #[divan::bench]
     fn registry_and_an_empty_layer(bencher: Bencher) {
         let subscriber = tracing_subscriber::registry().with(Identity::new());
-        tracing::subscriber::with_default(subscriber, || enter_many(bencher, &tracing::info_span!("request")));
+        tracing::subscriber::with_default(subscriber, || {
+            enter_many(bencher, &tracing::info_span!("request"))
+        });
     }
 
     #[divan::bench]
     fn registry_and_our_layer(bencher: Bencher) {
         let subscriber = tracing_subscriber::registry().with(tokio_stall::layer());
-        tracing::subscriber::with_default(subscriber, || enter_many(bencher, &tracing::info_span!("request")));
+        tracing::subscriber::with_default(subscriber, || {
+            enter_many(bencher, &tracing::info_span!("request"))
+        });
     }
 }

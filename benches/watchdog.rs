@@ -10,13 +10,20 @@ use tokio::runtime::Builder;
 const SPAN: Duration = Duration::from_secs(8);
 
 fn main() {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let _guard = runtime.enter();
     let _watch = tokio_stall::watch().expect("nothing else is watched");
     std::thread::sleep(Duration::from_secs(4)); // start-up, and the pulse thread's idea of "idle"
 
     println!("share of one core, default settings, 2 workers");
-    println!("{:<10} {:>14} {:>14} {:>14}", "", "stall-watchdog", "stall-pulse", "stall-reporter");
+    println!(
+        "{:<10} {:>14} {:>14} {:>14}",
+        "", "stall-watchdog", "stall-pulse", "stall-reporter"
+    );
     row("idle", || std::thread::sleep(SPAN));
     row("busy", || {
         runtime.block_on(async {
@@ -57,7 +64,10 @@ fn row(name: &str, work: impl FnOnce()) {
 
 /// CPU time so far, in nanoseconds, by name of thread.
 fn cpu_times() -> BTreeMap<String, u64> {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let tasks = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
     let times = tasks.filter_map(|task| {
         let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
         let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;

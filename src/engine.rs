@@ -6,7 +6,7 @@
 
 use crate::clock::{self, Nanos};
 use crate::error::StartError;
-use crate::probe::Pulse;
+use crate::probe::{self, Pulse};
 use crate::report::recent::Recent;
 use crate::report::reporter;
 use crate::report::{Phase, StallReport};
@@ -249,7 +249,7 @@ pub(crate) fn join(
         None => Engine::start()?,
     };
     for runtime in &new {
-        crate::probe::gather(&runtime.handle, runtime.rules.threshold / 2);
+        probe::gather(&runtime.handle, runtime.rules.threshold / 2).wait();
     }
     let shared = running.shared.clone();
     shared.watched.lock().extend(new);

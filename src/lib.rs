@@ -49,8 +49,6 @@
 //!   without a mark is reported when it is over.
 //! * Proof of sleep, and telling host trouble from code, need Linux. Elsewhere [`Coverage`] says so.
 
-#![cfg_attr(docsrs, feature(doc_cfg))]
-
 mod clock;
 mod sync;
 
@@ -76,3 +74,8 @@ mod capture;
 
 mod report;
 pub use report::{Certainty, Headline, Missing, Phase, PoolWaitReport, StallReport};
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -12,7 +12,7 @@ use crate::report::recent::Recent;
 use crate::report::{self, PoolWaitReport, StallReport};
 use crate::slot::timing::{self, PollTiming};
 use crate::watchdog::detector::Rules;
-use crate::watchdog::{IDLE_TICK, SHORTEST_TICK};
+use crate::watchdog::{ENDLESS_AFTER, IDLE_TICK, SHORTEST_TICK};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -257,7 +257,8 @@ impl Builder {
     /// Starts watching.
     ///
     /// The first watch of a process starts its threads and, once, calibrates the clock, which takes some
-    /// ten milliseconds. Each worker is held once for at most two milliseconds, to learn which thread it is.
+    /// ten milliseconds. Each worker is held once for at most two milliseconds, to learn which thread it
+    /// is, and the call waits for that.
     ///
     /// # Errors
     ///
@@ -294,6 +295,11 @@ impl Builder {
         let shared = engine::join(runtimes, &watch, |runtime| Rules {
             threshold,
             tick,
+            milestones: [
+                watch.settings.warn_after,
+                watch.settings.error_after,
+                ENDLESS_AFTER,
+            ],
             polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
             always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
         })?;

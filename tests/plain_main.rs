@@ -29,7 +29,10 @@ fn a_sleeping_worker_is_reported_while_it_sleeps_and_for_certain() {
         let ended = seen.wait_for_end(began.id);
         // Neither start nor end is marked, so both durations are estimates.
         let margin = began.duration_error + ended.duration_error;
-        assert!(ended.duration + margin >= began.duration, "{began}\n{ended}");
+        assert!(
+            ended.duration + margin >= began.duration,
+            "{began}\n{ended}"
+        );
         assert_eq!(
             (ended.worker, &ended.runtime),
             (began.worker, &watch.coverage()[0].runtime)

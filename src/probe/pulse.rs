@@ -120,22 +120,42 @@ impl Drop for Receiver {
 }
 
 /// The longest a worker is held once, at the start, until the others have come too.
-const GATHERING: Duration = Duration::from_millis(2);
+const LONGEST_GATHERING: Duration = Duration::from_millis(2);
+
+/// The workers of a runtime on their way to be known.
+#[derive(Clone, Debug)]
+pub(crate) struct Gathering {
+    expected: usize,
+    arrived: Arc<AtomicUsize>,
+    deadline: Nanos,
+}
 
 /// Enrols the threads of all workers: as many tasks as there are workers, each of which waits for the
 /// others, so that every worker takes one. Returns at once.
-pub(crate) fn gather(runtime: &Handle, longest: Duration) {
-    let workers = runtime.metrics().num_workers();
-    let arrived = Arc::new(AtomicUsize::new(0));
-    let deadline = clock::now().plus(GATHERING.min(longest));
-    for _ in 0..workers {
-        let arrived = arrived.clone();
+pub(crate) fn gather(runtime: &Handle, longest: Duration) -> Gathering {
+    // The caller may be on one of the workers, and would wait for itself in vain.
+    let here = usize::from(slot::enrol() == Some(slot::raw_id(&runtime.id())));
+    let gathering = Gathering {
+        expected: runtime.metrics().num_workers() - here,
+        arrived: Arc::default(),
+        deadline: clock::now().plus(LONGEST_GATHERING.min(longest)),
+    };
+    for _ in 0..gathering.expected {
+        let gathering = gathering.clone();
         runtime.spawn(async move {
             slot::reset_marks();
-            arrived.fetch_add(1, Ordering::AcqRel);
-            while arrived.load(Ordering::Acquire) < workers && clock::now() < deadline {
-                std::thread::yield_now();
-            }
+            gathering.arrived.fetch_add(1, Ordering::AcqRel);
+            gathering.wait();
         });
+    }
+    gathering
+}
+
+impl Gathering {
+    /// Waits until all have come, or the time is up.
+    pub(crate) fn wait(&self) {
+        while self.arrived.load(Ordering::Acquire) < self.expected && clock::now() < self.deadline {
+            std::thread::yield_now();
+        }
     }
 }

@@ -136,6 +136,13 @@ pub(crate) fn reset_marks() {
     }
 }
 
+/// Enrols the calling thread, wherever it is; returns the number of the runtime it is a worker of.
+pub(crate) fn enrol() -> Option<u64> {
+    let claim = driven_here()?.claim;
+    mine()?.set_claim(Some(claim), clock::now());
+    Some(claim.runtime)
+}
+
 /// What tokio says of the calling thread.
 #[derive(Clone, Copy, Debug)]
 struct Driven {

@@ -54,7 +54,7 @@ mod registry;
 
 pub(crate) mod names;
 
-pub(crate) use enrol::{keep_polls_longer_than, mine, raw_id, reset_marks};
+pub(crate) use enrol::{enrol, keep_polls_longer_than, mine, raw_id, reset_marks};
 pub(crate) use entry::{Kind, SOURCES};
 pub(crate) use line::{LongPoll, Marks};
 pub(crate) use registry::{Claim, Slot, all};

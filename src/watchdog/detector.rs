@@ -33,6 +33,8 @@ pub(crate) struct Rules {
     pub(crate) tick: Duration,
     /// The most polls a worker makes between two publications of its counters.
     pub(crate) polls_per_publication: u32,
+    /// Ages at which a stall is announced besides the doublings: what is logged begins there.
+    pub(crate) milestones: [Duration; 3],
     /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose
     /// counters look the same while nobody is inside its `block_on`.
     pub(crate) always_driven: bool,
@@ -450,7 +452,7 @@ impl Detector {
         let Some(announced) = &mut stretch.announced else {
             stretch.announced = Some(Announced {
                 certainty,
-                next_age: doubled_beyond(threshold, stall.duration),
+                next_age: next_age(&self.rules, stall.duration),
             });
             return Some(Finding::Began(stall));
         };
@@ -458,7 +460,7 @@ impl Detector {
         let surer = certainty > announced.certainty;
         announced.certainty = certainty;
         if grown_up {
-            announced.next_age = doubled_beyond(announced.next_age, stall.duration);
+            announced.next_age = next_age(&self.rules, stall.duration);
         }
         (grown_up || surer).then_some(Finding::Ongoing(stall))
     }
@@ -814,12 +816,14 @@ fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
     (earliest.plus(half), half)
 }
 
-/// The first doubling of `age` that lies beyond `reached`.
-fn doubled_beyond(mut age: Duration, reached: Duration) -> Duration {
-    while age <= reached {
-        age = age.saturating_mul(2);
+/// The first doubling of the threshold, or milestone, that lies beyond an age.
+fn next_age(rules: &Rules, reached: Duration) -> Duration {
+    let mut doubled = rules.threshold;
+    while doubled <= reached {
+        doubled = doubled.saturating_mul(2);
     }
-    age
+    let milestones = rules.milestones.into_iter().filter(|age| *age > reached);
+    milestones.fold(doubled, Duration::min)
 }
 
 #[cfg(all(test, not(loom)))]

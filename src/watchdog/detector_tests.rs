@@ -13,6 +13,7 @@ fn rules() -> Rules {
         threshold: THRESHOLD,
         tick: TICK,
         polls_per_publication: 244,
+        milestones: [ms(60), ms(1_000), ms(10_000)],
         always_driven: true,
     }
 }
@@ -194,7 +195,7 @@ fn an_untimed_poll_is_certain_once_its_shortest_length_reaches_the_threshold() {
 }
 
 #[test]
-fn a_stall_is_announced_again_at_doubling_ages_and_closed_exactly() {
+fn a_stall_is_announced_again_at_doubling_ages_and_milestones_and_closed_exactly() {
     let mut world = World::parked().wake();
     world.compute(ms(5));
     world.begin_poll(Some(at(5)));
@@ -209,7 +210,7 @@ fn a_stall_is_announced_again_at_doubling_ages_and_closed_exactly() {
             other => panic!("{other:?} while it lasts"),
         })
         .collect();
-    assert_eq!(ages, [ms(10), ms(20), ms(40), ms(80)]);
+    assert_eq!(ages, [ms(10), ms(20), ms(40), ms(60), ms(80)]);
     world.end_poll(Some(at(107)));
     let stall = ended(&world.compute(TICK)).unwrap();
     assert_eq!((stall.duration, stall.error), (ms(102), Duration::ZERO));

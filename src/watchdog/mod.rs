@@ -53,6 +53,10 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
     let mut due = clock::now();
     while !shared.stopping() {
         let now = clock::now();
+        if watchdog.is_to_follow() {
+            // A runtime that has just joined is looked at right away.
+            due = due.min(now);
+        }
         if now < due {
             std::thread::park_timeout(due.since(now));
             continue;
@@ -127,13 +131,17 @@ impl Watchdog {
         next
     }
 
+    fn is_to_follow(&self) -> bool {
+        self.seen_version != Some(self.shared.version.load(Ordering::Acquire))
+    }
+
     /// Takes over runtimes that have joined and lets go of those that have left. Never waits: if the
     /// list is being changed right now, the next tick sees it.
     fn follow_registrations(&mut self) {
-        let version = self.shared.version.load(Ordering::Acquire);
-        if self.seen_version == Some(version) {
+        if !self.is_to_follow() {
             return;
         }
+        let version = self.shared.version.load(Ordering::Acquire);
         let Some(watched) = self
             .shared
             .watched
