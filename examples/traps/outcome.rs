@@ -126,15 +126,12 @@ impl Outcome {
     }
 
     fn allowed_error(&self, caught: &Sighting) -> Duration {
-        let own = caught
-            .measured
-            .map_or(Duration::ZERO, |measured| measured.error);
         let probe = match caught.subject {
             Subject::Poll => Duration::ZERO,
             Subject::Pool => PROBE_INTERVAL,
         };
         let lasted = self.truth.map_or(Duration::ZERO, |truth| truth.lasted());
-        TICK.max(own) + probe + lasted.mul_f64(PART)
+        TICK + probe + lasted.mul_f64(PART)
     }
 }
 

@@ -8,48 +8,59 @@ use super::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::clock::Nanos;
 use crate::engine::{Watch, WatchedRuntime};
 use crate::watch::Coverage;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// The target of all events: filter with `tokio_stall=off`.
 const TARGET: &str = "tokio_stall";
 
-/// What of a watch's stalls is logged.
+/// What of the stalls is logged.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     limiter: Limiter,
-    /// Stalls whose first line was written, so that their later ones are too.
-    shown: HashSet<u64>,
+    /// What was decided about stalls that go on.
+    decided: HashMap<u64, Decision>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Decision {
+    shown: bool,
+    /// It was an error by then. A stall that grows into one is decided about once more.
+    as_error: bool,
 }
 
 impl Log {
     /// Logs a report, unless it is too short, too early or too much.
     pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &Watch, now: Nanos) {
         let settings = &watch.settings;
-        let ended = report.phase == Phase::Ended;
-        let was_shown = if ended {
-            self.shown.remove(&report.id)
-        } else {
-            self.shown.contains(&report.id)
-        };
-        let worth_it =
-            report.duration >= settings.warn_after && !settings.is_in_grace(watch.started_at, now);
-        if !settings.log || !worth_it && !was_shown {
+        let known = self.decided.get(&report.id).copied();
+        if report.phase == Phase::Ended {
+            self.decided.remove(&report.id);
+        }
+        let too_early = settings.is_in_grace(watch.started_at, now);
+        let worth_it = report.duration >= settings.warn_after && !too_early;
+        let shown = known.is_some_and(|known| known.shown);
+        if !settings.log || !worth_it && !shown {
             return;
         }
-        if !was_shown {
+        let as_error = report.duration >= settings.error_after;
+        if !shown && known.is_none_or(|known| as_error && !known.as_error) {
             let site = format!(
-                "{}\n{}",
+                "{}\n{}\n{as_error}",
                 report.runtime,
                 report.span.as_deref().unwrap_or_default()
             );
-            let Some(suppressed) = self.limiter.admit(&site, now) else {
-                return;
-            };
-            report.suppressed = suppressed;
-            if !ended {
-                self.shown.insert(report.id);
+            let admitted = self.limiter.admit(&site, now);
+            report.suppressed = admitted.unwrap_or_default();
+            if report.phase != Phase::Ended {
+                let shown = admitted.is_some();
+                self.decided.insert(report.id, Decision { shown, as_error });
             }
+            if admitted.is_none() {
+                return;
+            }
+        } else if !shown {
+            return;
         }
         if !crate::capture::debugger_attached() {
             emit(report, settings.error_after);

@@ -1,6 +1,7 @@
 //! The detector against samples made by hand: no clock, no threads, no sleeping.
 
 use super::*;
+use crate::capture::{ThreadEvidence, ThreadState};
 use proptest::prelude::*;
 
 const TICK: Duration = Duration::from_millis(5);

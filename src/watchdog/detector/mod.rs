@@ -20,85 +20,16 @@
 //! *likely*, and only if the stretch stands out from what this worker usually does between two
 //! publications.
 
-use crate::capture::{ThreadEvidence, ThreadState};
+mod sample;
+mod stretch;
+
+pub(crate) use sample::{Counters, Ends, PollKey, Rules, Sample, SlotSeen};
+
 use crate::clock::Nanos;
 use crate::slot::LongPoll;
+use sample::Interval;
 use std::time::Duration;
-
-/// What the rules of one runtime are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rules {
-    pub(crate) threshold: Duration,
-    /// The longest time between two samples of an active worker.
-    pub(crate) tick: Duration,
-    /// The most polls a worker makes between two publications of its counters.
-    pub(crate) polls_per_publication: u32,
-    /// Ages at which a stall is announced besides the doublings: what is logged begins there.
-    pub(crate) milestones: [Duration; 3],
-    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose
-    /// counters look the same while nobody is inside its `block_on`.
-    pub(crate) always_driven: bool,
-}
-
-/// A worker's published counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
-    /// Grows by one at each park and each unpark: odd while parked.
-    pub(crate) parks: u64,
-    pub(crate) busy: Duration,
-}
-
-/// What the slot of the thread that drives the worker showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SlotSeen {
-    /// Which slot and which owner of it.
-    pub(crate) thread: (usize, u64),
-    pub(crate) epoch: u64,
-    /// When the poll started, if that was measured.
-    pub(crate) started: Option<Nanos>,
-    pub(crate) allowed: bool,
-    pub(crate) allowed_until: Option<Nanos>,
-    /// How often the thread was seen between two polls for certain.
-    pub(crate) loops: u64,
-}
-
-impl SlotSeen {
-    fn in_poll(&self) -> bool {
-        self.epoch % 2 == 1
-    }
-
-    fn poll(&self) -> PollKey {
-        PollKey {
-            thread: self.thread,
-            epoch: self.epoch,
-        }
-    }
-}
-
-/// Names one poll for as long as the process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PollKey {
-    pub(crate) thread: (usize, u64),
-    pub(crate) epoch: u64,
-}
-
-/// One tick's view of one worker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    pub(crate) at: Nanos,
-    /// How late the watchdog itself woke for this tick.
-    pub(crate) late: Duration,
-    /// The counters before the slot was looked at, and after.
-    pub(crate) before: Counters,
-    pub(crate) after: Counters,
-    pub(crate) slot: Option<SlotSeen>,
-    pub(crate) thread: Option<ThreadEvidence>,
-    /// When polls that the detector follows ended, as far as their threads have measured that by now.
-    pub(crate) ends: Ends,
-}
-
-/// The measured ends of up to two polls: the one that holds the worker, and the one before.
-pub(crate) type Ends = [Option<(PollKey, Nanos)>; 2];
+use stretch::{Announced, Stretch, measured_end, middle};
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,40 +112,6 @@ struct Unmoved {
     blamed: Duration,
     busy_before: Duration,
 }
-
-#[derive(Clone, Copy, Debug)]
-struct Stretch {
-    held_by: HeldBy,
-    /// It began no earlier than this …
-    earliest: Nanos,
-    /// … and no later than this. Equal if the start was measured.
-    latest: Nanos,
-    /// Time for which the code is to blame, from `latest` on.
-    blamed: Duration,
-    /// The last sample that did not show it.
-    before: Option<Sample>,
-    busy_before: Duration,
-    sleep: Option<Sleep>,
-    ticks: u32,
-    suspected: bool,
-    announced: Option<Announced>,
-}
-
-/// The one sleep a thread has been in since it was first seen in it.
-#[derive(Clone, Copy, Debug)]
-struct Sleep {
-    runs: u64,
-    cpu: Duration,
-    call: Option<i64>,
-    blamed: Duration,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Announced {
-    certainty: Certainty,
-    next_age: Duration,
-}
-
 /// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
 /// more tick.
 #[derive(Clone, Copy, Debug)]
@@ -638,184 +535,6 @@ impl Detector {
         }))
     }
 }
-
-impl Stretch {
-    fn begin(
-        held_by: HeldBy,
-        last: Option<&Sample>,
-        sample: &Sample,
-        interval: Option<Interval>,
-    ) -> Stretch {
-        let slot = sample.slot;
-        let measured = slot
-            .filter(|slot| held_by == HeldBy::Poll(slot.poll()))
-            .and_then(|slot| slot.started);
-        let not_before = last.map_or(sample.at, |last| last.at);
-        let resumed = slot
-            .and_then(|slot| slot.allowed_until)
-            .filter(|until| *until > measured.unwrap_or(not_before));
-        let exact = resumed.or(measured);
-        let latest = exact.unwrap_or(sample.at);
-        // What happened before the last sample, or before the first, is not known to be the code's doing.
-        let blamed = interval.map_or(Duration::ZERO, |interval| {
-            let age = sample.at.since(latest);
-            age.min(interval.length).saturating_sub(interval.host)
-        });
-        let mut stretch = Stretch {
-            held_by,
-            earliest: exact.unwrap_or(not_before),
-            latest,
-            blamed,
-            before: last.copied(),
-            busy_before: last.map_or(sample.after, |last| last.after).busy,
-            sleep: None,
-            ticks: 1,
-            suspected: false,
-            announced: None,
-        };
-        stretch.follow_sleep(sample, Duration::ZERO);
-        stretch
-    }
-
-    /// The stretch from the last move of the counters on.
-    fn counted_out(unmoved: &Unmoved) -> Stretch {
-        Stretch {
-            held_by: HeldBy::CountedOut,
-            earliest: unmoved.since,
-            latest: unmoved.since,
-            blamed: unmoved.blamed,
-            before: None,
-            busy_before: unmoved.busy_before,
-            sleep: None,
-            ticks: 1,
-            suspected: false,
-            announced: None,
-        }
-    }
-
-    /// A marked poll ends with its mark, anything else when the worker's counters move.
-    fn is_over(&self, gone_on: bool) -> bool {
-        gone_on && !matches!(self.held_by, HeldBy::Poll(_))
-    }
-
-    fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
-        self.ticks += 1;
-        let blamed = interval.map_or(Duration::ZERO, Interval::blamed);
-        let resumed = sample.slot.and_then(|slot| slot.allowed_until);
-        if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
-            // `allow_blocking` was entered and left between two ticks.
-            self.earliest = resumed;
-            self.latest = resumed;
-            self.blamed = sample.at.since(resumed).min(blamed);
-            self.sleep = None;
-        } else {
-            self.blamed += blamed;
-            self.follow_sleep(sample, blamed);
-        }
-    }
-
-    fn follow_sleep(&mut self, sample: &Sample, blamed: Duration) {
-        let Some((thread, call)) = sample.thread.and_then(|thread| match thread.state {
-            ThreadState::Asleep(call) => Some((thread, call)),
-            _ => None,
-        }) else {
-            self.sleep = None;
-            return;
-        };
-        match &mut self.sleep {
-            Some(sleep)
-                if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) =>
-            {
-                sleep.blamed += blamed;
-            }
-            sleep => {
-                *sleep = Some(Sleep {
-                    runs: thread.runs,
-                    cpu: thread.cpu,
-                    call,
-                    blamed: Duration::ZERO,
-                });
-            }
-        }
-    }
-
-    fn one_sleep(&self) -> Duration {
-        self.sleep.map_or(Duration::ZERO, |sleep| sleep.blamed)
-    }
-
-    fn stall_until(&self, end: Nanos, end_error: Duration, certainty: Certainty) -> Stall {
-        let (since, start_error) = middle(self.earliest, self.latest);
-        Stall {
-            held_by: self.held_by,
-            since,
-            duration: end.since(since),
-            error: start_error + end_error,
-            certainty,
-            name: 0,
-        }
-    }
-}
-
-fn measured_end(sample: &Sample, held_by: HeldBy) -> Option<Nanos> {
-    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
-    sample.ends.iter().flatten().find_map(of_this)
-}
-
-/// What the time between two samples was spent on.
-#[derive(Clone, Copy, Debug)]
-struct Interval {
-    length: Duration,
-    /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
-    host: Duration,
-}
-
-impl Interval {
-    fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
-        let length = sample.at.since(last.at);
-        // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
-        // is busy; the little is no evidence.
-        let stood_still = if sample.late >= rules.threshold / 2 {
-            sample.late
-        } else {
-            Duration::ZERO
-        };
-        let waited = waited(last, sample, length);
-        Interval {
-            length,
-            host: stood_still.max(waited).min(length),
-        }
-    }
-
-    fn blamed(self) -> Duration {
-        self.length - self.host
-    }
-}
-
-/// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for
-/// it. The kernel counts a wait when it ends, so the interval in which a long one ends may count more of
-/// it than fell into it.
-fn waited(last: &Sample, sample: &Sample, length: Duration) -> Duration {
-    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
-    let (before, now) = match (last.thread, sample.thread) {
-        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => (before, now),
-        // Nothing can be told on this system.
-        (None, None) => return Duration::ZERO,
-        // Another thread than before: nothing is known of it yet, so nothing is blamed.
-        _ => return length,
-    };
-    let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
-    match now.state {
-        // This wait has not ended.
-        ThreadState::Waiting => off_cpu,
-        _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
-    }
-}
-
-fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
-    let half = latest.since(earliest) / 2;
-    (earliest.plus(half), half)
-}
-
 /// The first doubling of the threshold, or milestone, that lies beyond an age.
 fn next_age(rules: &Rules, reached: Duration) -> Duration {
     let mut doubled = rules.threshold;
@@ -827,5 +546,4 @@ fn next_age(rules: &Rules, reached: Duration) -> Duration {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "detector_tests.rs"]
 mod tests;

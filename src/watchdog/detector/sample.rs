@@ -1,0 +1,132 @@
+//! What one tick sees of one worker, and what the time between two ticks was spent on.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Here:* plain data and arithmetic.
+
+use crate::capture::{ThreadEvidence, ThreadState};
+use crate::clock::Nanos;
+use std::time::Duration;
+
+/// What the rules of one runtime are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) threshold: Duration,
+    /// The longest time between two samples of an active worker.
+    pub(crate) tick: Duration,
+    /// The most polls a worker makes between two publications of its counters.
+    pub(crate) polls_per_publication: u32,
+    /// Ages at which a stall is announced besides the doublings: what is logged begins there.
+    pub(crate) milestones: [Duration; 3],
+    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose
+    /// counters look the same while nobody is inside its `block_on`.
+    pub(crate) always_driven: bool,
+}
+
+/// A worker's published counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Grows by one at each park and each unpark: odd while parked.
+    pub(crate) parks: u64,
+    pub(crate) busy: Duration,
+}
+
+/// What the slot of the thread that drives the worker showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotSeen {
+    /// Which slot and which owner of it.
+    pub(crate) thread: (usize, u64),
+    pub(crate) epoch: u64,
+    /// When the poll started, if that was measured.
+    pub(crate) started: Option<Nanos>,
+    pub(crate) allowed: bool,
+    pub(crate) allowed_until: Option<Nanos>,
+    /// How often the thread was seen between two polls for certain.
+    pub(crate) loops: u64,
+}
+
+impl SlotSeen {
+    pub(super) fn in_poll(&self) -> bool {
+        self.epoch % 2 == 1
+    }
+
+    pub(super) fn poll(&self) -> PollKey {
+        PollKey {
+            thread: self.thread,
+            epoch: self.epoch,
+        }
+    }
+}
+
+/// Names one poll for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PollKey {
+    pub(crate) thread: (usize, u64),
+    pub(crate) epoch: u64,
+}
+
+/// One tick's view of one worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) at: Nanos,
+    /// How late the watchdog itself woke for this tick.
+    pub(crate) late: Duration,
+    /// The counters before the slot was looked at, and after.
+    pub(crate) before: Counters,
+    pub(crate) after: Counters,
+    pub(crate) slot: Option<SlotSeen>,
+    pub(crate) thread: Option<ThreadEvidence>,
+    /// When polls that the detector follows ended, as far as their threads have measured that by now.
+    pub(crate) ends: Ends,
+}
+
+/// The measured ends of up to two polls: the one that holds the worker, and the one before.
+pub(crate) type Ends = [Option<(PollKey, Nanos)>; 2];
+/// What the time between two samples was spent on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Interval {
+    pub(super) length: Duration,
+    /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
+    pub(super) host: Duration,
+}
+
+impl Interval {
+    pub(super) fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
+        let length = sample.at.since(last.at);
+        // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
+        // is busy; the little is no evidence.
+        let stood_still = if sample.late >= rules.threshold / 2 {
+            sample.late
+        } else {
+            Duration::ZERO
+        };
+        let waited = waited(last, sample, length);
+        Interval {
+            length,
+            host: stood_still.max(waited).min(length),
+        }
+    }
+
+    pub(super) fn blamed(self) -> Duration {
+        self.length - self.host
+    }
+}
+
+/// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for
+/// it. The kernel counts a wait when it ends, so the interval in which a long one ends may count more of
+/// it than fell into it.
+fn waited(last: &Sample, sample: &Sample, length: Duration) -> Duration {
+    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
+    let (before, now) = match (last.thread, sample.thread) {
+        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => (before, now),
+        // Nothing can be told on this system.
+        (None, None) => return Duration::ZERO,
+        // Another thread than before: nothing is known of it yet, so nothing is blamed.
+        _ => return length,
+    };
+    let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
+    match now.state {
+        // This wait has not ended.
+        ThreadState::Waiting => off_cpu,
+        _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
+    }
+}

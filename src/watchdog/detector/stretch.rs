@@ -1,0 +1,173 @@
+//! A stretch: a run of samples in which one thing held the worker.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Here:* arithmetic on samples.
+
+use super::sample::{Interval, PollKey, Sample};
+use super::{Certainty, HeldBy, Stall, Unmoved};
+use crate::capture::ThreadState;
+use crate::clock::Nanos;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    pub(super) held_by: HeldBy,
+    /// It began no earlier than this …
+    pub(super) earliest: Nanos,
+    /// … and no later than this. Equal if the start was measured.
+    pub(super) latest: Nanos,
+    /// Time for which the code is to blame, from `latest` on.
+    pub(super) blamed: Duration,
+    /// The last sample that did not show it.
+    pub(super) before: Option<Sample>,
+    pub(super) busy_before: Duration,
+    pub(super) sleep: Option<Sleep>,
+    pub(super) ticks: u32,
+    pub(super) suspected: bool,
+    pub(super) announced: Option<Announced>,
+}
+
+/// The one sleep a thread has been in since it was first seen in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sleep {
+    runs: u64,
+    cpu: Duration,
+    call: Option<i64>,
+    pub(super) blamed: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Announced {
+    pub(super) certainty: Certainty,
+    pub(super) next_age: Duration,
+}
+impl Stretch {
+    pub(super) fn begin(
+        held_by: HeldBy,
+        last: Option<&Sample>,
+        sample: &Sample,
+        interval: Option<Interval>,
+    ) -> Stretch {
+        let slot = sample.slot;
+        let measured = slot
+            .filter(|slot| held_by == HeldBy::Poll(slot.poll()))
+            .and_then(|slot| slot.started);
+        let not_before = last.map_or(sample.at, |last| last.at);
+        let resumed = slot
+            .and_then(|slot| slot.allowed_until)
+            .filter(|until| *until > measured.unwrap_or(not_before));
+        let exact = resumed.or(measured);
+        let latest = exact.unwrap_or(sample.at);
+        // What happened before the last sample, or before the first, is not known to be the code's doing.
+        let blamed = interval.map_or(Duration::ZERO, |interval| {
+            let age = sample.at.since(latest);
+            age.min(interval.length).saturating_sub(interval.host)
+        });
+        let mut stretch = Stretch {
+            held_by,
+            earliest: exact.unwrap_or(not_before),
+            latest,
+            blamed,
+            before: last.copied(),
+            busy_before: last.map_or(sample.after, |last| last.after).busy,
+            sleep: None,
+            ticks: 1,
+            suspected: false,
+            announced: None,
+        };
+        stretch.follow_sleep(sample, Duration::ZERO);
+        stretch
+    }
+
+    /// The stretch from the last move of the counters on.
+    pub(super) fn counted_out(unmoved: &Unmoved) -> Stretch {
+        Stretch {
+            held_by: HeldBy::CountedOut,
+            earliest: unmoved.since,
+            latest: unmoved.since,
+            blamed: unmoved.blamed,
+            before: None,
+            busy_before: unmoved.busy_before,
+            sleep: None,
+            ticks: 1,
+            suspected: false,
+            announced: None,
+        }
+    }
+
+    /// A marked poll ends with its mark, anything else when the worker's counters move.
+    pub(super) fn is_over(&self, gone_on: bool) -> bool {
+        gone_on && !matches!(self.held_by, HeldBy::Poll(_))
+    }
+
+    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
+        self.ticks += 1;
+        let blamed = interval.map_or(Duration::ZERO, Interval::blamed);
+        let resumed = sample.slot.and_then(|slot| slot.allowed_until);
+        if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
+            // `allow_blocking` was entered and left between two ticks.
+            self.earliest = resumed;
+            self.latest = resumed;
+            self.blamed = sample.at.since(resumed).min(blamed);
+            self.sleep = None;
+        } else {
+            self.blamed += blamed;
+            self.follow_sleep(sample, blamed);
+        }
+    }
+
+    fn follow_sleep(&mut self, sample: &Sample, blamed: Duration) {
+        let Some((thread, call)) = sample.thread.and_then(|thread| match thread.state {
+            ThreadState::Asleep(call) => Some((thread, call)),
+            _ => None,
+        }) else {
+            self.sleep = None;
+            return;
+        };
+        match &mut self.sleep {
+            Some(sleep)
+                if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) =>
+            {
+                sleep.blamed += blamed;
+            }
+            sleep => {
+                *sleep = Some(Sleep {
+                    runs: thread.runs,
+                    cpu: thread.cpu,
+                    call,
+                    blamed: Duration::ZERO,
+                });
+            }
+        }
+    }
+
+    pub(super) fn one_sleep(&self) -> Duration {
+        self.sleep.map_or(Duration::ZERO, |sleep| sleep.blamed)
+    }
+
+    pub(super) fn stall_until(
+        &self,
+        end: Nanos,
+        end_error: Duration,
+        certainty: Certainty,
+    ) -> Stall {
+        let (since, start_error) = middle(self.earliest, self.latest);
+        Stall {
+            held_by: self.held_by,
+            since,
+            duration: end.since(since),
+            error: start_error + end_error,
+            certainty,
+            name: 0,
+        }
+    }
+}
+
+pub(super) fn measured_end(sample: &Sample, held_by: HeldBy) -> Option<Nanos> {
+    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
+    sample.ends.iter().flatten().find_map(of_this)
+}
+pub(super) fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
+    let half = latest.since(earliest) / 2;
+    (earliest.plus(half), half)
+}
