@@ -73,7 +73,7 @@ mod watchdog;
 mod capture;
 
 mod report;
-pub use report::{Certainty, Headline, Missing, Phase, PoolWaitReport, StallReport};
+pub use report::{Certainty, Headline, Missing, Phase, PoolWaitReport, StallReport, TimeSplit};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -93,7 +93,7 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
     let _watch = tokio_stall::Builder::new()
         .runtime("api", runtime.handle().clone())
         .on_stall(move |report| {
-            stalls.put(News::Stall(report.clone()));
+            stalls.put(News::Stall(Box::new(report.clone())));
             output.report(report);
         })
         .on_pool_wait(move |report| {

@@ -15,7 +15,7 @@ const LAST_REPORT: Duration = Duration::from_millis(500);
 /// A report that has just come in.
 #[derive(Debug)]
 pub(crate) enum News {
-    Stall(StallReport),
+    Stall(Box<StallReport>),
     PoolWait(PoolWaitReport),
 }
 

@@ -4,6 +4,7 @@
 //! *Here:* kept descriptors and `pread` only, about 1 µs for everything. No disturbance of the thread,
 //! no privilege needed for threads of the own process.
 
+pub(crate) use super::calls::call_name;
 use super::{ThreadEvidence, ThreadState};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

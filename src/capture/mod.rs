@@ -8,11 +8,14 @@
 //! own. Time in which it wanted a CPU and had none belongs to the host. [`ThreadEvidence`] tells the two
 //! apart; the unsafe of this crate lives in this directory.
 
+#[cfg(target_os = "linux")]
+mod calls;
+
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
 mod imp;
 
-pub(crate) use imp::{ThreadFiles, current_tid, debugger_attached};
+pub(crate) use imp::{ThreadFiles, call_name, current_tid, debugger_attached};
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use crate::watchdog::workers::wall_clock;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-pub use crate::watchdog::detector::Certainty;
+pub use crate::watchdog::detector::{Certainty, TimeSplit};
 
 /// Where in its life a stall is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,6 +106,10 @@ pub struct StallReport {
         serde(rename = "duration_error_seconds", serialize_with = "seconds")
     )]
     pub duration_error: Duration,
+    /// What the time was spent on.
+    pub time: TimeSplit,
+    /// The system call that the thread was last seen asleep in.
+    pub asleep_in: Option<String>,
     /// What this report would tell, and cannot.
     pub missing: Vec<Missing>,
     /// Stalls that were not logged since the last one that was, to spare the log.
@@ -136,6 +140,8 @@ impl StallReport {
             started_at: wall_clock(stall.since),
             duration,
             duration_error: stall.error,
+            time: stall.split,
+            asleep_in: stall.call.map(crate::capture::call_name),
             missing: Vec::new(),
             suppressed: 0,
         }
@@ -202,6 +208,10 @@ impl fmt::Display for StallReport {
         if let Some(span) = &self.span {
             write!(f, "\n  in        {span}")?;
         }
+        let why = Why(self).to_string();
+        if !why.is_empty() {
+            write!(f, "\n  why       {why}")?;
+        }
         match (self.task, &self.spawned_at) {
             (Some(task), Some(place)) => write!(f, "\n  task      {task}, spawned at {place}")?,
             (Some(task), None) => write!(f, "\n  task      {task}")?,
@@ -222,6 +232,42 @@ impl fmt::Display for StallReport {
                 "\n  unlogged  {} stalls since the last one shown",
                 self.suppressed
             )?;
+        }
+        Ok(())
+    }
+}
+
+/// The parts of the time that are worth a word, the longest first.
+struct Why<'a>(&'a StallReport);
+
+/// Parts below this share of the whole are left out.
+const WORTH_A_WORD: f64 = 0.01;
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StallReport {
+            time, asleep_in, ..
+        } = self.0;
+        let asleep = match asleep_in {
+            Some(call) => format!("asleep in {call}"),
+            None => "asleep".to_owned(),
+        };
+        let mut parts = [
+            (time.cpu, "computing".to_owned()),
+            (time.asleep, asleep),
+            (time.run_queue, "without a CPU".to_owned()),
+            (time.stopped, "with the whole process stopped".to_owned()),
+            (time.unknown, "unknown".to_owned()),
+        ];
+        parts.sort_by_key(|(part, _)| std::cmp::Reverse(*part));
+        let least = time
+            .total()
+            .mul_f64(WORTH_A_WORD)
+            .max(Duration::from_micros(50));
+        let worth_a_word = parts.iter().filter(|(part, _)| *part >= least);
+        for (index, (part, what)) in worth_a_word.enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{what} {}", Human(*part))?;
         }
         Ok(())
     }
@@ -291,7 +337,10 @@ impl fmt::Display for Human {
 }
 
 #[cfg(feature = "serde")]
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn seconds<S: serde::Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
@@ -322,6 +371,8 @@ mod tests {
             started_at: SystemTime::UNIX_EPOCH,
             duration: Duration::from_micros(127_400),
             duration_error: Duration::ZERO,
+            time: TimeSplit::default(),
+            asleep_in: Some("clock_nanosleep".to_owned()),
             missing: Vec::new(),
             suppressed: 0,
         }
@@ -329,6 +380,11 @@ mod tests {
 
     #[test]
     fn a_report_reads_as_documented() {
+        let mut report = report();
+        report.time.asleep = Duration::from_micros(120_000);
+        report.time.cpu = Duration::from_micros(300);
+        report.time.run_queue = Duration::from_micros(7_100);
+        let report = || report.clone();
         assert_eq!(
             report().headline().to_string(),
             "worker 1 of \"api\" blocked for 127 ms so far, in request > get_user"
@@ -337,6 +393,7 @@ mod tests {
             report().to_string(),
             "stall #17   runtime \"api\", worker 1, 127 ms so far, certain\n  \
              in        request > get_user\n  \
+             why       asleep in clock_nanosleep 120 ms, without a CPU 7.10 ms\n  \
              task      318, spawned at src/main.rs:20\n  \
              thread    tokio-rt-worker (4711)"
         );

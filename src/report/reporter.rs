@@ -24,7 +24,7 @@ use std::time::Duration;
 /// News for the reporter.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Stall(StallNews),
+    Stall(Box<StallNews>),
     PoolWait(PoolNews),
 }
 

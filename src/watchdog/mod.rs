@@ -122,7 +122,11 @@ impl Watchdog {
         }
         self.publish_live();
         for news in news {
-            if self.reporter.try_send(Message::Stall(news)).is_err() {
+            if self
+                .reporter
+                .try_send(Message::Stall(Box::new(news)))
+                .is_err()
+            {
                 self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
             }
         }

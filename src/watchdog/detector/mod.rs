@@ -21,7 +21,10 @@
 //! publications.
 
 mod sample;
+mod split;
 mod stretch;
+
+pub use split::TimeSplit;
 
 pub(crate) use sample::{Counters, Ends, PollKey, Rules, Sample, SlotSeen};
 
@@ -69,6 +72,10 @@ pub(crate) struct Stall {
     /// `duration` is right to within this much.
     pub(crate) error: Duration,
     pub(crate) certainty: Certainty,
+    /// What the time was spent on, as far as it was looked at.
+    pub(crate) split: TimeSplit,
+    /// The system call that the thread was last seen asleep in.
+    pub(crate) call: Option<i64>,
     /// The name its thread left behind, where the poll ended unseen; 0 for none.
     pub(crate) name: u32,
 }
@@ -110,6 +117,7 @@ pub(crate) struct Detector {
 struct Unmoved {
     since: Nanos,
     blamed: Duration,
+    split: TimeSplit,
     busy_before: Duration,
 }
 /// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
@@ -252,6 +260,8 @@ impl Detector {
                     duration,
                     error: Duration::ZERO,
                     certainty: Certainty::Certain,
+                    split: interval.split.part(duration),
+                    call: None,
                     name: record.name,
                 },
                 busy_before: previous.after.busy,
@@ -314,7 +324,10 @@ impl Detector {
             && !excused
             && !seen_looping;
         match (&mut self.unmoved, interval) {
-            (Some(unmoved), Some(interval)) if still => unmoved.blamed += interval.blamed(),
+            (Some(unmoved), Some(interval)) if still => {
+                unmoved.blamed += interval.blamed();
+                unmoved.split = unmoved.split.plus(interval.split);
+            }
             _ => {
                 let took = self.unmoved.take().filter(|_| !excused);
                 self.paces[self.next_pace] = took.map_or(Duration::ZERO, |unmoved| unmoved.blamed);
@@ -322,6 +335,7 @@ impl Detector {
                 self.unmoved = (!parked).then_some(Unmoved {
                     since: sample.at,
                     blamed: Duration::ZERO,
+                    split: TimeSplit::default(),
                     busy_before: sample.after.busy,
                 });
             }
@@ -410,6 +424,8 @@ impl Detector {
         let said = stretch.announced.map(|announced| announced.certainty);
         if let HeldBy::Poll(_) = stretch.held_by {
             let measured = measured_end(sample, stretch.held_by);
+            let end = measured.unwrap_or(middle(last_seen, sample.at).0);
+            stretch.add_tail(end.since(last_seen), interval);
             if let Some(certainty) = said {
                 self.closing = Some(Closing {
                     stretch,
@@ -420,7 +436,7 @@ impl Detector {
                 return measured.and_then(|_| self.close(sample));
             }
             // It ended between two ticks. Blame it for the rest only as far as the host allows.
-            let end = measured?;
+            measured?;
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
             if stretch.blamed >= self.rules.threshold {
@@ -436,6 +452,7 @@ impl Detector {
             return self.slept_unseen(&stretch.before?, sample, interval?);
         };
         let (end, error) = middle(last_seen, sample.at);
+        stretch.add_tail(end.since(last_seen), interval);
         let mut stall = stretch.stall_until(end, error, certainty);
         // The busy counter has counted the stretch, and what else the worker did since it last published.
         let busy = sample.before.busy.saturating_sub(stretch.busy_before);
@@ -531,6 +548,13 @@ impl Detector {
             } else {
                 Certainty::Likely
             },
+            split: TimeSplit {
+                cpu: computed.min(busy - asleep),
+                asleep,
+                run_queue: (busy - asleep).saturating_sub(computed),
+                ..TimeSplit::default()
+            },
+            call: None,
             name: 0,
         }))
     }

@@ -3,6 +3,7 @@
 //! *Runs on:* the watchdog thread.
 //! *Here:* plain data and arithmetic.
 
+use super::split::TimeSplit;
 use crate::capture::{ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
 use std::time::Duration;
@@ -87,6 +88,7 @@ pub(super) struct Interval {
     pub(super) length: Duration,
     /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
     pub(super) host: Duration,
+    pub(super) split: TimeSplit,
 }
 
 impl Interval {
@@ -94,15 +96,44 @@ impl Interval {
         let length = sample.at.since(last.at);
         // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
         // is busy; the little is no evidence.
-        let stood_still = if sample.late >= rules.threshold / 2 {
-            sample.late
+        let stopped = if sample.late >= rules.threshold / 2 {
+            sample.late.min(length)
         } else {
             Duration::ZERO
         };
-        let waited = waited(last, sample, length);
+        let rest = length - stopped;
+        let split = match threads(last, sample) {
+            Threads::Same(before, now) => {
+                let cpu = now.cpu.saturating_sub(before.cpu).min(rest);
+                // Being stopped is not counted as a wait by the kernel, so the two do not overlap; where
+                // they seem to, the longer one is right.
+                let run_queue = waited(&before, &now, length)
+                    .saturating_sub(stopped)
+                    .min(rest - cpu);
+                TimeSplit {
+                    cpu,
+                    asleep: rest - cpu - run_queue,
+                    run_queue,
+                    stopped,
+                    unknown: Duration::ZERO,
+                }
+            }
+            Threads::Other | Threads::Unknown => TimeSplit {
+                stopped,
+                ..TimeSplit::unknown(rest)
+            },
+        };
+        let host = match threads(last, sample) {
+            // Another thread than before: nothing is known of it yet, so nothing is blamed.
+            Threads::Other => length,
+            // Nothing can be told on this system.
+            Threads::Unknown => stopped,
+            Threads::Same(..) => stopped + split.run_queue,
+        };
         Interval {
             length,
-            host: stood_still.max(waited).min(length),
+            host,
+            split,
         }
     }
 
@@ -111,18 +142,27 @@ impl Interval {
     }
 }
 
+enum Threads {
+    Same(ThreadEvidence, ThreadEvidence),
+    Other,
+    Unknown,
+}
+
+fn threads(last: &Sample, sample: &Sample) -> Threads {
+    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
+    match (last.thread, sample.thread) {
+        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => {
+            Threads::Same(before, now)
+        }
+        (None, None) => Threads::Unknown,
+        _ => Threads::Other,
+    }
+}
+
 /// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for
 /// it. The kernel counts a wait when it ends, so the interval in which a long one ends may count more of
 /// it than fell into it.
-fn waited(last: &Sample, sample: &Sample, length: Duration) -> Duration {
-    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
-    let (before, now) = match (last.thread, sample.thread) {
-        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => (before, now),
-        // Nothing can be told on this system.
-        (None, None) => return Duration::ZERO,
-        // Another thread than before: nothing is known of it yet, so nothing is blamed.
-        _ => return length,
-    };
+fn waited(before: &ThreadEvidence, now: &ThreadEvidence, length: Duration) -> Duration {
     let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
     match now.state {
         // This wait has not ended.

@@ -4,6 +4,7 @@
 //! *Here:* arithmetic on samples.
 
 use super::sample::{Interval, PollKey, Sample};
+use super::split::TimeSplit;
 use super::{Certainty, HeldBy, Stall, Unmoved};
 use crate::capture::ThreadState;
 use crate::clock::Nanos;
@@ -18,6 +19,10 @@ pub(super) struct Stretch {
     pub(super) latest: Nanos,
     /// Time for which the code is to blame, from `latest` on.
     pub(super) blamed: Duration,
+    /// What the time since `latest` was spent on, up to the last sample.
+    pub(super) split: TimeSplit,
+    /// The system call that the thread was last seen asleep in.
+    pub(super) call: Option<i64>,
     /// The last sample that did not show it.
     pub(super) before: Option<Sample>,
     pub(super) busy_before: Duration,
@@ -41,6 +46,7 @@ pub(super) struct Announced {
     pub(super) certainty: Certainty,
     pub(super) next_age: Duration,
 }
+
 impl Stretch {
     pub(super) fn begin(
         held_by: HeldBy,
@@ -59,15 +65,25 @@ impl Stretch {
         let exact = resumed.or(measured);
         let latest = exact.unwrap_or(sample.at);
         // What happened before the last sample, or before the first, is not known to be the code's doing.
-        let blamed = interval.map_or(Duration::ZERO, |interval| {
-            let age = sample.at.since(latest);
-            age.min(interval.length).saturating_sub(interval.host)
-        });
+        let age = sample.at.since(latest);
+        let (blamed, split) = match interval {
+            Some(interval) => {
+                let seen = age.min(interval.length);
+                let unseen = TimeSplit::unknown(age - seen);
+                (
+                    seen.saturating_sub(interval.host),
+                    interval.split.part(seen).plus(unseen),
+                )
+            }
+            None => (Duration::ZERO, TimeSplit::unknown(age)),
+        };
         let mut stretch = Stretch {
             held_by,
             earliest: exact.unwrap_or(not_before),
             latest,
             blamed,
+            split,
+            call: None,
             before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,
@@ -86,6 +102,8 @@ impl Stretch {
             earliest: unmoved.since,
             latest: unmoved.since,
             blamed: unmoved.blamed,
+            split: unmoved.split,
+            call: None,
             before: None,
             busy_before: unmoved.busy_before,
             sleep: None,
@@ -102,17 +120,30 @@ impl Stretch {
 
     pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
         self.ticks += 1;
-        let blamed = interval.map_or(Duration::ZERO, Interval::blamed);
+        let Some(interval) = interval else {
+            return;
+        };
+        let blamed = interval.blamed();
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
         if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
             // `allow_blocking` was entered and left between two ticks.
             self.earliest = resumed;
             self.latest = resumed;
-            self.blamed = sample.at.since(resumed).min(blamed);
+            let age = sample.at.since(resumed);
+            self.blamed = age.min(blamed);
+            self.split = interval.split.part(age);
             self.sleep = None;
         } else {
             self.blamed += blamed;
+            self.split = self.split.plus(interval.split);
             self.follow_sleep(sample, blamed);
+        }
+    }
+
+    /// Adds the time between the last sample that showed the stretch and its end, to what it was spent on.
+    pub(super) fn add_tail(&mut self, tail: Duration, interval: Option<Interval>) {
+        if let Some(interval) = interval {
+            self.split = self.split.plus(interval.split.part(tail));
         }
     }
 
@@ -124,6 +155,7 @@ impl Stretch {
             self.sleep = None;
             return;
         };
+        self.call = call.or(self.call);
         match &mut self.sleep {
             Some(sleep)
                 if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) =>
@@ -158,15 +190,20 @@ impl Stretch {
             duration: end.since(since),
             error: start_error + end_error,
             certainty,
+            split: self.split,
+            call: self.call,
             name: 0,
         }
     }
 }
 
+/// When the poll ended, if its thread has measured that.
 pub(super) fn measured_end(sample: &Sample, held_by: HeldBy) -> Option<Nanos> {
     let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
     sample.ends.iter().flatten().find_map(of_this)
 }
+
+/// The middle between two times, and how far it is from each.
 pub(super) fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
     let half = latest.since(earliest) / 2;
     (earliest.plus(half), half)

@@ -636,6 +636,46 @@ fn a_sleep_between_two_idle_ticks_is_found_afterwards() {
     }
 }
 
+#[test]
+fn a_stall_says_what_its_time_was_spent_on() {
+    let mut world = World::parked().wake();
+    world.compute(ms(5));
+    world.begin_poll(Some(at(5)));
+    world.compute(ms(5));
+    world.sleep(ms(20));
+    world.sleep(ms(20));
+    world.starve(ms(5));
+    world.thread.as_mut().unwrap().run_queue += ms(5);
+    world.late = ms(30);
+    world.compute(ms(30)); // stopped for all of it: the CPU clock cannot have moved
+    world.end_poll(Some(at(87)));
+    let stall = ended(&world.compute(ms(4))).unwrap();
+    assert_eq!((stall.duration, stall.call), (ms(82), Some(35)));
+    let TimeSplit {
+        cpu,
+        asleep,
+        run_queue,
+        stopped,
+        unknown,
+        ..
+    } = stall.split;
+    assert_eq!(
+        [cpu, asleep, run_queue, stopped, unknown],
+        [ms(7), ms(40), ms(5), ms(30), ms(0)]
+    );
+}
+
+#[test]
+fn what_is_not_known_is_said_to_be_unknown() {
+    let mut world = World::parked().wake();
+    world.thread = None;
+    world.pass(ms(5));
+    world.begin_poll(Some(at(5)));
+    let (_, found) = world.until_found(|world| world.pass(TICK));
+    let stall = began(&found).unwrap();
+    assert_eq!(stall.split, TimeSplit::unknown(stall.duration));
+}
+
 /// What a poll was made of, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 enum Piece {
@@ -661,7 +701,7 @@ proptest! {
         let mut world = World::parked().wake();
         world.compute(ms(1));
         world.begin_poll(Some(at(1)));
-        let (mut own, mut waits) = (0, 0);
+        let (mut own, mut waits, mut age) = (0, 0, 0);
         let mut reported = false;
         for piece in pieces {
             let (length, of_its_own): (u64, bool) = match piece {
@@ -669,13 +709,17 @@ proptest! {
                 Piece::Starve(length) => (length, false),
             };
             for _ in 0..length {
+                age += 1;
                 own += u64::from(of_its_own);
                 let found = match piece {
                     Piece::Compute(_) => world.compute(ms(1)),
                     Piece::Sleep(_) => world.sleep(ms(1)),
                     Piece::Starve(_) => world.starve(ms(1)),
                 };
-                reported |= began(&found).is_some();
+                if let Some(stall) = began(&found) {
+                    reported = true;
+                    prop_assert_eq!(stall.split.total(), ms(age), "the parts add up");
+                }
                 prop_assert!(!reported || own >= 10, "too early, after {} ms of its own", own);
                 prop_assert!(reported || own < 10 + waits, "too late, after {} ms of its own", own);
             }

@@ -1,0 +1,89 @@
+//! What the time of a stall was spent on.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Here:* arithmetic. The parts add up to the time that was looked at.
+
+use std::time::Duration;
+
+/// What the time of a stall was spent on.
+///
+/// The parts add up to the duration, but for the piece of a tick at an end that was not measured. Only
+/// `cpu` and `asleep` are the code's doing; `run_queue` and `stopped` are the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct TimeSplit {
+    /// Computing.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "cpu_seconds", serialize_with = "crate::report::seconds")
+    )]
+    pub cpu: Duration,
+    /// Asleep in the kernel: in a sleep, a lock, a read, a write …
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "asleep_seconds", serialize_with = "crate::report::seconds")
+    )]
+    pub asleep: Duration,
+    /// Ready to compute, with no CPU to be had: other work on the machine, or a CPU quota.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "run_queue_seconds",
+            serialize_with = "crate::report::seconds"
+        )
+    )]
+    pub run_queue: Duration,
+    /// The whole process stood still: stopped, suspended, or its machine was.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "stopped_seconds", serialize_with = "crate::report::seconds")
+    )]
+    pub stopped: Duration,
+    /// Not to be told: no evidence about the thread on this system, or not yet.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "unknown_seconds", serialize_with = "crate::report::seconds")
+    )]
+    pub unknown: Duration,
+}
+
+impl TimeSplit {
+    pub(crate) fn unknown(time: Duration) -> TimeSplit {
+        TimeSplit {
+            unknown: time,
+            ..TimeSplit::default()
+        }
+    }
+
+    /// All parts together.
+    pub fn total(&self) -> Duration {
+        self.cpu + self.asleep + self.run_queue + self.stopped + self.unknown
+    }
+
+    pub(super) fn plus(self, other: TimeSplit) -> TimeSplit {
+        TimeSplit {
+            cpu: self.cpu + other.cpu,
+            asleep: self.asleep + other.asleep,
+            run_queue: self.run_queue + other.run_queue,
+            stopped: self.stopped + other.stopped,
+            unknown: self.unknown + other.unknown,
+        }
+    }
+
+    /// The split of a part of the same time, as if it had been spent evenly.
+    pub(super) fn part(self, part: Duration) -> TimeSplit {
+        let whole = self.total();
+        if whole.is_zero() {
+            return TimeSplit::unknown(part);
+        }
+        let share = part.as_secs_f64() / whole.as_secs_f64();
+        TimeSplit {
+            cpu: self.cpu.mul_f64(share),
+            asleep: self.asleep.mul_f64(share),
+            run_queue: self.run_queue.mul_f64(share),
+            stopped: self.stopped.mul_f64(share),
+            unknown: self.unknown.mul_f64(share),
+        }
+    }
+}
