@@ -9,7 +9,8 @@
 //! ```
 //!
 //! From then on a thread of its own looks at every worker of the runtime, and tells you when one poll
-//! holds its worker for longer than 10 ms: which worker, in which span, since when, for how long.
+//! holds its worker for longer than 10 ms: which worker, in which span, since when, for how long, and
+//! whether it computes, sleeps and in which system call, or only has no CPU.
 //!
 //! ```text
 //!  probe ──▶ slot ◀── watchdog ──▶ capture

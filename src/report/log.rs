@@ -104,6 +104,10 @@ fn emit(report: &StallReport, error_after: Duration) {
                 task = report.task,
                 spawned_at = report.spawned_at,
                 duration_seconds = report.duration.as_secs_f64(),
+                cpu_seconds = report.time.cpu.as_secs_f64(),
+                asleep_seconds = report.time.asleep.as_secs_f64(),
+                host_seconds = (report.time.run_queue + report.time.stopped).as_secs_f64(),
+                asleep_in = report.asleep_in,
                 suppressed = report.suppressed,
                 "{}",
                 report.headline()

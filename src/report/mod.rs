@@ -149,7 +149,7 @@ impl StallReport {
 
     /// The report in one line: what a log shows first.
     ///
-    /// `worker 1 of "api" blocked for 127 ms so far, in request > get_user`
+    /// `worker 1 of "api" blocked for 127 ms so far: asleep in clock_nanosleep, in request > get_user`
     pub fn headline(&self) -> Headline<'_> {
         Headline(self)
     }
@@ -174,6 +174,13 @@ impl fmt::Display for Headline<'_> {
         write!(f, "{}", Human(self.0.duration))?;
         if self.0.phase != Phase::Ended {
             f.write_str(" so far")?;
+        }
+        let parts = Why(self.0).parts();
+        if let Some((longest, what)) = parts.first() {
+            // Half of the time and more: below that, no part speaks for the whole.
+            if *longest * 2 >= self.0.time.total() {
+                write!(f, ": {what}")?;
+            }
         }
         match &self.0.span {
             Some(span) => write!(f, ", in {span}"),
@@ -237,14 +244,14 @@ impl fmt::Display for StallReport {
     }
 }
 
-/// The parts of the time that are worth a word, the longest first.
+/// The known parts of the time that are worth a word, the longest first.
 struct Why<'a>(&'a StallReport);
 
 /// Parts below this share of the whole are left out.
 const WORTH_A_WORD: f64 = 0.01;
 
-impl fmt::Display for Why<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Why<'_> {
+    fn parts(&self) -> Vec<(Duration, String)> {
         let StallReport {
             time, asleep_in, ..
         } = self.0;
@@ -252,20 +259,31 @@ impl fmt::Display for Why<'_> {
             Some(call) => format!("asleep in {call}"),
             None => "asleep".to_owned(),
         };
-        let mut parts = [
+        let mut parts = vec![
             (time.cpu, "computing".to_owned()),
             (time.asleep, asleep),
             (time.run_queue, "without a CPU".to_owned()),
             (time.stopped, "with the whole process stopped".to_owned()),
-            (time.unknown, "unknown".to_owned()),
         ];
+        parts.retain(|(part, _)| *part >= self.least());
         parts.sort_by_key(|(part, _)| std::cmp::Reverse(*part));
-        let least = time
-            .total()
-            .mul_f64(WORTH_A_WORD)
-            .max(Duration::from_micros(50));
-        let worth_a_word = parts.iter().filter(|(part, _)| *part >= least);
-        for (index, (part, what)) in worth_a_word.enumerate() {
+        parts
+    }
+
+    fn least(&self) -> Duration {
+        let share = self.0.time.total().mul_f64(WORTH_A_WORD);
+        share.max(Duration::from_micros(50))
+    }
+}
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = self.parts();
+        let unknown = self.0.time.unknown;
+        if unknown >= self.least() {
+            parts.push((unknown, "unknown".to_owned()));
+        }
+        for (index, (part, what)) in parts.iter().enumerate() {
             let comma = if index > 0 { ", " } else { "" };
             write!(f, "{comma}{what} {}", Human(*part))?;
         }
@@ -387,7 +405,7 @@ mod tests {
         let report = || report.clone();
         assert_eq!(
             report().headline().to_string(),
-            "worker 1 of \"api\" blocked for 127 ms so far, in request > get_user"
+            "worker 1 of \"api\" blocked for 127 ms so far: asleep in clock_nanosleep, in request > get_user"
         );
         assert_eq!(
             report().to_string(),
