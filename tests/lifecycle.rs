@@ -86,17 +86,32 @@ fn fifty_rounds_leave_neither_threads_nor_files_nor_tasks() {
     }
     round(true);
 
-    // A runtime that is shut down under the watch is let go; the guard's drop finds nothing amiss.
+    // A runtime that is shut down under the watch is let go, with what it was doing; the guard's drop
+    // finds nothing amiss.
     let short_lived = Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .build()
         .unwrap();
     let watch = tokio_stall::Builder::new()
         .runtime("short", short_lived.handle().clone())
         .start()
         .unwrap();
-    short_lived.shutdown_timeout(Duration::from_secs(5));
-    assert!(watch.status().runtimes[0].shut_down);
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    short_lived.spawn(async move { held.recv().ok() });
+    wait_until("a stall going on", || !watch.stalled_now().is_empty());
+    short_lived.shutdown_background();
+    wait_until("the runtime to be let go", || {
+        watch.status().runtimes[0].shut_down && watch.stalled_now().is_empty()
+    });
+    drop(release);
     drop(watch);
     assert_eq!(detector_threads(), 0);
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + FOREVER;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -80,7 +80,7 @@ async fn stalls_are_logged_by_their_length_and_not_without_end() {
     let watch = builder
         .threshold(Duration::from_millis(5))
         .warn_after(Duration::from_millis(40))
-        .error_after(Duration::from_millis(200))
+        .error_after(Duration::from_secs(1))
         .startup_grace(Duration::ZERO)
         .start()
         .unwrap();
@@ -108,7 +108,7 @@ async fn stalls_are_logged_by_their_length_and_not_without_end() {
     // Said while it lasted, and closed.
     log.wait("was blocked for");
 
-    stall("worth_an_error", Duration::from_millis(400)).await;
+    stall("worth_an_error", Duration::from_millis(1_300)).await;
     log.wait("worth_an_error");
     let end = seen.wait(|report| {
         report.phase == Phase::Ended && report.span.as_deref() == Some("worth_an_error")
@@ -127,8 +127,10 @@ async fn stalls_are_logged_by_their_length_and_not_without_end() {
 
     // Too short to be logged, but told all the same.
     stall("short", Duration::from_millis(15)).await;
-    seen.wait(|report| report.span.as_deref() == Some("short") && report.phase == Phase::Ended);
-    assert_eq!(log.lines_with("short"), 0);
+    let short =
+        seen.wait(|report| report.span.as_deref() == Some("short") && report.phase == Phase::Ended);
+    let too_long = short.duration >= Duration::from_millis(40);
+    assert!(log.lines_with("short") == 0 || too_long, "{short}");
 
     // The same site again is counted instead, and the next line of another says so.
     let lines = log.lines_with("worth_a_warning");

@@ -69,7 +69,7 @@ fn a_stall_is_reported_under_the_name_of_its_runtime_and_to_its_guard() {
 
     // Each runtime has its own threshold.
     jobs.block_on(async {
-        tokio::spawn(async { std::thread::sleep(Duration::from_millis(20)) }.watched("short"))
+        tokio::spawn(async { std::thread::sleep(Duration::from_millis(2)) }.watched("short"))
             .await
             .unwrap();
         tokio::spawn(block().watched("long")).await.unwrap();

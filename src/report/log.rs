@@ -4,6 +4,7 @@
 //! *Here:* may wait for whatever the user's subscriber waits for. Nothing depends on this thread.
 
 use super::limiter::Limiter;
+use super::reporter::STALLS;
 use super::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::clock::Nanos;
 use crate::engine::{Watch, WatchedRuntime};
@@ -54,6 +55,9 @@ impl Log {
             report.suppressed = admitted.unwrap_or_default();
             if report.phase != Phase::Ended {
                 let shown = admitted.is_some();
+                if self.decided.len() >= STALLS {
+                    self.decided.clear();
+                }
                 self.decided.insert(report.id, Decision { shown, as_error });
             }
             if admitted.is_none() {

@@ -78,6 +78,9 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
     }
 }
 
+/// Stalls going on whose names are remembered.
+pub(super) const STALLS: usize = 1024;
+
 /// Names looked up for polls that have not been announced; most never are.
 const SUSPECTS: usize = 64;
 
@@ -165,6 +168,10 @@ impl Reporter {
             if let Some((_, suspected)) = suspected {
                 names = suspected.clone();
             }
+        }
+        if self.names.len() >= STALLS {
+            // Their ends were dropped, or there are more workers than anybody has.
+            self.names.clear();
         }
         self.names.insert(id, names.clone());
         names

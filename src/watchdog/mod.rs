@@ -116,6 +116,10 @@ impl Watchdog {
                 next = next.min(watch.runtime.rules.tick);
             }
         }
+        // What a runtime was doing when it was shut down is not going on any more.
+        let before = self.live.len();
+        self.live.retain(|live| !live.runtime.is_gone());
+        self.live_changed |= self.live.len() != before;
         // Whoever hears of a stall finds it in `stalled_now()` already.
         for news in &news {
             self.update_live(news);
