@@ -16,16 +16,16 @@ fn main() {
         .build()
         .expect("a runtime");
     let _guard = runtime.enter();
-    let _watch = tokio_stall::watch().expect("nothing else is watched");
+    let watch = tokio_stall::watch().expect("nothing else is watched");
     std::thread::sleep(Duration::from_secs(4)); // start-up, and the pulse thread's idea of "idle"
 
     println!("share of one core, default settings, 2 workers");
     println!(
-        "{:<10} {:>14} {:>14} {:>14}",
-        "", "stall-watchdog", "stall-pulse", "stall-reporter"
+        "{:<10} {:>14} {:>14} {:>14} {:>10}",
+        "", "stall-watchdog", "stall-pulse", "stall-reporter", "ticks/s"
     );
-    row("idle", || std::thread::sleep(SPAN));
-    row("busy", || {
+    row("idle", &watch, || std::thread::sleep(SPAN));
+    row("busy", &watch, || {
         runtime.block_on(async {
             let until = Instant::now() + SPAN;
             let busy = (0..2).map(|_| {
@@ -46,7 +46,8 @@ fn main() {
     });
 }
 
-fn row(name: &str, work: impl FnOnce()) {
+fn row(name: &str, watch: &tokio_stall::Guard, work: impl FnOnce()) {
+    let ticks = watch.status().ticks;
     let (start, before) = (Instant::now(), cpu_times());
     work();
     let (wall, after) = (start.elapsed(), cpu_times());
@@ -55,10 +56,11 @@ fn row(name: &str, work: impl FnOnce()) {
         (time(&after) - time(&before)) as f64 / wall.as_nanos() as f64 * 100.0
     };
     println!(
-        "{name:<10} {:>13.3}% {:>13.3}% {:>13.3}%",
+        "{name:<10} {:>13.3}% {:>13.3}% {:>13.3}% {:>10.0}",
         share("stall-watchdog"),
         share("stall-pulse"),
-        share("stall-reporter")
+        share("stall-reporter"),
+        (watch.status().ticks - ticks) as f64 / wall.as_secs_f64()
     );
 }
 
