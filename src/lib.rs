@@ -57,7 +57,10 @@ mod error;
 pub use error::StartError;
 
 mod watch;
-pub use watch::{Builder, Coverage, Guard, RuntimeStatus, Status, Waits, watch};
+pub use watch::{Builder, Guard, watch};
+
+mod status;
+pub use status::{Coverage, RuntimeStatus, Status, Waits};
 
 mod engine;
 

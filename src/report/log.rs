@@ -8,7 +8,7 @@ use super::reporter::STALLS;
 use super::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::clock::Nanos;
 use crate::engine::{Watch, WatchedRuntime};
-use crate::watch::Coverage;
+use crate::status::Coverage;
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -212,7 +212,7 @@ impl Line {
     }
 
     /// Names the place where the current task was spawned.
-    #[cfg_attr(not(tokio_unstable), allow(dead_code))]
+    #[allow(dead_code)] // Only tokio's unstable hooks tell places.
     #[inline]
     pub(crate) fn set_place(&self, name: u32) {
         // Release: as for the entries in `push`.

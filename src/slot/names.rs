@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Text(&'static str),
-    #[cfg_attr(not(tokio_unstable), allow(dead_code))]
+    #[allow(dead_code)] // Only tokio's unstable hooks tell places.
     Place(&'static Location<'static>),
 }
 
