@@ -3,9 +3,8 @@
 
 mod seen;
 
-use seen::FOREVER;
+use seen::{FOREVER, in_a_child};
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tokio_stall::FutureExt as _;
@@ -48,13 +47,7 @@ fn endless_child() {
 
 #[test]
 fn an_endless_stall_reaches_standard_error_past_a_stuck_reporter() {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "endless_child", "--nocapture"])
-        .env(CHILD, "1")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = in_a_child("endless_child", CHILD);
     let (send, lines) = mpsc::channel();
     let errors = BufReader::new(child.stderr.take().unwrap());
     let output = BufReader::new(child.stdout.take().unwrap());

@@ -4,8 +4,7 @@
 mod seen;
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use seen::{Seen, compute};
-use std::process::{Command, Stdio};
+use seen::{Seen, compute, in_a_child};
 use std::time::Duration;
 use tokio_stall::{Certainty, FutureExt as _, Phase};
 
@@ -56,13 +55,7 @@ fn stopped_child() {
 
 #[test]
 fn a_process_that_is_stopped_and_continued_is_not_stalled() {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "stopped_child", "--nocapture"])
-        .env(CHILD, "1")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = in_a_child("stopped_child", CHILD);
     let pid = Pid::from_child(&child);
     let mut stops = 0;
     while child.try_wait().unwrap().is_none() {

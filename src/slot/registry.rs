@@ -26,8 +26,8 @@ pub(crate) struct Slot {
     loops: AtomicU64,
     /// 1 if the runtime's own hooks mark every poll on this thread.
     all_polls: AtomicU32,
-    /// Locked by the owner when it takes the slot or has just held its worker for too long, by the
-    /// watchdog only with `try_lock`, by the reporter.
+    /// Locked by the owner when it takes the slot, and by the reporter; otherwise, by the owner after a
+    /// long poll and by the watchdog, only with `try_lock`.
     about: Mutex<About>,
     next: OnceLock<&'static Slot>,
 }
@@ -147,8 +147,12 @@ impl Slot {
 
     /// Keeps a poll that ended beyond the threshold; the watchdog asks whether it knew.
     pub(crate) fn keep_long_poll(&self, poll: LongPoll) {
-        // The owner has just held its worker for milliseconds and may wait here for nanoseconds.
-        let long_polls = &mut self.about.lock().long_polls;
+        // A worker never waits for us: while the lock is taken the record is lost, and the end of the poll
+        // is then known to within a tick.
+        let Some(mut about) = self.about.try_lock() else {
+            return;
+        };
+        let long_polls = &mut about.long_polls;
         if long_polls.len() == LONG_POLLS {
             long_polls.remove(0);
         }
@@ -157,7 +161,10 @@ impl Slot {
 
     /// Names the long poll kept last.
     pub(crate) fn name_long_poll(&self, epoch: u64, name: u32) {
-        if let Some(poll) = self.about.lock().long_polls.last_mut() {
+        let Some(mut about) = self.about.try_lock() else {
+            return;
+        };
+        if let Some(poll) = about.long_polls.last_mut() {
             if poll.epoch == epoch {
                 poll.name = name;
             }

@@ -171,3 +171,14 @@ pub fn thread_names() -> Vec<String> {
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
+
+/// Runs one test of this same binary in a process of its own, with `mark` in its environment.
+pub fn in_a_child(test: &str, mark: &str) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(mark, "1")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
