@@ -6,12 +6,14 @@
 
 use crate::clock::{self, Nanos};
 use crate::error::StartError;
+use crate::explain::Explainer;
+use crate::explain::cause::SleptIn;
 use crate::probe::{self, Pulse};
 use crate::report::recent::Recent;
 use crate::report::reporter;
-use crate::report::{Phase, StallReport};
+use crate::report::{NoStack, Phase, Profile, StallReport};
 use crate::watch::Settings;
-use crate::watchdog::detector::{Certainty, Rules, Stall};
+use crate::watchdog::detector::{Certainty, Rules, Shown, Stall};
 use crate::watchdog::{self, pulses, workers};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub(crate) struct WatchedRuntime {
     pub(crate) rules: Rules,
     pub(crate) pulse: Pulse,
     pub(crate) stats: Stats,
+    /// By worker: what the last stack showed, for the watchdog.
+    pub(crate) shown: Vec<LastShown>,
     pub(crate) watch: Arc<Watch>,
 }
 
@@ -51,12 +55,48 @@ impl WatchedRuntime {
     }
 }
 
+/// What a stack has shown, handed from the reporter back to the watchdog: the serial of the stall, and two
+/// bits.
+#[derive(Debug, Default)]
+pub(crate) struct LastShown(AtomicU64);
+
+impl LastShown {
+    const DRIVING: u64 = 1;
+    const MOVED_AWAY: u64 = 2;
+
+    pub(crate) fn put(&self, serial: u64, shown: Shown) {
+        let shown = match shown {
+            Shown::Driving => LastShown::DRIVING,
+            Shown::MovedAway => LastShown::MOVED_AWAY,
+        };
+        // Relaxed: the word is all there is to see.
+        self.0.store(serial << 2 | shown, Ordering::Relaxed);
+    }
+
+    pub(crate) fn take(&self) -> Option<(u64, Shown)> {
+        // A look first: there is nearly never anything, and a swap would own the line.
+        if self.0.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let word = self.0.swap(0, Ordering::Relaxed);
+        let shown = match word & 3 {
+            LastShown::DRIVING => Shown::Driving,
+            LastShown::MOVED_AWAY => Shown::MovedAway,
+            _ => return None,
+        };
+        Some((word >> 2, shown))
+    }
+}
+
 /// What the runtimes of one guard have in common.
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) settings: Settings,
     pub(crate) started_at: Nanos,
+    /// The signal that asks its threads for their stacks, or why none does.
+    pub(crate) signal: Result<i32, NoStack>,
     pub(crate) recent: Mutex<Recent>,
+    pub(crate) profile: Mutex<Profile>,
 }
 
 /// Figures about one runtime, written by the detector's threads.
@@ -120,16 +160,19 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// What is known without the reporter: everything but names.
+    /// What is known without the reporter: everything but names and stacks.
     pub(crate) fn unnamed_report(&self) -> StallReport {
-        let duration = clock::now().since(self.stall.since);
+        let stall = Stall {
+            duration: clock::now().since(self.stall.since),
+            ..self.stall
+        };
         StallReport::unnamed(
             self.id,
             Phase::Ongoing,
             &self.runtime,
             self.worker,
-            &self.stall,
-            duration,
+            &stall,
+            stall.call.map(SleptIn::now),
         )
     }
 }
@@ -144,6 +187,8 @@ pub(crate) struct Shared {
     pub(crate) version: AtomicU64,
     /// Written by the watchdog with `try_lock`; others hold it for a copy.
     pub(crate) live: Mutex<Vec<Live>>,
+    /// Locked while stacks are unwound and named; the watchdog never touches it.
+    pub(crate) explainer: Mutex<Explainer>,
     pub(crate) dropped_reports: AtomicU64,
     pub(crate) failed_callbacks: AtomicU64,
     pub(crate) watchdog_lateness: Waits,
@@ -238,6 +283,9 @@ pub(crate) fn join(
             id,
             metrics: handle.metrics(),
             rules: rules(&handle),
+            shown: std::iter::repeat_with(LastShown::default)
+                .take(handle.metrics().num_workers())
+                .collect(),
             handle,
             pulse,
             stats: Stats::default(),

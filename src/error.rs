@@ -49,6 +49,17 @@ pub enum StartError {
     EventIntervalZero,
     /// This target has no 64-bit atomics, so its tokio has no worker counters.
     UnsupportedTarget,
+    /// The signal for stacks does not exist, may not be handled, or is used by the C library; or no stacks
+    /// are taken on this system.
+    SignalUnusable {
+        /// What was asked for.
+        signal: i32,
+    },
+    /// Somebody else handles the signal for stacks.
+    SignalTaken {
+        /// What was asked for.
+        signal: i32,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -95,6 +106,16 @@ impl fmt::Display for StartError {
             StartError::UnsupportedTarget => f.write_str(
                 "this target has no 64-bit atomics, so tokio publishes no worker counters here: build \
                  for another target, or start the watch only where `cfg(target_has_atomic = \"64\")` holds",
+            ),
+            StartError::SignalUnusable { signal } => write!(
+                f,
+                "stacks cannot be taken with signal {signal}: leave out `Builder::stacks` to use SIGURG, or \
+                 choose a real-time signal that nobody uses, such as `libc::SIGRTMIN() + 3`",
+            ),
+            StartError::SignalTaken { signal } => write!(
+                f,
+                "signal {signal} has a handler already: choose another with `Stacks::Signal`, or \
+                 `Stacks::Off`",
             ),
             StartError::Thread(error) => write!(
                 f,

@@ -9,15 +9,16 @@
 //! ```
 //!
 //! From then on a thread of its own looks at every worker of the runtime, and tells you when one poll
-//! holds its worker for longer than 10 ms: which worker, in which span, since when, for how long, and
-//! whether it computes, sleeps and in which system call, or only has no CPU.
+//! holds its worker for longer than 10 ms: which worker, in which span, which line of your code, for how
+//! long, why (it computes, it sleeps and in which system call, or it only has no CPU), and what to write
+//! instead.
 //!
 //! ```text
-//!  probe ──▶ slot ◀── watchdog ──▶ capture
-//!  marks     per      own thread,   evidence about a thread,
-//!  polls     thread   ticks,        from the kernel
-//!                     decides ══(bounded channel)══▶ report ──▶ log, callback, recent()
-//!                                                    own thread
+//!  probe ──▶ slot ◀── watchdog ──▶ capture ══(channel)══▶ explain ──▶ report ──▶ log, callback,
+//!  marks     per      own thread,   thread states,  own   unwind,     names,     recent(),
+//!  polls     thread   ticks,        registers      thread symbols,    text       profile()
+//!                     decides       and stack             site, cause,
+//!                                                         advice
 //! ```
 //!
 //! **You give it** a runtime. Names, if you want them: add [`layer()`] to your subscriber, or
@@ -26,7 +27,8 @@
 //!
 //! **It gives you** a report for each stall while it lasts, again whenever its age has doubled, and at
 //! its end: as an event of `tracing` from 100 ms on, to a callback, and from [`Guard::recent`] and
-//! [`Guard::stalled_now`].
+//! [`Guard::stalled_now`]. Over time, [`Guard::profile`] has the stalls by site, and their stacks for a
+//! flame graph. [`Guard::worker_stacks`] says what all workers are doing now.
 //!
 //! **It does not** wrap your spawns, own your runtime, need `tokio_unstable`, or allocate, lock or call
 //! anything inside a poll. It never blames code for time in which it had no CPU, `block_in_place` for
@@ -47,8 +49,14 @@
 //!   [`Certainty::Likely`].
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
 //! * A `current_thread` runtime looks the same whether it is held or not being driven. There, a stall
-//!   without a mark is reported when it is over.
-//! * Proof of sleep, and telling host trouble from code, need Linux. Elsewhere [`Coverage`] says so.
+//!   without a mark is reported once a stack has shown that it is driven, or else when it is over.
+//! * Proof of sleep, and telling host trouble from code, need Linux; stacks, Linux on x86-64 or aarch64.
+//!   Elsewhere [`Coverage`] says so.
+//! * Lines need debug information. With `debug = 1` in the release profile all is there; with
+//!   `"line-tables-only"` lines but not all names; without, the names of functions that were not inlined;
+//!   stripped, addresses with the build id.
+//! * A stack is taken by a signal. What it interrupts is restarted, except for calls that the kernel never
+//!   restarts; see [`Stacks`].
 
 mod clock;
 mod sync;
@@ -57,7 +65,7 @@ mod error;
 pub use error::StartError;
 
 mod watch;
-pub use watch::{Builder, Guard, watch};
+pub use watch::{Builder, Guard, Stacks, watch};
 
 mod status;
 pub use status::{Coverage, RuntimeStatus, Status, Waits};
@@ -76,8 +84,13 @@ mod watchdog;
 
 mod capture;
 
+mod explain;
+
 mod report;
-pub use report::{Certainty, Headline, Missing, Phase, PoolWaitReport, StallReport, TimeSplit};
+pub use report::{
+    Blocking, Cause, Certainty, FoldedBy, Frame, Headline, Missing, NoStack, Origin, Phase,
+    PoolWaitReport, Profile, Site, SiteTotals, StackSample, StallReport, TimeSplit, WorkerStack,
+};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

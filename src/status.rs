@@ -29,6 +29,8 @@ pub struct Coverage {
     /// The system tells whether a thread sleeps, computes, or waits for a CPU. Without, host trouble is
     /// told apart only by the watchdog's own lateness.
     pub thread_evidence: bool,
+    /// Stacks of stalled threads are taken. Without, reports have no sites.
+    pub stacks: bool,
 }
 
 impl Coverage {
@@ -39,6 +41,7 @@ impl Coverage {
             known_threads: runtime.stats.enrolled.load(Ordering::Relaxed),
             all_polls: runtime.stats.all_polls.load(Ordering::Relaxed),
             spans: probe::is_layer_installed(),
+            stacks: runtime.watch.signal.is_ok(),
             thread_evidence: ThreadFiles::open(crate::capture::current_tid()).is_some(),
         }
     }
@@ -49,12 +52,13 @@ impl fmt::Display for Coverage {
         let yes = |seen| if seen { "yes" } else { "no" };
         write!(
             f,
-            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}",
+            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}; stacks: {}",
             self.runtime,
             self.workers,
             if self.all_polls { "all" } else { "marked ones" },
             yes(self.spans),
             yes(self.thread_evidence),
+            yes(self.stacks),
         )
     }
 }

@@ -3,12 +3,14 @@
 //! *Runs on:* the user's threads.
 //! *Here:* everything that can be wrong is found before anything is started.
 
+use crate::capture;
 use crate::clock::{self, Nanos};
 use crate::engine::{self, Shared, Watch, WatchedRuntime};
 use crate::error::StartError;
+use crate::explain::site::OwnCode;
 use crate::probe;
 use crate::report::recent::Recent;
-use crate::report::{self, PoolWaitReport, StallReport};
+use crate::report::{self, Frame, NoStack, PoolWaitReport, Profile, StallReport, WorkerStack};
 use crate::slot::timing::{self, PollTiming};
 use crate::status::{Coverage, RuntimeStatus, Status, Waits};
 use crate::watchdog::detector::Rules;
@@ -41,6 +43,43 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// ```
 pub fn watch() -> Result<Guard, StartError> {
     Builder::new().start()
+}
+
+/// How the stacks of stalled threads are taken.
+///
+/// A directed signal makes the thread copy its registers and stack, and go on. Its pause is some ten
+/// microseconds. A call that the signal meets asleep is restarted by the kernel, except for the few that
+/// never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`. Rust's standard
+/// library calls them again; C libraries may not. A stall that sleeps is signalled once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stacks {
+    /// By `SIGURG`, which does nothing where it is not handled, and which debuggers pass on. If somebody
+    /// else handles it, no stacks are taken, and [`Coverage`] says so.
+    #[default]
+    Auto,
+    /// Not at all: no signal is sent, and reports have no sites.
+    Off,
+    /// By this signal, such as `libc::SIGRTMIN() + 3`.
+    Signal(i32),
+}
+
+/// The user's own advice, by function.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Advice(Vec<(String, String)>);
+
+impl Advice {
+    /// The first advice for a function on this stack.
+    pub(crate) fn find(&self, frames: &[Frame]) -> Option<&str> {
+        let is_on_stack = |function: &str| {
+            let names = frames.iter().filter_map(|frame| frame.function.as_deref());
+            names.into_iter().any(|name| name.contains(function))
+        };
+        self.0
+            .iter()
+            .find(|(function, _)| is_on_stack(function))
+            .map(|(_, text)| text.as_str())
+    }
 }
 
 /// Everything about a watch that can be chosen.
@@ -82,6 +121,9 @@ pub(crate) struct Settings {
     pub(crate) pool_threshold: Duration,
     poll_timing: PollTiming,
     recent: usize,
+    stacks: Stacks,
+    pub(crate) own_code: OwnCode,
+    pub(crate) advice: Advice,
     pub(crate) on_stall: Option<OnStall>,
     pub(crate) on_pool_wait: Option<OnPoolWait>,
 }
@@ -104,6 +146,9 @@ impl Default for Settings {
             pool_threshold: Builder::DEFAULT_POOL_THRESHOLD,
             poll_timing: PollTiming::default(),
             recent: Builder::DEFAULT_RECENT,
+            stacks: Stacks::Auto,
+            own_code: OwnCode::default(),
+            advice: Advice::default(),
             on_stall: None,
             on_pool_wait: None,
         }
@@ -238,6 +283,38 @@ impl Builder {
         self
     }
 
+    /// How the stacks of stalled threads are taken. By default, this is [`Stacks::Auto`].
+    pub fn stacks(mut self, stacks: Stacks) -> Builder {
+        self.settings.stacks = stacks;
+        self
+    }
+
+    /// Crates that are the user's own code, besides those of the workspace: a stall's
+    /// [`site`](StallReport::site) is the innermost frame of own code.
+    ///
+    /// By default, own is what cargo has not fetched; in a program without debug information, only the
+    /// crate that the program is named after.
+    pub fn own_crates<I>(mut self, names: I) -> Builder
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.settings.own_code = OwnCode::new(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// What reports say to do about stalls with this function on their stack, before the advice that comes
+    /// with the crate. Can be called several times; the first that fits is given.
+    ///
+    /// `function` is a part of a function's path: of a crate, a module, a type or the function itself.
+    pub fn advice(mut self, function: impl Into<String>, advice: impl Into<String>) -> Builder {
+        self.settings
+            .advice
+            .0
+            .push((function.into(), advice.into()));
+        self
+    }
+
     /// Calls `f` with every report: when a stall has begun, when its age has doubled, when it is over.
     ///
     /// `f` runs on the detector's own thread. While it runs, later reports wait; beyond 256 of them they
@@ -286,9 +363,12 @@ impl Builder {
             let here = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
             runtimes.push((here.name().map(str::to_owned), here));
         }
+        let signal = signal_for(settings.stacks)?;
         timing::set_mode(settings.poll_timing);
         let watch = Arc::new(Watch {
             started_at: clock::now(),
+            signal,
+            profile: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,
         });
@@ -310,6 +390,24 @@ impl Builder {
             }
         }
         Ok(guard)
+    }
+}
+
+/// The signal that asks for stacks, its handler installed. Asking for one that cannot be had is an error;
+/// not getting the default one is not.
+fn signal_for(stacks: Stacks) -> Result<Result<i32, NoStack>, StartError> {
+    let signal = match stacks {
+        Stacks::Off => return Ok(Err(NoStack::Off)),
+        Stacks::Auto => capture::DEFAULT_SIGNAL,
+        Stacks::Signal(signal) if capture::is_usable(signal) => signal,
+        Stacks::Signal(signal) => return Err(StartError::SignalUnusable { signal }),
+    };
+    match (capture::install(signal), stacks) {
+        (Ok(Ok(())), _) => Ok(Ok(signal)),
+        (Ok(Err(_)), Stacks::Signal(signal)) => Err(StartError::SignalTaken { signal }),
+        (Ok(Err(_)), _) => Ok(Err(NoStack::SignalTaken)),
+        (Err(_), Stacks::Signal(signal)) => Err(StartError::SignalUnusable { signal }),
+        (Err(_), _) => Ok(Err(NoStack::Unsupported)),
     }
 }
 
@@ -346,6 +444,7 @@ impl Guard {
                     Some(named) => StallReport {
                         duration: now.duration,
                         certainty: now.certainty,
+                        time: now.time,
                         ..named
                     },
                     None => now,
@@ -362,6 +461,20 @@ impl Guard {
     /// The last waits for the blocking pool, oldest first, each with its latest report.
     pub fn recent_pool_waits(&self) -> Vec<PoolWaitReport> {
         self.watch.recent.lock().pool_waits()
+    }
+
+    /// The stalls since the watch was started, by site, and their stacks for a flame graph.
+    pub fn profile(&self) -> Profile {
+        self.watch.profile.lock().clone()
+    }
+
+    /// What all workers are doing at this moment: the stack of each one's thread.
+    ///
+    /// Works while workers are blocked. The calling thread waits for at most a tenth of a second per four
+    /// workers, and the first time for debug information to be read: in async code, call it inside
+    /// `spawn_blocking`.
+    pub fn worker_stacks(&self) -> Vec<WorkerStack> {
+        report::worker_stacks::take(&self.runtimes(), &self.shared)
     }
 
     /// What the detector can see, for each runtime of this watch.

@@ -3,6 +3,8 @@
 use crate::controls;
 use crate::traps::{self, Twin};
 use serde::Serialize;
+use std::path::Path;
+use tokio_stall::{Cause, Site};
 
 /// One thing to run and to judge.
 #[derive(Clone, Debug)]
@@ -28,14 +30,47 @@ pub(crate) enum Kind {
 /// What the detector should say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expects {
-    /// A certain stall, in a span of this name.
-    Stall(&'static str),
+    /// A certain stall, with all that is to be said about it.
+    Stall(Diagnosis),
     /// That the blocking pool is exhausted.
     PoolWait,
     /// Nothing.
     Silence,
     /// Nothing of which it is certain: nothing marks these polls.
     NothingCertain,
+}
+
+/// What is right to say about a stall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Diagnosis {
+    /// The name of the span.
+    pub(crate) span: &'static str,
+    /// The source file of the code that blocks.
+    pub(crate) file: &'static str,
+    /// The path of the module which that file is.
+    pub(crate) module: &'static str,
+    /// Each of these is a right cause.
+    pub(crate) causes: &'static [Cause],
+    /// What tells the right advice from any other.
+    pub(crate) advice: &'static str,
+}
+
+impl Diagnosis {
+    /// Whether `site` is in the right file and module.
+    pub(crate) fn is_site(&self, site: &Site) -> bool {
+        // Debug information may have the whole path, where `file!()` begins at the workspace.
+        let is_in_file = |file: &String| Path::new(file).ends_with(self.file);
+        site.file.as_ref().is_some_and(is_in_file)
+            && site.function.contains(&format!("{}::", self.module))
+    }
+
+    pub(crate) fn is_cause(&self, cause: Cause) -> bool {
+        self.causes.contains(&cause)
+    }
+
+    pub(crate) fn is_advice(&self, advice: &str) -> bool {
+        advice.contains(self.advice)
+    }
 }
 
 /// What the client does.

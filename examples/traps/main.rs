@@ -11,7 +11,8 @@
 //! a runtime of its own, calls it over HTTP, with light traffic on other routes all the time. For
 //! each trap there is a route that blocks for real, and beside it, as its twin, a route that does the
 //! same without blocking. Each trap must be reported while it lasts, by its name, and with the right
-//! duration. Twins and controls must not be reported at all. Otherwise the exit code is 1.
+//! duration, line of code, cause and advice. Twins and controls must not be reported at all.
+//! Otherwise the exit code is 1.
 //!
 //! ```text
 //! client ──▶ server ──▶ traps, controls ──▶ record (what really happened) ──▶ judge ──▶ output

@@ -1,6 +1,6 @@
 //! What an entry's reports are worth, and the sum of it all.
 
-use crate::corpus::{Entry, Expects, Kind};
+use crate::corpus::{Diagnosis, Entry, Expects, Kind};
 use crate::record::Blocked;
 use crate::sightings::{Sighting, Subject};
 use serde::Serialize;
@@ -37,6 +37,9 @@ pub(crate) enum Fault {
     /// The last report did not come.
     Unfinished,
     WrongDuration,
+    WrongSite,
+    WrongCause,
+    WrongAdvice,
     FalseAlarms(usize),
 }
 
@@ -94,6 +97,36 @@ impl Outcome {
         Some(measured.duration.abs_diff(self.truth?.lasted()))
     }
 
+    /// Whether the report shows the code that blocked; `None` where no code is expected.
+    pub(crate) fn is_site_right(&self) -> Option<bool> {
+        self.holds(|right, caught| {
+            let site = caught.site.as_ref();
+            site.is_some_and(|site| right.is_site(site))
+        })
+    }
+
+    /// Whether the report says why it blocked; `None` where no reason is expected.
+    pub(crate) fn is_cause_right(&self) -> Option<bool> {
+        self.holds(|right, caught| caught.cause.is_some_and(|cause| right.is_cause(cause)))
+    }
+
+    /// Whether the report says what to write instead; `None` where no advice is expected.
+    fn is_advice_right(&self) -> Option<bool> {
+        self.holds(|right, caught| {
+            let advice = caught.advice.as_ref();
+            advice.is_some_and(|advice| right.is_advice(advice))
+        })
+    }
+
+    /// Holds the report of a stall against what is right. Without a report, nothing is.
+    fn holds(&self, is_right: impl FnOnce(&Diagnosis, &Sighting) -> bool) -> Option<bool> {
+        let Expects::Stall(right) = &self.entry.expects else {
+            return None;
+        };
+        let caught = self.caught.as_ref();
+        Some(caught.is_some_and(|caught| is_right(right, caught)))
+    }
+
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         if self.entry.kind == Kind::Trap {
@@ -122,6 +155,15 @@ impl Outcome {
             (None, _) => faults.push(Fault::Unfinished),
             (Some(error), allowed) if error > allowed => faults.push(Fault::WrongDuration),
             _ => {}
+        }
+        if self.is_site_right() == Some(false) {
+            faults.push(Fault::WrongSite);
+        }
+        if self.is_cause_right() == Some(false) {
+            faults.push(Fault::WrongCause);
+        }
+        if self.is_advice_right() == Some(false) {
+            faults.push(Fault::WrongAdvice);
         }
     }
 
@@ -152,9 +194,9 @@ fn take_best(sightings: &mut Vec<Sighting>, expects: Expects, truth: Blocked) ->
 /// Whether the report says where to look. With `tokio_unstable` this includes the task.
 fn is_named(sighting: &Sighting, expects: Expects) -> bool {
     match expects {
-        Expects::Stall(name) => {
+        Expects::Stall(right) => {
             let is_task_named = sighting.task.is_some() && sighting.spawned_at.is_some();
-            sighting.name() == Some(name) && (is_task_named || !cfg!(tokio_unstable))
+            sighting.name() == Some(right.span) && (is_task_named || !cfg!(tokio_unstable))
         }
         Expects::PoolWait | Expects::Silence | Expects::NothingCertain => true,
     }
@@ -169,6 +211,9 @@ impl fmt::Display for Fault {
             Fault::Late => f.write_str("not seen while it lasted"),
             Fault::Unfinished => f.write_str("its end was not reported"),
             Fault::WrongDuration => f.write_str("wrong duration"),
+            Fault::WrongSite => f.write_str("wrong site"),
+            Fault::WrongCause => f.write_str("wrong cause"),
+            Fault::WrongAdvice => f.write_str("wrong advice"),
             Fault::FalseAlarms(1) => f.write_str("a false alarm"),
             Fault::FalseAlarms(count) => write!(f, "{count} false alarms"),
         }
@@ -183,6 +228,9 @@ pub(crate) struct Summary {
     caught: usize,
     false_alarms: usize,
     misnamed: usize,
+    wrong_site: usize,
+    wrong_cause: usize,
+    wrong_advice: usize,
 }
 
 impl Summary {
@@ -191,6 +239,12 @@ impl Summary {
             .iter()
             .filter(|outcome| outcome.entry.kind == Kind::Trap);
         let is_own = |fault: &Fault| !matches!(fault, Fault::FalseAlarms(_));
+        let with = |fault| {
+            let traps = traps.clone();
+            traps
+                .filter(|outcome| outcome.faults().contains(&fault))
+                .count()
+        };
         let false_alarms = outcomes.iter().map(|outcome| outcome.false_alarms.len());
         Summary {
             traps: traps.clone().count(),
@@ -199,9 +253,10 @@ impl Summary {
                 .filter(|outcome| !outcome.faults().iter().any(is_own))
                 .count(),
             false_alarms: false_alarms.sum::<usize>() + strays.len(),
-            misnamed: traps
-                .filter(|outcome| outcome.faults().contains(&Fault::Misnamed))
-                .count(),
+            misnamed: with(Fault::Misnamed),
+            wrong_site: with(Fault::WrongSite),
+            wrong_cause: with(Fault::WrongCause),
+            wrong_advice: with(Fault::WrongAdvice),
         }
     }
 

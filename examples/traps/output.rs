@@ -5,6 +5,7 @@ use crate::outcome::{Outcome, Summary};
 use crate::sightings::{Measured, Sighting};
 use serde::Serialize;
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +57,8 @@ impl Output {
 
 fn print_table(outcomes: &[Outcome]) {
     println!(
-        "{:<22} {:<6} {:<34} {:>10} {:>10} {:>9}  verdict",
-        "trap", "during", "span", "true", "measured", "error"
+        "{:<22} {:<6} {:<34} {:<20} {:<15} {:>10} {:>10} {:>9}  verdict",
+        "trap", "during", "span", "site", "cause", "true", "measured", "error"
     );
     for outcome in outcomes {
         let shown = outcome.shown();
@@ -67,12 +68,14 @@ fn print_table(outcomes: &[Outcome]) {
             (Kind::Twin | Kind::Control, _) => "",
         };
         println!(
-            "{:<22} {:<6} {:<34} {:>10} {:>10} {:>9}  {}",
+            "{:<22} {:<6} {:<34} {:<20} {:<15} {:>10} {:>10} {:>9}  {}",
             outcome.entry.name,
             during,
             shown
                 .and_then(|shown| shown.span.as_deref())
                 .unwrap_or_default(),
+            shown.and_then(short_site).unwrap_or_default(),
+            shown.and_then(cause).unwrap_or_default(),
             milliseconds(true_duration(outcome)),
             milliseconds(measured_duration(shown)),
             milliseconds(outcome.error()),
@@ -91,6 +94,22 @@ fn verdict(outcome: &Outcome) -> String {
         Kind::Trap => "caught".to_owned(),
         Kind::Twin | Kind::Control => "silent".to_owned(),
     }
+}
+
+/// The file without the way to it, and the line.
+fn short_site(shown: &Sighting) -> Option<String> {
+    let site = shown.site.as_ref()?;
+    let file = Path::new(site.file.as_ref()?)
+        .file_name()?
+        .to_string_lossy();
+    Some(match site.line {
+        Some(line) => format!("{file}:{line}"),
+        None => file.into_owned(),
+    })
+}
+
+fn cause(shown: &Sighting) -> Option<String> {
+    shown.cause.map(|cause| cause.to_string())
 }
 
 fn milliseconds(duration: Option<Duration>) -> String {
@@ -120,6 +139,11 @@ struct Line<'a> {
     span: Option<&'a str>,
     true_ms: Option<f64>,
     measured_ms: Option<f64>,
+    site: Option<String>,
+    site_ok: Option<bool>,
+    cause: Option<String>,
+    cause_ok: Option<bool>,
+    advice: Option<&'a str>,
     #[cfg(tokio_unstable)]
     task: Option<u64>,
     #[cfg(tokio_unstable)]
@@ -144,6 +168,13 @@ impl<'a> Line<'a> {
             span: shown.and_then(|shown| shown.span.as_deref()),
             true_ms: true_duration(outcome).map(in_ms),
             measured_ms: measured_duration(shown).map(in_ms),
+            site: shown
+                .and_then(|shown| shown.site.as_ref())
+                .map(ToString::to_string),
+            site_ok: outcome.is_site_right(),
+            cause: shown.and_then(cause),
+            cause_ok: outcome.is_cause_right(),
+            advice: shown.and_then(|shown| shown.advice.as_deref()),
             #[cfg(tokio_unstable)]
             task: shown.and_then(|shown| shown.task),
             #[cfg(tokio_unstable)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout_at;
-use tokio_stall::{Certainty, Phase, PoolWaitReport, StallReport};
+use tokio_stall::{Cause, Certainty, Phase, PoolWaitReport, Site, StallReport};
 
 /// Silence for so long, and nobody has anything to say about what is over.
 const QUIET: Duration = Duration::from_millis(100);
@@ -38,6 +38,11 @@ pub(crate) struct Sighting {
     pub(crate) span: Option<String>,
     pub(crate) task: Option<u64>,
     pub(crate) spawned_at: Option<String>,
+    /// From the latest report, as are the cause and the advice.
+    pub(crate) site: Option<Site>,
+    /// `None` for a wait for the pool, of which there is only one kind.
+    pub(crate) cause: Option<Cause>,
+    pub(crate) advice: Option<String>,
     /// When it began at the latest, as the first report has it.
     pub(crate) began: Instant,
     /// When it was first reported as something that goes on.
@@ -114,6 +119,9 @@ impl Sightings {
                 sighting.span = report.span.or(sighting.span.take());
                 sighting.task = report.task.or(sighting.task);
                 sighting.spawned_at = report.spawned_at.or(sighting.spawned_at.take());
+                sighting.site = report.site;
+                sighting.cause = Some(report.cause);
+                sighting.advice = report.advice;
             }
             News::PoolWait(report) => {
                 let measured = Measured {
@@ -141,6 +149,9 @@ impl Sightings {
             span: None,
             task: None,
             spawned_at: None,
+            site: None,
+            cause: None,
+            advice: None,
             began: at
                 .checked_sub(measured.duration.saturating_sub(measured.error))
                 .unwrap_or(at),

@@ -1,85 +1,98 @@
-//! Names of the system calls that threads sleep in.
+//! The system calls that threads sleep in: their names, and what they wait for.
 //!
 //! *Runs on:* the reporter thread.
 //! *Here:* a list. Numbers differ between architectures, so they come from the C library's own table.
 
+use super::CallKind;
+
 /// The call's name, or its number if it is not one that programs usually sleep in.
-// The constants are 32 bits wide where pointers are.
-#[allow(clippy::useless_conversion)]
 pub(crate) fn call_name(number: i64) -> String {
-    let known = CALLS.iter().find(|(known, _)| i64::from(*known) == number);
-    match known {
-        Some((_, name)) => (*name).to_owned(),
+    match find(number) {
+        Some((_, name, _)) => (*name).to_owned(),
         None => format!("system call {number}"),
     }
 }
 
+/// What the call waits for.
+pub(crate) fn call_kind(number: i64) -> CallKind {
+    find(number).map_or(CallKind::Other, |(_, _, kind)| *kind)
+}
+
+// The constants are 32 bits wide where pointers are.
+#[allow(clippy::useless_conversion)]
+fn find(number: i64) -> Option<&'static (libc::c_long, &'static str, CallKind)> {
+    CALLS
+        .iter()
+        .find(|(known, _, _)| i64::from(*known) == number)
+}
+
 macro_rules! calls {
-    ($($(#[$cfg:meta])* $constant:ident $name:literal)*) => {
-        const CALLS: &[(libc::c_long, &str)] = &[$($(#[$cfg])* (libc::$constant, $name)),*];
+    ($($(#[$cfg:meta])* $constant:ident $name:literal $kind:ident)*) => {
+        const CALLS: &[(libc::c_long, &str, CallKind)] =
+            &[$($(#[$cfg])* (libc::$constant, $name, CallKind::$kind)),*];
     };
 }
 
 calls! {
-    SYS_accept "accept"
-    SYS_accept4 "accept4"
-    SYS_clock_nanosleep "clock_nanosleep"
-    SYS_clone "clone"
-    SYS_connect "connect"
-    SYS_copy_file_range "copy_file_range"
-    SYS_epoll_pwait "epoll_pwait"
-    #[cfg(target_arch = "x86_64")] SYS_epoll_wait "epoll_wait"
-    SYS_execve "execve"
-    SYS_fallocate "fallocate"
-    SYS_fcntl "fcntl"
-    SYS_fdatasync "fdatasync"
-    SYS_flock "flock"
-    #[cfg(target_arch = "x86_64")] SYS_fork "fork"
-    SYS_fsync "fsync"
-    SYS_ftruncate "ftruncate"
-    SYS_futex "futex"
-    SYS_getdents64 "getdents64"
-    SYS_ioctl "ioctl"
-    SYS_madvise "madvise"
-    #[cfg(target_arch = "x86_64")] SYS_mkdir "mkdir"
-    SYS_mmap "mmap"
-    SYS_mprotect "mprotect"
-    SYS_msync "msync"
-    SYS_munmap "munmap"
-    SYS_nanosleep "nanosleep"
-    #[cfg(target_arch = "x86_64")] SYS_open "open"
-    SYS_openat "openat"
-    #[cfg(target_arch = "x86_64")] SYS_poll "poll"
-    SYS_ppoll "ppoll"
-    SYS_pread64 "pread64"
-    SYS_preadv "preadv"
-    SYS_pselect6 "pselect6"
-    SYS_pwrite64 "pwrite64"
-    SYS_pwritev "pwritev"
-    SYS_read "read"
-    SYS_readv "readv"
-    SYS_recvfrom "recvfrom"
-    SYS_recvmmsg "recvmmsg"
-    SYS_recvmsg "recvmsg"
-    #[cfg(target_arch = "x86_64")] SYS_rename "rename"
-    SYS_renameat2 "renameat2"
-    #[cfg(target_arch = "x86_64")] SYS_select "select"
-    SYS_sendfile "sendfile"
-    SYS_sendmmsg "sendmmsg"
-    SYS_sendmsg "sendmsg"
-    SYS_sendto "sendto"
-    SYS_splice "splice"
-    SYS_statx "statx"
-    SYS_sync "sync"
-    SYS_sync_file_range "sync_file_range"
-    SYS_syncfs "syncfs"
-    #[cfg(target_arch = "x86_64")] SYS_unlink "unlink"
-    SYS_unlinkat "unlinkat"
-    #[cfg(target_arch = "x86_64")] SYS_vfork "vfork"
-    SYS_wait4 "wait4"
-    SYS_waitid "waitid"
-    SYS_write "write"
-    SYS_writev "writev"
+    SYS_accept "accept" Network
+    SYS_accept4 "accept4" Network
+    SYS_clock_nanosleep "clock_nanosleep" Sleep
+    SYS_clone "clone" Process
+    SYS_connect "connect" Network
+    SYS_copy_file_range "copy_file_range" File
+    SYS_epoll_pwait "epoll_pwait" Other
+    #[cfg(target_arch = "x86_64")] SYS_epoll_wait "epoll_wait" Other
+    SYS_execve "execve" Process
+    SYS_fallocate "fallocate" File
+    SYS_fcntl "fcntl" Descriptor
+    SYS_fdatasync "fdatasync" File
+    SYS_flock "flock" File
+    #[cfg(target_arch = "x86_64")] SYS_fork "fork" Process
+    SYS_fsync "fsync" File
+    SYS_ftruncate "ftruncate" File
+    SYS_futex "futex" Lock
+    SYS_getdents64 "getdents64" File
+    SYS_ioctl "ioctl" Descriptor
+    SYS_madvise "madvise" Other
+    #[cfg(target_arch = "x86_64")] SYS_mkdir "mkdir" File
+    SYS_mmap "mmap" Other
+    SYS_mprotect "mprotect" Other
+    SYS_msync "msync" File
+    SYS_munmap "munmap" Other
+    SYS_nanosleep "nanosleep" Sleep
+    #[cfg(target_arch = "x86_64")] SYS_open "open" File
+    SYS_openat "openat" File
+    #[cfg(target_arch = "x86_64")] SYS_poll "poll" Poll
+    SYS_ppoll "ppoll" Poll
+    SYS_pread64 "pread64" Descriptor
+    SYS_preadv "preadv" Descriptor
+    SYS_pselect6 "pselect6" Poll
+    SYS_pwrite64 "pwrite64" Descriptor
+    SYS_pwritev "pwritev" Descriptor
+    SYS_read "read" Descriptor
+    SYS_readv "readv" Descriptor
+    SYS_recvfrom "recvfrom" Network
+    SYS_recvmmsg "recvmmsg" Network
+    SYS_recvmsg "recvmsg" Network
+    #[cfg(target_arch = "x86_64")] SYS_rename "rename" File
+    SYS_renameat2 "renameat2" File
+    #[cfg(target_arch = "x86_64")] SYS_select "select" Poll
+    SYS_sendfile "sendfile" Descriptor
+    SYS_sendmmsg "sendmmsg" Network
+    SYS_sendmsg "sendmsg" Network
+    SYS_sendto "sendto" Network
+    SYS_splice "splice" Descriptor
+    SYS_statx "statx" File
+    SYS_sync "sync" File
+    SYS_sync_file_range "sync_file_range" File
+    SYS_syncfs "syncfs" File
+    #[cfg(target_arch = "x86_64")] SYS_unlink "unlink" File
+    SYS_unlinkat "unlinkat" File
+    #[cfg(target_arch = "x86_64")] SYS_vfork "vfork" Process
+    SYS_wait4 "wait4" Process
+    SYS_waitid "waitid" Process
+    SYS_write "write" Descriptor
+    SYS_writev "writev" Descriptor
 }
 
 #[cfg(all(test, not(loom)))]

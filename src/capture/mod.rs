@@ -10,12 +10,48 @@
 
 #[cfg(target_os = "linux")]
 mod calls;
+#[cfg(target_os = "linux")]
+mod throttle;
 
-#[cfg_attr(target_os = "linux", path = "linux.rs")]
+#[cfg_attr(target_os = "linux", path = "procfs.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
-mod imp;
+mod evidence;
+pub(crate) use evidence::{
+    ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
+    is_signal_blocked,
+};
 
-pub(crate) use imp::{ThreadFiles, call_name, current_tid, debugger_attached};
+// Stacks need a known layout of registers, and an unwinder.
+#[cfg_attr(
+    all(
+        feature = "stacks",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(loom)
+    ),
+    path = "stack/mod.rs"
+)]
+#[cfg_attr(
+    not(all(
+        feature = "stacks",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(loom)
+    )),
+    path = "no_stack.rs"
+)]
+pub(crate) mod stack;
+pub(crate) use stack::{
+    Addressee, DEFAULT_SIGNAL, MAILBOXES, RawStack, Request, install, is_replaced, is_usable,
+    own_bounds,
+};
+
+// The model checker needs no signals, only the protocol.
+#[cfg(all(test, loom))]
+mod loom;
+#[cfg(all(test, loom))]
+#[path = "stack/mailbox.rs"]
+mod mailbox;
 
 use std::time::Duration;
 
@@ -40,7 +76,59 @@ pub(crate) enum ThreadState {
     /// Ready to execute, without a CPU to do so.
     Waiting,
     /// Asleep in this system call; `None` if asleep outside of one, as in a page fault.
-    Asleep(Option<i64>),
+    Asleep(Option<Call>),
     /// Not to be told on this system.
     Unknown,
+}
+
+/// A system call that a thread is asleep in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) number: i64,
+    /// The first argument, often a descriptor.
+    pub(crate) first: u64,
+    /// The stack pointer and the next instruction. With them, one sleep is told from the next.
+    pub(crate) sp: u64,
+    pub(crate) pc: u64,
+}
+
+/// What a descriptor leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descriptor {
+    Socket,
+    /// A file, a device, a pipe or a terminal.
+    File,
+    Other,
+}
+
+/// Why a stack could not be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // The first where stacks are taken, the others where they are not.
+pub(crate) enum NotTaken {
+    /// Not on this system, or not in this build.
+    Unsupported,
+    /// The thread has exited.
+    ThreadGone,
+    /// All buffers are in use.
+    Busy,
+}
+
+/// What a system call makes its thread wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    /// A time.
+    Sleep,
+    /// Another thread.
+    Lock,
+    /// A file's content or directory.
+    File,
+    /// Whatever its first argument, a descriptor, leads to.
+    Descriptor,
+    /// A peer.
+    Network,
+    /// One of several descriptors.
+    Poll,
+    /// Another process.
+    Process,
+    Other,
 }

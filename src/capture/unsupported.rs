@@ -3,7 +3,8 @@
 //! *Runs on:* the watchdog thread.
 //! *Here:* nothing at all.
 
-use super::ThreadEvidence;
+use super::{CallKind, Descriptor, ThreadEvidence};
+use std::time::Duration;
 
 /// There is no number for a thread here.
 pub(crate) fn current_tid() -> u32 {
@@ -31,5 +32,38 @@ impl ThreadFiles {
 
     pub(crate) fn look(&self) -> Option<ThreadEvidence> {
         None
+    }
+}
+
+/// Calls are of no kind here.
+pub(crate) fn call_kind(_number: i64) -> CallKind {
+    CallKind::Other
+}
+
+/// Not to be told here.
+pub(crate) fn descriptor(_number: u64) -> Descriptor {
+    Descriptor::Other
+}
+
+/// No signals are sent here.
+pub(crate) fn is_signal_blocked(_tid: u32, _signal: i32) -> bool {
+    false
+}
+
+/// There are no control groups here.
+#[derive(Debug)]
+pub(crate) struct Throttle {}
+
+impl Throttle {
+    pub(crate) fn open() -> Throttle {
+        Throttle {}
+    }
+
+    pub(crate) fn has_quota(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn read(&self) -> Duration {
+        Duration::ZERO
     }
 }

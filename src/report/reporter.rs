@@ -5,26 +5,29 @@
 //! kept before it goes to the callback, and logged last.
 
 use super::log::{self, Log};
-use super::{Missing, Phase, PoolWaitReport, StallReport};
+use super::names::{self, Names};
+use super::{Missing, NoStack, Phase, PoolWaitReport, StackSample, StallReport};
+use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
 use crate::engine::{Shared, Watch, WatchedRuntime};
-use crate::probe::{SpanName, resolve_span};
-use crate::slot::names::{self, Name};
-use crate::slot::{Kind, Marks, Slot};
+use crate::explain::cause::{self, SleptIn};
+use crate::explain::{self, Explained, advice, site};
+use crate::slot::{Marks, Slot};
 use crate::watchdog::ENDLESS_AFTER;
-use crate::watchdog::detector::{HeldBy, PollKey, Stall};
+use crate::watchdog::detector::Stall;
 use crate::watchdog::workers::wall_clock;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 /// News for the reporter.
 #[derive(Debug)]
 pub(crate) enum Message {
     Stall(Box<StallNews>),
+    Stack(StackNews),
     PoolWait(PoolNews),
 }
 
@@ -36,7 +39,37 @@ pub(crate) struct StallNews {
     pub(crate) runtime: Arc<WatchedRuntime>,
     pub(crate) worker: usize,
     pub(crate) stall: Stall,
+    /// What it was last seen asleep in.
+    pub(crate) slept_in: Option<SleptIn>,
     pub(crate) thread: Option<StallThread>,
+}
+
+/// A stack that the watchdog has taken, or why it has not.
+#[derive(Debug)]
+pub(crate) struct StackNews {
+    pub(crate) key: StallKey,
+    pub(crate) runtime: Arc<WatchedRuntime>,
+    /// How old the stall was when the stack was asked for.
+    pub(crate) after: Duration,
+    pub(crate) stack: Result<RawStack, NoStack>,
+}
+
+/// Which stall, from its first suspicion on: runtime, worker, and the serial of its detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct StallKey {
+    pub(crate) runtime: u64,
+    pub(crate) worker: usize,
+    pub(crate) serial: u64,
+}
+
+impl StallNews {
+    fn key(&self) -> StallKey {
+        StallKey {
+            runtime: self.runtime.id,
+            worker: self.worker,
+            serial: self.stall.serial,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -64,41 +97,59 @@ pub(crate) struct PoolNews {
     pub(crate) waited: Duration,
 }
 
+/// Between two looks at whether what stacks were explained with can be let go of.
+const REST: Duration = Duration::from_secs(10);
+
 /// The thread's main function; ends when the watchdog and the pulse thread have.
 pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
     let mut reporter = Reporter::default();
-    for message in news {
+    loop {
+        let message = match news.recv_timeout(REST) {
+            Ok(message) => message,
+            Err(RecvTimeoutError::Timeout) => {
+                shared.explainer.lock().rest();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let now = clock::now();
         shared.reporter_busy_since.store(now.0, Ordering::Relaxed);
         match message {
             Message::Stall(news) => reporter.stall(&news, shared, now),
+            Message::Stack(news) => reporter.stack(news, shared, now),
             Message::PoolWait(news) => reporter.pool_wait(&news, shared, now),
         }
         shared.reporter_busy_since.store(0, Ordering::Relaxed);
     }
 }
 
-/// Stalls going on whose names are remembered.
+/// Stalls, and polls that were only suspected, of which something is remembered. Most never become one.
 pub(super) const STALLS: usize = 1024;
 
-/// Names looked up for polls that have not been announced; most never are.
-const SUSPECTS: usize = 64;
+/// Different stacks kept of one stall.
+const STACKS: usize = 8;
 
 #[derive(Default)]
 struct Reporter {
-    suspects: VecDeque<(PollKey, Names)>,
-    /// By stall, from its announcement to its end.
-    names: HashMap<u64, Names>,
+    known: HashMap<StallKey, Known>,
     log: Log,
 }
 
-/// What the marks of a poll say, in words.
-#[derive(Clone, Debug, Default)]
-struct Names {
-    span: Option<String>,
-    task: Option<u64>,
-    spawned_at: Option<String>,
-    missing: Vec<Missing>,
+/// What was found out about a stall so far.
+#[derive(Default)]
+struct Known {
+    at: Nanos,
+    /// As looked up while the poll was only suspected, or first announced.
+    names: Option<Names>,
+    stacks: Vec<StackSample>,
+    /// What the thread was last seen asleep in.
+    slept_in: Option<SleptIn>,
+    /// What else there is to say about the stacks.
+    truncated: bool,
+    lost: bool,
+    no_stack: Option<NoStack>,
+    /// Under which number it was announced.
+    announced: Option<u64>,
 }
 
 impl Reporter {
@@ -109,19 +160,14 @@ impl Reporter {
             last_words,
         }) = &news.announcement
         else {
-            if let HeldBy::Poll(poll) = news.stall.held_by {
-                if self.suspects.len() == SUSPECTS {
-                    self.suspects.pop_front();
-                }
-                self.suspects.push_back((poll, look_up(news)));
-            }
+            let known = self.known(news.key(), now);
+            known.names = Some(names::look_up(news));
             return;
         };
-        let names = self.names_of(*id, news);
-        if *phase == Phase::Ended {
-            self.names.remove(id);
-        }
-        let stall = &news.stall;
+        let known = self.known(news.key(), now);
+        known.announced = Some(*id);
+        known.slept_in = news.slept_in.or(known.slept_in);
+        let names = known.name(news);
         let mut report = StallReport {
             span: names.span,
             task: names.task,
@@ -138,11 +184,16 @@ impl Reporter {
                 *phase,
                 &news.runtime,
                 news.worker,
-                stall,
-                stall.duration,
+                &news.stall,
+                news.slept_in,
             )
         };
         let watch = &news.runtime.watch;
+        known.explain(&mut report, watch);
+        if *phase == Phase::Ended {
+            self.known.remove(&news.key());
+            watch.profile.lock().add(&report);
+        }
         watch.recent.lock().keep(report.clone());
         if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
             log::write_last_words(&report);
@@ -153,28 +204,47 @@ impl Reporter {
         guarded(shared, || self.log.stall(&mut report, watch, now));
     }
 
-    /// The names of a stall: as looked up while the poll was only suspected, or now.
-    fn names_of(&mut self, id: u64, news: &StallNews) -> Names {
-        if let Some(known) = self.names.get(&id) {
-            return known.clone();
+    /// Takes in a stack. A stall that has been announced already has it added to its report.
+    fn stack(&mut self, news: StackNews, shared: &Shared, now: Nanos) {
+        let watch = &news.runtime.watch;
+        let explained = news.stack.map(|stack| {
+            let own = &watch.settings.own_code;
+            shared.explainer.lock().explain(&stack, own)
+        });
+        let known = self.known(news.key, now);
+        match explained {
+            Ok(explained) => {
+                if let Some(shown) = explain::shown(&explained.frames) {
+                    news.runtime.shown[news.key.worker].put(news.key.serial, shown);
+                }
+                known.add(explained, news.after);
+            }
+            Err(why) => known.no_stack = Some(why),
         }
-        let mut names = look_up(news);
-        if names.span.is_none() {
-            let suspected = self
-                .suspects
-                .iter()
-                .rev()
-                .find(|(poll, _)| HeldBy::Poll(*poll) == news.stall.held_by);
-            if let Some((_, suspected)) = suspected {
-                names = suspected.clone();
+        let Some(id) = known.announced else {
+            return;
+        };
+        let mut recent = watch.recent.lock();
+        if let Some(mut report) = recent.stall(id) {
+            report
+                .missing
+                .retain(|missing| !matches!(missing, Missing::Stack(_)));
+            known.explain(&mut report, watch);
+            recent.keep(report);
+        }
+    }
+
+    fn known(&mut self, key: StallKey, now: Nanos) -> &mut Known {
+        if self.known.len() >= STALLS && !self.known.contains_key(&key) {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.at);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.known.remove(&oldest);
             }
         }
-        if self.names.len() >= STALLS {
-            // Their ends were dropped, or there are more workers than anybody has.
-            self.names.clear();
-        }
-        self.names.insert(id, names.clone());
-        names
+        self.known.entry(key).or_insert_with(|| Known {
+            at: now,
+            ..Known::default()
+        })
     }
 
     fn pool_wait(&mut self, news: &PoolNews, shared: &Shared, now: Nanos) {
@@ -194,136 +264,86 @@ impl Reporter {
     }
 }
 
+impl Known {
+    /// What the stall is called: as it is now, or was while it was only suspected.
+    fn name(&mut self, news: &StallNews) -> Names {
+        match &self.names {
+            Some(names) if names.span.is_some() => names.clone(),
+            earlier => {
+                let now = names::look_up(news);
+                let names = match earlier {
+                    Some(earlier) if now.span.is_none() => earlier.clone(),
+                    _ => now,
+                };
+                self.names = Some(names.clone());
+                names
+            }
+        }
+    }
+
+    /// Adds a stack; one that was found before is counted.
+    fn add(&mut self, explained: Explained, after: Duration) {
+        self.no_stack = None;
+        self.truncated |= explained.truncated;
+        self.lost |= !explained.complete && !explained.truncated;
+        let same = self
+            .stacks
+            .iter()
+            .position(|known| known.frames == explained.frames);
+        match same {
+            Some(known) => self.stacks[known].count += 1,
+            None if self.stacks.len() < STACKS => self.stacks.push(StackSample {
+                after,
+                count: 1,
+                frames: explained.frames,
+                complete: explained.complete,
+            }),
+            None => {}
+        }
+    }
+
+    /// Says where it was, why, and what to do.
+    fn explain(&self, report: &mut StallReport, watch: &Watch) {
+        report.stacks.clone_from(&self.stacks);
+        let frames = report
+            .telling_stack()
+            .map_or(Vec::new(), |stack| stack.frames.clone());
+        report.site = site::site(&frames);
+        report.cause = cause::cause(&report.time, self.slept_in, &frames);
+        let of_the_poll = explain::of_the_poll(&frames);
+        report.advice = watch
+            .settings
+            .advice
+            .find(of_the_poll)
+            .map(str::to_owned)
+            .or_else(|| {
+                let call = report.asleep_in.as_deref();
+                advice::advise(of_the_poll, report.cause, call).map(str::to_owned)
+            });
+        (report.seen_here, report.lost_here) = watch.profile.lock().seen(report);
+        if let Some(why) = self.no_stack.filter(|_| self.stacks.is_empty()) {
+            report.missing.push(Missing::Stack(why));
+        }
+        let also = [
+            (self.truncated, Missing::Truncated),
+            (self.lost, Missing::Lost),
+            (
+                !self.stacks.is_empty() && report.site.is_none(),
+                Missing::NoOwnCode,
+            ),
+        ];
+        let also = also.into_iter().filter(|(holds, _)| *holds);
+        for (_, missing) in also {
+            if !report.missing.contains(&missing) {
+                report.missing.push(missing);
+            }
+        }
+    }
+}
+
 /// The user's code may panic; that is counted, and the reporter goes on.
 fn guarded(shared: &Shared, user_code: impl FnOnce()) {
     if std::panic::catch_unwind(AssertUnwindSafe(user_code)).is_err() {
         shared.failed_callbacks.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Puts a poll's marks into words, as far as the poll is still there to be asked about.
-fn look_up(news: &StallNews) -> Names {
-    let mut names = Names::default();
-    if let Some(Name::Text(left_behind)) = names::name(news.stall.name) {
-        names.span = Some(left_behind.to_owned());
-    }
-    let HeldBy::Poll(poll) = news.stall.held_by else {
-        names.missing.push(Missing::Unmarked);
-        return names;
-    };
-    let marks = news.thread.as_ref().and_then(|thread| {
-        let now = (thread.slot.tenancy() == thread.tenancy)
-            .then(|| thread.slot.line.marks(poll.epoch))
-            .flatten();
-        now.or_else(|| thread.marks.clone())
-    });
-    if let Some(marks) = marks {
-        names.read(&marks);
-    }
-    if names.span.is_none() && names.task.is_none() && names.missing.is_empty() {
-        names.missing.push(Missing::MovedOn);
-    }
-    names
-}
-
-impl Names {
-    fn read(&mut self, marks: &Marks) {
-        let mut path: Vec<SpanName> = Vec::new();
-        for entry in &marks.entries {
-            match entry.kind {
-                Kind::Name => path.extend(watched_name(entry.id)),
-                Kind::Task => self.task = Some(entry.id),
-                Kind::Span(source) => match resolve_span(source, entry.id) {
-                    Some(span) => join(&mut path, span),
-                    None => self.missing.push(Missing::MovedOn),
-                },
-                Kind::Unknown => self.missing.push(Missing::MovedOn),
-            }
-        }
-        self.missing.dedup();
-        if marks.hidden > 0 {
-            self.missing.push(Missing::TooDeep);
-        }
-        if self.task.is_some() {
-            self.spawned_at = match names::name(marks.place) {
-                Some(Name::Place(place)) => Some(format!("{}:{}", place.file(), place.line())),
-                _ => None,
-            };
-        }
-        if !path.is_empty() {
-            self.span = Some(written(&path));
-        }
-    }
-}
-
-/// A span's path holds all its parents. Where an outer span is one of them, the path goes on from there.
-fn join(path: &mut Vec<SpanName>, span: Vec<SpanName>) {
-    let shared = span.iter().rposition(|parent| {
-        path.iter()
-            .any(|known| known.id == parent.id && known.id != 0)
-    });
-    let new = shared.map_or(0, |shared| shared + 1);
-    path.extend(span.into_iter().skip(new));
-}
-
-/// Watched names have no id of their own: 0.
-fn watched_name(number: u64) -> Option<SpanName> {
-    match names::name(u32::try_from(number).ok()?)? {
-        Name::Text(name) => Some(SpanName {
-            id: 0,
-            name,
-            fields: None,
-        }),
-        Name::Place(_) => None,
-    }
-}
-
-fn written(path: &[SpanName]) -> String {
-    let mut text = String::new();
-    for (index, span) in path.iter().enumerate() {
-        if index > 0 {
-            text.push_str(" > ");
-        }
-        text.push_str(span.name);
-        if let Some(fields) = &span.fields {
-            text.push('{');
-            text.push_str(fields);
-            text.push('}');
-        }
-    }
-    text
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    fn span(id: u64, name: &'static str) -> SpanName {
-        SpanName {
-            id,
-            name,
-            fields: None,
-        }
-    }
-
-    #[test]
-    fn a_path_does_not_repeat_parents_that_are_entered_too() {
-        let mut path = Vec::new();
-        join(&mut path, vec![span(1, "request")]);
-        join(&mut path, vec![span(1, "request"), span(2, "get_user")]);
-        join(
-            &mut path,
-            vec![span(1, "request"), span(2, "get_user"), span(3, "query")],
-        );
-        assert_eq!(written(&path), "request > get_user > query");
-    }
-
-    #[test]
-    fn names_and_spans_of_other_trees_stand_in_a_row() {
-        let mut path = vec![span(0, "reindex")];
-        join(&mut path, vec![span(7, "batch"), span(8, "write")]);
-        path.push(span(0, "flush"));
-        path.last_mut().unwrap().fields = Some("rows=3".to_owned());
-        assert_eq!(written(&path), "reindex > batch > write > flush{rows=3}");
     }
 }

@@ -48,7 +48,11 @@ fn take() -> Option<&'static Slot> {
     }
     let slot = registry::take();
     let thread = std::thread::current();
-    slot.introduce(crate::capture::current_tid(), thread.name().unwrap_or(""));
+    slot.introduce(
+        crate::capture::current_tid(),
+        crate::capture::own_bounds(),
+        thread.name().unwrap_or(""),
+    );
     slot.line.ask_to_look_around();
     slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
     MINE.set(Some(slot));

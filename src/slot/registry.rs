@@ -19,6 +19,8 @@ pub(crate) struct Slot {
     /// Odd while a thread owns the slot; counts its owners.
     tenancy: AtomicU64,
     tid: AtomicU32,
+    /// The bounds of its stack, zeros if they are not known.
+    stack: [AtomicU64; 2],
     claim: AtomicU64,
     /// When the claim was last made: the newer of two claims is the truer.
     claimed_at: AtomicU64,
@@ -78,6 +80,7 @@ impl Slot {
             pace: Pace::new(),
             tenancy: AtomicU64::new(1),
             tid: AtomicU32::new(0),
+            stack: [AtomicU64::new(0), AtomicU64::new(0)],
             claim: AtomicU64::new(0),
             claimed_at: AtomicU64::new(0),
             loops: AtomicU64::new(0),
@@ -98,8 +101,11 @@ impl Slot {
     }
 
     /// Says which thread this is. The owner's first act.
-    pub(crate) fn introduce(&self, tid: u32, thread_name: &str) {
+    pub(crate) fn introduce(&self, tid: u32, stack: (usize, usize), thread_name: &str) {
         self.tid.store(tid, Ordering::Relaxed);
+        // Relaxed: read by the signal handler on this very thread.
+        self.stack[0].store(stack.0 as u64, Ordering::Relaxed);
+        self.stack[1].store(stack.1 as u64, Ordering::Relaxed);
         let mut about = self.about.lock();
         about.long_polls.clear();
         about.thread_name.clear();
@@ -138,6 +144,13 @@ impl Slot {
     /// The kernel's number for the owner, 0 if unknown.
     pub(crate) fn tid(&self) -> u32 {
         self.tid.load(Ordering::Relaxed)
+    }
+
+    /// The bounds of the owner's stack, lowest address first.
+    #[allow(dead_code)] // Where no stacks are taken.
+    pub(crate) fn stack(&self) -> (usize, usize) {
+        let bound = |bound: &AtomicU64| bound.load(Ordering::Relaxed) as usize;
+        (bound(&self.stack[0]), bound(&self.stack[1]))
     }
 
     /// The owner's name. Takes a lock that the owner may hold for some instructions.

@@ -7,14 +7,18 @@
 
 pub(crate) mod detector;
 pub(crate) mod pulses;
+mod sampling;
 pub(crate) mod workers;
 
+use crate::capture::Throttle;
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
+use crate::explain::cause::SleptIn;
 use crate::report::Phase;
-use crate::report::reporter::{Announcement, Message, StallNews, StallThread};
+use crate::report::reporter::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
 use crate::slot::{self, LongPoll};
-use detector::{Detector, Ends, Finding, HeldBy, PollKey};
+use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
+use sampling::{Allowance, Sampled, Sampling};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -47,6 +51,8 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         seen_version: None,
         runtimes: Vec::new(),
         drivers: Drivers::new(),
+        quota: Quota::new(),
+        stacks: Allowance::new(clock::now()),
         live: Vec::new(),
         live_changed: false,
     };
@@ -80,8 +86,55 @@ struct Watchdog {
     seen_version: Option<u64>,
     runtimes: Vec<RuntimeWatch>,
     drivers: Drivers,
+    quota: Quota,
+    stacks: Allowance,
     live: Vec<Live>,
     live_changed: bool,
+}
+
+/// One tick, as all workers share it.
+struct Round<'a> {
+    due: Nanos,
+    throttled: Duration,
+    drivers: &'a Drivers,
+    shared: &'a Shared,
+    allowance: &'a mut Allowance,
+    news: Vec<StallNews>,
+    stacks: Vec<StackNews>,
+}
+
+/// The CPU quota of the process, which is looked at closely only where there is one.
+struct Quota {
+    throttle: Throttle,
+    limits: bool,
+    checked_at: Nanos,
+}
+
+/// A quota may be set at any time.
+const QUOTA_CHECKED_EVERY: Duration = Duration::from_secs(1);
+
+impl Quota {
+    fn new() -> Quota {
+        let throttle = Throttle::open();
+        Quota {
+            limits: throttle.has_quota(),
+            throttle,
+            checked_at: clock::now(),
+        }
+    }
+
+    fn throttled(&mut self) -> Duration {
+        let now = clock::now();
+        if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
+            self.checked_at = now;
+            self.limits = self.throttle.has_quota();
+        }
+        if self.limits {
+            self.throttle.read()
+        } else {
+            Duration::ZERO
+        }
+    }
 }
 
 struct RuntimeWatch {
@@ -92,8 +145,11 @@ struct RuntimeWatch {
 struct WorkerWatch {
     worker: Worker,
     detector: Detector,
+    sampling: Sampling,
     /// The stall announced and not yet ended.
     announced: Option<Announced>,
+    /// What the stall with this serial was last seen asleep in.
+    slept_in: Option<(u64, SleptIn)>,
     ends: Ends,
     moved_at: Nanos,
 }
@@ -110,12 +166,21 @@ impl Watchdog {
         self.follow_registrations();
         workers::collect_drivers(&mut self.drivers);
         let mut next = IDLE_TICK;
-        let mut news = Vec::new();
+        let mut round = Round {
+            due,
+            throttled: self.quota.throttled(),
+            drivers: &self.drivers,
+            shared: &self.shared,
+            allowance: &mut self.stacks,
+            news: Vec::new(),
+            stacks: Vec::new(),
+        };
         for watch in &mut self.runtimes {
-            if watch.tick(&self.drivers, due, &self.shared, &mut news) {
+            if watch.tick(&mut round) {
                 next = next.min(watch.runtime.rules.tick);
             }
         }
+        let Round { news, stacks, .. } = round;
         // What a runtime was doing when it was shut down is not going on any more.
         let before = self.live.len();
         self.live.retain(|live| !live.runtime.is_gone());
@@ -125,18 +190,22 @@ impl Watchdog {
             self.update_live(news);
         }
         self.publish_live();
+        // A stack comes before what is said of its stall.
+        for stack in stacks {
+            self.send(Message::Stack(stack));
+        }
         for news in news {
-            if self
-                .reporter
-                .try_send(Message::Stall(Box::new(news)))
-                .is_err()
-            {
-                self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-            }
+            self.send(Message::Stall(Box::new(news)));
         }
         self.speak_for_a_stuck_reporter();
         self.shared.ticked();
         next
+    }
+
+    fn send(&self, message: Message) {
+        if self.reporter.try_send(message).is_err() {
+            self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn is_to_follow(&self) -> bool {
@@ -236,7 +305,9 @@ impl RuntimeWatch {
             .map(|index| WorkerWatch {
                 worker: Worker::new(index),
                 detector: Detector::new(runtime.rules),
+                sampling: Sampling::default(),
                 announced: None,
+                slept_in: None,
                 ends: [None; 2],
                 moved_at: clock::now(),
             })
@@ -245,13 +316,7 @@ impl RuntimeWatch {
     }
 
     /// Looks at all workers; returns whether any is active.
-    fn tick(
-        &mut self,
-        drivers: &Drivers,
-        due: Nanos,
-        shared: &Shared,
-        news: &mut Vec<StallNews>,
-    ) -> bool {
+    fn tick(&mut self, round: &mut Round<'_>) -> bool {
         let RuntimeWatch { runtime, workers } = self;
         if runtime.is_gone() {
             workers.clear();
@@ -259,12 +324,11 @@ impl RuntimeWatch {
         }
         let (mut active, mut enrolled, mut all_polls) = (false, 0, true);
         for watch in workers {
-            let findings = watch.tick(runtime, drivers, due);
-            news.extend(
-                findings
-                    .into_iter()
-                    .map(|finding| watch.news(runtime, shared, finding)),
-            );
+            let findings = watch.tick(runtime, round);
+            for finding in findings {
+                let news = watch.news(runtime, round.shared, finding);
+                round.news.push(news);
+            }
             active |= watch.is_active(runtime);
             let driver = watch.worker.driver();
             enrolled += usize::from(driver.is_some());
@@ -278,10 +342,18 @@ impl RuntimeWatch {
 }
 
 impl WorkerWatch {
-    fn tick(&mut self, runtime: &WatchedRuntime, drivers: &Drivers, due: Nanos) -> Vec<Finding> {
-        self.worker.follow(runtime.id, drivers);
+    fn tick(&mut self, runtime: &Arc<WatchedRuntime>, round: &mut Round<'_>) -> Vec<Finding> {
+        self.worker.follow(runtime.id, round.drivers);
         let previous = self.detector.last();
-        let mut sample = self.worker.sample(&runtime.metrics, due);
+        if let Some((serial, shown)) = runtime.shown[self.worker.index()].take() {
+            self.detector.show(serial, shown);
+        }
+        // Asked before the thread is looked at: a signal taken in between costs the proof of one sleep, not
+        // more.
+        let signalled = self.sampling.is_answered();
+        let mut sample =
+            self.worker
+                .sample(&runtime.metrics, round.due, signalled, round.throttled);
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }
@@ -317,7 +389,60 @@ impl WorkerWatch {
                 driver.slot.line.ask_for_end();
             }
         }
+        self.sample_stacks(runtime, &findings, &sample, round);
         findings
+    }
+
+    fn sample_stacks(
+        &mut self,
+        runtime: &Arc<WatchedRuntime>,
+        findings: &[Finding],
+        sample: &Sample,
+        round: &mut Round<'_>,
+    ) {
+        let collected = self.sampling.collect(self.detector.watches());
+        let refused = self.sampling.ask(
+            findings,
+            runtime.watch.signal,
+            self.worker.driver(),
+            sample.thread,
+            round.allowance,
+            sample.at,
+        );
+        for sampled in [collected, refused].into_iter().flatten() {
+            let Sampled {
+                serial,
+                after,
+                stack,
+            } = sampled;
+            round.stacks.push(StackNews {
+                key: StallKey {
+                    runtime: runtime.id,
+                    worker: self.worker.index(),
+                    serial,
+                },
+                runtime: runtime.clone(),
+                after,
+                stack,
+            });
+        }
+    }
+
+    /// What the thread was last seen asleep in, and what that call's descriptor leads to while it sleeps.
+    fn slept_in(&mut self, stall: &Stall, goes_on: bool) -> Option<SleptIn> {
+        let known = self
+            .slept_in
+            .filter(|(serial, known)| *serial == stall.serial && Some(known.call) == stall.call);
+        if known.is_none() {
+            let call = stall.call?;
+            let slept_in = if goes_on {
+                SleptIn::now(call)
+            } else {
+                SleptIn::long_ago(call)
+            };
+            self.slept_in = Some((stall.serial, slept_in));
+        }
+        self.slept_in.map(|(_, slept_in)| slept_in)
     }
 
     /// The long polls that the worker's thread has kept a record of since the last tick.
@@ -380,6 +505,7 @@ impl WorkerWatch {
         if first && announced.is_some() {
             runtime.stats.count(stall.certainty);
         }
+        let slept_in = self.slept_in(&stall, phase != Some(Phase::Ended));
         let thread = self.worker.driver().map(|driver| StallThread {
             slot: driver.slot,
             tenancy: driver.tenancy,
@@ -399,6 +525,7 @@ impl WorkerWatch {
             runtime: runtime.clone(),
             worker: self.worker.index(),
             stall,
+            slept_in,
             thread,
         }
     }

@@ -9,6 +9,7 @@ use crate::capture::{ThreadEvidence, ThreadFiles, ThreadState};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
 use std::collections::HashMap;
+use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
 
 /// Whether this target's tokio publishes the counters at all.
@@ -30,7 +31,7 @@ fn counters(metrics: &RuntimeMetrics, worker: usize) -> Counters {
 fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
     Counters {
         parks: 1,
-        busy: std::time::Duration::ZERO,
+        busy: Duration::ZERO,
     }
 }
 
@@ -163,7 +164,13 @@ impl Worker {
     /// # Cost
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
-    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, due: Nanos) -> Sample {
+    pub(crate) fn sample(
+        &mut self,
+        metrics: &RuntimeMetrics,
+        due: Nanos,
+        signalled: bool,
+        throttled: Duration,
+    ) -> Sample {
         let thread = self.look_at_thread();
         let before = counters(metrics, self.index);
         let slot = self.driver().map(|driver| {
@@ -191,6 +198,8 @@ impl Worker {
             after,
             slot,
             thread,
+            signalled,
+            throttled,
             ends: [None; 2],
         }
     }

@@ -4,9 +4,9 @@
 //! the same workers: it blocks somebody else's request instead. The twin yields after every piece of
 //! less than a millisecond.
 
-use super::cpu_sum::{items_for, sum_of_squares};
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::calibrate;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -14,13 +14,21 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use tokio::task;
+use tokio_stall::Cause;
 use tracing::{Instrument, info_span, instrument};
 
 pub(crate) const TRAP: Trap = Trap {
     name: "background",
-    caught: Expects::Stall("reindex"),
+    caught: Expects::Stall(Diagnosis {
+        span: "reindex",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "spawn_blocking",
+    }),
     twin: Twin::InBackground,
     routes,
 };
@@ -31,13 +39,19 @@ const PIECES: u64 = 400;
 #[derive(Clone)]
 struct Index {
     record: Record,
-    items: u64,
+    /// How many keys there are, from zero.
+    keys: u64,
 }
 
 fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
+    let keys = calibrate::units(LENGTH, 100_000..=1_000_000_000, |keys| {
+        let (took, fingerprint) = calibrate::time(|| fingerprint(0..keys));
+        black_box(fingerprint);
+        Ok(took)
+    })?;
     let index = Index {
         record: setup.record.clone(),
-        items: items_for(LENGTH)?,
+        keys,
     };
     Ok(Router::new()
         .route("/background", get(background))
@@ -45,11 +59,19 @@ fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
         .with_state(index))
 }
 
+/// FNV-1a over all these keys. Each step needs the one before, so that no optimiser can shorten it.
+fn fingerprint(keys: Range<u64>) -> u64 {
+    let bytes = keys.flat_map(u64::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 #[instrument(skip_all)]
 async fn background(State(index): State<Index>) -> StatusCode {
     let reindex = async move {
-        let sum = index.record.around(|| sum_of_squares(0..index.items));
-        black_box(sum);
+        let fingerprint = index.record.around(|| fingerprint(0..index.keys));
+        black_box(fingerprint);
     };
     tokio::spawn(reindex.instrument(info_span!("reindex")));
     StatusCode::ACCEPTED
@@ -59,9 +81,9 @@ async fn background(State(index): State<Index>) -> StatusCode {
 async fn background_twin(State(index): State<Index>) -> StatusCode {
     let reindex = async move {
         let from = Instant::now();
-        let length = index.items / PIECES;
+        let length = index.keys / PIECES;
         for piece in 0..PIECES {
-            black_box(sum_of_squares(piece * length..(piece + 1) * length));
+            black_box(fingerprint(piece * length..(piece + 1) * length));
             task::yield_now().await;
         }
         index.record.since(from);

@@ -5,7 +5,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -15,11 +15,18 @@ use pbkdf2::pbkdf2_hmac;
 use sha2::Sha256;
 use std::hint::black_box;
 use tokio::task;
+use tokio_stall::Cause;
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "cpu-pbkdf2",
-    caught: Expects::Stall("cpu_pbkdf2"),
+    caught: Expects::Stall(Diagnosis {
+        span: "cpu_pbkdf2",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "Password",
+    }),
     twin: Twin::Waits,
     routes,
 };

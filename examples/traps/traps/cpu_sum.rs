@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -14,13 +14,19 @@ use axum::extract::State;
 use axum::routing::get;
 use std::hint::black_box;
 use std::ops::Range;
-use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio_stall::Cause;
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "cpu-sum",
-    caught: Expects::Stall("cpu_sum"),
+    caught: Expects::Stall(Diagnosis {
+        span: "cpu_sum",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "spawn_blocking",
+    }),
     twin: Twin::Waits,
     routes,
 };
@@ -32,9 +38,14 @@ struct Sum {
 }
 
 fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
+    let items = calibrate::units(TARGET, 10_000_000..=1_000_000_000, |items| {
+        let (took, sum) = calibrate::time(|| sum_of_squares(0..items));
+        black_box(sum);
+        Ok(took)
+    })?;
     let sum = Sum {
         record: setup.record.clone(),
-        items: items_for(TARGET)?,
+        items,
     };
     Ok(Router::new()
         .route("/cpu-sum", get(cpu_sum))
@@ -42,17 +53,8 @@ fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
         .with_state(sum))
 }
 
-/// How many items can be summed in that time.
-pub(super) fn items_for(target: Duration) -> Result<u64, Failure> {
-    calibrate::units(target, 10_000_000..=1_000_000_000, |items| {
-        let (took, sum) = calibrate::time(|| sum_of_squares(0..items));
-        black_box(sum);
-        Ok(took)
-    })
-}
-
 /// Hidden from the optimiser, which knows a formula for this.
-pub(super) fn sum_of_squares(items: Range<u64>) -> u64 {
+fn sum_of_squares(items: Range<u64>) -> u64 {
     items.fold(0, |sum: u64, item| {
         let item = black_box(item);
         sum.wrapping_add(item.wrapping_mul(item))

@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -14,11 +14,18 @@ use axum::extract::State;
 use axum::routing::get;
 use std::collections::HashMap;
 use tokio::task;
+use tokio_stall::Cause;
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "drop",
-    caught: Expects::Stall("drop_sessions"),
+    caught: Expects::Stall(Diagnosis {
+        span: "drop_sessions",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "drop it",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -6,7 +6,7 @@
 //! ends.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -15,11 +15,18 @@ use axum::routing::get;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "endless",
-    caught: Expects::Stall("endless"),
+    caught: Expects::Stall(Diagnosis {
+        span: "endless",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::Lock)],
+        advice: "tokio::sync::mpsc",
+    }),
     twin: Twin::None,
     routes,
 };

@@ -5,7 +5,7 @@
 //! which reads on a thread of the blocking pool.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -18,11 +18,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "file-fifo",
-    caught: Expects::Stall("file_fifo"),
+    caught: Expects::Stall(Diagnosis {
+        span: "file_fifo",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::File)],
+        advice: "tokio::fs",
+    }),
     twin: Twin::Waits,
     routes,
 };

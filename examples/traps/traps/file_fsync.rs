@@ -5,7 +5,7 @@
 //! `tokio::fs`.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -16,11 +16,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "file-fsync",
-    caught: Expects::Stall("file_fsync"),
+    caught: Expects::Stall(Diagnosis {
+        span: "file_fsync",
+        file: file!(),
+        module: module_path!(),
+        // Writing computes, and syncing sleeps: which takes longer is up to the disk.
+        causes: &[Cause::Blocked(Blocking::File), Cause::Cpu],
+        advice: "tokio::fs",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -5,7 +5,7 @@
 //! waits while the worker goes on.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -16,11 +16,18 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "http-client",
-    caught: Expects::Stall("http_client"),
+    caught: Expects::Stall(Diagnosis {
+        span: "http_client",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::Network)],
+        advice: "async HTTP client",
+    }),
     twin: Twin::Waits,
     routes,
 };

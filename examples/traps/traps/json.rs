@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -17,11 +17,18 @@ use futures::stream;
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::task;
+use tokio_stall::Cause;
 use tracing::{Instrument, Span, instrument};
 
 pub(crate) const TRAP: Trap = Trap {
     name: "json",
-    caught: Expects::Stall("json"),
+    caught: Expects::Stall(Diagnosis {
+        span: "json",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "JSON",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -5,7 +5,7 @@
 //! task waits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside;
 use crate::record::Record;
@@ -13,11 +13,18 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "lock",
-    caught: Expects::Stall("lock"),
+    caught: Expects::Stall(Diagnosis {
+        span: "lock",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::Lock)],
+        advice: "tokio::sync",
+    }),
     twin: Twin::Waits,
     routes,
 };

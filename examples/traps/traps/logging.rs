@@ -5,7 +5,7 @@
 //! events go through `tracing_appender::non_blocking`: a queue, and a thread that writes.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -17,12 +17,19 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use tokio_stall::{Blocking, Cause};
 use tracing::{info, instrument};
 use tracing_appender::non_blocking::WorkerGuard;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "logging",
-    caught: Expects::Stall("logging"),
+    caught: Expects::Stall(Diagnosis {
+        span: "logging",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::File)],
+        advice: "non-blocking writer",
+    }),
     twin: Twin::Waits,
     routes,
 };

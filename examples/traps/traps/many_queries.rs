@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -15,11 +15,18 @@ use axum::routing::get;
 use rusqlite::{Connection, params};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task;
+use tokio_stall::Cause;
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "many-queries",
-    caught: Expects::Stall("many_queries"),
+    caught: Expects::Stall(Diagnosis {
+        span: "many_queries",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Cpu],
+        advice: "database",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -1,12 +1,12 @@
 //! Expensive work before each request.
 //!
-//! People read a file in an extractor or a middleware, here to compare its digest, and forget that
-//! this runs for every request. The file grew, and reading and hashing it holds the worker. The twin
-//! extracts a digest that was made once, at the start.
+//! People read a file in an extractor or a middleware, here to hash its rules for each tenant, and
+//! forget that this runs for every request. The file is small and the tenants became many: it is the
+//! hashing that holds the worker. The twin extracts a digest that was made once, at the start.
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -14,39 +14,49 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::routing::get;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_stall::Cause;
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "middleware",
-    caught: Expects::Stall("fresh_digest"),
+    caught: Expects::Stall(Diagnosis {
+        span: "fresh_digest",
+        file: file!(),
+        module: module_path!(),
+        // Reading so small a file takes no time beside hashing it so often.
+        causes: &[Cause::Cpu],
+        advice: "spawn_blocking",
+    }),
     twin: Twin::Waits,
     routes,
 };
 
+const FILE_BYTES: usize = 4_096;
+
 struct Policy {
     record: Record,
     path: PathBuf,
+    tenants: u64,
     digest: Vec<u8>,
 }
 
 fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
     let path = setup.scratch.join("policy");
-    let megabytes = calibrate::units(TARGET, 4..=256, |megabytes| {
-        write(&path, megabytes)?;
-        let (took, digest) = calibrate::time(|| digest(&path));
+    fs::write(&path, [b'p'; FILE_BYTES])?;
+    let tenants = calibrate::units(TARGET, 1_000..=10_000_000, |tenants| {
+        let (took, digest) = calibrate::time(|| digest(&path, tenants));
         digest?;
         Ok(took)
     })?;
-    write(&path, megabytes)?;
-
     let policy = Policy {
         record: setup.record.clone(),
-        digest: digest(&path)?,
+        digest: digest(&path, tenants)?,
         path,
+        tenants,
     };
     Ok(Router::new()
         .route("/middleware", get(middleware))
@@ -54,17 +64,14 @@ fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
         .with_state(Arc::new(policy)))
 }
 
-fn write(path: &Path, megabytes: u64) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    let megabyte = vec![b'p'; 1 << 20];
-    for _ in 0..megabytes {
-        file.write_all(&megabyte)?;
+fn digest(path: &Path, tenants: u64) -> io::Result<Vec<u8>> {
+    let rules = fs::read(path)?;
+    let mut digest = Sha256::new();
+    for tenant in 0..tenants {
+        digest.update(tenant.to_le_bytes());
+        digest.update(&rules);
     }
-    Ok(())
-}
-
-fn digest(path: &Path) -> io::Result<Vec<u8>> {
-    Ok(Sha256::digest(fs::read(path)?).to_vec())
+    Ok(digest.finalize().to_vec())
 }
 
 /// Read and hashed for this request.
@@ -75,7 +82,10 @@ impl FromRequestParts<Arc<Policy>> for Fresh {
 
     #[instrument(name = "fresh_digest", skip_all)]
     async fn from_request_parts(_: &mut Parts, policy: &Arc<Policy>) -> Result<Fresh, Failure> {
-        Ok(Fresh(policy.record.around(|| digest(&policy.path))?))
+        let digest = policy
+            .record
+            .around(|| digest(&policy.path, policy.tenants))?;
+        Ok(Fresh(digest))
     }
 }
 

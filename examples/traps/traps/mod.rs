@@ -1,7 +1,8 @@
 //! The traps, one to a file: what people write, why it blocks, and what to write instead.
 //!
 //! Each has a route that blocks, at `/name`, and mostly its twin, at `/name/twin`. The handler's name
-//! is the name of its span, and so the name that a report must show.
+//! is the name of its span, and so the name that a report must show. While it blocks, the
+//! innermost frame of the example's own code is in the trap's file: that is the site to be reported.
 
 mod background;
 mod blocking_pool;

@@ -5,7 +5,7 @@
 //! worker, say for tokio's timers, it would be forever; so here a thread fulfils it. The twin awaits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -16,11 +16,19 @@ use futures::executor;
 use std::thread;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "nested-runtime",
-    caught: Expects::Stall("nested_runtime"),
+    caught: Expects::Stall(Diagnosis {
+        span: "nested_runtime",
+        file: file!(),
+        module: module_path!(),
+        // `block_on` parks the thread, until the one that fulfils the future wakes it.
+        causes: &[Cause::Blocked(Blocking::Lock)],
+        advice: "block_on",
+    }),
     twin: Twin::Waits,
     routes,
 };

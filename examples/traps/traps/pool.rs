@@ -5,7 +5,7 @@
 //! its connections out by a `tokio::sync::Semaphore`, for which the task waits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside;
 use crate::record::Record;
@@ -16,11 +16,18 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "pool",
-    caught: Expects::Stall("pool"),
+    caught: Expects::Stall(Diagnosis {
+        span: "pool",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::Lock)],
+        advice: "async pool",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -5,7 +5,7 @@
 //! which frees the worker.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Diagnosis, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -13,11 +13,18 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use std::thread;
+use tokio_stall::{Blocking, Cause};
 use tracing::instrument;
 
 pub(crate) const TRAP: Trap = Trap {
     name: "sleep",
-    caught: Expects::Stall("sleep"),
+    caught: Expects::Stall(Diagnosis {
+        span: "sleep",
+        file: file!(),
+        module: module_path!(),
+        causes: &[Cause::Blocked(Blocking::Sleep)],
+        advice: "tokio::time::sleep",
+    }),
     twin: Twin::Waits,
     routes,
 };

@@ -28,6 +28,7 @@ pub use split::TimeSplit;
 
 pub(crate) use sample::{Counters, Ends, PollKey, Rules, Sample, SlotSeen};
 
+use crate::capture::Call;
 use crate::clock::Nanos;
 use crate::slot::LongPoll;
 use sample::Interval;
@@ -62,9 +63,20 @@ pub enum Certainty {
     Certain,
 }
 
+/// What the stack of the worker's thread has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// The thread is inside the runtime's `block_on`, or its worker's loop: it drives the worker.
+    Driving,
+    /// It is inside `block_in_place`: the worker is another thread's.
+    MovedAway,
+}
+
 /// What is known of a stall at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stall {
+    /// Counts what was watched on its worker; the same from first suspicion to the end.
+    pub(crate) serial: u64,
     pub(crate) held_by: HeldBy,
     pub(crate) since: Nanos,
     /// By the clock on the wall, host time included.
@@ -74,8 +86,8 @@ pub(crate) struct Stall {
     pub(crate) certainty: Certainty,
     /// What the time was spent on, as far as it was looked at.
     pub(crate) split: TimeSplit,
-    /// The system call that the thread was last seen asleep in.
-    pub(crate) call: Option<i64>,
+    /// The system call that the thread slept in longest, as far as was seen.
+    pub(crate) call: Option<Call>,
     /// The name its thread left behind, where the poll ended unseen; 0 for none.
     pub(crate) name: u32,
 }
@@ -83,7 +95,7 @@ pub(crate) struct Stall {
 /// News about a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
-    /// This poll may cross the threshold at the next tick: time to look up its names.
+    /// This may cross the threshold at the next tick: time to look up names and to take a stack.
     Suspect(Stall),
     Began(Stall),
     Ongoing(Stall),
@@ -100,6 +112,8 @@ pub(crate) struct Detector {
     last: Option<Sample>,
     interval: Option<Interval>,
     stretch: Option<Stretch>,
+    /// How many there have been.
+    stretches: u64,
     /// An announced poll that has just ended.
     closing: Option<Closing>,
     /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
@@ -158,6 +172,7 @@ impl Detector {
             last: None,
             interval: None,
             stretch: None,
+            stretches: 0,
             closing: None,
             left_behind: None,
             unmoved: None,
@@ -199,9 +214,10 @@ impl Detector {
                 } else if let (Some(last), Some(interval)) = (&last, interval) {
                     findings.extend(self.slept_unseen(last, sample, interval));
                 }
+                let serial = self.next_serial();
                 self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
-                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(unmoved),
-                    _ => Stretch::begin(held_by, last.as_ref(), sample, interval),
+                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(serial, unmoved),
+                    _ => Stretch::begin(serial, held_by, last.as_ref(), sample, interval),
                 });
             }
         }
@@ -253,8 +269,10 @@ impl Detector {
         let host = interval.host;
         let duration = record.ended.since(started);
         if duration.saturating_sub(host) >= self.rules.threshold {
+            let serial = self.next_serial();
             self.unconfirmed.push(Unconfirmed {
                 stall: Stall {
+                    serial,
                     held_by: HeldBy::Poll(poll),
                     since: started,
                     duration,
@@ -268,6 +286,25 @@ impl Detector {
                 patience: PATIENCE,
             });
         }
+    }
+
+    /// What is being watched now, by its serial.
+    pub(crate) fn watches(&self) -> Option<u64> {
+        self.stretch.map(|stretch| stretch.serial)
+    }
+
+    /// Takes in what a stack has shown of what is being watched.
+    pub(crate) fn show(&mut self, serial: u64, shown: Shown) {
+        if let Some(stretch) = &mut self.stretch {
+            if stretch.serial == serial {
+                stretch.shown = Some(shown);
+            }
+        }
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.stretches += 1;
+        self.stretches
     }
 
     /// The sample taken in last.
@@ -344,18 +381,14 @@ impl Detector {
 
     /// Says what this tick adds to what was said before.
     fn announce(&mut self, sample: &Sample) -> Option<Finding> {
-        let Rules {
-            threshold, tick, ..
-        } = self.rules;
         let certainty = self.certainty();
+        let near = self.is_near();
         let stretch = self.stretch.as_mut()?;
         let stall = stretch.stall_until(
             sample.at,
             Duration::ZERO,
             certainty.unwrap_or(Certainty::Likely),
         );
-        let marked = matches!(stretch.held_by, HeldBy::Poll(_));
-        let near = marked && stretch.blamed + tick >= threshold;
         if near && certainty.is_none() && !std::mem::replace(&mut stretch.suspected, true) {
             return Some(Finding::Suspect(stall));
         }
@@ -376,18 +409,39 @@ impl Detector {
         (grown_up || surer).then_some(Finding::Ongoing(stall))
     }
 
+    /// Whether the next tick may find a stall.
+    fn is_near(&self) -> bool {
+        let Some(stretch) = &self.stretch else {
+            return false;
+        };
+        let Rules {
+            threshold, tick, ..
+        } = self.rules;
+        match stretch.held_by {
+            HeldBy::Poll(_) => stretch.blamed + tick >= threshold,
+            HeldBy::Unmarked(_) => {
+                let slept = stretch.one_sleep();
+                // On a `current_thread` runtime nothing is said without a stack.
+                let wanted = !self.rules.always_driven && self.stands_out(stretch);
+                !slept.is_zero() && slept + tick >= threshold || wanted
+            }
+            HeldBy::CountedOut => false,
+        }
+    }
+
     /// How sure a stall going on is; `None` if there is none.
     fn certainty(&self) -> Option<Certainty> {
         let stretch = self.stretch.as_ref()?;
         let threshold = self.rules.threshold;
         let said = stretch.announced.map(|announced| announced.certainty);
         let now = match stretch.held_by {
+            _ if stretch.shown == Some(Shown::MovedAway) => None,
             HeldBy::CountedOut => Some(Certainty::Certain),
             // A poll seen for the first time may have left its worker just before.
             HeldBy::Poll(_) => {
                 (stretch.blamed >= threshold && stretch.ticks >= 2).then_some(Certainty::Certain)
             }
-            HeldBy::Unmarked(_) if !self.rules.always_driven => None,
+            HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
             HeldBy::Unmarked(_) if stretch.one_sleep() >= threshold || self.counted_out() => {
                 Some(Certainty::Certain)
             }
@@ -396,6 +450,11 @@ impl Detector {
             HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
         };
         now.max(said)
+    }
+
+    /// Whether the worker is surely being driven: always on a multi-thread runtime, else by a stack.
+    fn is_driven(&self, stretch: &Stretch) -> bool {
+        self.rules.always_driven || stretch.shown == Some(Shown::Driving)
     }
 
     /// Whether an unmarked stretch is long, and longer than this worker's usual ones.
@@ -511,7 +570,7 @@ impl Detector {
     /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
     /// sleeps is known from below.
     fn slept_unseen(
-        &self,
+        &mut self,
         before: &Sample,
         sample: &Sample,
         interval: Interval,
@@ -539,6 +598,7 @@ impl Detector {
         let longest_sleep = asleep / (runs - 1).max(1);
         let (since, error) = middle(before.at, sample.at.minus(busy));
         Some(Finding::Ended(Stall {
+            serial: self.next_serial(),
             held_by: HeldBy::Unmarked(Some(slot.poll())),
             since,
             duration: busy,

@@ -76,6 +76,10 @@ pub(crate) struct Sample {
     pub(crate) after: Counters,
     pub(crate) slot: Option<SlotSeen>,
     pub(crate) thread: Option<ThreadEvidence>,
+    /// We have signalled the thread since the last sample, and it has taken the signal.
+    pub(crate) signalled: bool,
+    /// Time for which a CPU quota has held the process back so far, on all CPUs together.
+    pub(crate) throttled: Duration,
     /// When polls that the detector follows ended, as far as their threads have measured that by now.
     pub(crate) ends: Ends,
 }
@@ -105,15 +109,20 @@ impl Interval {
         let split = match threads(last, sample) {
             Threads::Same(before, now) => {
                 let cpu = now.cpu.saturating_sub(before.cpu).min(rest);
-                // Being stopped is not counted as a wait by the kernel, so the two do not overlap; where
-                // they seem to, the longer one is right.
-                let run_queue = waited(&before, &now, length)
-                    .saturating_sub(stopped)
-                    .min(rest - cpu);
+                // Being stopped is not counted as a wait by the kernel, so a wait about as long as the
+                // watchdog was late is what made it late, too. A short one is the rest of an earlier wait.
+                let waited = waited(&before, &now, length).min(length - cpu);
+                let (waited, stopped) = if waited >= stopped / 2 {
+                    (waited, stopped.saturating_sub(waited))
+                } else {
+                    (Duration::ZERO, stopped)
+                };
+                let throttled = sample.throttled.saturating_sub(last.throttled).min(waited);
                 TimeSplit {
                     cpu,
-                    asleep: rest - cpu - run_queue,
-                    run_queue,
+                    asleep: (length - cpu).saturating_sub(waited + stopped),
+                    run_queue: waited - throttled,
+                    throttled,
                     stopped,
                     unknown: Duration::ZERO,
                 }
@@ -128,7 +137,7 @@ impl Interval {
             Threads::Other => length,
             // Nothing can be told on this system.
             Threads::Unknown => stopped,
-            Threads::Same(..) => stopped + split.run_queue,
+            Threads::Same(..) => split.host(),
         };
         Interval {
             length,

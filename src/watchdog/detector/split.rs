@@ -8,7 +8,7 @@ use std::time::Duration;
 /// What the time of a stall was spent on.
 ///
 /// The parts add up to the duration, but for the piece of a tick at an end that was not measured. Only
-/// `cpu` and `asleep` are the code's doing; `run_queue` and `stopped` are the host's.
+/// `cpu` and `asleep` are the code's doing; `run_queue`, `throttled` and `stopped` are the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -25,7 +25,7 @@ pub struct TimeSplit {
         serde(rename = "asleep_seconds", serialize_with = "crate::report::seconds")
     )]
     pub asleep: Duration,
-    /// Ready to compute, with no CPU to be had: other work on the machine, or a CPU quota.
+    /// Ready to compute, with no CPU to be had: other work on the machine.
     #[cfg_attr(
         feature = "serde",
         serde(
@@ -34,6 +34,15 @@ pub struct TimeSplit {
         )
     )]
     pub run_queue: Duration,
+    /// Ready to compute, but held back by the CPU quota of a control group.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "throttled_seconds",
+            serialize_with = "crate::report::seconds"
+        )
+    )]
+    pub throttled: Duration,
     /// The whole process stood still: stopped, suspended, or its machine was.
     #[cfg_attr(
         feature = "serde",
@@ -56,9 +65,14 @@ impl TimeSplit {
         }
     }
 
+    /// The parts that are the host's doing.
+    pub fn host(&self) -> Duration {
+        self.run_queue + self.throttled + self.stopped
+    }
+
     /// All parts together.
     pub fn total(&self) -> Duration {
-        self.cpu + self.asleep + self.run_queue + self.stopped + self.unknown
+        self.cpu + self.asleep + self.host() + self.unknown
     }
 
     pub(super) fn plus(self, other: TimeSplit) -> TimeSplit {
@@ -66,6 +80,7 @@ impl TimeSplit {
             cpu: self.cpu + other.cpu,
             asleep: self.asleep + other.asleep,
             run_queue: self.run_queue + other.run_queue,
+            throttled: self.throttled + other.throttled,
             stopped: self.stopped + other.stopped,
             unknown: self.unknown + other.unknown,
         }
@@ -82,6 +97,7 @@ impl TimeSplit {
             cpu: self.cpu.mul_f64(share),
             asleep: self.asleep.mul_f64(share),
             run_queue: self.run_queue.mul_f64(share),
+            throttled: self.throttled.mul_f64(share),
             stopped: self.stopped.mul_f64(share),
             unknown: self.unknown.mul_f64(share),
         }

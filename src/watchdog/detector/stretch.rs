@@ -5,13 +5,15 @@
 
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
-use super::{Certainty, HeldBy, Stall, Unmoved};
-use crate::capture::ThreadState;
+use super::{Certainty, HeldBy, Shown, Stall, Unmoved};
+use crate::capture::{Call, ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stretch {
+    /// Counts the stretches of its detector.
+    pub(super) serial: u64,
     pub(super) held_by: HeldBy,
     /// It began no earlier than this …
     pub(super) earliest: Nanos,
@@ -21,14 +23,16 @@ pub(super) struct Stretch {
     pub(super) blamed: Duration,
     /// What the time since `latest` was spent on, up to the last sample.
     pub(super) split: TimeSplit,
-    /// The system call that the thread was last seen asleep in.
-    pub(super) call: Option<i64>,
+    /// The system calls that the thread was seen asleep in.
+    pub(super) calls: Calls,
     /// The last sample that did not show it.
     pub(super) before: Option<Sample>,
     pub(super) busy_before: Duration,
     pub(super) sleep: Option<Sleep>,
     pub(super) ticks: u32,
     pub(super) suspected: bool,
+    /// What a stack has shown.
+    pub(super) shown: Option<Shown>,
     pub(super) announced: Option<Announced>,
 }
 
@@ -37,8 +41,54 @@ pub(super) struct Stretch {
 pub(super) struct Sleep {
     runs: u64,
     cpu: Duration,
-    call: Option<i64>,
+    call: Option<Call>,
     pub(super) blamed: Duration,
+}
+
+impl Sleep {
+    /// Whether the thread is in the same sleep: it has not run since, or only once, to take our signal,
+    /// and went back to where it was.
+    fn goes_on(&self, thread: &ThreadEvidence, call: Option<Call>, signalled: bool) -> bool {
+        let has_not_run = (self.runs, self.cpu) == (thread.runs, thread.cpu);
+        let for_us = signalled && call.is_some() && thread.runs == self.runs + 1;
+        self.call == call && (has_not_run || for_us)
+    }
+}
+
+/// The last few different system calls, and how long the thread slept in each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Calls([Option<(Call, Duration)>; 4]);
+
+impl Calls {
+    fn add(&mut self, call: Call, asleep: Duration) {
+        let known = self
+            .0
+            .iter_mut()
+            .flatten()
+            .find(|(known, _)| known.number == call.number);
+        match known {
+            Some((known, time)) => {
+                *known = call;
+                *time += asleep;
+            }
+            None => {
+                // The shortest makes room.
+                let place = self
+                    .0
+                    .iter_mut()
+                    .min_by_key(|place| place.map(|(_, time)| time));
+                if let Some(place) = place {
+                    *place = Some((call, asleep));
+                }
+            }
+        }
+    }
+
+    /// The one slept in longest.
+    fn longest(&self) -> Option<Call> {
+        let known = self.0.iter().flatten();
+        known.max_by_key(|(_, time)| *time).map(|(call, _)| *call)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +99,7 @@ pub(super) struct Announced {
 
 impl Stretch {
     pub(super) fn begin(
+        serial: u64,
         held_by: HeldBy,
         last: Option<&Sample>,
         sample: &Sample,
@@ -78,37 +129,41 @@ impl Stretch {
             None => (Duration::ZERO, TimeSplit::unknown(age)),
         };
         let mut stretch = Stretch {
+            serial,
             held_by,
             earliest: exact.unwrap_or(not_before),
             latest,
             blamed,
             split,
-            call: None,
+            calls: Calls::default(),
             before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,
             ticks: 1,
             suspected: false,
+            shown: None,
             announced: None,
         };
-        stretch.follow_sleep(sample, Duration::ZERO);
+        stretch.follow_sleep(sample, Duration::ZERO, stretch.split.asleep);
         stretch
     }
 
     /// The stretch from the last move of the counters on.
-    pub(super) fn counted_out(unmoved: &Unmoved) -> Stretch {
+    pub(super) fn counted_out(serial: u64, unmoved: &Unmoved) -> Stretch {
         Stretch {
+            serial,
             held_by: HeldBy::CountedOut,
             earliest: unmoved.since,
             latest: unmoved.since,
             blamed: unmoved.blamed,
             split: unmoved.split,
-            call: None,
+            calls: Calls::default(),
             before: None,
             busy_before: unmoved.busy_before,
             sleep: None,
             ticks: 1,
             suspected: false,
+            shown: None,
             announced: None,
         }
     }
@@ -136,7 +191,7 @@ impl Stretch {
         } else {
             self.blamed += blamed;
             self.split = self.split.plus(interval.split);
-            self.follow_sleep(sample, blamed);
+            self.follow_sleep(sample, blamed, interval.split.asleep);
         }
     }
 
@@ -147,7 +202,7 @@ impl Stretch {
         }
     }
 
-    fn follow_sleep(&mut self, sample: &Sample, blamed: Duration) {
+    fn follow_sleep(&mut self, sample: &Sample, blamed: Duration, asleep: Duration) {
         let Some((thread, call)) = sample.thread.and_then(|thread| match thread.state {
             ThreadState::Asleep(call) => Some((thread, call)),
             _ => None,
@@ -155,12 +210,13 @@ impl Stretch {
             self.sleep = None;
             return;
         };
-        self.call = call.or(self.call);
+        if let Some(call) = call {
+            self.calls.add(call, asleep);
+        }
         match &mut self.sleep {
-            Some(sleep)
-                if (sleep.runs, sleep.cpu, sleep.call) == (thread.runs, thread.cpu, call) =>
-            {
+            Some(sleep) if sleep.goes_on(&thread, call, sample.signalled) => {
                 sleep.blamed += blamed;
+                (sleep.runs, sleep.cpu) = (thread.runs, thread.cpu);
             }
             sleep => {
                 *sleep = Some(Sleep {
@@ -185,13 +241,14 @@ impl Stretch {
     ) -> Stall {
         let (since, start_error) = middle(self.earliest, self.latest);
         Stall {
+            serial: self.serial,
             held_by: self.held_by,
             since,
             duration: end.since(since),
             error: start_error + end_error,
             certainty,
             split: self.split,
-            call: self.call,
+            call: self.calls.longest(),
             name: 0,
         }
     }

@@ -1,13 +1,20 @@
 //! The detector against samples made by hand: no clock, no threads, no sleeping.
 
 use super::*;
-use crate::capture::{ThreadEvidence, ThreadState};
+use crate::capture::{Call, ThreadEvidence, ThreadState};
 use proptest::prelude::*;
 
 const TICK: Duration = Duration::from_millis(5);
 const THRESHOLD: Duration = Duration::from_millis(10);
 /// What the test thread's slot is called.
 const THREAD: (usize, u64) = (0x1000, 1);
+/// What it sleeps in.
+const CALL: Call = Call {
+    number: 35,
+    first: 0,
+    sp: 0x7000,
+    pc: 0x4000,
+};
 
 fn rules() -> Rules {
     Rules {
@@ -36,6 +43,8 @@ struct World {
     slot: Option<SlotSeen>,
     thread: Option<ThreadEvidence>,
     ends: Ends,
+    signalled: bool,
+    throttled: Duration,
 }
 
 impl World {
@@ -64,6 +73,8 @@ impl World {
                 state: ThreadState::Unknown,
             }),
             ends: [None; 2],
+            signalled: false,
+            throttled: Duration::ZERO,
         }
     }
 
@@ -109,9 +120,10 @@ impl World {
     /// Time passes in which the thread sleeps in one call.
     fn sleep(&mut self, time: Duration) -> Findings {
         let thread = self.thread.as_mut().expect("the thread is known");
-        if thread.state != ThreadState::Asleep(Some(35)) {
+        let asleep = ThreadState::Asleep(Some(CALL));
+        if thread.state != asleep {
             thread.runs += 1;
-            thread.state = ThreadState::Asleep(Some(35));
+            thread.state = asleep;
         }
         self.pass(time)
     }
@@ -132,6 +144,8 @@ impl World {
             after: self.counters,
             slot: self.slot,
             thread: self.thread,
+            signalled: std::mem::take(&mut self.signalled),
+            throttled: self.throttled,
             ends: std::mem::take(&mut self.ends),
         });
         // A suspicion is not news for anybody but the reporter's look-up.
@@ -650,7 +664,7 @@ fn a_stall_says_what_its_time_was_spent_on() {
     world.compute(ms(30)); // stopped for all of it: the CPU clock cannot have moved
     world.end_poll(Some(at(87)));
     let stall = ended(&world.compute(ms(4))).unwrap();
-    assert_eq!((stall.duration, stall.call), (ms(82), Some(35)));
+    assert_eq!((stall.duration, stall.call), (ms(82), Some(CALL)));
     let TimeSplit {
         cpu,
         asleep,
@@ -663,6 +677,93 @@ fn a_stall_says_what_its_time_was_spent_on() {
         [cpu, asleep, run_queue, stopped, unknown],
         [ms(7), ms(40), ms(5), ms(30), ms(0)]
     );
+}
+
+#[test]
+fn a_quota_is_told_from_other_work_and_from_a_stopped_process() {
+    let split = |late: u64, waited: u64, throttled: u64| {
+        let mut world = World::parked().wake();
+        world.compute(ms(5));
+        world.begin_poll(Some(at(5)));
+        world.compute(ms(15));
+        world.thread.as_mut().unwrap().run_queue += ms(waited);
+        world.late = ms(late);
+        world.throttled += ms(throttled);
+        world.pass(ms(100));
+        world.compute(TICK);
+        world.end_poll(Some(at(125)));
+        let split = ended(&world.compute(TICK)).unwrap().split;
+        [split.run_queue, split.throttled, split.stopped].map(|part| part.as_millis())
+    };
+    assert_eq!(split(0, 80, 0), [80, 0, 0], "other work");
+    assert_eq!(
+        split(85, 80, 0),
+        [80, 0, 5],
+        "the watchdog had no CPU either"
+    );
+    assert_eq!(split(85, 80, 160), [0, 80, 5], "throttled on two CPUs");
+    assert_eq!(split(0, 80, 30), [50, 30, 0], "partly");
+    assert_eq!(split(100, 0, 0), [0, 0, 100], "stopped");
+}
+
+#[test]
+fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
+    let slept = |shown: Option<Shown>| {
+        let mut world = World::parked().wake();
+        world.detector.rules.always_driven = false;
+        let mut found = Findings::new();
+        for tick in 0..6 {
+            found.extend(world.sleep(TICK));
+            if tick == 2 {
+                let serial = world.detector.watches().unwrap();
+                shown.map(|shown| world.detector.show(serial, shown));
+            }
+        }
+        began(&found).map(|stall| stall.certainty)
+    };
+    assert_eq!(slept(Some(Shown::Driving)), Some(Certainty::Certain));
+    assert_eq!(slept(None), None, "nobody may be driving it");
+}
+
+#[test]
+fn what_a_stack_shows_in_block_in_place_is_no_stall() {
+    let polled = |shown: Option<Shown>| {
+        let mut world = World::parked().wake();
+        world.compute(TICK);
+        world.begin_poll(Some(at(5)));
+        world.compute(TICK);
+        let serial = world.detector.watches().unwrap();
+        shown.map(|shown| world.detector.show(serial, shown));
+        let mut found = Findings::new();
+        for _ in 0..6 {
+            found.extend(world.sleep(TICK));
+        }
+        world.end_poll(Some(at(40)));
+        found.extend(world.compute(TICK));
+        found
+    };
+    assert_eq!(polled(Some(Shown::MovedAway)), Findings::new());
+    assert!(began(&polled(None)).is_some());
+}
+
+#[test]
+fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
+    let mut world = World::parked().wake();
+    world.sleep(TICK);
+    world.sleep(TICK);
+    // Woken once, by us, and back in the same call at the same place.
+    world.signalled = true;
+    world.thread.as_mut().unwrap().runs += 1;
+    world.thread.as_mut().unwrap().cpu += Duration::from_micros(20);
+    let stall = began(&world.sleep(TICK)).expect("it has slept for the threshold");
+    assert_eq!(stall.certainty, Certainty::Certain);
+    // Woken by somebody else: another sleep, as far as anybody knows.
+    let mut world = World::parked().wake();
+    world.sleep(TICK);
+    world.sleep(TICK);
+    world.thread.as_mut().unwrap().runs += 1;
+    let stall = began(&world.sleep(TICK));
+    assert!(stall.is_none_or(|stall| stall.certainty == Certainty::Likely));
 }
 
 #[test]

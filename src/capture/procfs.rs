@@ -4,8 +4,9 @@
 //! *Here:* kept descriptors and `pread` only, about 1 µs for everything. No disturbance of the thread,
 //! no privilege needed for threads of the own process.
 
-pub(crate) use super::calls::call_name;
-use super::{ThreadEvidence, ThreadState};
+pub(crate) use super::calls::{call_kind, call_name};
+pub(crate) use super::throttle::Throttle;
+use super::{Call, Descriptor, ThreadEvidence, ThreadState};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -97,18 +98,63 @@ fn parse_schedstat(text: &[u8]) -> Option<(Duration, Duration, u64)> {
     ))
 }
 
-/// `syscall`: `running` for a thread that is ready or on a CPU, else a number, -1 outside of a call.
+/// `syscall`: `running` for a thread that is ready or on a CPU, else the number of the call, its six
+/// arguments, the stack pointer and the program counter; a number of -1, without arguments, outside of a
+/// call.
 fn parse_syscall(text: &[u8]) -> ThreadState {
-    let Some(first) = std::str::from_utf8(text)
+    let Some(mut fields) = std::str::from_utf8(text)
         .ok()
-        .and_then(|text| text.split_ascii_whitespace().next())
+        .map(str::split_ascii_whitespace)
     else {
         return ThreadState::Unknown;
     };
-    match (first, first.parse::<i64>()) {
-        ("running", _) => ThreadState::Waiting,
-        (_, Ok(number)) => ThreadState::Asleep((number >= 0).then_some(number)),
-        (_, Err(_)) => ThreadState::Unknown,
+    let hex = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    match fields.next().map(|first| (first, first.parse::<i64>())) {
+        Some(("running", _)) => ThreadState::Waiting,
+        Some((_, Ok(number))) if number < 0 => ThreadState::Asleep(None),
+        Some((_, Ok(number))) => {
+            let first = fields.next().and_then(hex);
+            let mut last = fields.skip(5).map_while(hex);
+            ThreadState::Asleep(Some(Call {
+                number,
+                first: first.unwrap_or(0),
+                sp: last.next().unwrap_or(0),
+                pc: last.next().unwrap_or(0),
+            }))
+        }
+        _ => ThreadState::Unknown,
+    }
+}
+
+/// Whether a thread has blocked a signal. Opens a file: only where a request found no answer.
+pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).is_ok_and(|status| {
+        let blocked = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        blocked.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+    })
+}
+
+/// What a descriptor of this process is.
+#[allow(unsafe_code)]
+pub(crate) fn descriptor(number: u64) -> Descriptor {
+    let Ok(number) = libc::c_int::try_from(number) else {
+        return Descriptor::Other;
+    };
+    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `status` is a valid place for the answer; a descriptor that is not open is an error.
+    if unsafe { libc::fstat(number, status.as_mut_ptr()) } != 0 {
+        return Descriptor::Other;
+    }
+    // SAFETY: filled in above.
+    match unsafe { status.assume_init() }.st_mode & libc::S_IFMT {
+        libc::S_IFSOCK => Descriptor::Socket,
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK | libc::S_IFCHR | libc::S_IFIFO => {
+            Descriptor::File
+        }
+        _ => Descriptor::Other,
     }
 }
 
@@ -150,7 +196,8 @@ mod tests {
         let files = ThreadFiles::open(tid.recv().unwrap()).expect("Linux offers schedstat");
         let asleep = loop {
             let seen = files.look().unwrap();
-            if matches!(seen.state, ThreadState::Asleep(Some(libc::SYS_futex))) {
+            let in_futex = |call: &Call| call.number == libc::SYS_futex;
+            if matches!(&seen.state, ThreadState::Asleep(Some(call)) if in_futex(call)) {
                 break seen;
             }
             std::thread::yield_now();
@@ -178,14 +225,43 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_is_told_by_what_it_leads_to() {
+        use std::os::fd::AsRawFd;
+        let kind = |file: &dyn AsRawFd| descriptor(file.as_raw_fd() as u64);
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(kind(&socket), Descriptor::Socket);
+        assert_eq!(
+            kind(&File::open("/proc/self/maps").unwrap()),
+            Descriptor::File
+        );
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert_eq!(kind(&reader), Descriptor::File);
+        assert_eq!(descriptor(u64::MAX), Descriptor::Other);
+    }
+
+    #[test]
+    fn a_blocked_signal_is_seen() {
+        assert!(!is_signal_blocked(current_tid(), libc::SIGURG));
+        assert!(
+            !is_signal_blocked(0, libc::SIGURG),
+            "there is no such thread"
+        );
+    }
+
+    #[test]
     fn files_that_say_something_else_are_no_evidence() {
         assert_eq!(parse_schedstat(b"1 2"), None);
         assert_eq!(parse_schedstat(b""), None);
         assert_eq!(parse_syscall(b""), ThreadState::Unknown);
         assert_eq!(parse_syscall(b"running\n"), ThreadState::Waiting);
         assert_eq!(
-            parse_syscall(b"230 0x0 0x1 0x7f"),
-            ThreadState::Asleep(Some(230))
+            parse_syscall(b"0 0x5 0x7ffd 0x400 0x0 0x0 0x0 0x7ffd10 0x7f20\n"),
+            ThreadState::Asleep(Some(Call {
+                number: 0,
+                first: 5,
+                sp: 0x7f_fd10,
+                pc: 0x7f20,
+            }))
         );
         assert_eq!(parse_syscall(b"-1 0x7ffd 0x7f"), ThreadState::Asleep(None));
     }

@@ -1,0 +1,83 @@
+//! The same face where no stacks are taken: without the feature `stacks`, or on another system.
+//!
+//! *Runs on:* whoever asks.
+//! *Here:* nothing at all.
+
+#![allow(dead_code)] // A face, and nothing behind it.
+
+use super::NotTaken;
+use crate::slot::Slot;
+use std::io;
+
+/// Which thread would be asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addressee {
+    pub(crate) slot: &'static Slot,
+    pub(crate) tenancy: u64,
+}
+
+/// There are none; an even number for whoever divides it.
+pub(crate) const MAILBOXES: usize = 2;
+
+/// There is none.
+pub(crate) const DEFAULT_SIGNAL: i32 = 0;
+
+pub(crate) fn is_usable(_signal: i32) -> bool {
+    false
+}
+
+/// A signal whose handler somebody else owns.
+#[derive(Debug)]
+pub(crate) struct Taken;
+
+pub(crate) fn install(_signal: i32) -> io::Result<Result<(), Taken>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn is_replaced(_signal: i32) -> bool {
+    false
+}
+
+pub(crate) fn own_bounds() -> (usize, usize) {
+    (0, 0)
+}
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct Request {}
+
+impl Request {
+    pub(crate) fn send(addressee: Addressee, _signal: i32) -> Result<Request, NotTaken> {
+        let Addressee {
+            slot: _,
+            tenancy: _,
+        } = addressee;
+        Err(NotTaken::Unsupported)
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn collect(self) -> Result<RawStack, Request> {
+        Err(self)
+    }
+}
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct RawStack {}
+
+impl RawStack {
+    pub(crate) fn epoch(&self) -> u64 {
+        0
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn position(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}

@@ -1,0 +1,240 @@
+//! A mailbox: how a thread that wants a stack and the signal handler on the thread that has it meet.
+//!
+//! *Runs on:* the watchdog (`request`, `collect`, `withdraw`), any thread in the signal handler
+//! (`answer`), the reporter (`read`, `give_back`).
+//! *Here:* atomics and one cell. Nobody waits; every step may find that the other side was first.
+//!
+//! ```text
+//!         request            answer              answer
+//!  FREE ──────────▶ REQUESTED ──────▶ FILLING ──────────▶ FULL ──▶ FREE
+//!   ▲ (CLAIMED while  │                  │ withdraw        give_back,
+//!   │  it is written) │ withdraw         ▼                 withdraw
+//!   └─────────────────┘              ABANDONED ──▶ FREE, by the handler
+//! ```
+//!
+//! The word of state also counts rounds. A handler that comes late, or a signal from somebody else, finds
+//! another round or another thread's number and does nothing. The letter belongs to the requester while
+//! CLAIMED, to the handler while FILLING or ABANDONED, to the requester again while FULL, and to nobody
+//! in between.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Mailbox<L> {
+    /// The round in the upper bits, the state in the lower three.
+    word: AtomicU64,
+    /// The thread that is asked, by the kernel's number.
+    tid: AtomicU32,
+    letter: UnsafeCell<L>,
+}
+
+const FREE: u64 = 0;
+const CLAIMED: u64 = 1;
+const REQUESTED: u64 = 2;
+const FILLING: u64 = 3;
+const FULL: u64 = 4;
+const ABANDONED: u64 = 5;
+
+const STATE_BITS: u32 = 3;
+const STATE: u64 = (1 << STATE_BITS) - 1;
+
+/// One use of a mailbox, from the request to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Round(u64);
+
+impl Round {
+    fn of(word: u64) -> Round {
+        Round(word >> STATE_BITS)
+    }
+
+    fn word(self, state: u64) -> u64 {
+        self.0 << STATE_BITS | state
+    }
+
+    fn next(self) -> Round {
+        Round(self.0.wrapping_add(1) & (u64::MAX >> STATE_BITS))
+    }
+}
+
+// SAFETY: the letter is reached only by whoever the protocol gives it to, one at a time, and each
+// hand-over is a Release store read by an Acquire load.
+#[allow(unsafe_code)]
+unsafe impl<L: Send> Sync for Mailbox<L> {}
+
+impl<L> Mailbox<L> {
+    #[cfg(not(loom))]
+    pub(crate) const fn new(letter: L) -> Mailbox<L> {
+        Mailbox {
+            word: AtomicU64::new(FREE),
+            tid: AtomicU32::new(0),
+            letter: UnsafeCell::new(letter),
+        }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new(letter: L) -> Mailbox<L> {
+        Mailbox {
+            word: AtomicU64::new(FREE),
+            tid: AtomicU32::new(0),
+            letter: UnsafeCell::new(letter),
+        }
+    }
+
+    /// Asks this thread for an answer; `write` puts the question into the letter. `None` if the mailbox
+    /// is in use.
+    #[allow(unsafe_code)]
+    pub(crate) fn request(&self, tid: u32, write: impl FnOnce(&mut L)) -> Option<Round> {
+        let word = self.word.load(Ordering::Relaxed);
+        if word & STATE != FREE {
+            return None;
+        }
+        let round = Round::of(word);
+        self.word
+            // Acquire: pairs with the Release that freed the mailbox: the letter's last use is over.
+            .compare_exchange(
+                word,
+                round.word(CLAIMED),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            )
+            .ok()?;
+        // SAFETY: we have claimed it, so nobody else reaches the letter.
+        self.letter
+            .with_mut(|letter| write(unsafe { &mut *letter }));
+        self.tid.store(tid, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `answer`: the handler sees the question, and the number.
+        self.word.store(round.word(REQUESTED), Ordering::Release);
+        Some(round)
+    }
+
+    /// Answers, if thread `tid` is asked. Called by the signal handler on that thread.
+    ///
+    /// # Signal safety
+    ///
+    /// Atomics only; the rest is up to `fill`.
+    #[allow(unsafe_code)]
+    pub(crate) fn answer(&self, tid: u32, fill: impl FnOnce(&mut L)) -> bool {
+        // Acquire: pairs with the Release in `request`: the number read next is of this round, or newer.
+        let word = self.word.load(Ordering::Acquire);
+        if word & STATE != REQUESTED || self.tid.load(Ordering::Relaxed) != tid {
+            return false;
+        }
+        let round = Round::of(word);
+        if self
+            .word
+            // Acquire: pairs with the Release in `request`, again: this is the read that wins the letter.
+            .compare_exchange(
+                word,
+                round.word(FILLING),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            )
+            .is_err()
+        {
+            return false;
+        }
+        // SAFETY: the exchange gave the letter to this thread, until the next one below.
+        self.letter.with_mut(|letter| fill(unsafe { &mut *letter }));
+        let filling = round.word(FILLING);
+        // Release: pairs with the Acquire in `collect`.
+        let full = self.word.compare_exchange(
+            filling,
+            round.word(FULL),
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if full.is_err() {
+            // Abandoned meanwhile, so it is ours to free.
+            // Release: pairs with the Acquire in `request`.
+            self.word.store(round.next().word(FREE), Ordering::Release);
+        }
+        full.is_ok()
+    }
+
+    /// Whether the answer is there. From then on the letter is the requester's.
+    pub(crate) fn collect(&self, round: Round) -> bool {
+        // Acquire: pairs with the Release in `answer`.
+        self.word.load(Ordering::Acquire) == round.word(FULL)
+    }
+
+    /// Reads the letter. `None` unless `collect` has said that it is there.
+    #[allow(unsafe_code)]
+    pub(crate) fn read<R>(&self, round: Round, read: impl FnOnce(&L) -> R) -> Option<R> {
+        self.collect(round).then(|| {
+            // SAFETY: FULL in this round: the handler is done, and only the requester, who holds the
+            // round, can end this state.
+            self.letter.with(|letter| read(unsafe { &*letter }))
+        })
+    }
+
+    /// Ends the round in whatever state it is. The requester's last act.
+    pub(crate) fn withdraw(&self, round: Round) {
+        let free = round.next().word(FREE);
+        if self
+            .word
+            // Release: pairs with the Acquire in `request`.
+            .compare_exchange(
+                round.word(REQUESTED),
+                free,
+                Ordering::Release,
+                Ordering::Relaxed,
+            )
+            .is_ok()
+        {
+            return;
+        }
+        // Relaxed: nothing is handed over; the handler keeps the letter and frees the mailbox.
+        let abandoned = self.word.compare_exchange(
+            round.word(FILLING),
+            round.word(ABANDONED),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if abandoned.is_err() {
+            // FULL, and so ours alone.
+            // Release: pairs with the Acquire in `request`: our reading is over.
+            self.word.store(free, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_reaches_the_one_who_asked() {
+        let mailbox = Mailbox::new(0);
+        let round = mailbox.request(7, |letter| *letter = 1).unwrap();
+        assert!(!mailbox.collect(round));
+        assert!(!mailbox.answer(8, |_| panic!("another thread was asked")));
+        assert!(mailbox.answer(7, |letter| *letter += 41));
+        assert!(!mailbox.answer(7, |_| panic!("it has been answered")));
+        assert_eq!(mailbox.read(round, |letter| *letter), Some(42));
+        assert_eq!(mailbox.request(7, |_| ()), None, "it is in use");
+        mailbox.withdraw(round);
+        assert_eq!(mailbox.read(round, |letter| *letter), None);
+        assert!(mailbox.request(7, |_| ()).is_some());
+    }
+
+    #[test]
+    fn a_late_answer_finds_nothing_to_answer() {
+        let mailbox = Mailbox::new(0);
+        let round = mailbox.request(7, |_| ()).unwrap();
+        mailbox.withdraw(round);
+        assert!(!mailbox.answer(7, |_| panic!("it was withdrawn")));
+        let next = mailbox.request(9, |_| ()).unwrap();
+        assert_ne!(round, next);
+        assert!(!mailbox.answer(7, |_| panic!("this is for another")));
+    }
+
+    #[test]
+    fn a_letter_given_up_while_it_is_written_is_freed_by_its_writer() {
+        let mailbox = Mailbox::new(0);
+        let round = mailbox.request(7, |_| ()).unwrap();
+        let answered = mailbox.answer(7, |_| mailbox.withdraw(round));
+        assert!(!answered);
+        assert!(mailbox.request(7, |_| ()).is_some());
+    }
+}

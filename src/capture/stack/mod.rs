@@ -1,0 +1,165 @@
+//! The stack of a thread, taken from outside it: one directed signal, whose handler copies registers and
+//! stack; nothing is unwound there.
+//!
+//! *Runs on:* the watchdog asks and collects, the stalled thread answers in the signal handler, the
+//! reporter reads.
+//! *Here:* nobody waits. A request is collected a tick later, or withdrawn.
+//!
+//! There are [`MAILBOXES`] buffers for the whole process. They are zero pages of the program until they
+//! are used, and from then on as large as the deepest stack that was copied into them.
+
+mod handler;
+mod letter;
+mod mailbox;
+mod memory;
+mod modules;
+mod registers;
+
+pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
+pub(crate) use letter::{Addressee, Extent};
+pub(crate) use modules::{Mapped, Module, UnwindSections, mapped};
+pub(crate) use registers::Registers;
+
+use super::NotTaken;
+use letter::Letter;
+use mailbox::{Mailbox, Round};
+
+/// Stacks that can be on their way to the reporter at one time.
+pub(crate) const MAILBOXES: usize = 8;
+
+static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY) }; MAILBOXES];
+
+/// The bounds of the calling thread's stack, lowest address first; zeros if they are not to be had.
+///
+/// # Cost
+///
+/// About 1 µs; on the main thread the C library reads `/proc/self/maps`.
+#[allow(unsafe_code)]
+pub(crate) fn own_bounds() -> (usize, usize) {
+    let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: initialises `attributes`, or says that it has not.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return (0, 0);
+    }
+    let (mut low, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: initialised above.
+    let failed =
+        unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size) };
+    // SAFETY: initialised above, and not used after this.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    if failed != 0 {
+        return (0, 0);
+    }
+    (low.addr(), low.addr() + size)
+}
+
+/// A thread has been asked for its stack. Dropping the request withdraws it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    mailbox: &'static Mailbox<Letter>,
+    round: Round,
+}
+
+impl Request {
+    /// Asks a thread for its stack, by this signal.
+    ///
+    /// # Cost
+    ///
+    /// One system call, about 1 µs; it is answered some 50 to 150 µs later.
+    #[allow(unsafe_code)]
+    pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NotTaken> {
+        let tid = addressee.slot.tid();
+        if tid == 0 {
+            return Err(NotTaken::ThreadGone);
+        }
+        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
+        let claimed = POOL.iter().find_map(|mailbox| {
+            let round = mailbox.request(tid, question)?;
+            Some(Request { mailbox, round })
+        });
+        let request = claimed.ok_or(NotTaken::Busy)?;
+        // SAFETY: sends a signal to a thread of this process, whose handler is installed. A number that
+        // has been given to another thread reaches the handler there, which tells the two apart.
+        let failed = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } != 0;
+        if failed {
+            return Err(NotTaken::ThreadGone);
+        }
+        Ok(request)
+    }
+
+    /// Whether the stack has been copied.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.mailbox.collect(self.round)
+    }
+
+    /// The stack, if it has been copied by now; else the request again.
+    pub(crate) fn collect(self) -> Result<RawStack, Request> {
+        if self.mailbox.collect(self.round) {
+            let stack = RawStack {
+                mailbox: self.mailbox,
+                round: self.round,
+            };
+            // The round goes on in the stack.
+            std::mem::forget(self);
+            Ok(stack)
+        } else {
+            Err(self)
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.mailbox.withdraw(self.round);
+    }
+}
+
+/// A copied stack. Dropping it gives its buffer back.
+#[derive(Debug)]
+pub(crate) struct RawStack {
+    mailbox: &'static Mailbox<Letter>,
+    round: Round,
+}
+
+impl RawStack {
+    /// Which poll the thread was in: its slot's epoch at that moment.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.read(|letter| letter.epoch)
+    }
+
+    pub(crate) fn registers(&self) -> Registers {
+        self.read(|letter| letter.registers)
+    }
+
+    /// The next instruction and the stack pointer.
+    pub(crate) fn position(&self) -> (u64, u64) {
+        let Registers { pc, sp, .. } = self.registers();
+        (pc, sp)
+    }
+
+    /// It was that thread that answered, and not another one under the same number.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.extent() != Extent::Nothing
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        self.read(|letter| letter.extent)
+    }
+
+    /// Hands over the words of the stack, from the stack pointer (rounded down to a word) on.
+    pub(crate) fn with_words<R>(&self, f: impl FnOnce(&[u64]) -> R) -> R {
+        self.read(|letter| f(letter.stack()))
+    }
+
+    fn read<R>(&self, read: impl FnOnce(&Letter) -> R) -> R {
+        self.mailbox
+            .read(self.round, read)
+            .expect("a stack holds its mailbox until it is dropped")
+    }
+}
+
+impl Drop for RawStack {
+    fn drop(&mut self) {
+        self.mailbox.withdraw(self.round);
+    }
+}

@@ -1,0 +1,24 @@
+//! The same face where no stacks are taken.
+//!
+//! *Runs on:* the reporter thread.
+//! *Here:* nothing at all.
+
+use super::Explained;
+use super::site::OwnCode;
+use crate::capture::RawStack;
+
+/// Never has anything to explain.
+#[derive(Debug, Default)]
+pub(crate) struct Explainer {}
+
+impl Explainer {
+    pub(crate) fn explain(&mut self, _stack: &RawStack, _own: &OwnCode) -> Explained {
+        Explained {
+            frames: Vec::new(),
+            complete: false,
+            truncated: false,
+        }
+    }
+
+    pub(crate) fn rest(&mut self) {}
+}

@@ -1,0 +1,59 @@
+//! From a copied stack to frames: unwound, named, and told whose they are.
+//!
+//! *Runs on:* the reporter thread, and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
+//! *Here:* may allocate, read files, and take a tenth of a second the first time.
+
+mod symbols;
+mod unwind;
+
+use super::Explained;
+use super::site::OwnCode;
+use crate::capture::RawStack;
+use crate::clock::{self, Nanos};
+use std::time::Duration;
+use symbols::Symbols;
+use unwind::{End, Unwinder};
+
+/// Unwind tables and debug information unused for so long are let go of.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// Explains stacks.
+#[derive(Default)]
+pub(crate) struct Explainer {
+    unwinder: Unwinder,
+    symbols: Symbols,
+    used_at: Nanos,
+}
+
+impl Explainer {
+    /// Unwinds and names a stack.
+    pub(crate) fn explain(&mut self, stack: &RawStack, own: &OwnCode) -> Explained {
+        self.used_at = clock::now();
+        self.unwinder.refresh();
+        let walk = self.unwinder.walk(stack);
+        let mut frames = Vec::with_capacity(walk.addresses.len());
+        for address in walk.addresses {
+            let named = self.symbols.frames(address, &self.unwinder, own);
+            frames.extend(named.iter().cloned());
+        }
+        Explained {
+            frames,
+            complete: walk.end == End::Root,
+            truncated: walk.end == End::Truncated,
+        }
+    }
+
+    /// Lets go of what has not been used for a while; the names found stay.
+    pub(crate) fn rest(&mut self) {
+        if clock::now().since(self.used_at) >= KEPT_FOR {
+            self.unwinder = Unwinder::default();
+            self.symbols.forget_files();
+        }
+    }
+}
+
+impl std::fmt::Debug for Explainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Explainer").finish_non_exhaustive()
+    }
+}

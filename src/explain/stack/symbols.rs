@@ -1,0 +1,163 @@
+//! Names for addresses: from debug information where there is some, else from the symbol table.
+//!
+//! *Runs on:* the reporter thread, and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
+//! *Here:* may read files and take long the first time: a program's debug information is large.
+
+use super::unwind::Unwinder;
+use crate::explain::site::OwnCode;
+use crate::report::Frame;
+use addr2line::Loader;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Addresses whose names are kept. A stack has some thirty, most of them the same as the last one's.
+const ADDRESSES: usize = 4096;
+
+/// Names addresses, and remembers.
+#[derive(Default)]
+pub(crate) struct Symbols {
+    /// By inode. `None` for files that cannot be read.
+    loaders: HashMap<u64, Option<Loader>>,
+    /// By inode and address in the file.
+    named: HashMap<(u64, u64), Arc<[Frame]>>,
+}
+
+impl Symbols {
+    /// The frames at an address, innermost first: more than one if functions were inlined.
+    ///
+    /// # Cost
+    ///
+    /// A look-up in a table for an address named before; else reads debug information: some 10 to 100 µs,
+    /// and once per module and hour of silence some 100 ms.
+    pub(crate) fn frames(
+        &mut self,
+        address: u64,
+        unwinder: &Unwinder,
+        own: &OwnCode,
+    ) -> Arc<[Frame]> {
+        let Some((file, read)) = unwinder.module_of(address) else {
+            return [unnamed(address, None, None, own)].into();
+        };
+        let in_file = address.wrapping_sub(read.map_or(file.range.start, |read| read.bias));
+        let key = (file.inode, in_file);
+        if let Some(known) = self.named.get(&key) {
+            return known.clone();
+        }
+        let loader = self
+            .loaders
+            .entry(file.inode)
+            .or_insert_with(|| Loader::new(file.file()?).ok());
+        let module = Path::new(&file.path)
+            .file_name()
+            .map_or(file.path.clone(), |name| {
+                name.to_string_lossy().into_owned()
+            });
+        let module = Module {
+            in_program: file.program,
+            name: module,
+            build_id: read.and_then(|read| read.build_id.clone()),
+            function: read.and_then(|read| read.function_at(in_file)),
+        };
+        let frames: Arc<[Frame]> = name(loader.as_ref(), in_file, &module, own).into();
+        if self.named.len() >= ADDRESSES {
+            self.named.clear();
+        }
+        self.named.insert(key, frames.clone());
+        frames
+    }
+
+    /// Lets go of the debug information, but not of the names found in it.
+    pub(crate) fn forget_files(&mut self) {
+        self.loaders.clear();
+    }
+}
+
+/// What is known of the file that an address is in.
+struct Module {
+    name: String,
+    build_id: Option<String>,
+    in_program: bool,
+    /// The function's addresses in the file, by the unwind tables.
+    function: Option<Range<u64>>,
+}
+
+fn name(loader: Option<&Loader>, address: u64, module: &Module, own: &OwnCode) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let Some(loader) = loader else {
+        return vec![unnamed(address, Some(module), None, own)];
+    };
+    // Where local symbols have been stripped, the nearest one is another function's.
+    let symbol = || {
+        let symbol = loader.find_symbol_info(address)?;
+        let function = module.function.as_ref()?;
+        function
+            .contains(&symbol.address())
+            .then(|| demangled(symbol.name()))
+    };
+    if let Ok(mut found) = loader.find_frames(address) {
+        while let Ok(Some(frame)) = found.next() {
+            let name = frame
+                .function
+                .as_ref()
+                .and_then(|function| function.raw_name().ok())
+                .map(|name| demangled(&name));
+            let location = frame.location.as_ref();
+            frames.push(Frame {
+                function: name,
+                file: location.and_then(|place| place.file).map(str::to_owned),
+                line: location.and_then(|place| place.line),
+                inlined: true,
+                ..unnamed(address, Some(module), None, own)
+            });
+        }
+    }
+    match frames.last_mut() {
+        None => return vec![unnamed(address, Some(module), symbol(), own)],
+        Some(outermost) => {
+            outermost.inlined = false;
+            // Little debug information names functions without their path, which the symbol has.
+            let has_path = |name: &String| name.contains("::");
+            if !outermost.function.as_ref().is_some_and(has_path) {
+                outermost.function = symbol().or(outermost.function.take());
+            }
+        }
+    }
+    for frame in &mut frames {
+        frame.origin = own.origin(
+            frame.function.as_deref(),
+            frame.file.as_deref(),
+            module.in_program,
+        );
+    }
+    frames
+}
+
+fn unnamed(
+    address: u64,
+    module: Option<&Module>,
+    function: Option<String>,
+    own: &OwnCode,
+) -> Frame {
+    let in_program = module.is_some_and(|module| module.in_program);
+    Frame {
+        origin: own.origin(function.as_deref(), None, in_program),
+        function,
+        file: None,
+        line: None,
+        module: module.map(|module| module.name.clone()),
+        offset: address,
+        build_id: module.and_then(|module| module.build_id.clone()),
+        inlined: false,
+    }
+}
+
+/// Rust names without the hash; others as they are.
+fn demangled(name: &str) -> String {
+    match rustc_demangle::try_demangle(name) {
+        Ok(name) => format!("{name:#}"),
+        // glibc tells versions of a function apart by what follows an "@".
+        Err(_) => name.split('@').next().unwrap_or(name).to_owned(),
+    }
+}

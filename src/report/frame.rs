@@ -1,0 +1,299 @@
+//! One call on a stack, and where it is in the source.
+//!
+//! *Runs on:* made by the reporter thread; the types are the user's.
+//! *Here:* plain data and how it is written.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Whose code a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Origin {
+    /// The user's: a member of their workspace, or a crate named to
+    /// [`Builder::own_crates`](crate::Builder::own_crates).
+    Own,
+    /// A dependency.
+    Dependency,
+    /// Rust's standard library.
+    Std,
+    /// Tokio's own machinery, below the poll.
+    Runtime,
+    /// This crate.
+    Detector,
+    /// The C library, the kernel's page of code, and other libraries of the system.
+    System,
+}
+
+/// One call on a stack.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Frame {
+    /// The function, demangled, as in `app::handlers::get_user::{closure#0}`.
+    pub function: Option<String>,
+    /// The source file, as the debug information has it.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
+    /// The program or library that the code is in: the last part of its path.
+    pub module: Option<String>,
+    /// The address in that file, for whoever has its debug information. Without a module, in memory.
+    pub offset: u64,
+    /// The module's build id, in hexadecimal digits.
+    pub build_id: Option<String>,
+    /// Whose code it is.
+    pub origin: Origin,
+    /// The compiler has put the function into the next frame's.
+    pub inlined: bool,
+}
+
+impl Frame {
+    /// The function's name without generic arguments and closures: what somebody wrote.
+    pub(crate) fn written_name(&self) -> Option<String> {
+        self.function.as_deref().map(written)
+    }
+}
+
+impl fmt::Display for Frame {
+    /// `app::handlers::get_user (src/handlers.rs:42)`, or `libssl.so.3+0x1f40`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.written_name(), &self.module) {
+            (Some(name), _) => f.write_str(&name)?,
+            (None, Some(module)) => write!(f, "{module}+{:#x}", self.offset)?,
+            (None, None) => write!(f, "{:#x}", self.offset)?,
+        }
+        if let Some(place) = Place::of(self.file.as_deref(), self.line) {
+            write!(f, " ({place})")?;
+        }
+        Ok(())
+    }
+}
+
+/// A place in the source, shortened: the package's own part of the path.
+pub(crate) struct Place<'a>(&'a str, Option<u32>);
+
+impl<'a> Place<'a> {
+    pub(crate) fn of(file: Option<&'a str>, line: Option<u32>) -> Option<Place<'a>> {
+        file.map(|file| Place(short(file), line))
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)?;
+        match self.1 {
+            Some(line) => write!(f, ":{line}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The line of the user's own code in which a worker was held: the innermost frame that is theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Site {
+    /// The function as it was written, `app::handlers::get_user`, also for an `async fn`.
+    pub function: String,
+    /// The source file, as the debug information has it; `None` without debug information.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
+}
+
+impl fmt::Display for Site {
+    /// `app::handlers::get_user (src/handlers.rs:42)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.function)?;
+        match Place::of(self.file.as_deref(), self.line) {
+            Some(place) => write!(f, " ({place})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What was on the thread's stack at one moment of a stall, or at several if it was the same.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StackSample {
+    /// How old the stall was when the stack was taken first.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "after_seconds", serialize_with = "super::seconds")
+    )]
+    pub after: Duration,
+    /// How often the same stack was found.
+    pub count: u32,
+    /// The calls, innermost first.
+    pub frames: Vec<Frame>,
+    /// The stack was followed to the root of its thread.
+    pub complete: bool,
+}
+
+/// `app::handlers::get_user::<T>::{closure#0}` → `app::handlers::get_user`.
+fn written(function: &str) -> String {
+    let mut name = String::with_capacity(function.len());
+    let mut rest = function;
+    // Generic arguments, which v0 names carry everywhere, in a turbofish …
+    while let Some(at) = rest.find("::<") {
+        let (before, arguments) = rest.split_at(at + 2);
+        if arguments.starts_with("<impl ") {
+            // Older names tell so whose method it is.
+            name.push_str(before);
+            name.push('<');
+            rest = &arguments[1..];
+            continue;
+        }
+        let Some(length) = balanced(arguments) else {
+            break;
+        };
+        name.push_str(&before[..at]);
+        rest = &arguments[length..];
+    }
+    name.push_str(rest);
+    // … and closures, which is also what the body of an `async fn` is.
+    let mut end = name.len();
+    while let Some((before, last)) = name[..end].rsplit_once("::") {
+        let is_closure = last.starts_with("{closure")
+            || last.starts_with("{{closure")
+            || last.starts_with("{async_")
+            || last.starts_with("{{async_");
+        if !is_closure {
+            break;
+        }
+        end = before.len();
+    }
+    name.truncate(end);
+    // Little debug information names inlined functions without their path, and arguments in brackets.
+    if !name.contains("::")
+        || name
+            .find('<')
+            .is_some_and(|at| at > 0 && !name[..at].contains("::"))
+    {
+        return unqualified(&name).to_owned();
+    }
+    name
+}
+
+fn unqualified(name: &str) -> &str {
+    match name {
+        _ if name.starts_with("{async_fn") => "async fn",
+        _ if name.starts_with("{async_block") => "async block",
+        _ if name.starts_with("{closure") => "closure",
+        _ => match name.find('<') {
+            Some(at) if at > 0 => &name[..at],
+            _ => name,
+        },
+    }
+}
+
+/// The length of the part in angle brackets that `text` begins with.
+fn balanced(text: &str) -> Option<usize> {
+    let mut depth = 0_usize;
+    let mut previous = ' ';
+    for (at, character) in text.char_indices() {
+        match character {
+            '<' => depth += 1,
+            // An arrow is no bracket.
+            '>' if previous != '-' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        previous = character;
+        if depth == 0 {
+            return Some(at + 1);
+        }
+    }
+    None
+}
+
+/// The part of a path that a reader needs: from the package's directory on.
+fn short(path: &str) -> &str {
+    if let Some((_, package)) = path
+        .split_once("/registry/src/")
+        .or_else(|| path.split_once("/git/checkouts/"))
+    {
+        return package.split_once('/').map_or(package, |(_, rest)| rest);
+    }
+    if let Some((_, library)) = path.rsplit_once("/library/") {
+        return library;
+    }
+    if let Some(at) = path.rfind("/src/") {
+        return &path[at + 1..];
+    }
+    let directory = ["/examples/", "/tests/", "/benches/"]
+        .iter()
+        .find_map(|directory| path.find(directory));
+    directory.map_or(path, |at| &path[at + 1..])
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_is_named_as_it_was_written() {
+        for (raw, name) in [
+            (
+                "app::handlers::get_user::{closure#0}",
+                "app::handlers::get_user",
+            ),
+            (
+                "app::handlers::get_user::{{closure}}::{{closure}}",
+                "app::handlers::get_user",
+            ),
+            ("app::run::<app::Config>::{closure#0}", "app::run"),
+            (
+                "<app::Guard as core::ops::drop::Drop>::drop",
+                "<app::Guard as core::ops::drop::Drop>::drop",
+            ),
+            (
+                "app::each::<fn(u8) -> u8, alloc::vec::Vec<u8>>",
+                "app::each",
+            ),
+            ("app::Cache::<K, V>::get::{closure#1}", "app::Cache::get"),
+            (
+                "app::_::<impl app::Sum for app::Row>::sum",
+                "app::_::<impl app::Sum for app::Row>::sum",
+            ),
+            ("nanosleep", "nanosleep"),
+            ("odd::<", "odd::<"),
+            (
+                "poll<app::main::{async_block#0}, alloc::sync::Arc<u8>>",
+                "poll",
+            ),
+            ("{async_fn#0}", "async fn"),
+            ("{closure#0}<app::Config>", "closure"),
+        ] {
+            assert_eq!(written(raw), name, "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_shortened_to_what_a_reader_needs() {
+        for (path, shown) in [
+            ("/home/me/app/src/handlers.rs", "src/handlers.rs"),
+            (
+                "/home/me/app/examples/traps/sleep.rs",
+                "examples/traps/sleep.rs",
+            ),
+            (
+                "/root/.cargo/registry/src/index.crates.io-1949/tokio-1.54.1/src/task.rs",
+                "tokio-1.54.1/src/task.rs",
+            ),
+            (
+                "/rustc/abc/library/std/src/thread/mod.rs",
+                "std/src/thread/mod.rs",
+            ),
+            ("sqlite3.c", "sqlite3.c"),
+        ] {
+            assert_eq!(short(path), shown);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The report of a blocking pool that is exhausted.
+//!
+//! *Runs on:* made by the reporter thread; the type is the user's.
+//! *Here:* plain data and how it is written.
+
+use super::Phase;
+use super::text::Human;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+/// A closure that waits, or waited, too long for a thread of the blocking pool.
+///
+/// The detector sends a closure of its own through `spawn_blocking` now and then, one at a time. If it
+/// waits beyond [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others: the pool
+/// is exhausted. No worker is held by that.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct PoolWaitReport {
+    /// Counts together with the stalls.
+    pub id: u64,
+    /// Whether it still waits.
+    pub phase: Phase,
+    /// The name under which the runtime is watched.
+    pub runtime: String,
+    /// When the closure was handed to the pool, by the wall clock.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "super::unix_seconds"))]
+    pub started_at: SystemTime,
+    /// How long it has been waiting, or waited.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "waited_seconds", serialize_with = "super::seconds")
+    )]
+    pub waited: Duration,
+}
+
+impl fmt::Display for PoolWaitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { runtime, .. } = self;
+        let waited = Human(self.waited);
+        match self.phase {
+            Phase::Ended => write!(
+                f,
+                "the blocking pool of {runtime:?} let a closure wait for {waited}"
+            ),
+            _ => write!(
+                f,
+                "the blocking pool of {runtime:?} is exhausted: a closure has waited for {waited} so far"
+            ),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The report of a stall: everything that is known of it.
+//!
+//! *Runs on:* made by the reporter thread; the types are the user's.
+//! *Here:* plain data.
+
+use super::{Cause, Certainty, Headline, Missing, Site, StackSample, TimeSplit};
+use crate::engine::WatchedRuntime;
+use crate::explain::cause::{self, SleptIn};
+use crate::watchdog::detector::Stall;
+use crate::watchdog::workers::wall_clock;
+use std::time::{Duration, SystemTime};
+
+/// Where in its life a stall is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Phase {
+    /// It has just crossed the threshold, and goes on.
+    Began,
+    /// It goes on, and has doubled its age since the last report.
+    Ongoing,
+    /// It is over; the duration is final.
+    Ended,
+}
+
+/// One poll that held its worker for longer than the threshold.
+///
+/// A stall is reported when it crosses the threshold, again each time its age has doubled, and when it
+/// is over. All reports of one stall carry the same [`id`](Self::id).
+///
+/// `Display` writes several lines for people. With the feature `serde` durations are serialised as
+/// seconds, and `started_at` as seconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StallReport {
+    /// Counts the stalls of this process, from 1.
+    pub id: u64,
+    /// Whether it goes on.
+    pub phase: Phase,
+    /// Whether it is certain that it was one poll.
+    pub certainty: Certainty,
+    /// The name under which the runtime is watched.
+    pub runtime: String,
+    /// The index of the worker held, as in tokio's `RuntimeMetrics`.
+    pub worker: usize,
+    /// The name of the thread that drives the worker.
+    pub thread: Option<String>,
+    /// The kernel's number for that thread.
+    pub tid: Option<u32>,
+    /// The path of spans and watched names that the poll is in, outermost first: `request > get_user`.
+    pub span: Option<String>,
+    /// Tokio's id for the task, where `watch_polls` shows it.
+    pub task: Option<u64>,
+    /// The place that spawned the task, as `file:line`, where `watch_polls` shows it.
+    pub spawned_at: Option<String>,
+    /// When the poll began, by the wall clock.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "super::unix_seconds"))]
+    pub started_at: SystemTime,
+    /// How long it has been going on, or took.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "duration_seconds", serialize_with = "super::seconds")
+    )]
+    pub duration: Duration,
+    /// `duration` is right to within this much; zero where the start and the end were measured.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "duration_error_seconds", serialize_with = "super::seconds")
+    )]
+    pub duration_error: Duration,
+    /// What the time was spent on.
+    pub time: TimeSplit,
+    /// Why, by what most of the time was spent on.
+    pub cause: Cause,
+    /// The system call that the thread slept in longest, as far as was seen.
+    pub asleep_in: Option<String>,
+    /// The line of the user's own code that held the worker: the innermost on most of the stacks.
+    pub site: Option<Site>,
+    /// What was on the thread's stack, in the order in which it was found.
+    pub stacks: Vec<StackSample>,
+    /// What to write instead.
+    pub advice: Option<String>,
+    /// Stalls at this site since the watch was started, this one included; 0 if the site is not known.
+    pub seen_here: u64,
+    /// How long they were together, this one so far.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "lost_here_seconds", serialize_with = "super::seconds")
+    )]
+    pub lost_here: Duration,
+    /// What this report would tell, and cannot.
+    pub missing: Vec<Missing>,
+    /// Stalls that were not logged since the last one that was, to spare the log.
+    pub suppressed: u64,
+}
+
+impl StallReport {
+    /// A report without names and stacks.
+    pub(crate) fn unnamed(
+        id: u64,
+        phase: Phase,
+        runtime: &WatchedRuntime,
+        worker: usize,
+        stall: &Stall,
+        slept_in: Option<SleptIn>,
+    ) -> StallReport {
+        StallReport {
+            id,
+            phase,
+            certainty: stall.certainty,
+            runtime: runtime.name.clone(),
+            worker,
+            thread: None,
+            tid: None,
+            span: None,
+            task: None,
+            spawned_at: None,
+            started_at: wall_clock(stall.since),
+            duration: stall.duration,
+            duration_error: stall.error,
+            time: stall.split,
+            cause: cause::cause(&stall.split, slept_in, &[]),
+            asleep_in: stall
+                .call
+                .map(|call| crate::capture::call_name(call.number)),
+            site: None,
+            stacks: Vec::new(),
+            advice: None,
+            seen_here: 0,
+            lost_here: Duration::ZERO,
+            missing: Vec::new(),
+            suppressed: 0,
+        }
+    }
+
+    /// The report in one line: what a log shows first.
+    ///
+    /// `worker 1 of "api" blocked for 127 ms so far: asleep in clock_nanosleep,
+    /// app::handlers::get_user (src/handlers.rs:42), in request > get_user`
+    pub fn headline(&self) -> Headline<'_> {
+        Headline::of(self)
+    }
+}

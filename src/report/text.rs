@@ -1,0 +1,421 @@
+//! How a report reads: in one line for logs, in several for people.
+//!
+//! *Runs on:* whoever writes a report down.
+//! *Here:* formatting only.
+
+use super::{Certainty, Frame, Origin, Phase, StackSample, StallReport};
+use std::fmt;
+use std::time::Duration;
+
+/// The first line of a report; made by [`StallReport::headline`].
+#[derive(Clone, Copy, Debug)]
+pub struct Headline<'a>(&'a StallReport);
+
+impl<'a> Headline<'a> {
+    pub(crate) fn of(report: &'a StallReport) -> Headline<'a> {
+        Headline(report)
+    }
+}
+
+impl fmt::Display for Headline<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StallReport {
+            worker, runtime, ..
+        } = self.0;
+        write!(f, "worker {worker} of {runtime:?} ")?;
+        f.write_str(match (self.0.certainty, self.0.phase) {
+            (Certainty::Certain, Phase::Ended) => "was blocked for ",
+            (Certainty::Certain, _) => "blocked for ",
+            (Certainty::Likely, Phase::Ended) => "was probably blocked for ",
+            (Certainty::Likely, _) => "probably blocked for ",
+        })?;
+        write!(f, "{}", Human(self.0.duration))?;
+        if self.0.phase != Phase::Ended {
+            f.write_str(" so far")?;
+        }
+        if self.0.cause.is_host() {
+            f.write_str(" (mostly the host)")?;
+        }
+        let parts = Why(self.0).parts();
+        if let Some((longest, what)) = parts.first() {
+            // Half of the time and more: below that, no part speaks for the whole.
+            if *longest * 2 >= self.0.time.total() {
+                write!(f, ": {what}")?;
+            }
+        }
+        if let Some(site) = &self.0.site {
+            write!(f, ", {site}")?;
+        }
+        match &self.0.span {
+            Some(span) => write!(f, ", in {span}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for StallReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            id,
+            runtime,
+            worker,
+            ..
+        } = self;
+        write!(
+            f,
+            "stall #{id}   runtime {runtime:?}, worker {worker}, {}",
+            Human(self.duration)
+        )?;
+        if self.phase != Phase::Ended {
+            f.write_str(" so far")?;
+        }
+        if self.duration_error >= Duration::from_micros(100) {
+            write!(f, " (± {})", Human(self.duration_error))?;
+        }
+        f.write_str(match self.certainty {
+            Certainty::Certain => ", certain",
+            Certainty::Likely => ", likely: one long poll, or many short ones in a row",
+        })?;
+        if let Some(site) = &self.site {
+            write!(f, "\n  where     {site}")?;
+        }
+        if let Some(span) = &self.span {
+            write!(f, "\n  in        {span}")?;
+        }
+        let why = Why(self).to_string();
+        if !why.is_empty() {
+            write!(f, "\n  why       {}: {why}", self.cause)?;
+            if self.cause.is_host() {
+                f.write_str(" (mostly the host)")?;
+            }
+        }
+        if let Some(stack) = self.telling_stack() {
+            Stack(stack, self.stacks.len()).fmt(f)?;
+        }
+        if let Some(advice) = &self.advice {
+            write!(f, "\n  do        {advice}")?;
+        }
+        if self.seen_here > 1 {
+            let lost = Human(self.lost_here);
+            write!(
+                f,
+                "\n  seen      {} times here, {lost} in all",
+                self.seen_here
+            )?;
+        }
+        match (self.task, &self.spawned_at) {
+            (Some(task), Some(place)) => write!(f, "\n  task      {task}, spawned at {place}")?,
+            (Some(task), None) => write!(f, "\n  task      {task}")?,
+            (None, _) => {}
+        }
+        if let Some(thread) = &self.thread {
+            write!(f, "\n  thread    {thread}")?;
+            if let Some(tid) = self.tid {
+                write!(f, " ({tid})")?;
+            }
+        }
+        for missing in &self.missing {
+            write!(f, "\n  missing   {missing}")?;
+        }
+        if self.suppressed > 0 {
+            write!(
+                f,
+                "\n  unlogged  {} stalls since the last one shown",
+                self.suppressed
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// One stack, as far as it says something: runs of frames that are not the user's own are folded.
+struct Stack<'a>(&'a StackSample, usize);
+
+/// Frames of others that are shown in a row, from the innermost on.
+const IN_A_ROW: usize = 4;
+
+impl fmt::Display for Stack<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stack(sample, stacks) = self;
+        let shown = crate::explain::of_the_poll(&sample.frames);
+        let mut lines = Vec::new();
+        for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
+            let kept = if run.iter().all(is_own) {
+                run.len()
+            } else {
+                run.len().min(IN_A_ROW)
+            };
+            lines.extend(run[..kept].iter().map(ToString::to_string));
+            match run.len() - kept {
+                0 => {}
+                1 => lines.push(run[kept].to_string()),
+                folded => lines.push(format!("… {folded} frames")),
+            }
+        }
+        match sample.frames.len() - shown.len() {
+            0 => {}
+            below => lines.push(format!("… {below} runtime frames")),
+        }
+        for (index, line) in lines.iter().enumerate() {
+            match index {
+                0 => write!(f, "\n  stack     {line}")?,
+                _ => write!(f, "\n            {line}")?,
+            }
+        }
+        let after = Human(sample.after);
+        write!(f, "\n            taken at +{after}")?;
+        match (sample.count, stacks) {
+            (1, 1) => Ok(()),
+            (count, 1) => write!(f, ", {count} times the same"),
+            (count, stacks) => write!(f, ", {count} times; one of {stacks} different ones"),
+        }
+    }
+}
+
+fn is_own(frame: &Frame) -> bool {
+    frame.origin == Origin::Own
+}
+
+impl StallReport {
+    /// The stack that was found most often, the earliest of equals.
+    pub(crate) fn telling_stack(&self) -> Option<&StackSample> {
+        self.stacks
+            .iter()
+            .rev()
+            .max_by_key(|stack| (stack.frames.iter().any(is_own), stack.count))
+    }
+}
+
+/// The known parts of the time that are worth a word, the longest first.
+struct Why<'a>(&'a StallReport);
+
+/// Parts below this share of the whole are left out.
+const WORTH_A_WORD: f64 = 0.01;
+
+impl Why<'_> {
+    fn parts(&self) -> Vec<(Duration, String)> {
+        let StallReport {
+            time, asleep_in, ..
+        } = self.0;
+        let asleep = match asleep_in {
+            Some(call) => format!("asleep in {call}"),
+            None => "asleep".to_owned(),
+        };
+        let mut parts = vec![
+            (time.cpu, "computing".to_owned()),
+            (time.asleep, asleep),
+            (time.run_queue, "without a CPU".to_owned()),
+            (time.throttled, "held back by a CPU quota".to_owned()),
+            (time.stopped, "with the whole process stopped".to_owned()),
+        ];
+        parts.retain(|(part, _)| *part >= self.least());
+        parts.sort_by_key(|(part, _)| std::cmp::Reverse(*part));
+        parts
+    }
+
+    fn least(&self) -> Duration {
+        let share = self.0.time.total().mul_f64(WORTH_A_WORD);
+        share.max(Duration::from_micros(50))
+    }
+}
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = self.parts();
+        let unknown = self.0.time.unknown;
+        if unknown >= self.least() {
+            parts.push((unknown, "unknown".to_owned()));
+        }
+        for (index, (part, what)) in parts.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{what} {}", Human(*part))?;
+        }
+        Ok(())
+    }
+}
+
+/// A duration as people write it: three figures, and the unit that fits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Human(pub(crate) Duration);
+
+impl fmt::Display for Human {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        let (value, unit) = match seconds {
+            s if s >= 0.9995 => (s, "s"),
+            s if s >= 0.000_999_5 => (s * 1e3, "ms"),
+            s => (s * 1e6, "µs"),
+        };
+        match value {
+            v if v >= 99.95 => write!(f, "{v:.0} {unit}"),
+            v if v >= 9.995 => write!(f, "{v:.1} {unit}"),
+            v => write!(f, "{v:.2} {unit}"),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::report::{Blocking, Cause, Missing, TimeSplit};
+    use std::time::SystemTime;
+
+    fn report() -> StallReport {
+        StallReport {
+            id: 17,
+            phase: Phase::Ongoing,
+            certainty: Certainty::Certain,
+            runtime: "api".to_owned(),
+            worker: 1,
+            thread: Some("tokio-rt-worker".to_owned()),
+            tid: Some(4711),
+            span: Some("request > get_user".to_owned()),
+            task: Some(318),
+            spawned_at: Some("src/main.rs:20".to_owned()),
+            started_at: SystemTime::UNIX_EPOCH,
+            duration: Duration::from_micros(127_400),
+            duration_error: Duration::ZERO,
+            time: TimeSplit::default(),
+            cause: Cause::Blocked(Blocking::Sleep),
+            asleep_in: Some("clock_nanosleep".to_owned()),
+            site: None,
+            stacks: Vec::new(),
+            advice: None,
+            seen_here: 0,
+            lost_here: Duration::ZERO,
+            missing: Vec::new(),
+            suppressed: 0,
+        }
+    }
+
+    fn frame(function: &str, origin: Origin, place: Option<(&str, u32)>) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: place.map(|(file, _)| file.to_owned()),
+            line: place.map(|(_, line)| line),
+            module: Some("api".to_owned()),
+            offset: 0x1f40,
+            build_id: None,
+            origin,
+            inlined: false,
+        }
+    }
+
+    #[test]
+    fn a_report_reads_as_documented() {
+        let mut report = report();
+        report.time.asleep = Duration::from_micros(120_000);
+        report.time.cpu = Duration::from_micros(300);
+        report.time.run_queue = Duration::from_micros(7_100);
+        let file = "/home/me/app/src/handlers.rs";
+        let runtime = frame("tokio::runtime::task::poll", Origin::Runtime, None);
+        let mut frames = vec![
+            frame("clock_nanosleep", Origin::System, None),
+            frame(
+                "std::thread::sleep",
+                Origin::Std,
+                Some(("/rustc/ab/library/std/src/thread.rs", 9)),
+            ),
+            frame(
+                "app::handlers::get_user::{closure#0}",
+                Origin::Own,
+                Some((file, 42)),
+            ),
+        ];
+        frames.extend(std::iter::repeat_n(runtime, 14));
+        report.site = crate::explain::site::site(&frames);
+        report.stacks = vec![StackSample {
+            after: Duration::from_millis(8),
+            count: 1,
+            frames,
+            complete: true,
+        }];
+        report.advice = Some("use tokio::time::sleep(…).await".to_owned());
+        (report.seen_here, report.lost_here) = (3, Duration::from_millis(381));
+        assert_eq!(
+            report.headline().to_string(),
+            "worker 1 of \"api\" blocked for 127 ms so far: asleep in clock_nanosleep, \
+             app::handlers::get_user (src/handlers.rs:42), in request > get_user"
+        );
+        assert_eq!(
+            report.to_string(),
+            "stall #17   runtime \"api\", worker 1, 127 ms so far, certain\n  \
+             where     app::handlers::get_user (src/handlers.rs:42)\n  \
+             in        request > get_user\n  \
+             why       blocked/sleep: asleep in clock_nanosleep 120 ms, without a CPU 7.10 ms\n  \
+             stack     clock_nanosleep\n            \
+             std::thread::sleep (std/src/thread.rs:9)\n            \
+             app::handlers::get_user (src/handlers.rs:42)\n            \
+             … 14 runtime frames\n            \
+             taken at +8.00 ms\n  \
+             do        use tokio::time::sleep(…).await\n  \
+             seen      3 times here, 381 ms in all\n  \
+             task      318, spawned at src/main.rs:20\n  \
+             thread    tokio-rt-worker (4711)"
+        );
+    }
+
+    #[test]
+    fn host_trouble_is_said_to_be_the_host_s() {
+        let mut report = report();
+        report.time.run_queue = Duration::from_millis(100);
+        report.cause = Cause::Contention;
+        assert_eq!(
+            report.headline().to_string(),
+            "worker 1 of \"api\" blocked for 127 ms so far (mostly the host): without a CPU, in \
+             request > get_user"
+        );
+        let why = "why       contention: without a CPU 100 ms (mostly the host)";
+        assert!(report.to_string().contains(why), "{report}");
+    }
+
+    #[test]
+    fn a_report_says_what_it_does_not_know() {
+        let unsure = StallReport {
+            phase: Phase::Ended,
+            certainty: Certainty::Likely,
+            span: None,
+            task: None,
+            spawned_at: None,
+            thread: None,
+            duration_error: Duration::from_micros(2_500),
+            missing: vec![Missing::Unmarked],
+            suppressed: 4,
+            ..report()
+        };
+        assert_eq!(
+            unsure.headline().to_string(),
+            "worker 1 of \"api\" was probably blocked for 127 ms"
+        );
+        assert_eq!(
+            unsure.to_string(),
+            "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: one long poll, or many short ones in a row\n  \
+             missing   no name: no span, `watched` or `watch_polls` marked this poll\n  \
+             unlogged  4 stalls since the last one shown"
+        );
+    }
+
+    #[test]
+    fn durations_have_three_figures_and_a_unit_that_fits() {
+        let shown = |micros| Human(Duration::from_micros(micros)).to_string();
+        assert_eq!(shown(0), "0.00 µs");
+        assert_eq!(shown(420), "420 µs");
+        assert_eq!(shown(9_994), "9.99 ms");
+        assert_eq!(shown(9_999), "10.0 ms");
+        assert_eq!(shown(126_800), "127 ms");
+        assert_eq!(shown(999_900), "1.00 s");
+        assert_eq!(shown(61_000_000), "61.0 s");
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn json_has_seconds_and_no_line_breaks() {
+        let json = serde_json::to_string(&report()).unwrap();
+        assert!(!json.contains('\n'));
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["duration_seconds"], 0.1274);
+        assert_eq!(value["span"], "request > get_user");
+        assert_eq!(value["phase"], "ongoing");
+        assert_eq!(value["certainty"], "certain");
+    }
+}
