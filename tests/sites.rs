@@ -10,7 +10,7 @@ use seen::Seen;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_stall::{
     Blocking, Cause, FoldedBy, FutureExt as _, Guard, Missing, Origin, StackSample, StallReport,
@@ -93,8 +93,14 @@ async fn loads_a_user() {
 /// Nothing is marked: this is what `watch()` alone can say.
 #[test]
 fn a_sleep_is_named_by_its_line_and_signalled_once() {
-    let runtime = workers(2);
-    let (_watch, seen) = watched("sleeps", &runtime);
+    let runtime = workers(1);
+    let (watch, seen) = watched("sleeps", &runtime);
+    // A worker that blocks before it has said which thread it is cannot be signalled.
+    let deadline = Instant::now() + seen::FOREVER;
+    while watch.coverage()[0].known_threads < 1 {
+        assert!(Instant::now() < deadline, "{:?}", watch.coverage());
+        std::thread::yield_now();
+    }
     runtime
         .block_on(runtime.spawn(handles_a_request()))
         .unwrap();
@@ -277,22 +283,27 @@ fn nests_an_executor(until_told: Receiver<()>) {
 }
 
 #[test]
-fn a_crate_named_as_own_has_the_site() {
-    let runtime = workers(2);
-    let site = |own: &[&str]| {
-        let (builder, seen) = Seen::builder();
-        let builder = builder.runtime("nests", runtime.handle().clone());
-        let _watch = builder.own_crates(own.iter().copied()).start().unwrap();
-        let (told, _) = stall(&runtime, &seen, with_site("nested"), |until_told| {
-            async move { nests_an_executor(until_told) }.watched("nested")
+fn each_watch_has_its_own_idea_of_own_crates() {
+    let site = |runtime: &Runtime, seen: &Seen| {
+        let (told, _) = stall(runtime, seen, with_site("nests"), |until_told| {
+            async move { nests_an_executor(until_told) }.watched("nests")
         });
         told.site.unwrap().function
     };
-    assert_eq!(site(&[]), "sites::nests_an_executor");
+    let runtime = workers(1);
+    let (_watch, seen) = watched("nests", &runtime);
+    assert_eq!(site(&runtime, &seen), "sites::nests_an_executor");
     // By the name of the package or of the crate.
     for name in ["futures-executor", "futures_executor"] {
-        let site = site(&[name]);
-        assert!(site.starts_with("futures_executor::"), "{site}");
+        let (builder, other_seen) = Seen::builder();
+        let other = workers(1);
+        let _watch = builder
+            .runtime(name, other.handle().clone())
+            .own_crates([name])
+            .start()
+            .unwrap();
+        let innermost = site(&other, &other_seen);
+        assert!(innermost.starts_with("futures_executor::"), "{innermost}");
     }
 }
 
@@ -428,9 +439,9 @@ fn worker_stacks_tell_what_a_blocked_worker_does() {
     let thread = tid.recv().unwrap();
     // The thread may not get to answer at once, on a busy machine.
     let mut stacks = Vec::new();
-    let deadline = std::time::Instant::now() + seen::FOREVER;
+    let deadline = Instant::now() + seen::FOREVER;
     let held = loop {
-        assert!(std::time::Instant::now() < deadline, "{stacks:#?}");
+        assert!(Instant::now() < deadline, "{stacks:#?}");
         stacks = watch.worker_stacks();
         assert_eq!(stacks.len(), 2);
         let is_held = |stack: &&tokio_stall::WorkerStack| {

@@ -44,6 +44,15 @@ pub(crate) struct Explained {
     pub(crate) truncated: bool,
 }
 
+/// How much may be done to explain a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Only what takes less than a millisecond: places whose names are known.
+    Little,
+    /// Whatever it takes: debug information may have to be read.
+    Any,
+}
+
 /// What the stack says of the worker that its thread is taken to drive. Nothing, if functions have no
 /// names here.
 pub(crate) fn shown(frames: &[Frame]) -> Option<Shown> {

@@ -3,8 +3,8 @@
 //! *Runs on:* the reporter thread.
 //! *Here:* nothing at all.
 
-use super::Explained;
 use super::site::OwnCode;
+use super::{Effort, Explained};
 use crate::capture::RawStack;
 
 /// Never has anything to explain.
@@ -12,12 +12,13 @@ use crate::capture::RawStack;
 pub(crate) struct Explainer {}
 
 impl Explainer {
-    pub(crate) fn explain(&mut self, _stack: &RawStack, _own: &OwnCode) -> Explained {
-        Explained {
-            frames: Vec::new(),
-            complete: false,
-            truncated: false,
-        }
+    pub(crate) fn explain(
+        &mut self,
+        _stack: &RawStack,
+        _own: &OwnCode,
+        _effort: Effort,
+    ) -> Option<Explained> {
+        None
     }
 
     pub(crate) fn rest(&mut self) {}

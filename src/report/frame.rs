@@ -221,6 +221,9 @@ fn short(path: &str) -> &str {
     {
         return package.split_once('/').map_or(package, |(_, rest)| rest);
     }
+    if let Some(package) = path.strip_prefix("/rust/deps/") {
+        return package;
+    }
     if let Some((_, library)) = path.rsplit_once("/library/") {
         return library;
     }

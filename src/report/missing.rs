@@ -51,6 +51,9 @@ pub enum NoStack {
     /// The thread has not come to take the signal: it sleeps where nothing wakes it, as for a disk, or has
     /// no CPU. The stack follows if it does in time.
     NotAnswered,
+    /// It has been taken, and is still being looked at: the debug information of a place met for the first
+    /// time takes some ten milliseconds to read.
+    NotYet,
     /// The stall was over before the stack was taken.
     MovedOn,
     /// Nothing has told yet which thread drives the worker.
@@ -92,6 +95,7 @@ impl fmt::Display for NoStack {
                 "the thread has blocked the signal; choose another one with `Stacks::Signal`"
             }
             NoStack::NotAnswered => "the thread sleeps uninterruptibly, or has no CPU",
+            NoStack::NotYet => "it is still being looked at",
             NoStack::MovedOn => "the poll was over before it was taken",
             NoStack::ThreadUnknown => "the worker's thread is not known yet",
             NoStack::ThreadGone => "the thread has exited",

@@ -11,12 +11,12 @@ use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
 use crate::engine::{Shared, Watch, WatchedRuntime};
 use crate::explain::cause::{self, SleptIn};
-use crate::explain::{self, Explained, advice, site};
+use crate::explain::{self, Effort, Explained, advice, site};
 use crate::slot::{Marks, Slot};
 use crate::watchdog::ENDLESS_AFTER;
 use crate::watchdog::detector::Stall;
 use crate::watchdog::workers::wall_clock;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,24 +104,34 @@ const REST: Duration = Duration::from_secs(10);
 pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
     let mut reporter = Reporter::default();
     loop {
-        let message = match news.recv_timeout(REST) {
-            Ok(message) => message,
-            Err(RecvTimeoutError::Timeout) => {
-                shared.explainer.lock().rest();
-                continue;
-            }
+        let wait = if reporter.later.is_empty() {
+            REST
+        } else {
+            QUIET
+        };
+        let message = match news.recv_timeout(wait) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let now = clock::now();
         shared.reporter_busy_since.store(now.0, Ordering::Relaxed);
         match message {
-            Message::Stall(news) => reporter.stall(&news, shared, now),
-            Message::Stack(news) => reporter.stack(news, shared, now),
-            Message::PoolWait(news) => reporter.pool_wait(&news, shared, now),
+            Some(Message::Stall(news)) => reporter.stall(&news, shared, now),
+            Some(Message::Stack(news)) => reporter.stack(news, shared, Effort::Little),
+            Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared, now),
+            None => match reporter.later.pop_front() {
+                Some(news) => reporter.stack(news, shared, Effort::Any),
+                None => shared.explainer.lock().rest(),
+            },
         }
         shared.reporter_busy_since.store(0, Ordering::Relaxed);
     }
 }
+
+/// So long without news, and stacks that take longer to explain have their turn: that a worker is held
+/// is said first.
+const QUIET: Duration = Duration::from_millis(1);
 
 /// Stalls, and polls that were only suspected, of which something is remembered. Most never become one.
 pub(super) const STALLS: usize = 1024;
@@ -132,6 +142,8 @@ const STACKS: usize = 8;
 #[derive(Default)]
 struct Reporter {
     known: HashMap<StallKey, Known>,
+    /// Stacks with places whose names must be read from debug information.
+    later: VecDeque<StackNews>,
     log: Log,
 }
 
@@ -164,6 +176,9 @@ impl Reporter {
             known.names = Some(names::look_up(news));
             return;
         };
+        if *phase == Phase::Ended {
+            self.look_at_what_is_left(news.key(), shared);
+        }
         let known = self.known(news.key(), now);
         known.announced = Some(*id);
         known.slept_in = news.slept_in.or(known.slept_in);
@@ -204,14 +219,30 @@ impl Reporter {
         guarded(shared, || self.log.stall(&mut report, watch, now));
     }
 
+    /// The last report has everything, and nobody is held any more who could be told of it too late.
+    fn look_at_what_is_left(&mut self, key: StallKey, shared: &Shared) {
+        let (of_this, others) = std::mem::take(&mut self.later)
+            .into_iter()
+            .partition(|news| news.key == key);
+        self.later = others;
+        let of_this: VecDeque<StackNews> = of_this;
+        for news in of_this {
+            self.stack(news, shared, Effort::Any);
+        }
+    }
+
     /// Takes in a stack. A stall that has been announced already has it added to its report.
-    fn stack(&mut self, news: StackNews, shared: &Shared, now: Nanos) {
-        let watch = &news.runtime.watch;
-        let explained = news.stack.map(|stack| {
-            let own = &watch.settings.own_code;
-            shared.explainer.lock().explain(&stack, own)
-        });
-        let known = self.known(news.key, now);
+    fn stack(&mut self, news: StackNews, shared: &Shared, effort: Effort) {
+        let watch = news.runtime.watch.clone();
+        let explained = match &news.stack {
+            Ok(stack) => {
+                let own = &watch.settings.own_code;
+                let explained = shared.explainer.lock().explain(stack, own, effort);
+                explained.ok_or(NoStack::NotYet)
+            }
+            Err(why) => Err(*why),
+        };
+        let known = self.known(news.key, clock::now());
         match explained {
             Ok(explained) => {
                 if let Some(shown) = explain::shown(&explained.frames) {
@@ -221,6 +252,11 @@ impl Reporter {
             }
             Err(why) => known.no_stack = Some(why),
         }
+        let later = known.no_stack == Some(NoStack::NotYet) && effort == Effort::Little;
+        if later && news.stack.is_ok() {
+            self.later.push_back(news);
+            return;
+        }
         let Some(id) = known.announced else {
             return;
         };
@@ -229,7 +265,7 @@ impl Reporter {
             report
                 .missing
                 .retain(|missing| !matches!(missing, Missing::Stack(_)));
-            known.explain(&mut report, watch);
+            known.explain(&mut report, &watch);
             recent.keep(report);
         }
     }

@@ -3,7 +3,7 @@
 //! *Runs on:* whoever writes a report down.
 //! *Here:* formatting only.
 
-use super::{Certainty, Frame, Origin, Phase, StackSample, StallReport};
+use super::{Certainty, Frame, Origin, Phase, Site, StackSample, StallReport};
 use std::fmt;
 use std::time::Duration;
 
@@ -177,12 +177,24 @@ fn is_own(frame: &Frame) -> bool {
 }
 
 impl StallReport {
-    /// The stack that was found most often, the earliest of equals.
+    /// The earliest stack at the site found most often: computing stalls rarely show the same stack twice,
+    /// but the same site.
     pub(crate) fn telling_stack(&self) -> Option<&StackSample> {
-        self.stacks
+        let sites: Vec<_> = self
+            .stacks
             .iter()
-            .rev()
-            .max_by_key(|stack| (stack.frames.iter().any(is_own), stack.count))
+            .map(|stack| crate::explain::site::site(&stack.frames))
+            .collect();
+        let found = |site: &Option<Site>| -> u32 {
+            let same = self.stacks.iter().zip(&sites);
+            same.filter(|(_, other)| *other == site)
+                .map(|(stack, _)| stack.count)
+                .sum()
+        };
+        let by_site = self.stacks.iter().zip(&sites).rev();
+        by_site
+            .max_by_key(|(_, site)| (site.is_some(), found(site)))
+            .map(|(stack, _)| stack)
     }
 }
 

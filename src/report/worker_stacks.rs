@@ -7,6 +7,7 @@ use super::{Frame, NoStack};
 use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::{self, Nanos};
 use crate::engine::{Shared, WatchedRuntime};
+use crate::explain::Effort;
 use crate::slot::{Claim, Slot};
 use crate::watchdog::workers::{Drivers, collect_drivers};
 use std::fmt;
@@ -73,7 +74,11 @@ fn ask(
     let own = &runtime.watch.settings.own_code;
     let answered = asked.into_iter().map(|(worker, slot, request)| {
         let stack = request.and_then(|request| await_answer(request, deadline));
-        let explained = stack.map(|stack| shared.explainer.lock().explain(&stack, own));
+        let explained = stack.and_then(|stack| {
+            let mut explainer = shared.explainer.lock();
+            let explained = explainer.explain(&stack, own, Effort::Any);
+            explained.ok_or(NoStack::Unsupported)
+        });
         WorkerStack {
             runtime: runtime.name.clone(),
             worker,

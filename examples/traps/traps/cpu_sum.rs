@@ -25,7 +25,7 @@ pub(crate) const TRAP: Trap = Trap {
         file: file!(),
         module: module_path!(),
         causes: &[Cause::Cpu],
-        advice: "spawn_blocking",
+        advice: "Move the computation",
     }),
     twin: Twin::Waits,
     routes,

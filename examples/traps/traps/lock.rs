@@ -23,7 +23,7 @@ pub(crate) const TRAP: Trap = Trap {
         file: file!(),
         module: module_path!(),
         causes: &[Cause::Blocked(Blocking::Lock)],
-        advice: "tokio::sync",
+        advice: "critical section",
     }),
     twin: Twin::Waits,
     routes,

@@ -29,7 +29,7 @@ pub(crate) const TRAP: Trap = Trap {
         module: module_path!(),
         // Reading so small a file takes no time beside hashing it so often.
         causes: &[Cause::Cpu],
-        advice: "spawn_blocking",
+        advice: "Hash large data",
     }),
     twin: Twin::Waits,
     routes,

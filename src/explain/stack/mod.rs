@@ -6,8 +6,8 @@
 mod symbols;
 mod unwind;
 
-use super::Explained;
 use super::site::OwnCode;
+use super::{Effort, Explained};
 use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
 use std::time::Duration;
@@ -26,21 +26,30 @@ pub(crate) struct Explainer {
 }
 
 impl Explainer {
-    /// Unwinds and names a stack.
-    pub(crate) fn explain(&mut self, stack: &RawStack, own: &OwnCode) -> Explained {
+    /// Unwinds and names a stack; `None` if that takes more effort than allowed.
+    pub(crate) fn explain(
+        &mut self,
+        stack: &RawStack,
+        own: &OwnCode,
+        effort: Effort,
+    ) -> Option<Explained> {
         self.used_at = clock::now();
         self.unwinder.refresh();
         let walk = self.unwinder.walk(stack);
+        let is_known = |address: &u64| self.symbols.is_known(*address, &self.unwinder);
+        if effort == Effort::Little && !walk.addresses.iter().all(is_known) {
+            return None;
+        }
         let mut frames = Vec::with_capacity(walk.addresses.len());
         for address in walk.addresses {
             let named = self.symbols.frames(address, &self.unwinder, own);
             frames.extend(named.iter().cloned());
         }
-        Explained {
+        Some(Explained {
             frames,
             complete: walk.end == End::Root,
             truncated: walk.end == End::Truncated,
-        }
+        })
     }
 
     /// Lets go of what has not been used for a while; the names found stay.

@@ -68,6 +68,15 @@ impl Symbols {
         frames
     }
 
+    /// Whether an address has a name already, or can have none.
+    pub(crate) fn is_known(&self, address: u64, unwinder: &Unwinder) -> bool {
+        let Some((file, read)) = unwinder.module_of(address) else {
+            return true;
+        };
+        let in_file = address.wrapping_sub(read.map_or(file.range.start, |read| read.bias));
+        self.named.contains_key(&(file.inode, in_file))
+    }
+
     /// Lets go of the debug information, but not of the names found in it.
     pub(crate) fn forget_files(&mut self) {
         self.loaders.clear();

@@ -1,0 +1,172 @@
+//! What a system call sees of the signal that takes a stack: most are restarted, the few that never are
+//! return early, once, and std calls those again.
+#![cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+
+mod seen;
+
+use seen::Seen;
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio_stall::{Builder, FutureExt as _, Guard, Missing, NoStack, Phase, Stacks, StallReport};
+
+fn watched(name: &str, change: impl FnOnce(Builder) -> Builder) -> (Runtime, Guard, Seen) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (builder, seen) = Seen::builder();
+    let builder = builder.runtime(name, runtime.handle().clone());
+    let guard = change(builder).start().unwrap();
+    // A worker that blocks before it has said which thread it is cannot be signalled.
+    let deadline = Instant::now() + seen::FOREVER;
+    while guard.coverage()[0].known_threads < 1 {
+        assert!(Instant::now() < deadline, "{:?}", guard.coverage());
+        std::thread::yield_now();
+    }
+    (runtime, guard, seen)
+}
+
+fn has_stack(report: &StallReport) -> bool {
+    !report.stacks.is_empty()
+}
+
+/// Calls it, and says what it returned and with which error.
+fn called(call: impl FnOnce() -> i64) -> (i64, Option<i32>) {
+    let returned = call();
+    let error = (returned < 0).then(|| io::Error::last_os_error().raw_os_error());
+    (returned, error.flatten())
+}
+
+const INTERRUPTED: (i64, Option<i32>) = (-1, Some(libc::EINTR));
+
+#[allow(unsafe_code)]
+fn polls_nothing(milliseconds: i32) -> (i64, Option<i32>) {
+    // SAFETY: no descriptors, so that nothing is read or written.
+    called(|| unsafe { libc::poll(std::ptr::null_mut(), 0, milliseconds) }.into())
+}
+
+#[allow(unsafe_code)]
+fn polls_until_readable(file: BorrowedFd<'_>) -> (i64, Option<i32>) {
+    let mut wanted = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one descriptor, which is open.
+    called(|| unsafe { libc::poll(&raw mut wanted, 1, -1) }.into())
+}
+
+#[allow(unsafe_code)]
+fn reads_a_byte(file: BorrowedFd<'_>, byte: &mut u8) -> (i64, Option<i32>) {
+    let to = std::ptr::from_mut(byte).cast();
+    // SAFETY: room for one byte, which is what is asked for.
+    called(|| unsafe { libc::read(file.as_raw_fd(), to, 1) } as i64)
+}
+
+#[test]
+fn a_poll_returns_early() {
+    let (runtime, _watch, seen) = watched("polls", |builder| builder);
+    let returned = runtime.block_on(runtime.spawn(async { polls_nothing(20_000) }));
+    assert_eq!(returned.unwrap(), INTERRUPTED);
+    // It was our signal: there is a stack, of this call.
+    let report = seen.wait(has_stack);
+    let names = report.stacks[0].frames.iter();
+    let mut names = names.filter_map(|frame| frame.function.as_deref());
+    assert!(
+        names.any(|name| name == "interrupted_calls::polls_nothing"),
+        "{report:#?}"
+    );
+}
+
+#[test]
+fn a_poll_that_is_made_again_is_left_alone() {
+    use std::os::fd::AsFd as _;
+    let (runtime, _watch, seen) = watched("polls again", |builder| builder);
+    let (reader, mut writer) = io::pipe().unwrap();
+    let polling = runtime.spawn(
+        async move {
+            let mut early = 0;
+            loop {
+                match polls_until_readable(reader.as_fd()) {
+                    INTERRUPTED => early += 1,
+                    returned => return (early, returned),
+                }
+            }
+        }
+        .watched("polls"),
+    );
+    // Announced five times by then, each of them an occasion.
+    let told =
+        seen.wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
+    writer.write_all(b"x").unwrap();
+    let polled = runtime.block_on(polling).unwrap();
+    assert_eq!(polled, (1, (1, None)), "{:#?}", seen.wait_for_end(told.id));
+}
+
+#[test]
+fn a_read_goes_on() {
+    use std::os::fd::AsFd as _;
+    let (runtime, _watch, seen) = watched("reads", |builder| builder);
+    let (reader, mut writer) = io::pipe().unwrap();
+    let reading = runtime.spawn(
+        async move {
+            let mut byte = 0;
+            (reads_a_byte(reader.as_fd(), &mut byte), byte)
+        }
+        .watched("reads"),
+    );
+    // The stack has been taken, and it is still in there.
+    let told =
+        seen.wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
+    assert_eq!(told.phase, Phase::Ongoing, "{told:#?}");
+    assert_eq!(told.asleep_in.as_deref(), Some("read"), "{told:#?}");
+    writer.write_all(b"x").unwrap();
+    let read = runtime.block_on(reading).unwrap();
+    assert_eq!(read, ((1, None), b'x'));
+}
+
+#[test]
+fn a_sleep_of_std_is_not_cut_short() {
+    const LONG: Duration = Duration::from_millis(1_500);
+    let (runtime, _watch, seen) = watched("sleeps", |builder| builder);
+    let slept = runtime.spawn(
+        async {
+            let start = Instant::now();
+            std::thread::sleep(LONG);
+            start.elapsed()
+        }
+        .watched("sleeps"),
+    );
+    let slept = runtime.block_on(slept).unwrap();
+    assert!(slept >= LONG, "{slept:?}");
+    // It was signalled in there.
+    let ended = seen.wait(|report| report.phase == Phase::Ended && has_stack(report));
+    let sleeps = |name: &str| name.contains("nanosleep");
+    let mut names = ended.stacks[0].frames.iter();
+    assert!(
+        names.any(|frame| frame.function.as_deref().is_some_and(sleeps)),
+        "{ended:#?}"
+    );
+}
+
+/// Control: it is our signal that interrupts.
+#[test]
+fn without_stacks_nothing_is_interrupted() {
+    let (runtime, _watch, seen) = watched("off", |builder| builder.stacks(Stacks::Off));
+    let returned = runtime.block_on(runtime.spawn(async { polls_nothing(300) }));
+    assert_eq!(returned.unwrap(), (0, None));
+    // It was seen all the same.
+    let ended = seen.wait(|report| report.phase == Phase::Ended);
+    assert_eq!(ended.asleep_in.as_deref(), Some("poll"), "{ended:#?}");
+    assert!(
+        ended.missing.contains(&Missing::Stack(NoStack::Off)),
+        "{ended:#?}"
+    );
+    assert!(!seen.all().iter().any(has_stack));
+}

@@ -1,0 +1,802 @@
+//! Stacks taken as fast as they come, of threads that do all that has crashed or deadlocked samplers:
+//! nothing crashes, nothing hangs, and each stack that is called complete ends at its thread's root.
+//!
+//! `TOKIO_STALL_TORTURE=100000` takes so many stacks; without it, the test takes eight seconds.
+#![cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+// Forks, signal handlers, `errno` and calls into libraries are unsafe, and what this file is for.
+#![allow(unsafe_code)]
+
+mod seen;
+
+use seen::compute;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::panic::catch_unwind;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio_stall::{Frame, FutureExt as _, Guard, WorkerStack};
+
+/// How many stacks to take.
+const HOW_MANY: &str = "TOKIO_STALL_TORTURE";
+/// Without a number: so many, or for so long.
+const MOST: u64 = 20_000;
+const LONGEST: Duration = Duration::from_secs(8);
+/// Fewer prove nothing. A slow machine in debug mode takes ten times as many.
+const FEWEST: u64 = 500;
+/// Without one more stack for so long, something is stuck for ever.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// Calls of a stack that are copied, at most.
+const DEEPEST: usize = 512;
+
+/// What the workers suffer in turn. The name of the function is looked for on the stacks.
+const TORTURES: [(&str, fn(&mut Luck)); 11] = [
+    ("allocates", allocates),
+    ("panics", panics),
+    ("loads_libraries", loads_libraries),
+    ("recurses", recurses),
+    ("switches_stacks", switches_stacks),
+    ("forks", forks),
+    ("starts_threads", starts_threads),
+    ("sleeps", sleeps),
+    ("takes_backtraces", takes_backtraces),
+    ("swaps_signal_stacks", swaps_signal_stacks),
+    ("keeps_errno", keeps_errno),
+];
+/// Not in turn, but at any time.
+const ALSO: [&str; 2] = ["inside_a_handler", "lives_briefly"];
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static TALLY: Mutex<Tally> = Mutex::new(Tally::NONE);
+
+static ERRNO_CHANGED: AtomicU64 = AtomicU64::new(0);
+static ERRNO_KEPT: AtomicU64 = AtomicU64::new(0);
+static PANICS: AtomicU64 = AtomicU64::new(0);
+static UNLOADED: AtomicU64 = AtomicU64::new(0);
+static CHILDREN: AtomicU64 = AtomicU64::new(0);
+static RUNTIMES: AtomicU64 = AtomicU64::new(0);
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+static FOREIGN: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
+    let wanted = std::env::var(HOW_MANY).ok().map(|number| {
+        let number = number.parse::<u64>();
+        number.unwrap_or_else(|_| panic!("{HOW_MANY} is a number of stacks"))
+    });
+    // The panics of the tortures are many, and nobody needs to read of them.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    find_libraries();
+    handle_usr1();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .thread_stack_size(4 * 1024 * 1024)
+        // Threads that have handed their worker over end soon, so that their numbers are used again.
+        .thread_keep_alive(Duration::from_millis(5))
+        .on_thread_start(|| threads().push(tid()))
+        .on_thread_stop(|| threads().retain(|thread| *thread != tid()))
+        .enable_all()
+        .build()
+        .unwrap();
+    let watch = tokio_stall::Builder::new()
+        .runtime("tortured", runtime.handle().clone())
+        .threshold(Duration::from_secs(1))
+        .log(false)
+        .start()
+        .unwrap();
+    let watchdog = thread::spawn(abort_when_stuck);
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| runtime.spawn(suffers(task).watched("tortured")))
+        .collect();
+    let others = [thread::spawn(signals), thread::spawn(lives_come_and_go)];
+
+    let start = Instant::now();
+    let enough = || match wanted {
+        Some(wanted) => TAKEN.load(Ordering::Relaxed) >= wanted,
+        None => TAKEN.load(Ordering::Relaxed) >= MOST || start.elapsed() >= LONGEST,
+    };
+    while !enough() {
+        count(&watch.worker_stacks());
+    }
+    let took = start.elapsed();
+
+    STOP.store(true, Ordering::Relaxed);
+    let ended = tasks.into_iter().map(|task| runtime.block_on(task));
+    let failed: Vec<_> = ended.filter_map(Result::err).collect();
+    let others = others.map(thread::JoinHandle::join);
+    drop(watch);
+    drop(runtime);
+    watchdog.thread().unpark();
+    watchdog.join().unwrap();
+    std::panic::set_hook(hook);
+
+    let tally = tally();
+    println!("{took:?} of torture\n{}", tally.text());
+    assert!(failed.is_empty(), "a torture itself failed: {failed:?}");
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    assert!(tally.wrong_roots.is_empty(), "stacks with a wrong root");
+    assert!(tally.mixed.is_empty(), "stacks of two tortures at once");
+    assert_eq!(ERRNO_CHANGED.load(Ordering::Relaxed), 0, "errno changed");
+    let fewest = wanted.unwrap_or(FEWEST).min(FEWEST);
+    let taken = TAKEN.load(Ordering::Relaxed);
+    assert!(taken >= fewest, "{taken} stacks prove nothing");
+    // Positive control: each torture was on the stacks, and stacks can be complete at all.
+    assert!(tally.complete * 4 > taken, "few stacks are complete");
+    for name in names().filter(|_| taken >= FEWEST) {
+        let seen = tally.seen.get(name).copied().unwrap_or(0);
+        assert!(seen > 0, "`{name}` was on no stack");
+    }
+}
+
+// ── The tortured ─────────────────────────────────────────────────────────────────────────────────────
+
+/// As many as there are workers, less those that tortures put to sleep.
+const TASKS: usize = 6;
+/// How long one turn takes, except where it is one long call.
+const TURN: Duration = Duration::from_millis(1);
+
+/// One torture after the other, for ever, on whichever worker is free.
+async fn suffers(task: usize) {
+    let mut luck = Luck(task as u64 + 1);
+    // Each begins elsewhere, so that different ones meet.
+    let mut turn = task * 2;
+    while !STOP.load(Ordering::Relaxed) {
+        let (_, torture) = TORTURES[turn % TORTURES.len()];
+        torture(&mut luck);
+        turn += 1;
+        // Now and then the worker parks, which is a torture, too, and leaves some CPU to the others.
+        if turn % 3 == 0 {
+            tokio::time::sleep(TURN).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Numbers that differ, and are the same each time.
+struct Luck(u64);
+
+impl Luck {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+}
+
+fn for_a_turn(mut round: impl FnMut()) {
+    let start = Instant::now();
+    while start.elapsed() < TURN {
+        round();
+    }
+}
+
+/// In the allocator, its locks and its system calls.
+#[inline(never)]
+fn allocates(luck: &mut Luck) {
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    for_a_turn(|| {
+        let size = 1 << luck.below(19);
+        kept.push(vec![1; luck.below(size) + 1]);
+        let one = luck.below(kept.len());
+        kept[one].reserve_exact(size);
+        kept[one].shrink_to_fit();
+        black_box(Box::new(one));
+        if kept.len() > 32 {
+            kept.swap_remove(one);
+        }
+    });
+}
+
+/// While the unwinder itself walks the stack, and while what it drops panics and unwinds again.
+#[inline(never)]
+fn panics(luck: &mut Luck) {
+    struct Drops {
+        panics: bool,
+    }
+    impl Drop for Drops {
+        fn drop(&mut self) {
+            // One that got out of a drop during a panic would end the program.
+            if self.panics {
+                assert!(catch_unwind(|| falls(3, 0)).is_err());
+            }
+        }
+    }
+    #[inline(never)]
+    fn falls(depth: usize, panicking: usize) {
+        let _drops = Drops {
+            panics: depth < panicking,
+        };
+        if depth == 0 {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            panic!("on purpose");
+        }
+        falls(depth - 1, panicking);
+        black_box(depth);
+    }
+    for_a_turn(|| {
+        let (depth, panicking) = (luck.below(20), luck.below(3));
+        assert!(catch_unwind(|| falls(depth, panicking)).is_err());
+    });
+}
+
+/// While the loader's lock is held, and in code that is there one moment and gone the next.
+#[inline(never)]
+fn loads_libraries(luck: &mut Luck) {
+    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    /// In glibc and musl alike.
+    const RTLD_NOLOAD: libc::c_int = 4;
+    type Checksum = unsafe extern "C" fn(libc::c_ulong, *const u8, libc::c_uint) -> libc::c_ulong;
+    type ChecksumXz = unsafe extern "C" fn(*const u8, usize, u32) -> u32;
+    type Cosine = unsafe extern "C" fn(f64) -> f64;
+
+    let bytes = [7_u8; 16 * 1024];
+    for_a_turn(|| {
+        let found = libraries();
+        let name = found[luck.below(found.len())];
+        drop(found);
+        // SAFETY: the libraries of the list do nothing when they are loaded or unloaded. Another worker
+        // may have unloaded what we just found, which is no error of ours.
+        let Ok(library) = (unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }) else {
+            return;
+        };
+        for _ in 0..8 {
+            // SAFETY: the functions have these types, according to their manuals, and read no further
+            // than `bytes` is long. Each is over before its library is unloaded.
+            unsafe {
+                match name {
+                    "libz.so.1" => {
+                        let adler32 = library.get::<Checksum>(b"adler32").unwrap();
+                        black_box(adler32(1, bytes.as_ptr(), bytes.len() as u32));
+                    }
+                    "liblzma.so.5" => {
+                        let crc32 = library.get::<ChecksumXz>(b"lzma_crc32").unwrap();
+                        black_box(crc32(bytes.as_ptr(), bytes.len(), 0));
+                    }
+                    "libm.so.6" => {
+                        let cos = library.get::<Cosine>(b"cos").unwrap();
+                        black_box(cos(luck.below(1_000) as f64));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        library.close().unwrap();
+        // SAFETY: as above; asks only whether it is still there.
+        let still = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_NOLOAD) };
+        UNLOADED.fetch_add(u64::from(still.is_err()), Ordering::Relaxed);
+    });
+}
+
+/// Small ones without side effects. The first few are in any glibc; the others are often there.
+const LIBRARIES: [&str; 12] = [
+    "libm.so.6",
+    "libdl.so.2",
+    "librt.so.1",
+    "libanl.so.1",
+    "libBrokenLocale.so.1",
+    "libthread_db.so.1",
+    "libz.so.1",
+    "liblzma.so.5",
+    "libbz2.so.1.0",
+    "libexpat.so.1",
+    "libcrypt.so.1",
+    "libzstd.so.1",
+];
+
+fn libraries() -> MutexGuard<'static, Vec<&'static str>> {
+    static FOUND: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+    FOUND.lock().unwrap()
+}
+
+fn find_libraries() {
+    for name in LIBRARIES {
+        // SAFETY: they do nothing when they are loaded or unloaded.
+        match unsafe { libloading::Library::new(name) } {
+            Ok(_) => libraries().push(name),
+            Err(_) => println!("{name} is not on this machine: passed over"),
+        }
+    }
+    assert!(!libraries().is_empty(), "no library can be loaded");
+}
+
+/// Deeper than what is copied, and with more calls than are kept.
+#[inline(never)]
+fn recurses(luck: &mut Luck) {
+    #[inline(never)]
+    fn wide(left: usize) {
+        let room = [left as u8; 4 * 1024];
+        black_box(&room);
+        match left {
+            0 => compute(Duration::from_micros(100)),
+            _ => wide(left - 1),
+        }
+        black_box(&room);
+    }
+    #[inline(never)]
+    fn narrow(left: usize) -> usize {
+        match left {
+            0 => compute(Duration::from_micros(100)),
+            _ => return black_box(narrow(left - 1)) + 1,
+        }
+        0
+    }
+    for_a_turn(|| {
+        wide(luck.below(95));
+        narrow(luck.below(2 * DEEPEST));
+    });
+}
+
+/// On a stack that nobody has told us the bounds of.
+#[inline(never)]
+fn switches_stacks(luck: &mut Luck) {
+    #[inline(never)]
+    fn elsewhere(depth: usize) {
+        if depth > 0 {
+            elsewhere(depth - 1);
+            black_box(depth);
+            return;
+        }
+        fail();
+        compute(Duration::from_micros(50));
+        // Here the handler asks the kernel to copy, so this is where it would change it.
+        check_errno();
+        black_box(vec![1_u8; 4 * 1024]);
+    }
+    for_a_turn(|| {
+        let depth = luck.below(8);
+        stacker::grow(256 * 1024, || elsewhere(depth));
+    });
+}
+
+/// With a copy of the process at its side, and while the C library has blocked all signals.
+#[inline(never)]
+fn forks(luck: &mut Luck) {
+    CHILDREN.fetch_add(1, Ordering::Relaxed);
+    if luck.below(3) > 0 {
+        assert!(Command::new("true").status().unwrap().success());
+        return;
+    }
+    // SAFETY: the child does nothing but end, without any of this process's clean-up.
+    let child = unsafe {
+        match libc::fork() {
+            0 => libc::_exit(0),
+            child => child,
+        }
+    };
+    assert!(child > 0, "{}", std::io::Error::last_os_error());
+    let mut status = -1;
+    // SAFETY: `status` is a place for the answer; the child is ours, and waited for by nobody else.
+    let waited = again(|| unsafe { libc::waitpid(child, &raw mut status, 0) });
+    assert_eq!((waited, status), (child, 0));
+}
+
+/// With the numbers of threads used again, also by those that take over a worker.
+#[inline(never)]
+fn starts_threads(luck: &mut Luck) {
+    let some = 1 + luck.below(3);
+    let some: Vec<_> = (0..some)
+        .map(|n| thread::spawn(move || black_box(n)))
+        .collect();
+    tokio::task::block_in_place(|| compute(TURN / 4));
+    for one in some {
+        one.join().unwrap();
+    }
+}
+
+/// Asleep in system calls, some of which the signal ends early.
+#[inline(never)]
+fn sleeps(luck: &mut Luck) {
+    static CONTENDED: Mutex<()> = Mutex::new(());
+    match luck.below(4) {
+        0 => {
+            let mut left = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 1_000_000,
+            };
+            // SAFETY: one place for what is asked and what is left is allowed.
+            again(|| unsafe { libc::nanosleep(&raw const left, &raw mut left) });
+        }
+        1 => {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            let fills = thread::spawn(move || {
+                thread::sleep(TURN);
+                rustix::io::write(&write, b"x").unwrap()
+            });
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut [0; 8]));
+            assert_eq!((read, fills.join().unwrap()), (Ok(1), 1));
+        }
+        2 => {
+            for _ in 0..3 {
+                let held = CONTENDED.lock().unwrap_or_else(PoisonError::into_inner);
+                thread::sleep(TURN / 2);
+                drop(held);
+            }
+        }
+        // SAFETY: no descriptors are given, so none are read.
+        _ => drop(again(|| unsafe { libc::poll(std::ptr::null_mut(), 0, 1) })),
+    }
+}
+
+/// While the unwinder holds what locks it has, to the same end as we do.
+#[inline(never)]
+fn takes_backtraces(luck: &mut Luck) {
+    for_a_turn(|| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        // Naming reads all debug information the first time.
+        if luck.below(200) == 0 {
+            assert!(trace.to_string().contains("takes_backtraces"));
+        }
+    });
+}
+
+/// With an alternate stack for handlers of one's own, or with none.
+#[inline(never)]
+fn swaps_signal_stacks(luck: &mut Luck) {
+    let mut room = vec![0_u8; 64 * 1024];
+    for_a_turn(|| {
+        let new = libc::stack_t {
+            ss_sp: room.as_mut_ptr().cast(),
+            ss_flags: if luck.below(2) == 0 {
+                libc::SS_DISABLE
+            } else {
+                0
+            },
+            ss_size: room.len(),
+        };
+        let mut old = new;
+        // SAFETY: the new one is ours, and not in use any more when it ends: the old one is back by then.
+        unsafe {
+            assert_eq!(libc::sigaltstack(&raw const new, &raw mut old), 0);
+            compute(Duration::from_micros(50));
+            assert_eq!(libc::sigaltstack(&raw const old, std::ptr::null_mut()), 0);
+        }
+    });
+}
+
+/// Between a call that failed and a look at why.
+#[inline(never)]
+fn keeps_errno(_: &mut Luck) {
+    for_a_turn(|| {
+        fail();
+        compute(Duration::from_micros(50));
+        check_errno();
+    });
+}
+
+fn errno() -> *mut libc::c_int {
+    // SAFETY: always allowed.
+    unsafe { libc::__errno_location() }
+}
+
+/// A call that only sets `errno`, to a value that nothing here sets it to.
+fn fail() {
+    // SAFETY: there is no such descriptor, so nothing is closed.
+    assert_eq!(unsafe { libc::close(-1) }, -1);
+}
+
+fn check_errno() {
+    // SAFETY: the place is valid while the thread is; volatile, since it may change behind our back.
+    let now = unsafe { errno().read_volatile() };
+    let counter = if now == libc::EBADF {
+        &ERRNO_KEPT
+    } else {
+        &ERRNO_CHANGED
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Calls again what a signal has ended early.
+fn again(mut call: impl FnMut() -> libc::c_int) -> libc::c_int {
+    loop {
+        let answer = call();
+        // SAFETY: the place is valid while the thread is.
+        if answer != -1 || unsafe { errno().read_volatile() } != libc::EINTR {
+            return answer;
+        }
+    }
+}
+
+// ── Besides ──────────────────────────────────────────────────────────────────────────────────────────
+
+fn tid() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// The threads of the tortured runtime. A thread is in here only while it lives.
+fn threads() -> MutexGuard<'static, Vec<i32>> {
+    static THREADS: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+    THREADS.lock().unwrap()
+}
+
+/// A handler of somebody else's: our signal comes on top of it, or it on top of ours.
+extern "C" fn inside_a_handler(_: libc::c_int) {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+    // A clock and arithmetic, both allowed here.
+    compute(Duration::from_micros(20));
+}
+
+fn handle_usr1() {
+    // SAFETY: all-zero is a valid `sigaction`, which is then completed; the handler only computes.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = inside_a_handler as extern "C" fn(_) as usize;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+        let set = libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+        assert_eq!(set, 0);
+    }
+}
+
+/// Somebody else's signals to all threads, and now and then a burst of ours that nobody has asked for.
+fn signals() {
+    let process = rustix::process::getpid();
+    for round in 0_u64.. {
+        if STOP.load(Ordering::Relaxed) {
+            return;
+        }
+        for thread in threads().iter() {
+            // SAFETY: sends a signal that is handled; the thread lives, or it were not in the list.
+            unsafe {
+                let process = process.as_raw_nonzero().get();
+                libc::syscall(libc::SYS_tgkill, process, *thread, libc::SIGUSR1);
+            }
+        }
+        if round % 64 == 0 {
+            for _ in 0..200 {
+                rustix::process::kill_process(process, rustix::process::Signal::URG).unwrap();
+            }
+            FOREIGN.fetch_add(200, Ordering::Relaxed);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runtimes of which slots and threads are used again and again.
+fn lives_come_and_go() {
+    for life in 0.. {
+        if STOP.load(Ordering::Relaxed) {
+            return;
+        }
+        let thread = thread::Builder::new().name(format!("life-{life}"));
+        let lives = thread.spawn(move || lives_briefly(life)).unwrap();
+        lives.join().unwrap();
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A runtime whose workers are asked while it starts, runs and ends.
+#[inline(never)]
+fn lives_briefly(life: u64) {
+    let mut builder = if life % 2 == 0 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    RUNTIMES.fetch_add(1, Ordering::Relaxed);
+    let watch: Guard = runtime.block_on(async {
+        tokio_stall::Builder::new()
+            .runtime("brief", runtime.handle().clone())
+            .threshold(Duration::from_secs(1))
+            .log(false)
+            .start()
+            .unwrap()
+    });
+    let gone = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Some are asked when it is too late.
+            while !gone.load(Ordering::Relaxed) {
+                count(&watch.worker_stacks());
+                thread::sleep(TURN / 4);
+            }
+        });
+        runtime.block_on(async {
+            for _ in 0..4 {
+                tokio::spawn(async { compute(TURN / 2) }.watched("brief"))
+                    .await
+                    .unwrap();
+                tokio::time::sleep(TURN / 2).await;
+            }
+        });
+        drop(runtime);
+        thread::sleep(TURN);
+        gone.store(true, Ordering::Relaxed);
+    });
+}
+
+// ── What came of it ──────────────────────────────────────────────────────────────────────────────────
+
+/// All stacks so far.
+struct Tally {
+    complete: u64,
+    /// Why there was none, or where it ended too early.
+    missing: BTreeMap<String, u64>,
+    /// The outermost calls of stacks of which nothing tells why they end there.
+    lost: BTreeMap<String, u64>,
+    seen: BTreeMap<&'static str, u64>,
+    leaves: BTreeSet<String>,
+    wrong_roots: Vec<WorkerStack>,
+    mixed: Vec<WorkerStack>,
+}
+
+fn tally() -> MutexGuard<'static, Tally> {
+    TALLY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    TORTURES.iter().map(|(name, _)| *name).chain(ALSO)
+}
+
+fn count(stacks: &[WorkerStack]) {
+    let mut tally = tally();
+    for stack in stacks {
+        tally.add(stack);
+    }
+}
+
+impl Tally {
+    const NONE: Tally = Tally {
+        complete: 0,
+        missing: BTreeMap::new(),
+        lost: BTreeMap::new(),
+        seen: BTreeMap::new(),
+        leaves: BTreeSet::new(),
+        wrong_roots: Vec::new(),
+        mixed: Vec::new(),
+    };
+
+    fn add(&mut self, stack: &WorkerStack) {
+        let frames = match &stack.frames {
+            Ok(frames) => frames,
+            Err(why) => {
+                *self.missing.entry(format!("none: {why:?}")).or_default() += 1;
+                return;
+            }
+        };
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        self.leaves.extend(frames.first().map(place));
+        let on_it: Vec<_> = names().filter(|name| is_on(frames, name)).collect();
+        for name in &on_it {
+            *self.seen.entry(name).or_default() += 1;
+        }
+        if on_it.iter().filter(|name| !ALSO.contains(name)).count() > 1 {
+            self.mixed.push(stack.clone());
+        }
+        if stack.complete {
+            self.complete += 1;
+            if !is_root(frames) {
+                self.wrong_roots.push(stack.clone());
+            }
+            return;
+        }
+        let why = why_incomplete(frames, &on_it);
+        *self.missing.entry(why.to_owned()).or_default() += 1;
+        if why == LOST {
+            let ends: Vec<_> = frames.iter().rev().take(3).map(place).collect();
+            *self.lost.entry(ends.join(" ← ")).or_default() += 1;
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut line = |name: &str, count: u64| writeln!(text, "{count:>9} {name}").unwrap();
+        line("stacks taken", number(&TAKEN));
+        line("complete", self.complete);
+        for (why, count) in &self.missing {
+            line(why, *count);
+        }
+        line("with a wrong root", self.wrong_roots.len() as u64);
+        line("of two tortures at once", self.mixed.len() as u64);
+        line("distinct innermost functions", self.leaves.len() as u64);
+        for name in names() {
+            let seen = self.seen.get(name).copied().unwrap_or(0);
+            line(&format!("with `{name}`"), seen);
+        }
+        line("times errno was kept", number(&ERRNO_KEPT));
+        line("times errno was changed", number(&ERRNO_CHANGED));
+        line("panics", number(&PANICS));
+        line("libraries unloaded", number(&UNLOADED));
+        line("children", number(&CHILDREN));
+        line("brief runtimes", number(&RUNTIMES));
+        line("signals of somebody else's", number(&HANDLED));
+        line("signals that nobody asked for", number(&FOREIGN));
+        let mut lost: Vec<_> = self.lost.iter().collect();
+        lost.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        for (ends, count) in lost.iter().take(12) {
+            line(&format!("end at {ends}"), **count);
+        }
+        for wrong in self.wrong_roots.iter().take(3) {
+            writeln!(text, "wrong root: {wrong}").unwrap();
+        }
+        for mixed in self.mixed.iter().take(3) {
+            writeln!(text, "mixed: {mixed}").unwrap();
+        }
+        text
+    }
+}
+
+const LOST: &str = "incomplete: nothing tells why";
+
+/// A stack does not tell why it is not complete, but what is on it does.
+fn why_incomplete(frames: &[Frame], on_it: &[&str]) -> &'static str {
+    let calls = frames.iter().filter(|frame| !frame.inlined).count();
+    if on_it.contains(&"inside_a_handler") {
+        "incomplete: on the stack for handlers"
+    } else if on_it.contains(&"switches_stacks") {
+        "incomplete: on a stack of unknown bounds"
+    } else if calls >= DEEPEST {
+        "incomplete: more calls than are kept"
+    } else if on_it.contains(&"recurses") {
+        "incomplete: deeper than what is copied"
+    } else {
+        LOST
+    }
+}
+
+/// The crate and the function, and what is inside it.
+fn is_on(frames: &[Frame], name: &str) -> bool {
+    let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
+    names.any(|function| {
+        let ours = function
+            .split_once("torture::")
+            .and_then(|(_, rest)| rest.strip_prefix(name));
+        ours.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    })
+}
+
+/// Whether a thread of the standard library begins here. Further out is only the C library's part, which
+/// may have no names.
+fn is_root(frames: &[Frame]) -> bool {
+    frames.iter().rev().take(6).any(|frame| {
+        let function = frame.function.as_deref();
+        function.is_some_and(|name| name.contains("thread_start"))
+    })
+}
+
+fn place(frame: &Frame) -> String {
+    match &frame.function {
+        Some(function) => function.clone(),
+        None => frame.to_string(),
+    }
+}
+
+/// A deadlock must not hang whoever runs the test, nor go unexplained.
+fn abort_when_stuck() {
+    let (mut last, mut since) = (0, Instant::now());
+    loop {
+        thread::park_timeout(Duration::from_secs(1));
+        let taken = TAKEN.load(Ordering::Relaxed);
+        if taken != last {
+            (last, since) = (taken, Instant::now());
+        } else if STOP.load(Ordering::Relaxed) && threads().is_empty() {
+            return;
+        }
+        if since.elapsed() < STUCK {
+            continue;
+        }
+        eprintln!("no stack for {STUCK:?}, after {taken}; the threads:");
+        for thread in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let read = |file| std::fs::read_to_string(thread.path().join(file));
+            let name = read("comm").unwrap_or_default();
+            let call = read("syscall").unwrap_or_default();
+            eprintln!("{:?} {:?} {:?}", thread.file_name(), name, call);
+        }
+        if let Ok(tally) = TALLY.try_lock() {
+            eprintln!("{}", tally.text());
+        }
+        std::process::abort();
+    }
+}
