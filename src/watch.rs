@@ -113,7 +113,7 @@ type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
 /// The knobs that concern reports.
 #[derive(Clone)]
 pub(crate) struct Settings {
-    threshold: Duration,
+    pub(crate) threshold: Duration,
     pub(crate) warn_after: Duration,
     pub(crate) error_after: Duration,
     grace: Duration,

@@ -10,6 +10,7 @@ mod seen;
 use seen::Seen;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_stall::{Builder, FutureExt as _, Guard, Missing, NoStack, Phase, Stacks, StallReport};
@@ -72,16 +73,26 @@ fn reads_a_byte(file: BorrowedFd<'_>, byte: &mut u8) -> (i64, Option<i32>) {
 #[test]
 fn a_poll_returns_early() {
     let (runtime, _watch, seen) = watched("polls", |builder| builder);
-    let returned = runtime.block_on(runtime.spawn(async { polls_nothing(20_000) }));
-    assert_eq!(returned.unwrap(), INTERRUPTED);
+    let (send, until_told) = mpsc::channel::<()>();
+    let polling = runtime.spawn(
+        async move {
+            let returned = polls_nothing(20_000);
+            // The stack is taken a tick before this is a stall, and without it this would not become one.
+            until_told.recv().ok();
+            returned
+        }
+        .watched("polls"),
+    );
     // It was our signal: there is a stack, of this call.
-    let report = seen.wait(has_stack);
-    let names = report.stacks[0].frames.iter();
+    let told = seen.wait(has_stack);
+    drop(send);
+    let names = told.stacks[0].frames.iter();
     let mut names = names.filter_map(|frame| frame.function.as_deref());
     assert!(
         names.any(|name| name == "interrupted_calls::polls_nothing"),
-        "{report:#?}"
+        "{told:#?}"
     );
+    assert_eq!(runtime.block_on(polling).unwrap(), INTERRUPTED);
 }
 
 #[test]

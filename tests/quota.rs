@@ -92,7 +92,7 @@ fn throttled_child() {
         let false_alarms = seen.certain();
         assert!(false_alarms.is_empty(), "{false_alarms:#?}");
         // Positive control: a long poll is found, and most of its time is known to be the quota's.
-        tokio::spawn(async { compute(Duration::from_millis(60)) }.watched("long_poll"))
+        tokio::spawn(async { compute(Duration::from_millis(30)) }.watched("long_poll"))
             .await
             .unwrap();
         let long = seen.wait(|report| {

@@ -36,8 +36,10 @@ const STUCK: Duration = Duration::from_secs(60);
 /// Calls of a stack that are copied, at most.
 const DEEPEST: usize = 512;
 
+type Torture = fn(&mut Luck);
+
 /// What the workers suffer in turn. The name of the function is looked for on the stacks.
-const TORTURES: [(&str, fn(&mut Luck)); 11] = [
+const TORTURES: [(&str, Torture); 11] = [
     ("allocates", allocates),
     ("panics", panics),
     ("loads_libraries", loads_libraries),
@@ -51,7 +53,7 @@ const TORTURES: [(&str, fn(&mut Luck)); 11] = [
     ("keeps_errno", keeps_errno),
 ];
 /// Not in turn, but at any time.
-const ALSO: [&str; 2] = ["inside_a_handler", "lives_briefly"];
+const ALSO: [&str; 3] = ["inside_a_handler", "raised_by_itself", "lives_briefly"];
 
 static STOP: AtomicBool = AtomicBool::new(false);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -76,7 +78,8 @@ fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     find_libraries();
-    handle_usr1();
+    handle(libc::SIGUSR1, inside_a_handler);
+    handle(libc::SIGUSR2, raised_by_itself);
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -124,8 +127,9 @@ fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
     println!("{took:?} of torture\n{}", tally.text());
     assert!(failed.is_empty(), "a torture itself failed: {failed:?}");
     assert!(others.iter().all(Result::is_ok), "{others:?}");
-    assert!(tally.wrong_roots.is_empty(), "stacks with a wrong root");
-    assert!(tally.mixed.is_empty(), "stacks of two tortures at once");
+    for kind in [WRONG_ROOT, MIXED, GAP] {
+        assert_eq!(tally.odd(kind), 0, "stacks {kind}");
+    }
     assert_eq!(ERRNO_CHANGED.load(Ordering::Relaxed), 0, "errno changed");
     let fewest = wanted.unwrap_or(FEWEST).min(FEWEST);
     let taken = TAKEN.load(Ordering::Relaxed);
@@ -441,25 +445,27 @@ fn takes_backtraces(luck: &mut Luck) {
     });
 }
 
-/// With an alternate stack for handlers of one's own, or with none.
+/// With an alternate stack for handlers of one's own, or with none, so that they run on the thread's own.
 #[inline(never)]
 fn swaps_signal_stacks(luck: &mut Luck) {
     let mut room = vec![0_u8; 64 * 1024];
     for_a_turn(|| {
+        let none = luck.below(2) == 0;
         let new = libc::stack_t {
             ss_sp: room.as_mut_ptr().cast(),
-            ss_flags: if luck.below(2) == 0 {
-                libc::SS_DISABLE
-            } else {
-                0
-            },
+            ss_flags: if none { libc::SS_DISABLE } else { 0 },
             ss_size: room.len(),
         };
         let mut old = new;
         // SAFETY: the new one is ours, and not in use any more when it ends: the old one is back by then.
+        // The signal that is raised is handled.
         unsafe {
             assert_eq!(libc::sigaltstack(&raw const new, &raw mut old), 0);
-            compute(Duration::from_micros(50));
+            if none {
+                assert_eq!(libc::raise(libc::SIGUSR2), 0);
+            } else {
+                compute(Duration::from_micros(50));
+            }
             assert_eq!(libc::sigaltstack(&raw const old, std::ptr::null_mut()), 0);
         }
     });
@@ -520,20 +526,25 @@ fn threads() -> MutexGuard<'static, Vec<i32>> {
     THREADS.lock().unwrap()
 }
 
-/// A handler of somebody else's: our signal comes on top of it, or it on top of ours.
+/// A handler of somebody else's, at any moment: our signal comes on top of it, or it on top of ours.
 extern "C" fn inside_a_handler(_: libc::c_int) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
     // A clock and arithmetic, both allowed here.
     compute(Duration::from_micros(20));
 }
 
-fn handle_usr1() {
-    // SAFETY: all-zero is a valid `sigaction`, which is then completed; the handler only computes.
+/// A handler on the thread's own stack, under which is `swaps_signal_stacks`, or the stack is wrong.
+extern "C" fn raised_by_itself(_: libc::c_int) {
+    compute(Duration::from_micros(50));
+}
+
+fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: all-zero is a valid `sigaction`, which is then completed; the handlers only compute.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = inside_a_handler as extern "C" fn(_) as usize;
+        action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
-        let set = libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+        let set = libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         assert_eq!(set, 0);
     }
 }
@@ -541,17 +552,22 @@ fn handle_usr1() {
 /// Somebody else's signals to all threads, and now and then a burst of ours that nobody has asked for.
 fn signals() {
     let process = rustix::process::getpid();
-    for round in 0_u64.. {
+    for round in 0_usize.. {
         if STOP.load(Ordering::Relaxed) {
             return;
         }
-        for thread in threads().iter() {
+        // One at a time, and not often: where both wait for a thread that has no CPU, the kernel puts ours on
+        // top of the other's handler, and there is nothing else to be seen.
+        let living = threads();
+        let next = living.get(round % living.len().max(1));
+        if let Some(thread) = next {
             // SAFETY: sends a signal that is handled; the thread lives, or it were not in the list.
             unsafe {
                 let process = process.as_raw_nonzero().get();
                 libc::syscall(libc::SYS_tgkill, process, *thread, libc::SIGUSR1);
             }
         }
+        drop(living);
         if round % 64 == 0 {
             for _ in 0..200 {
                 rustix::process::kill_process(process, rustix::process::Signal::URG).unwrap();
@@ -623,13 +639,17 @@ struct Tally {
     complete: u64,
     /// Why there was none, or where it ended too early.
     missing: BTreeMap<String, u64>,
-    /// The outermost calls of stacks of which nothing tells why they end there.
-    lost: BTreeMap<String, u64>,
     seen: BTreeMap<&'static str, u64>,
     leaves: BTreeSet<String>,
-    wrong_roots: Vec<WorkerStack>,
-    mixed: Vec<WorkerStack>,
+    /// What is wrong or not understood: how often, by kind and outermost calls, and the first such stack.
+    odd: BTreeMap<(&'static str, String), (u64, WorkerStack)>,
 }
+
+/// Kinds of odd stacks.
+const WRONG_ROOT: &str = "with a wrong root";
+const MIXED: &str = "with two tortures at once";
+const GAP: &str = "without calls that must be there";
+const LOST: &str = "incomplete: nothing tells why";
 
 fn tally() -> MutexGuard<'static, Tally> {
     TALLY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -650,11 +670,9 @@ impl Tally {
     const NONE: Tally = Tally {
         complete: 0,
         missing: BTreeMap::new(),
-        lost: BTreeMap::new(),
         seen: BTreeMap::new(),
         leaves: BTreeSet::new(),
-        wrong_roots: Vec::new(),
-        mixed: Vec::new(),
+        odd: BTreeMap::new(),
     };
 
     fn add(&mut self, stack: &WorkerStack) {
@@ -671,22 +689,39 @@ impl Tally {
         for name in &on_it {
             *self.seen.entry(name).or_default() += 1;
         }
-        if on_it.iter().filter(|name| !ALSO.contains(name)).count() > 1 {
-            self.mixed.push(stack.clone());
+        let in_turn = on_it.iter().filter(|name| !ALSO.contains(name)).count();
+        if in_turn > 1 {
+            self.add_odd(MIXED, stack);
         }
-        if stack.complete {
-            self.complete += 1;
-            if !is_root(frames) {
-                self.wrong_roots.push(stack.clone());
+        if !stack.complete {
+            let why = why_incomplete(frames, &on_it);
+            *self.missing.entry(why.to_owned()).or_default() += 1;
+            if why == LOST {
+                self.add_odd(why, stack);
             }
             return;
         }
-        let why = why_incomplete(frames, &on_it);
-        *self.missing.entry(why.to_owned()).or_default() += 1;
-        if why == LOST {
-            let ends: Vec<_> = frames.iter().rev().take(3).map(place).collect();
-            *self.lost.entry(ends.join(" ← ")).or_default() += 1;
+        self.complete += 1;
+        let raised = on_it.contains(&"raised_by_itself");
+        if !is_root(frames) {
+            self.add_odd(WRONG_ROOT, stack);
+        } else if (in_turn > 0 && !is_on(frames, "suffers"))
+            || (raised && !on_it.contains(&"swaps_signal_stacks"))
+        {
+            self.add_odd(GAP, stack);
         }
+    }
+
+    fn add_odd(&mut self, kind: &'static str, stack: &WorkerStack) {
+        let frames = stack.frames.iter().flatten();
+        let outermost: Vec<_> = frames.rev().take(3).map(place).collect();
+        let odd = self.odd.entry((kind, outermost.join(" ← ")));
+        odd.or_insert_with(|| (0, stack.clone())).0 += 1;
+    }
+
+    fn odd(&self, kind: &str) -> u64 {
+        let of_kind = self.odd.iter().filter(|((odd, _), _)| *odd == kind);
+        of_kind.map(|(_, (count, _))| count).sum()
     }
 
     fn text(&self) -> String {
@@ -698,8 +733,9 @@ impl Tally {
         for (why, count) in &self.missing {
             line(why, *count);
         }
-        line("with a wrong root", self.wrong_roots.len() as u64);
-        line("of two tortures at once", self.mixed.len() as u64);
+        for kind in [WRONG_ROOT, MIXED, GAP] {
+            line(kind, self.odd(kind));
+        }
         line("distinct innermost functions", self.leaves.len() as u64);
         for name in names() {
             let seen = self.seen.get(name).copied().unwrap_or(0);
@@ -713,34 +749,28 @@ impl Tally {
         line("brief runtimes", number(&RUNTIMES));
         line("signals of somebody else's", number(&HANDLED));
         line("signals that nobody asked for", number(&FOREIGN));
-        let mut lost: Vec<_> = self.lost.iter().collect();
-        lost.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        for (ends, count) in lost.iter().take(12) {
-            line(&format!("end at {ends}"), **count);
-        }
-        for wrong in self.wrong_roots.iter().take(3) {
-            writeln!(text, "wrong root: {wrong}").unwrap();
-        }
-        for mixed in self.mixed.iter().take(3) {
-            writeln!(text, "mixed: {mixed}").unwrap();
+        let mut odd: Vec<_> = self.odd.iter().collect();
+        odd.sort_by_key(|((kind, _), (count, _))| (*kind == LOST, std::cmp::Reverse(*count)));
+        for ((kind, _), (count, first)) in odd.iter().take(10) {
+            writeln!(text, "{count} {kind}, the first of them: {first}").unwrap();
         }
         text
     }
 }
-
-const LOST: &str = "incomplete: nothing tells why";
 
 /// A stack does not tell why it is not complete, but what is on it does.
 fn why_incomplete(frames: &[Frame], on_it: &[&str]) -> &'static str {
     let calls = frames.iter().filter(|frame| !frame.inlined).count();
     if on_it.contains(&"inside_a_handler") {
         "incomplete: on the stack for handlers"
-    } else if on_it.contains(&"switches_stacks") {
+    } else if on_it.contains(&"switches_stacks") || frames.last().is_some_and(is_switch) {
         "incomplete: on a stack of unknown bounds"
     } else if calls >= DEEPEST {
         "incomplete: more calls than are kept"
     } else if on_it.contains(&"recurses") {
         "incomplete: deeper than what is copied"
+    } else if frames.last().is_some_and(|frame| frame.module.is_none()) {
+        "incomplete: in code that is not there any more, or never was"
     } else {
         LOST
     }
@@ -764,6 +794,12 @@ fn is_root(frames: &[Frame]) -> bool {
         let function = frame.function.as_deref();
         function.is_some_and(|name| name.contains("thread_start"))
     })
+}
+
+/// The few instructions between the two stacks.
+fn is_switch(frame: &Frame) -> bool {
+    let function = frame.function.as_deref();
+    function.is_some_and(|name| name.starts_with("rust_psm_"))
 }
 
 fn place(frame: &Frame) -> String {

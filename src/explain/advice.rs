@@ -77,10 +77,13 @@ impl Rule {
     }
 
     fn matches(&self, paths: &[Path<'_>], cause: Cause, call: Option<&str>) -> bool {
-        let known = |path: &Path<'_>| self.patterns().any(|pattern| begins(path, pattern));
+        let called = |pattern: &str| {
+            let pattern: Vec<&str> = pattern.split("::").collect();
+            paths.iter().any(|path| begins(path, &pattern))
+        };
         self.when.covers(cause)
             && (self.calls.is_empty() || call.is_some_and(|call| self.calls.contains(&call)))
-            && (self.functions.is_empty() || paths.iter().any(known))
+            && (self.functions.is_empty() || self.patterns().any(called))
     }
 }
 
@@ -328,14 +331,12 @@ const CATALOGUE: &[Rule] = &[
 type Path<'a> = Vec<Cow<'a, str>>;
 
 /// Whether the path begins with the pattern.
-fn begins(path: &[Cow<'_, str>], pattern: &str) -> bool {
-    let (first, rest) = match pattern.split_once("::") {
-        Some((first, rest)) => (first, Some(rest)),
-        None => (pattern, None),
+fn begins(path: &[Cow<'_, str>], pattern: &[&str]) -> bool {
+    let Some((first, rest)) = pattern.split_first() else {
+        return true;
     };
-    let rest_begins = |path: &[Cow<'_, str>]| rest.is_none_or(|rest| begins(path, rest));
-    if first == "*" {
-        return (0..=path.len()).any(|skipped| rest_begins(&path[skipped..]));
+    if *first == "*" {
+        return (0..=path.len()).any(|skipped| begins(&path[skipped..], rest));
     }
     let Some((segment, path)) = path.split_first() else {
         return false;
@@ -344,7 +345,7 @@ fn begins(path: &[Cow<'_, str>], pattern: &str) -> bool {
         Some(beginning) => segment.starts_with(beginning),
         None => segment == first,
     };
-    same && rest_begins(path)
+    same && begins(path, rest)
 }
 
 /// All paths by which the catalogue may know a frame: by its name, and by the place of its source.

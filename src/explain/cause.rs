@@ -8,12 +8,13 @@ use crate::capture::{self, Call, CallKind, Descriptor};
 use crate::report::Frame;
 use crate::watchdog::detector::TimeSplit;
 use std::fmt;
+use std::time::Duration;
 
 /// Why a worker was held.
 ///
 /// A stall is reported only if the code by itself held the worker for the threshold. So the code's own time
-/// decides, computing or asleep, whichever was longer; unless the host has made the stall more than
-/// four times as long as that.
+/// decides, computing or asleep, whichever was longer; unless it is less than five thresholds, and the host
+/// has made the stall more than four times as long.
 ///
 /// `Display` and `Serialize` write it as `cpu`, `blocked/sleep`, `contention` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,12 +93,17 @@ impl serde::Serialize for Cause {
 }
 
 /// The verdict on a stall, from how its time was spent, the call it slept in longest, and its stack.
-pub(crate) fn cause(split: &TimeSplit, slept_in: Option<SleptIn>, frames: &[Frame]) -> Cause {
+pub(crate) fn cause(
+    split: &TimeSplit,
+    threshold: Duration,
+    slept_in: Option<SleptIn>,
+    frames: &[Frame],
+) -> Cause {
     let code = split.cpu + split.asleep;
     if (code + split.host()) * 2 < split.unknown || split.total().is_zero() {
         return Cause::Unknown;
     }
-    if split.host() > code * MOSTLY {
+    if split.host() > code * MOSTLY && code < threshold * LONG_BY_ITSELF {
         let parts = [
             (split.run_queue, Cause::Contention),
             (split.throttled, Cause::Throttled),
@@ -113,8 +119,10 @@ pub(crate) fn cause(split: &TimeSplit, slept_in: Option<SleptIn>, frames: &[Fram
     }
 }
 
-/// So many times the code's own time is mostly the host's doing.
+/// So many times the code's own time is mostly the host's doing …
 const MOSTLY: u32 = 3;
+/// … but not if the code held the worker for so many thresholds by itself.
+const LONG_BY_ITSELF: u32 = 5;
 
 /// A call that a thread slept in, and what its descriptor led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,8 +182,6 @@ fn blocking(slept_in: Option<SleptIn>, frames: &[Frame]) -> Blocking {
 #[cfg(all(test, not(loom), target_os = "linux"))]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     fn ms(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
     }
@@ -191,7 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn the_code_s_own_time_decides_unless_it_is_a_small_part() {
+    fn the_code_s_own_time_decides_unless_it_is_short_and_a_small_part() {
+        let cause =
+            |split: &TimeSplit, slept_in, frames: &[Frame]| cause(split, ms(20), slept_in, frames);
         let mut split = TimeSplit {
             cpu: ms(40),
             asleep: ms(39),
@@ -218,6 +226,12 @@ mod tests {
         split.stopped = ms(81 * 5);
         assert_eq!(cause(&split, sleeping, &[]), Cause::Suspended);
         assert!(cause(&split, sleeping, &[]).is_host());
+        split.asleep = ms(61);
+        assert_eq!(
+            cause(&split, sleeping, &[]),
+            Cause::Blocked(Blocking::Sleep),
+            "five thresholds by itself"
+        );
     }
 
     #[test]
@@ -227,8 +241,9 @@ mod tests {
             unknown: ms(9),
             ..TimeSplit::default()
         };
-        assert_eq!(cause(&split, None, &[]), Cause::Unknown);
-        assert_eq!(cause(&TimeSplit::default(), None, &[]), Cause::Unknown);
+        let cause = |split: &TimeSplit| cause(split, ms(10), None, &[]);
+        assert_eq!(cause(&split), Cause::Unknown);
+        assert_eq!(cause(&TimeSplit::default()), Cause::Unknown);
     }
 
     #[test]

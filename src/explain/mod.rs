@@ -42,6 +42,8 @@ pub(crate) struct Explained {
     pub(crate) complete: bool,
     /// It was deeper than what was copied.
     pub(crate) truncated: bool,
+    /// It came to a call that nothing explains.
+    pub(crate) lost: bool,
 }
 
 /// How much may be done to explain a stack.
@@ -72,12 +74,58 @@ pub(crate) fn shown(frames: &[Frame]) -> Option<Shown> {
     loops.into_iter().any(passes).then_some(Shown::Driving)
 }
 
-/// The frames from the innermost to the outermost of own code: what happened in the poll. All of them,
-/// if none is own code.
+/// The frames of the poll that held the worker, as far out as the user's own code goes.
+///
+/// The outermost of tokio's frames is its scheduler's, or that of `block_on`, below which the caller of
+/// `block_on` is not the poll's. From there inwards come tokio and the standard library, and then the poll.
 pub(crate) fn of_the_poll(frames: &[Frame]) -> &[Frame] {
-    let outermost = frames
+    let scheduler = frames
         .iter()
-        .rposition(|frame| frame.origin == Origin::Own)
-        .map_or(frames.len(), |at| at + 1);
-    &frames[..outermost]
+        .rposition(|frame| frame.origin == Origin::Runtime)
+        .unwrap_or(frames.len());
+    let is_below = |frame: &Frame| matches!(frame.origin, Origin::Runtime | Origin::Std);
+    let end = frames[..scheduler]
+        .iter()
+        .rposition(|frame| !is_below(frame))
+        .map_or(0, |outermost| outermost + 1);
+    let poll = &frames[..end];
+    let own = poll.iter().rposition(|frame| frame.origin == Origin::Own);
+    &poll[..own.map_or(end, |outermost| outermost + 1)]
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_poll_ends_where_the_scheduler_begins() {
+        let kept = |origins: &str| {
+            let frames: Vec<Frame> = origins
+                .chars()
+                .map(|origin| Frame {
+                    function: Some("f".to_owned()),
+                    file: None,
+                    line: None,
+                    module: None,
+                    offset: 0,
+                    build_id: None,
+                    origin: match origin {
+                        'o' => Origin::Own,
+                        'd' => Origin::Dependency,
+                        's' => Origin::Std,
+                        'r' => Origin::Runtime,
+                        _ => Origin::System,
+                    },
+                    inlined: false,
+                })
+                .collect();
+            origins[..of_the_poll(&frames).len()].to_owned()
+        };
+        assert_eq!(kept("lssodoodrsrrssl"), "lssodoo", "on a worker");
+        assert_eq!(kept("lssodrsrrosl"), "lsso", "below `block_on` in `main`");
+        assert_eq!(kept("lsrrsosrrsrr"), "lsrrso", "a runtime inside the poll");
+        assert_eq!(kept("lsddrr"), "lsdd", "nothing of their own");
+        assert_eq!(kept("lssodl"), "lsso", "a scheduler without names");
+        assert_eq!(kept("lrrl"), "l", "between two polls");
+    }
 }

@@ -21,5 +21,7 @@ impl Explainer {
         None
     }
 
+    pub(crate) fn prime(&mut self) {}
+
     pub(crate) fn rest(&mut self) {}
 }

@@ -14,7 +14,7 @@ use crate::report::{Frame, Origin, Site};
 use std::collections::HashSet;
 
 /// Tells own code from others'.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct OwnCode {
     named: HashSet<String>,
     program: Option<String>,
@@ -31,6 +31,12 @@ const STD: &[&str] = &[
     "compiler_builtins",
     "backtrace_rs",
 ];
+
+impl Default for OwnCode {
+    fn default() -> OwnCode {
+        OwnCode::new([])
+    }
+}
 
 impl OwnCode {
     /// Own are the crates of these names, besides what the paths say.
@@ -254,7 +260,7 @@ mod tests {
         assert_eq!(origin(&format!("{program}x::main")), Origin::Dependency);
         let other = OwnCode {
             program: Some("app".to_owned()),
-            ..OwnCode::default()
+            named: HashSet::new(),
         };
         assert_eq!(other.origin(Some("app::main"), None, true), Origin::Own);
     }

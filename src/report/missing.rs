@@ -76,8 +76,8 @@ impl fmt::Display for Missing {
             Missing::Truncated => "the outer part of the stack: it is deeper than what is copied",
             Missing::Lost => "the outer part of the stack: no unwind table explains the last call",
             Missing::NoOwnCode => {
-                "no site: no frame is known to be your own code; build with `debug = \
-                 \"line-tables-only\"`, or name your crates to `Builder::own_crates`"
+                "no site: no frame is known to be your own code; build with `debug = 1`, or name your \
+                 crates to `Builder::own_crates`"
             }
         })
     }

@@ -104,10 +104,10 @@ const REST: Duration = Duration::from_secs(10);
 pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
     let mut reporter = Reporter::default();
     loop {
-        let wait = if reporter.later.is_empty() {
-            REST
-        } else {
-            QUIET
+        let wait = match (reporter.later.is_empty(), reporter.primed) {
+            (false, _) => QUIET,
+            (true, false) => PRIME_AFTER,
+            (true, true) => REST,
         };
         let message = match news.recv_timeout(wait) {
             Ok(message) => Some(message),
@@ -122,12 +122,19 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
             Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared, now),
             None => match reporter.later.pop_front() {
                 Some(news) => reporter.stack(news, shared, Effort::Any),
-                None => shared.explainer.lock().rest(),
+                None if reporter.primed => shared.explainer.lock().rest(),
+                None => {
+                    reporter.primed = true;
+                    shared.explainer.lock().prime();
+                }
             },
         }
         shared.reporter_busy_since.store(0, Ordering::Relaxed);
     }
 }
+
+/// A process that lives for so long has its debug information opened before the first stall needs it.
+const PRIME_AFTER: Duration = Duration::from_secs(1);
 
 /// So long without news, and stacks that take longer to explain have their turn: that a worker is held
 /// is said first.
@@ -144,6 +151,7 @@ struct Reporter {
     known: HashMap<StallKey, Known>,
     /// Stacks with places whose names must be read from debug information.
     later: VecDeque<StackNews>,
+    primed: bool,
     log: Log,
 }
 
@@ -321,7 +329,7 @@ impl Known {
     fn add(&mut self, explained: Explained, after: Duration) {
         self.no_stack = None;
         self.truncated |= explained.truncated;
-        self.lost |= !explained.complete && !explained.truncated;
+        self.lost |= explained.lost;
         let same = self
             .stacks
             .iter()
@@ -345,7 +353,12 @@ impl Known {
             .telling_stack()
             .map_or(Vec::new(), |stack| stack.frames.clone());
         report.site = site::site(&frames);
-        report.cause = cause::cause(&report.time, self.slept_in, &frames);
+        report.cause = cause::cause(
+            &report.time,
+            watch.settings.threshold,
+            self.slept_in,
+            &frames,
+        );
         let of_the_poll = explain::of_the_poll(&frames);
         report.advice = watch
             .settings

@@ -124,7 +124,7 @@ impl StallReport {
             duration: stall.duration,
             duration_error: stall.error,
             time: stall.split,
-            cause: cause::cause(&stall.split, slept_in, &[]),
+            cause: cause::cause(&stall.split, runtime.rules.threshold, slept_in, &[]),
             asleep_in: stall
                 .call
                 .map(|call| crate::capture::call_name(call.number)),

@@ -92,6 +92,9 @@ impl fmt::Display for StallReport {
         if let Some(stack) = self.telling_stack() {
             Stack(stack, self.stacks.len()).fmt(f)?;
         }
+        if let Some((module, build_id)) = self.unnamed_module() {
+            write!(f, "\n  build id  {build_id} ({module})")?;
+        }
         if let Some(advice) = &self.advice {
             write!(f, "\n  do        {advice}")?;
         }
@@ -177,6 +180,15 @@ fn is_own(frame: &Frame) -> bool {
 }
 
 impl StallReport {
+    /// The program, if its functions have no names here, and what to look them up with.
+    fn unnamed_module(&self) -> Option<(&str, &str)> {
+        let frames = &self.telling_stack()?.frames;
+        let is_unnamed =
+            |frame: &&Frame| frame.function.is_none() && frame.origin != Origin::System;
+        let frame = frames.iter().find(is_unnamed)?;
+        frame.module.as_deref().zip(frame.build_id.as_deref())
+    }
+
     /// The earliest stack at the site found most often: computing stalls rarely show the same stack twice,
     /// but the same site.
     pub(crate) fn telling_stack(&self) -> Option<&StackSample> {

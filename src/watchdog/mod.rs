@@ -107,6 +107,7 @@ struct Round<'a> {
 struct Quota {
     throttle: Throttle,
     limits: bool,
+    before: Duration,
     checked_at: Nanos,
 }
 
@@ -119,6 +120,7 @@ impl Quota {
         Quota {
             limits: throttle.has_quota(),
             throttle,
+            before: Duration::ZERO,
             checked_at: clock::now(),
         }
     }
@@ -128,9 +130,11 @@ impl Quota {
         if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
             self.checked_at = now;
             self.limits = self.throttle.has_quota();
+            // What was held back before is nobody's now.
+            self.before = self.throttle.read();
         }
         if self.limits {
-            self.throttle.read()
+            self.throttle.read().saturating_sub(self.before)
         } else {
             Duration::ZERO
         }

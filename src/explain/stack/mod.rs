@@ -49,7 +49,18 @@ impl Explainer {
             frames,
             complete: walk.end == End::Root,
             truncated: walk.end == End::Truncated,
+            lost: walk.end == End::Lost,
         })
+    }
+
+    /// Opens the program's debug information, which takes the better part of a first look.
+    pub(crate) fn prime(&mut self) {
+        self.used_at = clock::now();
+        self.unwinder.refresh();
+        let here = Explainer::prime as *const () as u64;
+        self.unwinder.read_module_of(here);
+        self.symbols
+            .frames(here, &self.unwinder, &OwnCode::default());
     }
 
     /// Lets go of what has not been used for a while; the names found stay.

@@ -10,7 +10,10 @@ use framehop::{
     CacheNative, ExplicitModuleSectionInfo, FrameAddress, UnwindRegsNative, Unwinder as _,
     UnwinderNative,
 };
-use gimli::{BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindSection as _};
+use gimli::{
+    BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, FrameDescriptionEntry, LittleEndian,
+    RegisterRule, UnwindContext, UnwindSection as _,
+};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,6 +54,30 @@ impl Read {
     /// The function around an address in the file, by the unwind tables. These are there also where
     /// symbols have been stripped.
     pub(crate) fn function_at(&self, in_file: u64) -> Option<Range<u64>> {
+        self.with_entry(in_file, |entry, _, _| {
+            let start = entry.initial_address();
+            Some(start..start + entry.len())
+        })
+    }
+
+    /// Whether the function at this address has no caller: its table says that nobody is returned to. That
+    /// is how the first function of a thread is marked. `None` if there is no table for it.
+    fn is_root(&self, in_file: u64) -> Option<bool> {
+        self.with_entry(in_file, |entry, frames, bases| {
+            let mut context = UnwindContext::new();
+            let row = entry
+                .unwind_info_for_address(frames, bases, &mut context, in_file)
+                .ok()?;
+            let returns_to = row.register(entry.cie().return_address_register());
+            Some(returns_to == RegisterRule::Undefined)
+        })
+    }
+
+    fn with_entry<R>(
+        &self,
+        in_file: u64,
+        f: impl FnOnce(&Entry<'_>, &EhFrame<Bytes<'_>>, &BaseAddresses) -> Option<R>,
+    ) -> Option<R> {
         let unwind = self.unwind.as_ref()?;
         let (hdr_at, hdr) = &unwind.eh_frame_hdr;
         let (frame_at, frame) = &unwind.eh_frame;
@@ -64,11 +91,12 @@ impl Read {
             parsed
                 .table()?
                 .fde_for_address(&frames, &bases, in_file, EhFrame::cie_from_offset);
-        let entry = entry.ok()?;
-        let start = entry.initial_address();
-        Some(start..start + entry.len())
+        f(&entry.ok()?, &frames, &bases)
     }
 }
+
+type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+type Entry<'a> = FrameDescriptionEntry<Bytes<'a>>;
 
 /// The calls on a stack, innermost first.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,8 +109,10 @@ pub(crate) struct Walk {
 /// Where the walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// At the thread's root.
+    /// At the thread's root: a function that has no caller.
     Root,
+    /// Where nothing points further, and no table says whether that is the root.
+    Unproven,
     /// At the end of what was copied.
     Truncated,
     /// At a frame that nothing explains.
@@ -165,7 +195,24 @@ impl Unwinder {
                 break End::Truncated;
             }
         };
+        let end = match (end, addresses.last()) {
+            (End::Root, Some(&outermost)) => self.proven(outermost),
+            (end, _) => end,
+        };
         Walk { addresses, end }
+    }
+
+    /// A stack that was caught in the middle of being switched, or unwound by a panic, can lead to any
+    /// place; so can the frame that a signal has made.
+    fn proven(&self, outermost: u64) -> End {
+        let Some((_, Some(read))) = self.module_of(outermost) else {
+            return End::Lost;
+        };
+        match read.is_root(outermost.wrapping_sub(read.bias)) {
+            Some(true) => End::Root,
+            Some(false) => End::Lost,
+            None => End::Unproven,
+        }
     }
 
     /// The module that an address lies in, with what was read of it.
@@ -181,7 +228,8 @@ impl Unwinder {
         Some((&known.file, read))
     }
 
-    fn read_module_of(&mut self, address: u64) {
+    /// Reads the tables of the module that an address lies in, unless they have been.
+    pub(super) fn read_module_of(&mut self, address: u64) {
         let Some(known) = self
             .modules
             .iter_mut()

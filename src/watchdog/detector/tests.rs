@@ -716,7 +716,9 @@ fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
             found.extend(world.sleep(TICK));
             if tick == 2 {
                 let serial = world.detector.watches().unwrap();
-                shown.map(|shown| world.detector.show(serial, shown));
+                if let Some(shown) = shown {
+                    world.detector.show(serial, shown);
+                }
             }
         }
         began(&found).map(|stall| stall.certainty)
@@ -733,7 +735,9 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
         world.begin_poll(Some(at(5)));
         world.compute(TICK);
         let serial = world.detector.watches().unwrap();
-        shown.map(|shown| world.detector.show(serial, shown));
+        if let Some(shown) = shown {
+            world.detector.show(serial, shown);
+        }
         let mut found = Findings::new();
         for _ in 0..6 {
             found.extend(world.sleep(TICK));
