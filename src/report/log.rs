@@ -19,6 +19,8 @@ const TARGET: &str = "tokio_stall";
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     limiter: Limiter,
+    /// Trouble of the host comes in swarms; it must not use up what is left for code.
+    host_limiter: Limiter,
     /// What was decided about stalls that go on.
     decided: HashMap<u64, Decision>,
 }
@@ -46,12 +48,17 @@ impl Log {
         }
         let as_error = report.duration >= settings.error_after;
         if !shown && known.is_none_or(|known| as_error && !known.as_error) {
-            let site = format!(
-                "{}\n{}\n{as_error}",
-                report.runtime,
-                report.span.as_deref().unwrap_or_default()
-            );
-            let admitted = self.limiter.admit(&site, now);
+            let site = match &report.site {
+                Some(site) => site.to_string(),
+                None => report.span.clone().unwrap_or_default(),
+            };
+            let site = format!("{}\n{site}\n{as_error}", report.runtime);
+            let limiter = if report.cause.is_host() {
+                &mut self.host_limiter
+            } else {
+                &mut self.limiter
+            };
+            let admitted = limiter.admit(&site, now);
             report.suppressed = admitted.unwrap_or_default();
             if report.phase != Phase::Ended {
                 let shown = admitted.is_some();
@@ -104,14 +111,17 @@ fn emit(report: &StallReport, error_after: Duration) {
                 certainty = ?report.certainty,
                 runtime = report.runtime,
                 worker = report.worker,
+                site = report.site.as_ref().map(tracing::field::display),
+                cause = report.cause.as_str(),
                 span = report.span,
                 task = report.task,
                 spawned_at = report.spawned_at,
                 duration_seconds = report.duration.as_secs_f64(),
                 cpu_seconds = report.time.cpu.as_secs_f64(),
                 asleep_seconds = report.time.asleep.as_secs_f64(),
-                host_seconds = (report.time.run_queue + report.time.stopped).as_secs_f64(),
+                host_seconds = report.time.host().as_secs_f64(),
                 asleep_in = report.asleep_in,
+                advice = report.advice,
                 suppressed = report.suppressed,
                 "{}",
                 report.headline()
@@ -134,6 +144,7 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         all_polls = coverage.all_polls,
         spans = coverage.spans,
         thread_evidence = coverage.thread_evidence,
+        stacks = coverage.stacks,
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
     );
