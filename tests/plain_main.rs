@@ -2,7 +2,7 @@
 
 mod seen;
 
-use seen::{FOREVER, Seen, compute};
+use seen::{FOREVER, Seen, compute, missing_names};
 use std::time::{Duration, Instant};
 use tokio_stall::{Certainty, Guard, Missing, Phase};
 
@@ -23,7 +23,7 @@ fn a_sleeping_worker_is_reported_while_it_sleeps_and_for_certain() {
             tokio::task::spawn_blocking(move || began.wait(|report| report.phase == Phase::Began));
         let began = began.await.unwrap();
         assert_eq!(began.certainty, Certainty::Certain);
-        assert_eq!(began.missing, [Missing::Unmarked]);
+        assert_eq!(missing_names(&began), [Missing::Unmarked]);
         assert!(began.worker < 2 && !began.duration.is_zero());
         assert_eq!(stalled.await.unwrap(), began);
         let ended = seen.wait_for_end(began.id);

@@ -48,9 +48,11 @@ impl Log {
         }
         let as_error = report.duration >= settings.error_after;
         if !shown && known.is_none_or(|known| as_error && !known.as_error) {
-            let site = match &report.site {
-                Some(site) => site.to_string(),
-                None => report.span.clone().unwrap_or_default(),
+            // The site of a stall may come to be known later than its span.
+            let site = match (&report.span, &report.site) {
+                (Some(span), _) => span.clone(),
+                (None, Some(site)) => site.to_string(),
+                (None, None) => String::new(),
             };
             let site = format!("{}\n{site}\n{as_error}", report.runtime);
             let limiter = if report.cause.is_host() {

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use tokio_stall::{Builder, Certainty, Guard, Phase, StallReport};
+use tokio_stall::{Builder, Certainty, Guard, Missing, Phase, StallReport};
 
 /// Waiting ends on news. The bound is only for a test that would otherwise wait for ever.
 pub const FOREVER: Duration = Duration::from_secs(20);
@@ -95,6 +95,17 @@ impl Seen {
         let all = self.all();
         assert!(all.is_empty(), "false alarm: {all:#?}");
     }
+}
+
+/// What is missing about the names of a poll. Its stack is another matter, and may come later.
+pub fn missing_names(report: &StallReport) -> Vec<Missing> {
+    let about_names = |missing: &Missing| {
+        matches!(
+            missing,
+            Missing::Unmarked | Missing::MovedOn | Missing::TooDeep
+        )
+    };
+    report.missing.iter().copied().filter(about_names).collect()
 }
 
 /// Computes for this much time of the thread's own, however long the machine takes to give it.

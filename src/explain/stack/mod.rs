@@ -42,8 +42,8 @@ impl Explainer {
         }
         let mut frames = Vec::with_capacity(walk.addresses.len());
         for address in walk.addresses {
-            let named = self.symbols.frames(address, &self.unwinder, own);
-            frames.extend(named.iter().cloned());
+            let named = self.symbols.frames(address, &self.unwinder);
+            frames.extend(named.iter().map(|named| named.frame(own)));
         }
         Some(Explained {
             frames,
@@ -59,8 +59,7 @@ impl Explainer {
         self.unwinder.refresh();
         let here = Explainer::prime as *const () as u64;
         self.unwinder.read_module_of(here);
-        self.symbols
-            .frames(here, &self.unwinder, &OwnCode::default());
+        self.symbols.frames(here, &self.unwinder);
     }
 
     /// Lets go of what has not been used for a while; the names found stay.

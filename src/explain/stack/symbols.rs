@@ -21,7 +21,7 @@ pub(crate) struct Symbols {
     /// By inode. `None` for files that cannot be read.
     loaders: HashMap<u64, Option<Loader>>,
     /// By inode and address in the file.
-    named: HashMap<(u64, u64), Arc<[Frame]>>,
+    named: HashMap<(u64, u64), Arc<[Named]>>,
 }
 
 impl Symbols {
@@ -31,14 +31,9 @@ impl Symbols {
     ///
     /// A look-up in a table for an address named before; else reads debug information: some 10 to 100 µs,
     /// and once per module and hour of silence some 100 ms.
-    pub(crate) fn frames(
-        &mut self,
-        address: u64,
-        unwinder: &Unwinder,
-        own: &OwnCode,
-    ) -> Arc<[Frame]> {
+    pub(crate) fn frames(&mut self, address: u64, unwinder: &Unwinder) -> Arc<[Named]> {
         let Some((file, read)) = unwinder.module_of(address) else {
-            return [unnamed(address, None, None, own)].into();
+            return [Named::nameless(address, None)].into();
         };
         let in_file = address.wrapping_sub(read.map_or(file.range.start, |read| read.bias));
         let key = (file.inode, in_file);
@@ -60,12 +55,12 @@ impl Symbols {
             build_id: read.and_then(|read| read.build_id.clone()),
             function: read.and_then(|read| read.function_at(in_file)),
         };
-        let frames: Arc<[Frame]> = name(loader.as_ref(), in_file, &module, own).into();
+        let named: Arc<[Named]> = name(loader.as_ref(), in_file, &module).into();
         if self.named.len() >= ADDRESSES {
             self.named.clear();
         }
-        self.named.insert(key, frames.clone());
-        frames
+        self.named.insert(key, named.clone());
+        named
     }
 
     /// Whether an address has a name already, or can have none.
@@ -92,10 +87,10 @@ struct Module {
     function: Option<Range<u64>>,
 }
 
-fn name(loader: Option<&Loader>, address: u64, module: &Module, own: &OwnCode) -> Vec<Frame> {
+fn name(loader: Option<&Loader>, address: u64, module: &Module) -> Vec<Named> {
     let mut frames = Vec::new();
     let Some(loader) = loader else {
-        return vec![unnamed(address, Some(module), None, own)];
+        return vec![Named::nameless(address, Some(module))];
     };
     // Where local symbols have been stripped, the nearest one is another function's.
     let symbol = || {
@@ -113,17 +108,20 @@ fn name(loader: Option<&Loader>, address: u64, module: &Module, own: &OwnCode) -
                 .and_then(|function| function.raw_name().ok())
                 .map(|name| demangled(&name));
             let location = frame.location.as_ref();
-            frames.push(Frame {
+            frames.push(Named {
                 function: name,
                 file: location.and_then(|place| place.file).map(str::to_owned),
                 line: location.and_then(|place| place.line),
                 inlined: true,
-                ..unnamed(address, Some(module), None, own)
+                ..Named::nameless(address, Some(module))
             });
         }
     }
     match frames.last_mut() {
-        None => return vec![unnamed(address, Some(module), symbol(), own)],
+        None => frames.push(Named {
+            function: symbol(),
+            ..Named::nameless(address, Some(module))
+        }),
         Some(outermost) => {
             outermost.inlined = false;
             // Little debug information names functions without their path, which the symbol has.
@@ -133,32 +131,48 @@ fn name(loader: Option<&Loader>, address: u64, module: &Module, own: &OwnCode) -
             }
         }
     }
-    for frame in &mut frames {
-        frame.origin = own.origin(
-            frame.function.as_deref(),
-            frame.file.as_deref(),
-            module.in_program,
-        );
-    }
     frames
 }
 
-fn unnamed(
-    address: u64,
-    module: Option<&Module>,
+/// A frame, but for whose code it is: that depends on who asks.
+pub(crate) struct Named {
     function: Option<String>,
-    own: &OwnCode,
-) -> Frame {
-    let in_program = module.is_some_and(|module| module.in_program);
-    Frame {
-        origin: own.origin(function.as_deref(), None, in_program),
-        function,
-        file: None,
-        line: None,
-        module: module.map(|module| module.name.clone()),
-        offset: address,
-        build_id: module.and_then(|module| module.build_id.clone()),
-        inlined: false,
+    file: Option<String>,
+    line: Option<u32>,
+    module: Option<String>,
+    offset: u64,
+    build_id: Option<String>,
+    in_program: bool,
+    inlined: bool,
+}
+
+impl Named {
+    fn nameless(address: u64, module: Option<&Module>) -> Named {
+        Named {
+            function: None,
+            file: None,
+            line: None,
+            module: module.map(|module| module.name.clone()),
+            offset: address,
+            build_id: module.and_then(|module| module.build_id.clone()),
+            in_program: module.is_some_and(|module| module.in_program),
+            inlined: false,
+        }
+    }
+
+    /// The frame, for whoever has these crates.
+    pub(crate) fn frame(&self, own: &OwnCode) -> Frame {
+        let (function, file) = (self.function.as_deref(), self.file.as_deref());
+        Frame {
+            function: self.function.clone(),
+            file: self.file.clone(),
+            line: self.line,
+            module: self.module.clone(),
+            offset: self.offset,
+            build_id: self.build_id.clone(),
+            origin: own.origin(function, file, self.in_program),
+            inlined: self.inlined,
+        }
     }
 }
 

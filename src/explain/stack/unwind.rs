@@ -73,6 +73,14 @@ impl Read {
         })
     }
 
+    /// Whether this is where handlers return to: the frame below it is the code that a signal interrupted.
+    fn is_signal_frame(&self, in_file: u64) -> bool {
+        let marked = self.with_entry(in_file, |entry, _, _| {
+            Some(entry.cie().is_signal_trampoline())
+        });
+        marked.unwrap_or(false)
+    }
+
     fn with_entry<R>(
         &self,
         in_file: u64,
@@ -177,6 +185,15 @@ impl Unwinder {
         let mut addresses = vec![at.address_for_lookup()];
         let end = loop {
             self.read_module_of(at.address_for_lookup());
+            if self.is_signal_frame(at.address_for_lookup()) {
+                let Some(interrupted) = interrupted(native.sp(), &mut read) else {
+                    break End::Lost;
+                };
+                native = self::native(interrupted);
+                at = FrameAddress::from_instruction_pointer(interrupted.pc);
+                addresses.push(at.address_for_lookup());
+                continue;
+            }
             let next = self
                 .framehop
                 .unwind_frame(at, &mut native, &mut self.cache, &mut read);
@@ -200,6 +217,12 @@ impl Unwinder {
             (end, _) => end,
         };
         Walk { addresses, end }
+    }
+
+    fn is_signal_frame(&self, address: u64) -> bool {
+        self.module_of(address)
+            .and_then(|(_, read)| read)
+            .is_some_and(|read| read.is_signal_frame(address.wrapping_sub(read.bias)))
     }
 
     /// A stack that was caught in the middle of being switched, or unwound by a panic, can lead to any
@@ -269,6 +292,30 @@ impl Unwinder {
             }
         };
     }
+}
+
+/// The registers of the code that a signal interrupted, as the kernel has left them above the handler's
+/// frame: where they are is part of its interface, where its unwind table puts them is beyond `framehop`.
+#[cfg(target_arch = "x86_64")]
+fn interrupted(sp: u64, read: &mut impl FnMut(u64) -> Result<u64, ()>) -> Option<Registers> {
+    use std::mem::offset_of;
+    // The handler has returned, so the stack pointer is at the context.
+    let saved = offset_of!(libc::ucontext_t, uc_mcontext) + offset_of!(libc::mcontext_t, gregs);
+    let mut register = |index: libc::c_int| {
+        let offset = saved as u64 + 8 * u64::try_from(index).ok()?;
+        read(sp.checked_add(offset)?).ok()
+    };
+    Some(Registers {
+        pc: register(libc::REG_RIP)?,
+        sp: register(libc::REG_RSP)?,
+        fp: register(libc::REG_RBP)?,
+        lr: 0,
+    })
+}
+
+#[cfg(target_arch = "aarch64")]
+fn interrupted(_: u64, _: &mut impl FnMut(u64) -> Result<u64, ()>) -> Option<Registers> {
+    None
 }
 
 #[cfg(target_arch = "x86_64")]
