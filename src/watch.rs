@@ -50,7 +50,8 @@ pub fn watch() -> Result<Guard, StartError> {
 /// A directed signal makes the thread copy its registers and stack, and go on. Its pause is some ten
 /// microseconds. A call that the signal meets asleep is restarted by the kernel, except for the few that
 /// never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`. Rust's standard
-/// library calls them again; C libraries may not. A stall that sleeps is signalled once.
+/// library calls them again; C libraries may not. A stall that sleeps is signalled once; the first signal
+/// comes one tick before the threshold, so also a poll that is about to become a stall may see one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stacks {

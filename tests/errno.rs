@@ -40,6 +40,15 @@ fn watches_errno(stop: &AtomicBool) -> (u64, Option<i32>) {
     (looks, changed)
 }
 
+/// Stops what spins, also when the test has failed: its runtime waits for it.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Takes that many stacks of a worker that is in [`watches_errno`], called by `call`.
 fn watched(call: impl FnOnce(&AtomicBool) -> (u64, Option<i32>) + Send + 'static) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -51,8 +60,8 @@ fn watched(call: impl FnOnce(&AtomicBool) -> (u64, Option<i32>) + Send + 'static
         .runtime(name, runtime.handle().clone())
         .start()
         .unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = Stop(stopped.clone());
     let looking = runtime.spawn(async move { call(&stopped) });
 
     // Positive control: they are stacks of exactly that loop.
@@ -70,7 +79,7 @@ fn watched(call: impl FnOnce(&AtomicBool) -> (u64, Option<i32>) + Send + 'static
         taken += stacks.iter().filter(|stack| is_looking(stack)).count();
         assert!(Instant::now() < deadline, "{taken}, and then {stacks:#?}");
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(stop);
     let (looks, changed) = runtime.block_on(looking).unwrap();
     assert_eq!(changed, None, "in {looks} looks");
     assert!(looks > MANY as u64);

@@ -49,6 +49,15 @@ fn spins_without_allocating(stop: &AtomicBool) -> (u64, u64) {
     (first, CALLS.get())
 }
 
+/// Stops what spins, also when the test has failed: its runtime waits for it.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 const MANY: usize = 200;
 
 #[test]
@@ -61,8 +70,8 @@ fn to_have_its_stack_taken_does_not_allocate() {
         .runtime("api", runtime.handle().clone())
         .start()
         .unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = Stop(stopped.clone());
     let spinning = runtime.spawn(async move {
         let spun = spins_without_allocating(&stopped);
         let before = CALLS.get();
@@ -83,7 +92,7 @@ fn to_have_its_stack_taken_does_not_allocate() {
         taken += stacks.iter().filter(|stack| is_spinning(stack)).count();
         assert!(Instant::now() < deadline, "{taken}, and then {stacks:#?}");
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(stop);
     let ((first, last), counted) = runtime.block_on(spinning).unwrap();
     assert_eq!(last - first, 0);
     // Positive control: the counter counts on that thread.

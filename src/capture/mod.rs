@@ -111,6 +111,8 @@ pub(crate) enum NotTaken {
     ThreadGone,
     /// All buffers are in use.
     Busy,
+    /// Somebody has taken the signal's handler away.
+    SignalTaken,
 }
 
 /// What a system call makes its thread wait for.

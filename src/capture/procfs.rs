@@ -71,6 +71,13 @@ impl ThreadFiles {
         })
     }
 
+    /// How long the thread has waited for a CPU so far. 0.3 µs.
+    pub(crate) fn run_queue(&self) -> Option<Duration> {
+        let mut buffer = [0; 96];
+        let read = self.schedstat.read_at(&mut buffer, 0).ok()?;
+        parse_schedstat(&buffer[..read]).map(|(_, run_queue, _)| run_queue)
+    }
+
     fn off_cpu_state(&self) -> ThreadState {
         let mut buffer = [0; 192];
         let read = self

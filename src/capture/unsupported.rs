@@ -33,6 +33,10 @@ impl ThreadFiles {
     pub(crate) fn look(&self) -> Option<ThreadEvidence> {
         None
     }
+
+    pub(crate) fn run_queue(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Calls are of no kind here.

@@ -134,8 +134,9 @@ impl fmt::Display for StallReport {
 /// One stack, as far as it says something: runs of frames that are not the user's own are folded.
 struct Stack<'a>(&'a StackSample, usize);
 
-/// Frames of others that are shown in a row, from the innermost on.
-const IN_A_ROW: usize = 4;
+/// Frames of others that are shown below the innermost own one: what it called. Further out, only the
+/// user's own are of interest.
+const CALLED: usize = 6;
 
 impl fmt::Display for Stack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,10 +144,10 @@ impl fmt::Display for Stack<'_> {
         let shown = crate::explain::of_the_poll(&sample.frames);
         let mut lines = Vec::new();
         for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
-            let kept = if run.iter().all(is_own) {
-                run.len()
-            } else {
-                run.len().min(IN_A_ROW)
+            let kept = match (run.iter().all(is_own), lines.is_empty()) {
+                (true, _) => run.len(),
+                (false, true) => run.len().min(CALLED),
+                (false, false) => 0,
             };
             lines.extend(run[..kept].iter().map(ToString::to_string));
             match run.len() - kept {
@@ -170,7 +171,8 @@ impl fmt::Display for Stack<'_> {
         match (sample.count, stacks) {
             (1, 1) => Ok(()),
             (count, 1) => write!(f, ", {count} times the same"),
-            (count, stacks) => write!(f, ", {count} times; one of {stacks} different ones"),
+            (1, stacks) => write!(f, ", one of {stacks} different stacks"),
+            (count, stacks) => write!(f, ", {count} times; one of {stacks} different stacks"),
         }
     }
 }

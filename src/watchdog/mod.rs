@@ -10,7 +10,7 @@ pub(crate) mod pulses;
 mod sampling;
 pub(crate) mod workers;
 
-use crate::capture::Throttle;
+use crate::capture::{self, ThreadFiles, Throttle};
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::explain::cause::SleptIn;
@@ -52,6 +52,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         runtimes: Vec::new(),
         drivers: Drivers::new(),
         quota: Quota::new(),
+        own_wait: OwnWait::new(),
         stacks: Allowance::new(clock::now()),
         live: Vec::new(),
         live_changed: false,
@@ -87,6 +88,7 @@ struct Watchdog {
     runtimes: Vec<RuntimeWatch>,
     drivers: Drivers,
     quota: Quota,
+    own_wait: OwnWait,
     stacks: Allowance,
     live: Vec<Live>,
     live_changed: bool,
@@ -95,12 +97,33 @@ struct Watchdog {
 /// One tick, as all workers share it.
 struct Round<'a> {
     due: Nanos,
+    own_wait: Option<Duration>,
     throttled: Duration,
     drivers: &'a Drivers,
     shared: &'a Shared,
     allowance: &'a mut Allowance,
     news: Vec<StallNews>,
     stacks: Vec<StackNews>,
+}
+
+/// How long the watchdog itself has waited for a CPU.
+struct OwnWait {
+    files: Option<ThreadFiles>,
+    so_far: Duration,
+}
+
+impl OwnWait {
+    fn new() -> OwnWait {
+        OwnWait {
+            files: ThreadFiles::open(capture::current_tid()),
+            so_far: Duration::ZERO,
+        }
+    }
+
+    fn since_last_time(&mut self) -> Option<Duration> {
+        let now = self.files.as_ref().and_then(ThreadFiles::run_queue)?;
+        Some(now.saturating_sub(std::mem::replace(&mut self.so_far, now)))
+    }
 }
 
 /// The CPU quota of the process, which is looked at closely only where there is one.
@@ -172,6 +195,7 @@ impl Watchdog {
         let mut next = IDLE_TICK;
         let mut round = Round {
             due,
+            own_wait: self.own_wait.since_last_time(),
             throttled: self.quota.throttled(),
             drivers: &self.drivers,
             shared: &self.shared,
@@ -355,9 +379,10 @@ impl WorkerWatch {
         // Asked before the thread is looked at: a signal taken in between costs the proof of one sleep, not
         // more.
         let signalled = self.sampling.is_answered();
-        let mut sample =
-            self.worker
-                .sample(&runtime.metrics, round.due, signalled, round.throttled);
+        let mut sample = self.worker.sample(&runtime.metrics, round.due);
+        sample.signalled = signalled;
+        sample.own_wait = round.own_wait;
+        sample.throttled = round.throttled;
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }

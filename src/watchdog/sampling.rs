@@ -232,6 +232,7 @@ impl From<NotTaken> for NoStack {
             NotTaken::Unsupported => NoStack::Unsupported,
             NotTaken::ThreadGone => NoStack::ThreadGone,
             NotTaken::Busy => NoStack::Busy,
+            NotTaken::SignalTaken => NoStack::SignalTaken,
         }
     }
 }

@@ -164,13 +164,7 @@ impl Worker {
     /// # Cost
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
-    pub(crate) fn sample(
-        &mut self,
-        metrics: &RuntimeMetrics,
-        due: Nanos,
-        signalled: bool,
-        throttled: Duration,
-    ) -> Sample {
+    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, due: Nanos) -> Sample {
         let thread = self.look_at_thread();
         let before = counters(metrics, self.index);
         let slot = self.driver().map(|driver| {
@@ -198,8 +192,9 @@ impl Worker {
             after,
             slot,
             thread,
-            signalled,
-            throttled,
+            own_wait: None,
+            signalled: false,
+            throttled: Duration::ZERO,
             ends: [None; 2],
         }
     }

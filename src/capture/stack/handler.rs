@@ -14,12 +14,12 @@
 use super::POOL;
 use super::letter::Letter;
 use super::registers::Registers;
+use parking_lot::Mutex;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Signals for which the handler has been installed, by bit. It is never taken down: a signal may be on
-/// its way, and whoever came after us may call it.
-static INSTALLED: AtomicU64 = AtomicU64::new(0);
+/// Between the look at who handles a signal and the installation, nobody else of ours looks. The handler
+/// is never taken down: a signal may be on its way, and whoever came after us may call it.
+static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// The signal used by default. Its default action is none, so one that arrives where the handler is
 /// missing does no harm, and debuggers pass it on without a word.
@@ -48,14 +48,14 @@ pub(crate) fn is_usable(signal: i32) -> bool {
 #[derive(Debug)]
 pub(crate) struct Taken;
 
-/// Installs the handler, once per signal. Refuses to replace anything but the default or "ignore".
+/// Installs the handler, unless it is there. Refuses to replace anything but the default or "ignore".
 #[allow(unsafe_code)]
 pub(crate) fn install(signal: i32) -> io::Result<Result<(), Taken>> {
-    let bit = 1_u64 << (signal - 1);
-    if INSTALLED.load(Ordering::Relaxed) & bit != 0 {
+    let _installing = INSTALLING.lock();
+    let current = disposition(signal)?;
+    if current == address() {
         return Ok(Ok(()));
     }
-    let current = disposition(signal)?;
     if current != libc::SIG_DFL && current != libc::SIG_IGN {
         return Ok(Err(Taken));
     }
@@ -69,8 +69,13 @@ pub(crate) fn install(signal: i32) -> io::Result<Result<(), Taken>> {
     if unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    INSTALLED.fetch_or(bit, Ordering::Relaxed);
     Ok(Ok(()))
+}
+
+/// Whether nobody handles the signal any more: sending it might end the process.
+pub(super) fn is_taken_away(signal: i32) -> bool {
+    let handled = |current| current != libc::SIG_DFL && current != libc::SIG_IGN;
+    !disposition(signal).is_ok_and(handled)
 }
 
 /// Whether the handler has been replaced by one that may not call it.

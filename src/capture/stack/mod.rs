@@ -72,6 +72,9 @@ impl Request {
         if tid == 0 {
             return Err(NotTaken::ThreadGone);
         }
+        if handler::is_taken_away(signal) {
+            return Err(NotTaken::SignalTaken);
+        }
         let question = |letter: &mut Letter| letter.addressee = Some(addressee);
         let claimed = POOL.iter().find_map(|mailbox| {
             let round = mailbox.request(tid, question)?;

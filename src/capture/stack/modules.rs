@@ -9,6 +9,7 @@ use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::Endianness;
 use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ pub(crate) struct Mapped {
     pub(crate) range: Range<u64>,
     /// As the kernel writes it; `[vdso]` for the kernel's own.
     pub(crate) path: String,
-    /// Tells apart files that have the same path one after the other.
-    pub(crate) inode: u64,
+    /// The device, as the kernel writes it, and the file's number there.
+    device: String,
+    inode: u64,
     /// It is the program itself, not a library.
     pub(crate) program: bool,
     executable: bool,
@@ -52,15 +54,14 @@ fn parse(maps: &str) -> Vec<Mapped> {
             continue;
         };
         match found.last_mut() {
-            Some(last)
-                if part.offset > 0 && (part.inode, part.path) == (last.inode, &last.path) =>
-            {
+            Some(last) if part.offset > 0 && part.is_of(last) => {
                 last.range.end = part.range.end;
                 last.executable |= part.executable;
             }
             _ if part.offset == 0 => found.push(Mapped {
                 range: part.range,
                 path: part.path.to_owned(),
+                device: part.device.to_owned(),
                 inode: part.inode,
                 program: false,
                 executable: part.executable,
@@ -76,11 +77,16 @@ struct Part<'a> {
     range: Range<u64>,
     executable: bool,
     offset: u64,
+    device: &'a str,
     inode: u64,
     path: &'a str,
 }
 
 impl<'a> Part<'a> {
+    fn is_of(&self, file: &Mapped) -> bool {
+        (self.device, self.inode, self.path) == (&file.device, file.inode, &file.path)
+    }
+
     fn parse(line: &'a str) -> Option<Part<'a>> {
         let mut rest = line;
         let mut field = || {
@@ -91,7 +97,7 @@ impl<'a> Part<'a> {
         let (start, end) = field()?.split_once('-')?;
         let permissions = field()?;
         let offset = field()?;
-        field()?;
+        let device = field()?;
         let inode = field()?;
         let path = rest;
         let hex = |digits| u64::from_str_radix(digits, 16).ok();
@@ -99,6 +105,7 @@ impl<'a> Part<'a> {
             range: hex(start)?..hex(end)?,
             executable: permissions.contains('x'),
             offset: hex(offset)?,
+            device,
             inode: inode.parse().ok()?,
             path,
         })
@@ -228,6 +235,14 @@ fn build_id(notes: &[u8], align: u64) -> Option<String> {
 }
 
 impl Mapped {
+    /// Tells files apart, also those that have the same path one after the other. A number is used again
+    /// once a file is gone; then only the build id tells.
+    pub(crate) fn identity(&self, build_id: Option<&str>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.path, &self.device, self.inode, build_id).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// Where to read the file from. The program's own can be had even after it has been replaced on
     /// disk; a library's cannot, and the new one would give wrong names.
     pub(crate) fn file(&self) -> Option<PathBuf> {

@@ -3,7 +3,8 @@
 //! *Runs on:* the reporter thread, and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
 //! *Here:* may read files and take long the first time: a program's debug information is large.
 
-use super::unwind::Unwinder;
+use super::unwind::{Read, Unwinder};
+use crate::capture::stack::Mapped;
 use crate::explain::site::OwnCode;
 use crate::report::Frame;
 use addr2line::Loader;
@@ -18,9 +19,9 @@ const ADDRESSES: usize = 4096;
 /// Names addresses, and remembers.
 #[derive(Default)]
 pub(crate) struct Symbols {
-    /// By inode. `None` for files that cannot be read.
+    /// By identity of the file. `None` for those that cannot be read.
     loaders: HashMap<u64, Option<Loader>>,
-    /// By inode and address in the file.
+    /// By identity of the file and address in it.
     named: HashMap<(u64, u64), Arc<[Named]>>,
 }
 
@@ -35,14 +36,13 @@ impl Symbols {
         let Some((file, read)) = unwinder.module_of(address) else {
             return [Named::nameless(address, None)].into();
         };
-        let in_file = address.wrapping_sub(read.map_or(file.range.start, |read| read.bias));
-        let key = (file.inode, in_file);
-        if let Some(known) = self.named.get(&key) {
+        let Key(identity, in_file) = Key::of(address, file, read);
+        if let Some(known) = self.named.get(&(identity, in_file)) {
             return known.clone();
         }
         let loader = self
             .loaders
-            .entry(file.inode)
+            .entry(identity)
             .or_insert_with(|| Loader::new(file.file()?).ok());
         let module = Path::new(&file.path)
             .file_name()
@@ -59,7 +59,7 @@ impl Symbols {
         if self.named.len() >= ADDRESSES {
             self.named.clear();
         }
-        self.named.insert(key, named.clone());
+        self.named.insert((identity, in_file), named.clone());
         named
     }
 
@@ -68,13 +68,27 @@ impl Symbols {
         let Some((file, read)) = unwinder.module_of(address) else {
             return true;
         };
-        let in_file = address.wrapping_sub(read.map_or(file.range.start, |read| read.bias));
-        self.named.contains_key(&(file.inode, in_file))
+        let Key(identity, in_file) = Key::of(address, file, read);
+        self.named.contains_key(&(identity, in_file))
     }
 
-    /// Lets go of the debug information, but not of the names found in it.
+    /// Lets go of the debug information, but not of the names found in it, where a build id tells that they
+    /// are still the right ones.
     pub(crate) fn forget_files(&mut self) {
         self.loaders.clear();
+        self.named
+            .retain(|_, named| named.iter().all(|named| named.build_id.is_some()));
+    }
+}
+
+/// The identity of a file, and an address in it.
+struct Key(u64, u64);
+
+impl Key {
+    fn of(address: u64, file: &Mapped, read: Option<&Read>) -> Key {
+        let build_id = read.and_then(|read| read.build_id.as_deref());
+        let bias = read.map_or(file.range.start, |read| read.bias);
+        Key(file.identity(build_id), address.wrapping_sub(bias))
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) struct Sample {
     pub(crate) at: Nanos,
     /// How late the watchdog itself woke for this tick.
     pub(crate) late: Duration,
+    /// How long the watchdog waited for a CPU since the last sample, where that can be told.
+    pub(crate) own_wait: Option<Duration>,
     /// The counters before the slot was looked at, and after.
     pub(crate) before: Counters,
     pub(crate) after: Counters,
@@ -98,29 +100,27 @@ pub(super) struct Interval {
 impl Interval {
     pub(super) fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
         let length = sample.at.since(last.at);
-        // The watchdog wakes late when the whole process was stopped, and a little whenever the machine
-        // is busy; the little is no evidence.
-        let stopped = if sample.late >= rules.threshold / 2 {
-            sample.late.min(length)
-        } else {
-            Duration::ZERO
-        };
-        let rest = length - stopped;
+        let late = Late::of(sample, rules, length);
+        let rest = length - late.counted;
         let split = match threads(last, sample) {
             Threads::Same(before, now) => {
                 let cpu = now.cpu.saturating_sub(before.cpu).min(rest);
-                // Being stopped is not counted as a wait by the kernel, so a wait about as long as the
-                // watchdog was late is what made it late, too. A short one is the rest of an earlier wait.
                 let waited = waited(&before, &now, length).min(length - cpu);
-                let (waited, stopped) = if waited >= stopped / 2 {
-                    (waited, stopped.saturating_sub(waited))
-                } else {
-                    (Duration::ZERO, stopped)
+                // Being stopped is not counted as a wait by the kernel, so the two do not overlap; where
+                // they seem to, the longer one is right.
+                let host = late.counted.max(waited);
+                let stopped = match sample.own_wait {
+                    Some(_) => late.stopped,
+                    // A wait about as long as the watchdog was late is what made it late, too. A short one
+                    // is the rest of an earlier wait.
+                    None if waited >= late.stopped / 2 => late.stopped.saturating_sub(waited),
+                    None => late.stopped,
                 };
+                let waited = host - stopped;
                 let throttled = sample.throttled.saturating_sub(last.throttled).min(waited);
                 TimeSplit {
                     cpu,
-                    asleep: (length - cpu).saturating_sub(waited + stopped),
+                    asleep: (length - cpu).saturating_sub(host),
                     run_queue: waited - throttled,
                     throttled,
                     stopped,
@@ -128,7 +128,7 @@ impl Interval {
                 }
             }
             Threads::Other | Threads::Unknown => TimeSplit {
-                stopped,
+                stopped: late.counted,
                 ..TimeSplit::unknown(rest)
             },
         };
@@ -136,7 +136,7 @@ impl Interval {
             // Another thread than before: nothing is known of it yet, so nothing is blamed.
             Threads::Other => length,
             // Nothing can be told on this system.
-            Threads::Unknown => stopped,
+            Threads::Unknown => late.counted,
             Threads::Same(..) => split.host(),
         };
         Interval {
@@ -148,6 +148,32 @@ impl Interval {
 
     pub(super) fn blamed(self) -> Duration {
         self.length - self.host
+    }
+}
+
+/// How late the watchdog was, as far as that is evidence that the whole process stood still.
+struct Late {
+    /// The time that is nobody's doing.
+    counted: Duration,
+    /// The part of it in which the process was stopped, as far as can be told.
+    stopped: Duration,
+}
+
+impl Late {
+    /// The watchdog wakes a little late whenever the machine is busy; the little is no evidence. What it
+    /// waited for a CPU itself is no stop, but blamed on nobody either: a process that is stopped and
+    /// continued on a busy machine does both, and the kernel counts the one only when it is over.
+    fn of(sample: &Sample, rules: &Rules, length: Duration) -> Late {
+        let counted = if sample.late >= rules.threshold / 2 {
+            sample.late.min(length)
+        } else {
+            Duration::ZERO
+        };
+        let own_wait = sample.own_wait.unwrap_or_default();
+        Late {
+            counted,
+            stopped: counted.saturating_sub(own_wait),
+        }
     }
 }
 

@@ -43,6 +43,7 @@ struct World {
     slot: Option<SlotSeen>,
     thread: Option<ThreadEvidence>,
     ends: Ends,
+    own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
 }
@@ -73,6 +74,7 @@ impl World {
                 state: ThreadState::Unknown,
             }),
             ends: [None; 2],
+            own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
         }
@@ -144,6 +146,7 @@ impl World {
             after: self.counters,
             slot: self.slot,
             thread: self.thread,
+            own_wait: self.own_wait.take(),
             signalled: std::mem::take(&mut self.signalled),
             throttled: self.throttled,
             ends: std::mem::take(&mut self.ends),
@@ -704,6 +707,28 @@ fn a_quota_is_told_from_other_work_and_from_a_stopped_process() {
     assert_eq!(split(85, 80, 160), [0, 80, 5], "throttled on two CPUs");
     assert_eq!(split(0, 80, 30), [50, 30, 0], "partly");
     assert_eq!(split(100, 0, 0), [0, 0, 100], "stopped");
+}
+
+#[test]
+fn a_watchdog_without_a_cpu_is_not_a_stopped_process() {
+    let split = |late: u64, own_wait: u64, waited: u64| {
+        let mut world = World::parked().wake();
+        world.compute(ms(5));
+        world.begin_poll(Some(at(5)));
+        world.compute(ms(15));
+        world.thread.as_mut().unwrap().run_queue += ms(waited);
+        world.late = ms(late);
+        world.own_wait = Some(ms(own_wait));
+        world.pass(ms(100));
+        world.compute(TICK);
+        world.end_poll(Some(at(125)));
+        let split = ended(&world.compute(TICK)).unwrap().split;
+        [split.asleep, split.run_queue, split.stopped].map(|part| part.as_millis())
+    };
+    assert_eq!(split(90, 90, 0), [10, 90, 0], "it waited, and did not look");
+    assert_eq!(split(90, 90, 60), [10, 90, 0], "both waited");
+    assert_eq!(split(95, 40, 40), [5, 40, 55], "stopped, then both waited");
+    assert_eq!(split(95, 0, 0), [5, 0, 95], "stopped");
 }
 
 #[test]
