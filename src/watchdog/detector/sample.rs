@@ -101,43 +101,20 @@ impl Interval {
     pub(super) fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
         let length = sample.at.since(last.at);
         let late = Late::of(sample, rules, length);
-        let rest = length - late.counted;
-        let split = match threads(last, sample) {
+        let (host, split) = match threads(last, sample) {
             Threads::Same(before, now) => {
-                let cpu = now.cpu.saturating_sub(before.cpu).min(rest);
+                let cpu = now.cpu.saturating_sub(before.cpu);
+                let cpu = cpu.min(length - late.suspect);
                 let waited = waited(&before, &now, length).min(length - cpu);
                 // Being stopped is not counted as a wait by the kernel, so the two do not overlap; where
                 // they seem to, the longer one is right.
-                let host = late.counted.max(waited);
-                let stopped = match sample.own_wait {
-                    Some(_) => late.stopped,
-                    // A wait about as long as the watchdog was late is what made it late, too. A short one
-                    // is the rest of an earlier wait.
-                    None if waited >= late.stopped / 2 => late.stopped.saturating_sub(waited),
-                    None => late.stopped,
-                };
-                let waited = host - stopped;
-                let throttled = sample.throttled.saturating_sub(last.throttled).min(waited);
-                TimeSplit {
-                    cpu,
-                    asleep: (length - cpu).saturating_sub(host),
-                    run_queue: waited - throttled,
-                    throttled,
-                    stopped,
-                    unknown: Duration::ZERO,
-                }
+                let host = late.counted.max(waited).min(length - cpu);
+                (host, split(sample, last, &late, cpu, waited, length))
             }
-            Threads::Other | Threads::Unknown => TimeSplit {
-                stopped: late.counted,
-                ..TimeSplit::unknown(rest)
-            },
-        };
-        let host = match threads(last, sample) {
             // Another thread than before: nothing is known of it yet, so nothing is blamed.
-            Threads::Other => length,
+            Threads::Other => (length, late.split(length)),
             // Nothing can be told on this system.
-            Threads::Unknown => late.counted,
-            Threads::Same(..) => split.host(),
+            Threads::Unknown => (late.counted, late.split(length)),
         };
         Interval {
             length,
@@ -157,6 +134,9 @@ struct Late {
     counted: Duration,
     /// The part of it in which the process was stopped, as far as can be told.
     stopped: Duration,
+    /// The part in which even a thread's CPU clock is not believed: a machine that is stopped may let it
+    /// run on. None, if the watchdog was late for want of a CPU.
+    suspect: Duration,
 }
 
 impl Late {
@@ -169,11 +149,53 @@ impl Late {
         } else {
             Duration::ZERO
         };
-        let own_wait = sample.own_wait.unwrap_or_default();
+        let stopped = counted.saturating_sub(sample.own_wait.unwrap_or_default());
+        let suspect = if stopped >= rules.threshold / 2 {
+            counted
+        } else {
+            Duration::ZERO
+        };
         Late {
             counted,
-            stopped: counted.saturating_sub(own_wait),
+            stopped,
+            suspect,
         }
+    }
+
+    fn split(&self, length: Duration) -> TimeSplit {
+        TimeSplit {
+            stopped: self.counted,
+            ..TimeSplit::unknown(length - self.counted)
+        }
+    }
+}
+
+/// What the time was spent on, in words for people; blame is more careful.
+fn split(
+    sample: &Sample,
+    last: &Sample,
+    late: &Late,
+    cpu: Duration,
+    waited: Duration,
+    length: Duration,
+) -> TimeSplit {
+    let (waited, stopped) = match sample.own_wait {
+        Some(_) => (waited, late.stopped),
+        // A wait about as long as the watchdog was late is what made it late, too. A short one is the rest
+        // of an earlier wait.
+        None if waited >= late.stopped / 2 => (waited, late.stopped.saturating_sub(waited)),
+        None => (Duration::ZERO, late.stopped),
+    };
+    let stopped = stopped.min(length - cpu);
+    let waited = waited.min(length - cpu - stopped);
+    let throttled = sample.throttled.saturating_sub(last.throttled).min(waited);
+    TimeSplit {
+        cpu,
+        asleep: length - cpu - waited - stopped,
+        run_queue: waited - throttled,
+        throttled,
+        stopped,
+        unknown: Duration::ZERO,
     }
 }
 

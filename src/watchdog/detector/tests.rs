@@ -725,10 +725,27 @@ fn a_watchdog_without_a_cpu_is_not_a_stopped_process() {
         let split = ended(&world.compute(TICK)).unwrap().split;
         [split.asleep, split.run_queue, split.stopped].map(|part| part.as_millis())
     };
-    assert_eq!(split(90, 90, 0), [10, 90, 0], "it waited, and did not look");
-    assert_eq!(split(90, 90, 60), [10, 90, 0], "both waited");
+    assert_eq!(split(90, 90, 0), [100, 0, 0], "only the watchdog waited");
+    assert_eq!(split(90, 90, 60), [40, 60, 0], "both did");
     assert_eq!(split(95, 40, 40), [5, 40, 55], "stopped, then both waited");
     assert_eq!(split(95, 0, 0), [5, 0, 95], "stopped");
+}
+
+#[test]
+fn what_a_thread_has_computed_is_blamed_though_the_watchdog_had_no_cpu() {
+    let computed = |own_wait: u64| {
+        let mut world = World::parked().wake();
+        world.compute(ms(5));
+        world.begin_poll(Some(at(5)));
+        world.compute(TICK);
+        world.late = ms(90);
+        world.own_wait = Some(ms(own_wait));
+        let found = world.compute(ms(100));
+        began(&found).map(|stall| stall.split.cpu.as_millis())
+    };
+    assert_eq!(computed(90), Some(105));
+    // A machine that stands still may let the CPU clock run on.
+    assert_eq!(computed(0), Some(15));
 }
 
 #[test]
