@@ -10,12 +10,16 @@ use super::site::OwnCode;
 use super::{Effort, Explained};
 use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
+use crate::report::Frame;
 use std::time::Duration;
 use symbols::Symbols;
 use unwind::{End, Unwinder};
 
 /// Unwind tables and debug information unused for so long are let go of.
 const KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// The functions of the unwinder are so few frames deep.
+const IN_UNWINDER: usize = 3;
 
 /// Explains stacks.
 #[derive(Default)]
@@ -45,9 +49,15 @@ impl Explainer {
             let named = self.symbols.frames(address, &self.unwinder);
             frames.extend(named.iter().map(|named| named.frame(own)));
         }
+        // While a panic switches from one frame to another, the tables of the unwinder do not hold.
+        let unwinds = |frame: &Frame| {
+            let function = frame.function.as_deref();
+            function.is_some_and(|function| function.starts_with("_Unwind_"))
+        };
+        let in_unwinder = frames.iter().take(IN_UNWINDER).any(unwinds);
         Some(Explained {
             frames,
-            complete: walk.end == End::Root,
+            complete: walk.end == End::Root && !in_unwinder,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
         })

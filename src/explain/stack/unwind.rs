@@ -183,8 +183,17 @@ impl Unwinder {
         let mut at = FrameAddress::from_instruction_pointer(registers.pc);
         let mut native = native(registers);
         let mut addresses = vec![at.address_for_lookup()];
+        // Where there is no table, frame pointers are followed, which may lead past frames.
+        let mut explained = true;
         let end = loop {
             self.read_module_of(at.address_for_lookup());
+            if !self.has_table(at.address_for_lookup()) {
+                explained = false;
+                if addresses.len() > 1 && self.module_of(at.address_for_lookup()).is_none() {
+                    // Nobody calls from where there is no code.
+                    break End::Lost;
+                }
+            }
             if self.is_signal_frame(at.address_for_lookup()) {
                 let Some(interrupted) = interrupted(native.sp(), &mut read) else {
                     break End::Lost;
@@ -213,10 +222,17 @@ impl Unwinder {
             }
         };
         let end = match (end, addresses.last()) {
+            (End::Root, _) if !explained => End::Unproven,
             (End::Root, Some(&outermost)) => self.proven(outermost),
             (end, _) => end,
         };
         Walk { addresses, end }
+    }
+
+    fn has_table(&self, address: u64) -> bool {
+        self.module_of(address)
+            .and_then(|(_, read)| read)
+            .is_some_and(|read| read.function_at(address.wrapping_sub(read.bias)).is_some())
     }
 
     fn is_signal_frame(&self, address: u64) -> bool {
