@@ -57,7 +57,8 @@ pub(crate) enum Effort {
 
 /// What the stack says of the worker that its thread is taken to drive. Nothing, if functions have no
 /// names here.
-pub(crate) fn shown(frames: &[Frame]) -> Option<Shown> {
+pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
+    let frames = &explained.frames;
     let passes = |part: &str| {
         let tokio = |name: &&str| name.starts_with("tokio::") || name.starts_with("<tokio::");
         let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
@@ -71,7 +72,13 @@ pub(crate) fn shown(frames: &[Frame]) -> Option<Shown> {
         "scheduler::current_thread::",
         "scheduler::multi_thread::worker::",
     ];
-    loops.into_iter().any(passes).then_some(Shown::Driving)
+    if loops.into_iter().any(passes) {
+        return Some(Shown::Driving);
+    }
+    // That none is there says something only where inlined functions would be seen.
+    let is_named = |frame: &Frame| frame.origin == Origin::Runtime && frame.file.is_some();
+    let all_seen = explained.complete && frames.iter().any(is_named);
+    all_seen.then_some(Shown::MovedAway)
 }
 
 /// The frames of the poll that held the worker, as far out as the user's own code goes.

@@ -253,7 +253,7 @@ impl Reporter {
         let known = self.known(news.key, clock::now());
         match explained {
             Ok(explained) => {
-                if let Some(shown) = explain::shown(&explained.frames) {
+                if let Some(shown) = explain::shown(&explained) {
                     news.runtime.shown[news.key.worker].put(news.key.serial, shown);
                 }
                 known.add(explained, news.after);

@@ -68,7 +68,7 @@ pub enum Certainty {
 pub(crate) enum Shown {
     /// The thread is inside the runtime's `block_on`, or its worker's loop: it drives the worker.
     Driving,
-    /// It is inside `block_in_place`: the worker is another thread's.
+    /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
     MovedAway,
 }
 
