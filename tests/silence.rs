@@ -194,7 +194,8 @@ fn a_current_thread_runtime_that_nobody_drives() {
     let ended = seen.wait(|report| report.phase == Phase::Ended);
     assert_eq!(
         (ended.span.as_deref(), ended.certainty),
-        (Some("report"), Certainty::Certain)
+        (Some("report"), Certainty::Certain),
+        "{ended}"
     );
 }
 

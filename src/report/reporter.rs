@@ -21,6 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// News for the reporter.
@@ -101,10 +102,11 @@ pub(crate) struct PoolNews {
 const REST: Duration = Duration::from_secs(10);
 
 /// The thread's main function; ends when the watchdog and the pulse thread have.
-pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
+pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>) {
     let mut reporter = Reporter::default();
     loop {
-        let wait = match (reporter.later.is_empty(), reporter.primed) {
+        let idle = reporter.job.is_none() && reporter.later.is_empty();
+        let wait = match (idle, reporter.primed) {
             (false, _) => QUIET,
             (true, false) => PRIME_AFTER,
             (true, true) => REST,
@@ -112,32 +114,26 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>) {
         let message = match news.recv_timeout(wait) {
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         };
         let now = clock::now();
         shared.reporter_busy_since.store(now.0, Ordering::Relaxed);
         match message {
-            Some(Message::Stall(news)) => reporter.stall(&news, shared, now),
-            Some(Message::Stack(news)) => reporter.stack(news, shared, Effort::Little),
+            Some(Message::Stall(news)) => reporter.stall_in_turn(*news, shared, now),
+            Some(Message::Stack(news)) => reporter.stack(news, shared),
             Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared, now),
-            None => match reporter.later.pop_front() {
-                Some(news) => reporter.stack(news, shared, Effort::Any),
-                None if reporter.primed => shared.explainer.lock().rest(),
-                None => {
-                    reporter.primed = true;
-                    shared.explainer.lock().prime();
-                }
-            },
+            None => reporter.look_closer(shared),
         }
+        reporter.finish_job(shared, false);
         shared.reporter_busy_since.store(0, Ordering::Relaxed);
     }
+    reporter.finish_job(shared, true);
 }
 
 /// A process that lives for so long has its debug information opened before the first stall needs it.
 const PRIME_AFTER: Duration = Duration::from_secs(1);
 
-/// So long without news, and stacks that take longer to explain have their turn: that a worker is held
-/// is said first.
+/// Between two looks at whether a stack that takes longer to explain has been.
 const QUIET: Duration = Duration::from_millis(1);
 
 /// Stalls, and polls that were only suspected, of which something is remembered. Most never become one.
@@ -151,8 +147,18 @@ struct Reporter {
     known: HashMap<StallKey, Known>,
     /// Stacks with places whose names must be read from debug information.
     later: VecDeque<StackNews>,
+    /// The one that is being looked at, on a thread made for it: names of polls must be looked up while
+    /// these go on, and cannot wait for debug information to be read.
+    job: Option<Job>,
+    /// The ends of stalls whose stacks are being looked at, or will be.
+    ended: Vec<StallNews>,
     primed: bool,
     log: Log,
+}
+
+struct Job {
+    key: Option<StallKey>,
+    thread: JoinHandle<Option<(StackNews, Option<Explained>)>>,
 }
 
 /// What was found out about a stall so far.
@@ -184,9 +190,6 @@ impl Reporter {
             known.names = Some(names::look_up(news));
             return;
         };
-        if *phase == Phase::Ended {
-            self.look_at_what_is_left(news.key(), shared);
-        }
         let known = self.known(news.key(), now);
         known.announced = Some(*id);
         known.slept_in = news.slept_in.or(known.slept_in);
@@ -227,43 +230,117 @@ impl Reporter {
         guarded(shared, || self.log.stall(&mut report, watch, now));
     }
 
-    /// The last report has everything, and nobody is held any more who could be told of it too late.
-    fn look_at_what_is_left(&mut self, key: StallKey, shared: &Shared) {
-        let (of_this, others) = std::mem::take(&mut self.later)
-            .into_iter()
-            .partition(|news| news.key == key);
-        self.later = others;
-        let of_this: VecDeque<StackNews> = of_this;
-        for news in of_this {
-            self.stack(news, shared, Effort::Any);
+    /// Takes in what the watchdog says of a stall. The last report has everything, so it waits for a stack
+    /// that is still being looked at.
+    fn stall_in_turn(&mut self, news: StallNews, shared: &Shared, now: Nanos) {
+        let ended = |news: &Announcement| news.phase == Phase::Ended;
+        if news.announcement.as_ref().is_some_and(ended) && self.is_looking_at(news.key()) {
+            self.ended.push(news);
+        } else {
+            self.stall(&news, shared, now);
         }
     }
 
-    /// Takes in a stack. A stall that has been announced already has it added to its report.
-    fn stack(&mut self, news: StackNews, shared: &Shared, effort: Effort) {
-        let watch = news.runtime.watch.clone();
+    fn is_looking_at(&self, key: StallKey) -> bool {
+        let now = self.job.as_ref().and_then(|job| job.key);
+        now == Some(key) || self.later.iter().any(|news| news.key == key)
+    }
+
+    /// Takes in a stack, and puts it off if it takes longer to explain.
+    fn stack(&mut self, news: StackNews, shared: &Shared) {
+        let own = &news.runtime.watch.settings.own_code;
         let explained = match &news.stack {
-            Ok(stack) => {
-                let own = &watch.settings.own_code;
-                let explained = shared.explainer.lock().explain(stack, own, effort);
-                explained.ok_or(NoStack::NotYet)
-            }
-            Err(why) => Err(*why),
+            Ok(stack) => shared
+                .explainer
+                .try_lock()
+                .and_then(|mut explainer| explainer.explain(stack, own, Effort::Little)),
+            Err(_) => None,
         };
+        if news.stack.is_ok() && explained.is_none() {
+            self.known(news.key, clock::now()).no_stack = Some(NoStack::NotYet);
+            self.later.push_back(news);
+        } else {
+            self.explained(&news, explained);
+        }
+    }
+
+    /// Begins what takes longer, if there is something and nothing else is under way.
+    fn look_closer(&mut self, shared: &Arc<Shared>) {
+        if self.job.is_some() {
+            return;
+        }
+        let news = self.later.pop_front();
+        if news.is_none() && std::mem::replace(&mut self.primed, true) {
+            if let Some(mut explainer) = shared.explainer.try_lock() {
+                explainer.rest();
+            }
+            return;
+        }
+        let key = news.as_ref().map(|news| news.key);
+        let engine = shared.clone();
+        let look = move || {
+            let mut explainer = engine.explainer.lock();
+            let Some(news) = news else {
+                explainer.prime();
+                return None;
+            };
+            let own = &news.runtime.watch.settings.own_code;
+            let stack = news.stack.as_ref().ok();
+            let explained = stack.and_then(|stack| explainer.explain(stack, own, Effort::Any));
+            Some((news, explained))
+        };
+        let thread = std::thread::Builder::new().name("stall-explainer".to_owned());
+        match thread.spawn(look) {
+            Ok(thread) => self.job = Some(Job { key, thread }),
+            // No more threads: the stack is lost.
+            Err(_) => {
+                shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+                self.say_ended(shared);
+            }
+        }
+    }
+
+    /// Takes in what has been found out, if it has; `wait` for it at the end.
+    fn finish_job(&mut self, shared: &Shared, wait: bool) {
+        if wait
+            || self
+                .job
+                .as_ref()
+                .is_some_and(|job| job.thread.is_finished())
+        {
+            if let Some(job) = self.job.take() {
+                // A panic of ours has been printed where it happened.
+                if let Ok(Some((news, explained))) = job.thread.join() {
+                    self.explained(&news, explained);
+                }
+            }
+            if wait {
+                self.later.clear();
+            }
+            self.say_ended(shared);
+        }
+    }
+
+    fn say_ended(&mut self, shared: &Shared) {
+        for news in std::mem::take(&mut self.ended) {
+            self.stall_in_turn(news, shared, clock::now());
+        }
+    }
+
+    /// Takes in an explained stack, or why there is none. A stall that has been announced already has it
+    /// added to its report.
+    fn explained(&mut self, news: &StackNews, explained: Option<Explained>) {
+        let watch = news.runtime.watch.clone();
         let known = self.known(news.key, clock::now());
-        match explained {
-            Ok(explained) => {
+        match (explained, &news.stack) {
+            (Some(explained), _) => {
                 if let Some(shown) = explain::shown(&explained) {
                     news.runtime.shown[news.key.worker].put(news.key.serial, shown);
                 }
                 known.add(explained, news.after);
             }
-            Err(why) => known.no_stack = Some(why),
-        }
-        let later = known.no_stack == Some(NoStack::NotYet) && effort == Effort::Little;
-        if later && news.stack.is_ok() {
-            self.later.push_back(news);
-            return;
+            (None, Err(why)) => known.no_stack = Some(*why),
+            (None, Ok(_)) => known.no_stack = Some(NoStack::Unsupported),
         }
         let Some(id) = known.announced else {
             return;

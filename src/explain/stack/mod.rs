@@ -18,9 +18,6 @@ use unwind::{End, Unwinder};
 /// Unwind tables and debug information unused for so long are let go of.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// The functions of the unwinder are so few frames deep.
-const IN_UNWINDER: usize = 3;
-
 /// Explains stacks.
 #[derive(Default)]
 pub(crate) struct Explainer {
@@ -54,7 +51,7 @@ impl Explainer {
             let function = frame.function.as_deref();
             function.is_some_and(|function| function.starts_with("_Unwind_"))
         };
-        let in_unwinder = frames.iter().take(IN_UNWINDER).any(unwinds);
+        let in_unwinder = frames.iter().any(unwinds);
         Some(Explained {
             frames,
             complete: walk.end == End::Root && !in_unwinder,

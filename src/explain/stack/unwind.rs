@@ -186,6 +186,9 @@ impl Unwinder {
         // Where there is no table, frame pointers are followed, which may lead past frames.
         let mut explained = true;
         let end = loop {
+            if addresses.len() == DEEPEST {
+                break End::Truncated;
+            }
             self.read_module_of(at.address_for_lookup());
             if !self.has_table(at.address_for_lookup()) {
                 explained = false;
@@ -196,7 +199,8 @@ impl Unwinder {
             }
             if self.is_signal_frame(at.address_for_lookup()) {
                 let Some(interrupted) = interrupted(native.sp(), &mut read) else {
-                    break End::Lost;
+                    let cut = truncated && beyond.get();
+                    break if cut { End::Truncated } else { End::Lost };
                 };
                 native = self::native(interrupted);
                 at = FrameAddress::from_instruction_pointer(interrupted.pc);
@@ -217,9 +221,6 @@ impl Unwinder {
             };
             at = next;
             addresses.push(at.address_for_lookup());
-            if addresses.len() == DEEPEST {
-                break End::Truncated;
-            }
         };
         let end = match (end, addresses.last()) {
             (End::Root, _) if !explained => End::Unproven,
