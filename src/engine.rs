@@ -1,4 +1,4 @@
-//! The engine: the three threads of a process, and what they and the guards share.
+//! The engine: the threads of a process, and what they and the guards share.
 //!
 //! *Runs on:* whoever starts or drops a watch; the threads read it.
 //! *Here:* one engine per process. The first watch starts it, the last one to go stops it. Locks here
@@ -10,20 +10,23 @@ use crate::explain::Explainer;
 use crate::explain::cause::SleptIn;
 use crate::probe::{self, Pulse};
 use crate::report::recent::Recent;
-use crate::report::reporter;
 use crate::report::{NoStack, Phase, Profile, StallReport};
+use crate::report::{reporter, sinks};
+use crate::stats::{Stats, Waits};
 use crate::watch::Settings;
-use crate::watchdog::detector::{Certainty, Rules, Shown, Stall};
+use crate::watchdog::detector::{Rules, Shown, Stall};
 use crate::watchdog::{self, pulses, workers};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[cfg(feature = "metrics")]
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-/// News that may wait for the reporter. More is dropped and counted.
+/// News that may wait for the reporter, and reports for the sinks. More is dropped and counted.
 const CHANNEL: usize = 256;
 
 /// How long a guard's drop waits for a thread that is held up in the user's callback or logger.
@@ -99,55 +102,6 @@ pub(crate) struct Watch {
     pub(crate) profile: Mutex<Profile>,
 }
 
-/// Figures about one runtime, written by the detector's threads.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    pub(crate) certain: AtomicU64,
-    pub(crate) likely: AtomicU64,
-    pub(crate) enrolled: AtomicUsize,
-    /// Its own hooks mark every poll of every task.
-    pub(crate) all_polls: AtomicBool,
-    /// Some worker has been active since the pulse thread last asked.
-    pub(crate) active: AtomicBool,
-    pub(crate) scheduler_lag: Waits,
-    pub(crate) blocking_queue_wait: Waits,
-}
-
-impl Stats {
-    pub(crate) fn count(&self, certainty: Certainty) {
-        let counter = match certainty {
-            Certainty::Certain => &self.certain,
-            Certainty::Likely => &self.likely,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The last and the longest of a kind of wait, in nanoseconds.
-#[derive(Debug, Default)]
-pub(crate) struct Waits {
-    count: AtomicU64,
-    last: AtomicU64,
-    longest: AtomicU64,
-}
-
-impl Waits {
-    pub(crate) fn note(&self, wait: Duration) {
-        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.last.store(nanos, Ordering::Relaxed);
-        self.longest.fetch_max(nanos, Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The last and the longest wait, or `None` before the first.
-    pub(crate) fn get(&self) -> Option<(Duration, Duration)> {
-        (self.count.load(Ordering::Relaxed) != 0).then(|| {
-            let nanos = |wait: &AtomicU64| Duration::from_nanos(wait.load(Ordering::Relaxed));
-            (nanos(&self.last), nanos(&self.longest))
-        })
-    }
-}
-
 /// A stall going on.
 #[derive(Clone, Debug)]
 pub(crate) struct Live {
@@ -193,8 +147,15 @@ pub(crate) struct Shared {
     pub(crate) failed_callbacks: AtomicU64,
     pub(crate) watchdog_lateness: Waits,
     ticks: AtomicU64,
-    /// Since when the reporter has been busy with one piece of news; 0 while it waits for the next.
-    pub(crate) reporter_busy_since: AtomicU64,
+    /// When the watchdog last ticked.
+    last_tick: AtomicU64,
+    /// Since when the sinks have been busy with one report; 0 while they wait for the next.
+    pub(crate) sinks_busy_since: AtomicU64,
+    /// The reporter has come to its end.
+    reports_ended: AtomicBool,
+    /// The thread that tells stalls' ages to recorders.
+    #[cfg(feature = "metrics")]
+    metrics_thread: OnceLock<Thread>,
 }
 
 impl Shared {
@@ -210,16 +171,31 @@ impl Shared {
         self.watchdog_lateness.note(late);
     }
 
-    pub(crate) fn ticked(&self) {
+    pub(crate) fn ticked(&self, at: Nanos) {
+        self.last_tick.store(at.0, Ordering::Relaxed);
         self.ticks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says that no report will be counted any more.
+    pub(crate) fn end_of_reports(&self) {
+        // Release: pairs with the Acquire in `reports_ended`: who sees the end sees all that was counted.
+        self.reports_ended.store(true, Ordering::Release);
+    }
+
+    /// A stall has begun or ended: recorders are told now, and not within a second.
+    pub(crate) fn live_changed(&self) {
+        #[cfg(feature = "metrics")]
+        if let Some(thread) = self.metrics_thread.get() {
+            thread.unpark();
+        }
     }
 
     pub(crate) fn ticks(&self) -> u64 {
         self.ticks.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn reporter_busy_for(&self, now: Nanos) -> Duration {
-        match self.reporter_busy_since.load(Ordering::Relaxed) {
+    pub(crate) fn sinks_busy_for(&self, now: Nanos) -> Duration {
+        match self.sinks_busy_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
             since => now.since(Nanos(since)),
         }
@@ -227,6 +203,24 @@ impl Shared {
 
     fn changed(&self) {
         self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Shared {
+    pub(crate) fn metrics_run_on(&self, thread: Thread) {
+        self.metrics_thread.set(thread).ok();
+    }
+
+    pub(crate) fn reports_ended(&self) -> bool {
+        // Acquire: pairs with the Release in `end_of_reports`.
+        self.reports_ended.load(Ordering::Acquire)
+    }
+
+    /// When the watchdog last ticked, if it ever did.
+    pub(crate) fn last_tick(&self) -> Option<Nanos> {
+        let at = self.last_tick.load(Ordering::Relaxed);
+        (at != 0).then_some(Nanos(at))
     }
 }
 
@@ -286,9 +280,9 @@ pub(crate) fn join(
             shown: std::iter::repeat_with(LastShown::default)
                 .take(handle.metrics().num_workers())
                 .collect(),
+            stats: Stats::new(handle.metrics().num_workers()),
             handle,
             pulse,
-            stats: Stats::default(),
             watch: watch.clone(),
         }));
     }
@@ -341,11 +335,19 @@ impl Engine {
             threads: Vec::new(),
         };
         let to_reporter = sender.clone();
+        let (to_sinks, reports) = sync_channel(CHANNEL);
         let started = engine
-            .spawn("stall-reporter", {
+            .spawn("stall-sinks", {
                 let shared = shared.clone();
-                move || reporter::run(&shared, &receiver)
+                move || sinks::run(&shared, &reports)
             })
+            .and_then(|()| {
+                let shared = shared.clone();
+                engine.spawn("stall-reporter", move || {
+                    reporter::run(&shared, &receiver, to_sinks);
+                })
+            })
+            .and_then(|()| engine.spawn_metrics())
             .and_then(|()| {
                 let shared = shared.clone();
                 engine.spawn("stall-pulse", move || pulses::run(&shared, &to_reporter))
@@ -368,6 +370,19 @@ impl Engine {
             .name(name.to_owned())
             .spawn(main)?;
         self.threads.push(thread);
+        Ok(())
+    }
+
+    #[cfg(feature = "metrics")]
+    fn spawn_metrics(&mut self) -> std::io::Result<()> {
+        let shared = self.shared.clone();
+        self.spawn("stall-metrics", move || {
+            crate::report::metrics::run(&shared)
+        })
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    fn spawn_metrics(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 

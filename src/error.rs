@@ -60,6 +60,14 @@ pub enum StartError {
         /// What was asked for.
         signal: i32,
     },
+    /// The address given to [`Builder::serve`](crate::Builder::serve) could not be bound.
+    #[cfg(feature = "serve")]
+    Serve {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the operating system says.
+        error: io::Error,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -117,6 +125,12 @@ impl fmt::Display for StartError {
                 "signal {signal} has a handler already: choose another with `Stacks::Signal`, or \
                  `Stacks::Off`",
             ),
+            #[cfg(feature = "serve")]
+            StartError::Serve { address, error } => write!(
+                f,
+                "cannot serve at {address} ({error}): give `Builder::serve` an address of this machine and a \
+                 port that is free, or port 0 to have one chosen",
+            ),
             StartError::Thread(error) => write!(
                 f,
                 "the detector's thread could not be started ({error}): raise the limit on threads",
@@ -128,6 +142,8 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
+            #[cfg(feature = "serve")]
+            StartError::Serve { error, .. } => Some(error),
             StartError::Thread(error) => Some(error),
             _ => None,
         }

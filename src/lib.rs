@@ -60,17 +60,22 @@
 
 mod clock;
 mod sync;
+mod tally;
 
 mod error;
 pub use error::StartError;
 
 mod watch;
-pub use watch::{Builder, Guard, Stacks, watch};
+pub use watch::{Builder, Stacks, watch};
+
+mod guard;
+pub use guard::Guard;
 
 mod status;
-pub use status::{Coverage, RuntimeStatus, Status, Waits};
+pub use status::{Coverage, RuntimeStatus, Status, Waits, WorkerTime};
 
 mod engine;
+mod stats;
 
 mod probe;
 pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking, layer};
@@ -87,10 +92,20 @@ mod capture;
 mod explain;
 
 mod report;
+#[cfg(feature = "metrics")]
+pub use report::metrics;
 pub use report::{
     Blocking, Cause, Certainty, FoldedBy, Frame, Headline, Missing, NoStack, Origin, Phase,
     PoolWaitReport, Profile, Site, SiteTotals, StackSample, StallReport, TimeSplit, WorkerStack,
 };
+
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
+
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+pub use serve::Liveness;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -100,6 +100,28 @@ pub struct RuntimeStatus {
     pub scheduler_lag: Option<Waits>,
     /// How long a `spawn_blocking` closure waits for a thread.
     pub blocking_queue_wait: Option<Waits>,
+    /// By worker: what its time went into.
+    pub worker_time: Vec<WorkerTime>,
+}
+
+/// What a worker's time went into, since the watch was started: the ledger.
+///
+/// The parts add up to the time that has passed, except for the last second or so. Blocking far below the
+/// threshold is in it, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct WorkerTime {
+    /// Computing.
+    pub cpu: Duration,
+    /// Asleep inside polls. A lower bound, by the CPU time a worker needs while tokio does not call it busy.
+    pub blocked: Duration,
+    /// Ready to compute, without a CPU.
+    pub contention: Duration,
+    /// Parked: nothing to do.
+    pub parked: Duration,
+    /// Not to be told: the worker's thread was not known, or changed.
+    pub unknown: Duration,
 }
 
 /// The last and the longest of a kind of wait.

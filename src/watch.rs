@@ -1,24 +1,31 @@
-//! Starting and stopping: `watch()`, the `Builder` with its knobs, and the `Guard`.
+//! Starting: `watch()`, and the `Builder` with its knobs.
 //!
 //! *Runs on:* the user's threads.
 //! *Here:* everything that can be wrong is found before anything is started.
 
 use crate::capture;
 use crate::clock::{self, Nanos};
-use crate::engine::{self, Shared, Watch, WatchedRuntime};
+use crate::engine::{self, Watch};
 use crate::error::StartError;
 use crate::explain::site::OwnCode;
-use crate::probe;
+use crate::guard::{Guard, View};
+#[cfg(feature = "metrics")]
+use crate::report::metrics::Target;
 use crate::report::recent::Recent;
-use crate::report::{self, Frame, NoStack, PoolWaitReport, Profile, StallReport, WorkerStack};
+use crate::report::{self, Frame, NoStack, PoolWaitReport, StallReport};
+#[cfg(feature = "serve")]
+use crate::serve::{self, Liveness};
+#[cfg(feature = "metrics")]
+use crate::slot;
 use crate::slot::timing::{self, PollTiming};
-use crate::status::{Coverage, RuntimeStatus, Status, Waits};
+use crate::status::Coverage;
 use crate::watchdog::detector::Rules;
 use crate::watchdog::{ENDLESS_AFTER, IDLE_TICK, SHORTEST_TICK};
 use parking_lot::Mutex;
 use std::fmt;
+#[cfg(feature = "serve")]
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -105,6 +112,8 @@ pub struct Builder {
     runtimes: Vec<(Option<String>, Handle)>,
     tick: Option<Duration>,
     event_interval: Option<u32>,
+    #[cfg(feature = "serve")]
+    serve: Option<SocketAddr>,
     settings: Settings,
 }
 
@@ -122,6 +131,16 @@ pub(crate) struct Settings {
     pub(crate) pool_threshold: Duration,
     poll_timing: PollTiming,
     recent: usize,
+    /// Pairs of span and site that metrics tell apart.
+    pub(crate) site_labels: usize,
+    #[cfg(feature = "serve")]
+    pub(crate) liveness: Liveness,
+    /// Names of polls that they tell apart.
+    #[cfg(feature = "metrics")]
+    poll_labels: usize,
+    /// Where metrics go.
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Target,
     stacks: Stacks,
     pub(crate) own_code: OwnCode,
     pub(crate) advice: Advice,
@@ -147,6 +166,13 @@ impl Default for Settings {
             pool_threshold: Builder::DEFAULT_POOL_THRESHOLD,
             poll_timing: PollTiming::default(),
             recent: Builder::DEFAULT_RECENT,
+            site_labels: Builder::DEFAULT_SITE_LABELS,
+            #[cfg(feature = "serve")]
+            liveness: Liveness::default(),
+            #[cfg(feature = "metrics")]
+            poll_labels: Builder::DEFAULT_POLL_LABELS,
+            #[cfg(feature = "metrics")]
+            metrics: Target::default(),
             stacks: Stacks::Auto,
             own_code: OwnCode::default(),
             advice: Advice::default(),
@@ -185,6 +211,11 @@ impl Builder {
     pub const DEFAULT_POOL_THRESHOLD: Duration = Duration::from_millis(100);
     /// Enough to look back on, little enough to keep.
     pub const DEFAULT_RECENT: usize = 64;
+    /// Enough for the sites that matter; each is a series in the metrics' store.
+    pub const DEFAULT_SITE_LABELS: usize = 64;
+    /// As many as a thread has places for.
+    #[cfg(feature = "metrics")]
+    pub const DEFAULT_POLL_LABELS: usize = slot::polls::NAMES;
     /// Tokio's own default, at which it also publishes a worker's counters.
     pub const DEFAULT_EVENT_INTERVAL: u32 = 61;
 
@@ -316,6 +347,56 @@ impl Builder {
         self
     }
 
+    /// Where metrics go, instead of to the recorder installed for the whole program.
+    ///
+    /// See [`metrics`](crate::metrics) for what is recorded, and when.
+    #[cfg(feature = "metrics")]
+    pub fn recorder(mut self, recorder: Arc<dyn ::metrics::Recorder + Send + Sync>) -> Builder {
+        self.settings.metrics = Target::Given(recorder);
+        self
+    }
+
+    /// Serves `/metrics`, `/health/live`, `/stalls` and `/stalls/folded` at this address, from a thread and a
+    /// runtime of the detector's own: they answer while every worker is blocked.
+    ///
+    /// There is no authentication, and stacks and spans tell about the program: choose a loopback address,
+    /// such as `([127, 0, 0, 1], 9464)`, or one that only the scraper reaches. With port 0 the operating system
+    /// chooses; [`Guard::served_at`] has the port. At most 64 connections are kept; a request's head may take
+    /// 10 s and have 16 KiB; a connection lives for a minute.
+    ///
+    /// `/metrics` has this crate's metrics, and is independent of any recorder the program has. For both in
+    /// one place, see [`prometheus`](crate::prometheus).
+    #[cfg(feature = "serve")]
+    pub fn serve(mut self, address: impl Into<SocketAddr>) -> Builder {
+        self.serve = Some(address.into());
+        self
+    }
+
+    /// When `/health/live` says that the program should be restarted.
+    #[cfg(feature = "serve")]
+    pub fn liveness(mut self, liveness: Liveness) -> Builder {
+        self.settings.liveness = liveness;
+        self
+    }
+
+    /// How many pairs of span path and site `tokio_stall_stalls_by_site_total` tells apart; the others are
+    /// counted as "other". By default, this is [`DEFAULT_SITE_LABELS`](Self::DEFAULT_SITE_LABELS).
+    #[cfg(feature = "metrics")]
+    pub fn site_labels(mut self, pairs: usize) -> Builder {
+        self.settings.site_labels = pairs;
+        self
+    }
+
+    /// How many names `tokio_stall_poll_duration_seconds` tells apart, sixteen at most; the others are counted
+    /// as "other". By default, this is [`DEFAULT_POLL_LABELS`](Self::DEFAULT_POLL_LABELS).
+    ///
+    /// Holds for the whole process; the last watch started decides.
+    #[cfg(feature = "metrics")]
+    pub fn poll_labels(mut self, names: usize) -> Builder {
+        self.settings.poll_labels = names;
+        self
+    }
+
     /// Calls `f` with every report: when a stall has begun, when its age has doubled, when it is over.
     ///
     /// `f` runs on the detector's own thread. While it runs, later reports wait; beyond 256 of them they
@@ -346,6 +427,8 @@ impl Builder {
             mut runtimes,
             tick,
             event_interval,
+            #[cfg(feature = "serve")]
+            serve,
             settings,
         } = self;
         let threshold = settings.threshold;
@@ -365,7 +448,17 @@ impl Builder {
             runtimes.push((here.name().map(str::to_owned), here));
         }
         let signal = signal_for(settings.stacks)?;
+        #[cfg(feature = "serve")]
+        let bound = match serve {
+            Some(address) => {
+                let bound = serve::bind(address);
+                Some(bound.map_err(|error| StartError::Serve { address, error })?)
+            }
+            None => None,
+        };
         timing::set_mode(settings.poll_timing);
+        #[cfg(feature = "metrics")]
+        slot::polls::tell_apart(settings.poll_labels);
         let watch = Arc::new(Watch {
             started_at: clock::now(),
             signal,
@@ -384,11 +477,17 @@ impl Builder {
             polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
             always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
         })?;
-        let guard = Guard { watch, shared };
-        if guard.watch.settings.log {
-            for runtime in guard.runtimes() {
+        let view = View { watch, shared };
+        if view.watch.settings.log {
+            for runtime in view.runtimes() {
                 report::log::watching(&runtime, &Coverage::of(&runtime));
             }
+        }
+        let guard = Guard::new(view.clone());
+        #[cfg(feature = "serve")]
+        if let Some(bound) = bound {
+            let server = bound.serve(view).map_err(StartError::Thread)?;
+            return Ok(guard.with_server(server));
         }
         Ok(guard)
     }
@@ -417,114 +516,6 @@ const POLLS_PER_TURN: u32 = 4;
 
 fn default_tick(threshold: Duration) -> Duration {
     (threshold / 2).clamp(SHORTEST_TICK.min(threshold), IDLE_TICK)
-}
-
-/// Keeps the watch going. Dropping it ends the watch, and with the last one the detector's threads.
-///
-/// The drop takes about a tick. It waits for a callback or logger that is just running, for at most a
-/// second; one that takes longer ends on its own.
-#[derive(Debug)]
-#[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
-pub struct Guard {
-    watch: Arc<Watch>,
-    shared: Arc<Shared>,
-}
-
-impl Guard {
-    /// The stalls going on at this moment, each with its age so far.
-    ///
-    /// Works while loggers and callbacks are stuck; names may be missing then.
-    pub fn stalled_now(&self) -> Vec<StallReport> {
-        let live = self.shared.live.lock().clone();
-        let recent = self.watch.recent.lock();
-        live.iter()
-            .filter(|live| Arc::ptr_eq(&live.runtime.watch, &self.watch))
-            .map(|live| {
-                let now = live.unnamed_report();
-                match recent.stall(live.id) {
-                    Some(named) => StallReport {
-                        duration: now.duration,
-                        certainty: now.certainty,
-                        time: now.time,
-                        ..named
-                    },
-                    None => now,
-                }
-            })
-            .collect()
-    }
-
-    /// The last stalls, oldest first, each with its latest report.
-    pub fn recent(&self) -> Vec<StallReport> {
-        self.watch.recent.lock().stalls()
-    }
-
-    /// The last waits for the blocking pool, oldest first, each with its latest report.
-    pub fn recent_pool_waits(&self) -> Vec<PoolWaitReport> {
-        self.watch.recent.lock().pool_waits()
-    }
-
-    /// The stalls since the watch was started, by site, and their stacks for a flame graph.
-    pub fn profile(&self) -> Profile {
-        self.watch.profile.lock().clone()
-    }
-
-    /// What all workers are doing at this moment: the stack of each one's thread.
-    ///
-    /// Works while workers are blocked. The calling thread waits for at most a tenth of a second per four
-    /// workers, and the first time for debug information to be read: in async code, call it inside
-    /// `spawn_blocking`.
-    pub fn worker_stacks(&self) -> Vec<WorkerStack> {
-        report::worker_stacks::take(&self.runtimes(), &self.shared)
-    }
-
-    /// What the detector can see, for each runtime of this watch.
-    pub fn coverage(&self) -> Vec<Coverage> {
-        self.runtimes()
-            .iter()
-            .map(|runtime| Coverage::of(runtime))
-            .collect()
-    }
-
-    /// Figures about the runtimes of this watch and about the detector itself.
-    pub fn status(&self) -> Status {
-        let waits =
-            |waits: &engine::Waits| waits.get().map(|(last, longest)| Waits { last, longest });
-        Status {
-            runtimes: self
-                .runtimes()
-                .iter()
-                .map(|runtime| RuntimeStatus {
-                    runtime: runtime.name.clone(),
-                    shut_down: runtime.is_gone(),
-                    stalls: runtime.stats.certain.load(Ordering::Relaxed),
-                    likely_stalls: runtime.stats.likely.load(Ordering::Relaxed),
-                    scheduler_lag: waits(&runtime.stats.scheduler_lag),
-                    blocking_queue_wait: waits(&runtime.stats.blocking_queue_wait),
-                })
-                .collect(),
-            allowed: probe::allowed(),
-            ticks: self.shared.ticks(),
-            watchdog_lateness: waits(&self.shared.watchdog_lateness),
-            dropped_reports: self.shared.dropped_reports.load(Ordering::Relaxed),
-            failed_callbacks: self.shared.failed_callbacks.load(Ordering::Relaxed),
-        }
-    }
-
-    fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
-        let watched = self.shared.watched.lock();
-        watched
-            .iter()
-            .filter(|runtime| Arc::ptr_eq(&runtime.watch, &self.watch))
-            .cloned()
-            .collect()
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        engine::leave(&self.watch);
-    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -34,7 +34,8 @@ pub trait FutureExt: Future + Sized {
     /// ```
     fn watched(self, name: &'static str) -> Watched<Self> {
         Watched {
-            name: names::number(names::Name::Text(name)),
+            name,
+            number: names::number(names::Name::Text(name)),
             inner: self,
         }
     }
@@ -47,7 +48,8 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Watched<F> {
-        name: u32,
+        name: &'static str,
+        number: u32,
         #[pin]
         inner: F,
     }
@@ -59,7 +61,7 @@ impl<F: Future> Future for Watched<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _mark = Mark::begin(*this.name);
+        let _mark = Mark::begin(this.name, *this.number);
         this.inner.poll(cx)
     }
 }
@@ -67,15 +69,15 @@ impl<F: Future> Future for Watched<F> {
 /// Ends its mark also when the inner poll panics.
 struct Mark {
     slot: Option<&'static Slot>,
-    name: u32,
+    name: &'static str,
 }
 
 impl Mark {
     #[inline]
-    fn begin(name: u32) -> Mark {
+    fn begin(name: &'static str, number: u32) -> Mark {
         let slot = slot::mine();
         if let Some(slot) = slot {
-            slot.begin(Kind::Name, name.into());
+            slot.begin(Kind::Name, number.into());
         }
         Mark { slot, name }
     }
@@ -85,9 +87,9 @@ impl Drop for Mark {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            if let Some(too_long) = slot.end() {
+            if let Some(measured) = slot.end() {
                 // After the poll nobody else knows the name.
-                slot.name_long_poll(too_long, self.name);
+                slot.name_measured(measured, Some(self.name));
             }
         }
     }

@@ -4,7 +4,7 @@
 //! *Here:* two stores for an enter, one for an exit, nothing for an event. The layer stores span ids;
 //! their names are looked up by the reporter, while the span is still entered.
 
-use crate::slot::{self, Kind, names};
+use crate::slot::{self, Kind};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::collections::HashMap;
@@ -169,14 +169,9 @@ where
     #[inline]
     fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
         if let Some(slot) = slot::mine() {
-            if let Some(too_long) = slot.end() {
+            if let Some(measured) = slot.end() {
                 // Once closed, the span's name is gone with it.
-                if let Some(metadata) = cx.metadata(id) {
-                    slot.name_long_poll(
-                        too_long,
-                        names::number(names::Name::Text(metadata.name())),
-                    );
-                }
+                slot.name_measured(measured, cx.metadata(id).map(|metadata| metadata.name()));
             }
         }
     }

@@ -54,6 +54,15 @@ impl Pulse {
         }
     }
 
+    /// When the pulse under way was sent.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn sent_at(&self) -> Option<Nanos> {
+        match self.shared.sent_at.load(Ordering::Acquire) {
+            0 => None,
+            at => Some(Nanos(at)),
+        }
+    }
+
     /// The scheduler lag that the last pulse met, once for each pulse.
     pub(crate) fn take_lag(&self) -> Option<Duration> {
         match self.shared.lag.swap(0, Ordering::Acquire) {

@@ -185,6 +185,8 @@ fn begin_task(task: &TaskMeta<'_>) {
 #[inline]
 fn end_task() {
     if let Some(slot) = slot::mine() {
-        slot.end();
+        if let Some(measured) = slot.end() {
+            slot.name_measured(measured, None);
+        }
     }
 }

@@ -107,6 +107,32 @@ pub struct Site {
     pub line: Option<u32>,
 }
 
+impl Site {
+    /// The function, without place and without type arguments: a set that does not grow with the program's
+    /// data.
+    pub(crate) fn label(&self) -> String {
+        let mut depth = 0_usize;
+        let mut label = String::new();
+        for character in self.function.chars() {
+            // `Vec<T>` has arguments, `<T as Trait>` has not; `->` is no bracket.
+            let arguments =
+                label.ends_with(|last: char| last.is_alphanumeric() || last == '_' || last == ':');
+            match character {
+                '<' if depth > 0 || arguments => {
+                    if depth == 0 && label.ends_with("::") {
+                        label.truncate(label.len() - 2);
+                    }
+                    depth += 1;
+                }
+                '>' if depth > 0 && !label.ends_with('-') => depth -= 1,
+                _ if depth == 0 => label.push(character),
+                _ => {}
+            }
+        }
+        label
+    }
+}
+
 impl fmt::Display for Site {
     /// `app::handlers::get_user (src/handlers.rs:42)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -275,6 +301,28 @@ mod tests {
             ("{closure#0}<app::Config>", "closure"),
         ] {
             assert_eq!(written(raw), name, "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_label_has_no_type_arguments() {
+        for (function, label) in [
+            ("app::handlers::get_user", "app::handlers::get_user"),
+            (
+                "<app::Rows<T, alloc::vec::Vec<u8>> as core::ops::drop::Drop>::drop",
+                "<app::Rows as core::ops::drop::Drop>::drop",
+            ),
+            (
+                "app::_::<impl app::Sum for app::Row<u8>>::sum",
+                "app::_::sum",
+            ),
+        ] {
+            let site = Site {
+                function: function.to_owned(),
+                file: None,
+                line: None,
+            };
+            assert_eq!(site.label(), label);
         }
     }
 

@@ -1,6 +1,6 @@
 //! How much is logged: one stall per site and minute, ten a minute in all, and the rest is counted.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* the thread `stall-sinks`.
 //! *Here:* pure, with time handed in. Only logs are limited; metrics, callbacks and `recent()` never are.
 
 use crate::clock::Nanos;

@@ -1,14 +1,19 @@
 //! What a person gets to read: reports, and the places they go to.
 //!
-//! *Runs on:* the `stall-reporter` thread; the types are the user's.
-//! *Here:* may allocate, log, and call the user's code. Holds nothing that the watchdog needs.
+//! *Runs on:* the threads `stall-reporter` and `stall-sinks`; the types are the user's.
+//! *Here:* may allocate; `sinks` may log and call the user's code. Holds nothing that the watchdog needs.
 
 pub(crate) mod limiter;
 pub(crate) mod log;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+pub(crate) mod news;
 pub(crate) mod recent;
 pub(crate) mod reporter;
+pub(crate) mod sinks;
 
 mod frame;
+mod known;
 mod missing;
 mod names;
 mod pool_wait;

@@ -4,7 +4,7 @@
 //! *Here:* looks spans up while the poll may still be going on; it may end at any time.
 
 use super::Missing;
-use super::reporter::StallNews;
+use super::news::StallNews;
 use crate::probe::{SpanName, resolve_span};
 use crate::slot::names::{self, Name};
 use crate::slot::{Kind, Marks};

@@ -225,7 +225,7 @@ fn folded(runtime: &str, frames: &[Frame]) -> String {
 }
 
 /// `request{id=7} > get_user` → `request > get_user`: fields are without number.
-fn without_fields(span: &str) -> String {
+pub(super) fn without_fields(span: &str) -> String {
     let mut depth = 0_usize;
     span.chars()
         .filter(|character| {

@@ -1,109 +1,32 @@
-//! The reporter: names what the watchdog found, and tells everybody.
+//! The reporter: names and explains what the watchdog found, counts it, keeps it, and passes it on.
 //!
-//! *Runs on:* its own thread, `stall-reporter`.
-//! *Here:* may allocate, wait, and call the user's code. What must not be lost comes first: a report is
-//! kept before it goes to the callback, and logged last.
+//! *Runs on:* its own thread, `stall-reporter`; what takes longer to explain on `stall-explainer`, a thread
+//! made for it.
+//! *Here:* may allocate and read files, but calls none of the user's code: what that holds up is held up
+//! in `sinks`, and figures and `recent()` go on.
 
-use super::log::{self, Log};
-use super::names::{self, Names};
-use super::{Missing, NoStack, Phase, PoolWaitReport, StackSample, StallReport};
-use crate::capture::RawStack;
+use super::known::Known;
+use super::names;
+use super::news::{Announcement, Message, PoolNews, StackNews, StallKey, StallNews};
+use super::sinks::Told;
+use super::{Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::clock::{self, Nanos};
-use crate::engine::{Shared, Watch, WatchedRuntime};
-use crate::explain::cause::{self, SleptIn};
-use crate::explain::{self, Effort, Explained, advice, site};
-use crate::slot::{Marks, Slot};
-use crate::watchdog::ENDLESS_AFTER;
-use crate::watchdog::detector::Stall;
+use crate::engine::Shared;
+use crate::explain::{self, Effort, Explained};
 use crate::watchdog::workers::wall_clock;
 use std::collections::{HashMap, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// News for the reporter.
-#[derive(Debug)]
-pub(crate) enum Message {
-    Stall(Box<StallNews>),
-    Stack(StackNews),
-    PoolWait(PoolNews),
-}
-
-/// What the watchdog found out about a worker.
-#[derive(Debug)]
-pub(crate) struct StallNews {
-    /// `None` for a poll that is only suspected: its names are wanted, in case.
-    pub(crate) announcement: Option<Announcement>,
-    pub(crate) runtime: Arc<WatchedRuntime>,
-    pub(crate) worker: usize,
-    pub(crate) stall: Stall,
-    /// What it was last seen asleep in.
-    pub(crate) slept_in: Option<SleptIn>,
-    pub(crate) thread: Option<StallThread>,
-}
-
-/// A stack that the watchdog has taken, or why it has not.
-#[derive(Debug)]
-pub(crate) struct StackNews {
-    pub(crate) key: StallKey,
-    pub(crate) runtime: Arc<WatchedRuntime>,
-    /// How old the stall was when the stack was asked for.
-    pub(crate) after: Duration,
-    pub(crate) stack: Result<RawStack, NoStack>,
-}
-
-/// Which stall, from its first suspicion on: runtime, worker, and the serial of its detector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct StallKey {
-    pub(crate) runtime: u64,
-    pub(crate) worker: usize,
-    pub(crate) serial: u64,
-}
-
-impl StallNews {
-    fn key(&self) -> StallKey {
-        StallKey {
-            runtime: self.runtime.id,
-            worker: self.worker,
-            serial: self.stall.serial,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Announcement {
-    pub(crate) id: u64,
-    pub(crate) phase: Phase,
-    pub(crate) last_words: Arc<AtomicBool>,
-}
-
-/// The thread that drives the worker, and the marks it had when the watchdog looked.
-#[derive(Debug)]
-pub(crate) struct StallThread {
-    pub(crate) slot: &'static Slot,
-    pub(crate) tenancy: u64,
-    pub(crate) marks: Option<Marks>,
-}
-
-/// What the pulse thread found out about a blocking pool.
-#[derive(Debug)]
-pub(crate) struct PoolNews {
-    pub(crate) id: u64,
-    pub(crate) phase: Phase,
-    pub(crate) runtime: Arc<WatchedRuntime>,
-    pub(crate) since: Nanos,
-    pub(crate) waited: Duration,
-}
 
 /// Between two looks at whether what stacks were explained with can be let go of.
 const REST: Duration = Duration::from_secs(10);
 
 /// The thread's main function; ends when the watchdog and the pulse thread have.
-pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>) {
-    let mut reporter = Reporter::default();
+pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>, sinks: SyncSender<Told>) {
+    let mut reporter = Reporter::new(sinks);
     loop {
         let idle = reporter.job.is_none() && reporter.later.is_empty();
         let wait = match (idle, reporter.primed) {
@@ -117,17 +40,16 @@ pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>) {
             Err(RecvTimeoutError::Disconnected) => break,
         };
         let now = clock::now();
-        shared.reporter_busy_since.store(now.0, Ordering::Relaxed);
         match message {
             Some(Message::Stall(news)) => reporter.stall_in_turn(*news, shared, now),
             Some(Message::Stack(news)) => reporter.stack(news, shared),
-            Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared, now),
+            Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared),
             None => reporter.look_closer(shared),
         }
         reporter.finish_job(shared, false);
-        shared.reporter_busy_since.store(0, Ordering::Relaxed);
     }
     reporter.finish_job(shared, true);
+    shared.end_of_reports();
 }
 
 /// A process that lives for so long has its debug information opened before the first stall needs it.
@@ -139,11 +61,8 @@ const QUIET: Duration = Duration::from_millis(1);
 /// Stalls, and polls that were only suspected, of which something is remembered. Most never become one.
 pub(super) const STALLS: usize = 1024;
 
-/// Different stacks kept of one stall.
-const STACKS: usize = 8;
-
-#[derive(Default)]
 struct Reporter {
+    sinks: SyncSender<Told>,
     known: HashMap<StallKey, Known>,
     /// Stacks with places whose names must be read from debug information.
     later: VecDeque<StackNews>,
@@ -153,7 +72,6 @@ struct Reporter {
     /// The ends of stalls whose stacks are being looked at, or will be.
     ended: Vec<StallNews>,
     primed: bool,
-    log: Log,
 }
 
 struct Job {
@@ -161,24 +79,18 @@ struct Job {
     thread: JoinHandle<Option<(StackNews, Option<Explained>)>>,
 }
 
-/// What was found out about a stall so far.
-#[derive(Default)]
-struct Known {
-    at: Nanos,
-    /// As looked up while the poll was only suspected, or first announced.
-    names: Option<Names>,
-    stacks: Vec<StackSample>,
-    /// What the thread was last seen asleep in.
-    slept_in: Option<SleptIn>,
-    /// What else there is to say about the stacks.
-    truncated: bool,
-    lost: bool,
-    no_stack: Option<NoStack>,
-    /// Under which number it was announced.
-    announced: Option<u64>,
-}
-
 impl Reporter {
+    fn new(sinks: SyncSender<Told>) -> Reporter {
+        Reporter {
+            sinks,
+            known: HashMap::new(),
+            later: VecDeque::new(),
+            job: None,
+            ended: Vec::new(),
+            primed: false,
+        }
+    }
+
     fn stall(&mut self, news: &StallNews, shared: &Shared, now: Nanos) {
         let Some(Announcement {
             id,
@@ -192,6 +104,7 @@ impl Reporter {
         };
         let known = self.known(news.key(), now);
         known.announced = Some(*id);
+        let newly = known.count_as(news.stall.certainty);
         known.slept_in = news.slept_in.or(known.slept_in);
         let names = known.name(news);
         let mut report = StallReport {
@@ -216,18 +129,30 @@ impl Reporter {
         };
         let watch = &news.runtime.watch;
         known.explain(&mut report, watch);
+        let stalls = &news.runtime.stats.stalls;
+        if newly {
+            stalls.detected(report.cause, report.certainty);
+        }
         if *phase == Phase::Ended {
             self.known.remove(&news.key());
             watch.profile.lock().add(&report);
+            stalls.ended(&report, watch.settings.site_labels);
         }
         watch.recent.lock().keep(report.clone());
-        if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
-            log::write_last_words(&report);
+        self.tell(
+            Told::Stall {
+                report: Box::new(report),
+                watch: watch.clone(),
+                last_words: last_words.clone(),
+            },
+            shared,
+        );
+    }
+
+    fn tell(&self, told: Told, shared: &Shared) {
+        if self.sinks.try_send(told).is_err() {
+            shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(on_stall) = &watch.settings.on_stall {
-            guarded(shared, || on_stall(&report));
-        }
-        guarded(shared, || self.log.stall(&mut report, watch, now));
     }
 
     /// Takes in what the watchdog says of a stall. The last report has everything, so it waits for a stack
@@ -362,13 +287,10 @@ impl Reporter {
                 self.known.remove(&oldest);
             }
         }
-        self.known.entry(key).or_insert_with(|| Known {
-            at: now,
-            ..Known::default()
-        })
+        self.known.entry(key).or_insert_with(|| Known::new(now))
     }
 
-    fn pool_wait(&mut self, news: &PoolNews, shared: &Shared, now: Nanos) {
+    fn pool_wait(&self, news: &PoolNews, shared: &Shared) {
         let report = PoolWaitReport {
             id: news.id,
             phase: news.phase,
@@ -376,100 +298,8 @@ impl Reporter {
             started_at: wall_clock(news.since),
             waited: news.waited,
         };
-        let watch: &Watch = &news.runtime.watch;
+        let watch = news.runtime.watch.clone();
         watch.recent.lock().keep_pool_wait(report.clone());
-        if let Some(on_pool_wait) = &watch.settings.on_pool_wait {
-            guarded(shared, || on_pool_wait(&report));
-        }
-        guarded(shared, || self.log.pool_wait(&report, watch, now));
-    }
-}
-
-impl Known {
-    /// What the stall is called: as it is now, or was while it was only suspected.
-    fn name(&mut self, news: &StallNews) -> Names {
-        match &self.names {
-            Some(names) if names.span.is_some() => names.clone(),
-            earlier => {
-                let now = names::look_up(news);
-                let names = match earlier {
-                    Some(earlier) if now.span.is_none() => earlier.clone(),
-                    _ => now,
-                };
-                self.names = Some(names.clone());
-                names
-            }
-        }
-    }
-
-    /// Adds a stack; one that was found before is counted.
-    fn add(&mut self, explained: Explained, after: Duration) {
-        self.no_stack = None;
-        self.truncated |= explained.truncated;
-        self.lost |= explained.lost;
-        let same = self
-            .stacks
-            .iter()
-            .position(|known| known.frames == explained.frames);
-        match same {
-            Some(known) => self.stacks[known].count += 1,
-            None if self.stacks.len() < STACKS => self.stacks.push(StackSample {
-                after,
-                count: 1,
-                frames: explained.frames,
-                complete: explained.complete,
-            }),
-            None => {}
-        }
-    }
-
-    /// Says where it was, why, and what to do.
-    fn explain(&self, report: &mut StallReport, watch: &Watch) {
-        report.stacks.clone_from(&self.stacks);
-        let frames = report
-            .telling_stack()
-            .map_or(Vec::new(), |stack| stack.frames.clone());
-        report.site = site::site(&frames);
-        report.cause = cause::cause(
-            &report.time,
-            watch.settings.threshold,
-            self.slept_in,
-            &frames,
-        );
-        let of_the_poll = explain::of_the_poll(&frames);
-        report.advice = watch
-            .settings
-            .advice
-            .find(of_the_poll)
-            .map(str::to_owned)
-            .or_else(|| {
-                let call = report.asleep_in.as_deref();
-                advice::advise(of_the_poll, report.cause, call).map(str::to_owned)
-            });
-        (report.seen_here, report.lost_here) = watch.profile.lock().seen(report);
-        if let Some(why) = self.no_stack.filter(|_| self.stacks.is_empty()) {
-            report.missing.push(Missing::Stack(why));
-        }
-        let also = [
-            (self.truncated, Missing::Truncated),
-            (self.lost, Missing::Lost),
-            (
-                !self.stacks.is_empty() && report.site.is_none(),
-                Missing::NoOwnCode,
-            ),
-        ];
-        let also = also.into_iter().filter(|(holds, _)| *holds);
-        for (_, missing) in also {
-            if !report.missing.contains(&missing) {
-                report.missing.push(missing);
-            }
-        }
-    }
-}
-
-/// The user's code may panic; that is counted, and the reporter goes on.
-fn guarded(shared: &Shared, user_code: impl FnOnce()) {
-    if std::panic::catch_unwind(AssertUnwindSafe(user_code)).is_err() {
-        shared.failed_callbacks.fetch_add(1, Ordering::Relaxed);
+        self.tell(Told::PoolWait { report, watch }, shared);
     }
 }

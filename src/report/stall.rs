@@ -3,6 +3,7 @@
 //! *Runs on:* made by the reporter thread; the types are the user's.
 //! *Here:* plain data.
 
+use super::profile::without_fields;
 use super::{Cause, Certainty, Headline, Missing, Site, StackSample, TimeSplit};
 use crate::engine::WatchedRuntime;
 use crate::explain::cause::{self, SleptIn};
@@ -136,6 +137,11 @@ impl StallReport {
             missing: Vec::new(),
             suppressed: 0,
         }
+    }
+
+    /// The path of spans without their fields: a set that does not grow with what is served.
+    pub(crate) fn span_names(&self) -> Option<String> {
+        self.span.as_deref().map(without_fields)
     }
 
     /// The report in one line: what a log shows first.

@@ -6,7 +6,7 @@
 
 use super::line::{Closed, LongPoll, Opened};
 use super::registry::{self, Claim, Slot};
-use super::{Kind, timing};
+use super::{Kind, names, timing};
 use crate::clock;
 use crate::sync::Ordering;
 use std::cell::Cell;
@@ -69,9 +69,10 @@ impl Slot {
         }
     }
 
-    /// Ends the innermost mark. Returns the poll's epoch if it closed one that was too long.
+    /// Ends the innermost mark. Returns what was measured if it closed a poll that was timed: who knows the
+    /// poll's name then gives it to [`name_measured`](Slot::name_measured).
     #[inline]
-    pub(crate) fn end(&self) -> Option<u64> {
+    pub(crate) fn end(&self) -> Option<Measured> {
         match self.line.pop() {
             Closed::Inner | Closed::Poll => None,
             Closed::Measure { epoch, wanted } => self.measure_end(epoch, wanted),
@@ -100,24 +101,51 @@ impl Slot {
     }
 
     #[cold]
-    fn measure_end(&self, epoch: u64, wanted: bool) -> Option<u64> {
+    fn measure_end(&self, epoch: u64, wanted: bool) -> Option<Measured> {
         let ended = clock::now();
         let started = self.line.started(epoch);
-        let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
+        let took = started.map(|started| ended.since(started));
         // A long span on a thread that drives nothing holds nobody up.
-        let too_long = started.is_some_and(|started| ended.since(started) >= threshold)
-            && self.claim().is_some();
-        if !wanted && !too_long {
-            return None;
+        let drives = self.claim().is_some();
+        let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
+        let too_long = drives && took.is_some_and(|took| took >= threshold);
+        let kept = wanted || too_long;
+        if kept {
+            self.keep_long_poll(LongPoll {
+                epoch,
+                started,
+                ended,
+                name: 0,
+            });
         }
-        self.keep_long_poll(LongPoll {
-            epoch,
-            started,
-            ended,
-            name: 0,
-        });
-        Some(epoch)
+        (drives || kept).then_some(Measured {
+            took: took.filter(|_| drives),
+            kept: kept.then_some(epoch),
+        })
     }
+
+    /// Counts a poll whose end was measured, under its name.
+    #[cold]
+    pub(crate) fn name_measured(&self, poll: Measured, name: Option<&'static str>) {
+        #[cfg(feature = "metrics")]
+        if let Some(took) = poll.took {
+            self.polls.note(name, took);
+        }
+        if let (Some(epoch), Some(name)) = (poll.kept, name) {
+            self.name_long_poll(epoch, names::number(names::Name::Text(name)));
+        }
+    }
+}
+
+/// A poll whose end was measured.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it is counted when it is named"]
+pub(crate) struct Measured {
+    /// How long it took, on a thread that drives a worker.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+    took: Option<Duration>,
+    /// Its epoch, if a record of it was kept.
+    kept: Option<u64>,
 }
 
 /// From which length on a poll leaves a record behind; the smallest threshold in force.

@@ -50,6 +50,7 @@
 mod enrol;
 mod entry;
 mod line;
+pub(crate) mod polls;
 mod registry;
 
 pub(crate) mod names;

@@ -16,6 +16,9 @@ use std::sync::OnceLock;
 pub(crate) struct Slot {
     pub(crate) line: Line,
     pub(crate) pace: Pace,
+    /// How long its timed polls took.
+    #[cfg(feature = "metrics")]
+    pub(crate) polls: super::polls::PollTimes,
     /// Odd while a thread owns the slot; counts its owners.
     tenancy: AtomicU64,
     tid: AtomicU32,
@@ -78,6 +81,8 @@ impl Slot {
         Slot {
             line: Line::new(),
             pace: Pace::new(),
+            #[cfg(feature = "metrics")]
+            polls: super::polls::PollTimes::new(),
             tenancy: AtomicU64::new(1),
             tid: AtomicU32::new(0),
             stack: [AtomicU64::new(0), AtomicU64::new(0)],

@@ -6,18 +6,21 @@
 //! nothing here logs through a subscriber, which may be the very thing that is stuck.
 
 pub(crate) mod detector;
+mod host;
+mod ledger;
 pub(crate) mod pulses;
 mod sampling;
 pub(crate) mod workers;
 
-use crate::capture::{self, ThreadFiles, Throttle};
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::explain::cause::SleptIn;
 use crate::report::Phase;
-use crate::report::reporter::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
+use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
 use crate::slot::{self, LongPoll};
 use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
+use host::{OwnWait, Quota};
+use ledger::Ledger;
 use sampling::{Allowance, Sampled, Sampling};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +43,8 @@ const UNDRIVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// A stall this old is written to standard error, in case the logger is what is stuck.
 pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
-/// The reporter is stuck if it has been busy with one thing for this long.
-const REPORTER_STUCK_AFTER: Duration = Duration::from_secs(1);
+/// The sinks are stuck if they have been busy with one report for this long.
+const SINKS_STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// The thread's main function.
 pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
@@ -106,64 +109,6 @@ struct Round<'a> {
     stacks: Vec<StackNews>,
 }
 
-/// How long the watchdog itself has waited for a CPU.
-struct OwnWait {
-    files: Option<ThreadFiles>,
-    so_far: Duration,
-}
-
-impl OwnWait {
-    fn new() -> OwnWait {
-        OwnWait {
-            files: ThreadFiles::open(capture::current_tid()),
-            so_far: Duration::ZERO,
-        }
-    }
-
-    fn since_last_time(&mut self) -> Option<Duration> {
-        let now = self.files.as_ref().and_then(ThreadFiles::run_queue)?;
-        Some(now.saturating_sub(std::mem::replace(&mut self.so_far, now)))
-    }
-}
-
-/// The CPU quota of the process, which is looked at closely only where there is one.
-struct Quota {
-    throttle: Throttle,
-    limits: bool,
-    before: Duration,
-    checked_at: Nanos,
-}
-
-/// A quota may be set at any time.
-const QUOTA_CHECKED_EVERY: Duration = Duration::from_secs(1);
-
-impl Quota {
-    fn new() -> Quota {
-        let throttle = Throttle::open();
-        Quota {
-            limits: throttle.has_quota(),
-            throttle,
-            before: Duration::ZERO,
-            checked_at: clock::now(),
-        }
-    }
-
-    fn throttled(&mut self) -> Duration {
-        let now = clock::now();
-        if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
-            self.checked_at = now;
-            self.limits = self.throttle.has_quota();
-            // What was held back before is nobody's now.
-            self.before = self.throttle.read();
-        }
-        if self.limits {
-            self.throttle.read().saturating_sub(self.before)
-        } else {
-            Duration::ZERO
-        }
-    }
-}
-
 struct RuntimeWatch {
     runtime: Arc<WatchedRuntime>,
     workers: Vec<WorkerWatch>,
@@ -179,6 +124,7 @@ struct WorkerWatch {
     slept_in: Option<(u64, SleptIn)>,
     ends: Ends,
     moved_at: Nanos,
+    ledger: Ledger,
 }
 
 #[derive(Clone)]
@@ -225,8 +171,8 @@ impl Watchdog {
         for news in news {
             self.send(Message::Stall(Box::new(news)));
         }
-        self.speak_for_a_stuck_reporter();
-        self.shared.ticked();
+        self.speak_for_stuck_sinks();
+        self.shared.ticked(clock::now());
         next
     }
 
@@ -300,17 +246,19 @@ impl Watchdog {
             if let Some(mut live) = self.shared.live.try_lock() {
                 live.clone_from(&self.live);
                 self.live_changed = false;
+                drop(live);
+                self.shared.live_changed();
             }
         }
     }
 
-    /// The reporter writes endless stalls to standard error itself. If it cannot, because it is stuck in
-    /// the logger or in a callback, a thread made for this one purpose does.
-    fn speak_for_a_stuck_reporter(&self) {
+    /// The sinks write endless stalls to standard error. If they cannot, being stuck in the logger or in a
+    /// callback, a thread made for this one purpose does.
+    fn speak_for_stuck_sinks(&self) {
         let now = clock::now();
         let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
         for live in self.live.iter().filter(is_endless) {
-            if self.shared.reporter_busy_for(now) < REPORTER_STUCK_AFTER
+            if self.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER
                 || live.last_words.swap(true, Ordering::Relaxed)
             {
                 continue;
@@ -338,6 +286,7 @@ impl RuntimeWatch {
                 slept_in: None,
                 ends: [None; 2],
                 moved_at: clock::now(),
+                ledger: Ledger::default(),
             })
             .collect();
         RuntimeWatch { runtime, workers }
@@ -386,6 +335,13 @@ impl WorkerWatch {
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }
+        self.ledger.observe(
+            &sample,
+            self.moved_at,
+            runtime.rules.always_driven,
+            runtime.rules.tick,
+            &runtime.stats.worker_time[self.worker.index()],
+        );
         if let Some(driver) = self.worker.driver() {
             driver.slot.line.ask_to_look_around();
         }

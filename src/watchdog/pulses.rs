@@ -8,7 +8,7 @@ use crate::clock::{self, Nanos};
 use crate::engine::{Shared, WatchedRuntime};
 use crate::probe::gather;
 use crate::report::Phase;
-use crate::report::reporter::{Message, PoolNews};
+use crate::report::news::{Message, PoolNews};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -100,7 +100,9 @@ impl Round {
         self.gather_again(runtime);
         self.follow_probe(runtime, shared, reporter);
         if self.probe.is_none() && self.probe_at <= now {
-            self.probe = Some(Probe::send(runtime));
+            let probe = Probe::send(runtime);
+            runtime.stats.set_probe_sent_at(Some(probe.sent_at));
+            self.probe = Some(probe);
         }
         self.probe_at = next(self.probe_at, now, spacing.probe);
         if self.probe.is_some() || self.gatherings < GATHERINGS {
@@ -168,6 +170,7 @@ impl Round {
         }
         if taken_at.is_some() {
             runtime.stats.blocking_queue_wait.note(waited);
+            runtime.stats.set_probe_sent_at(None);
             self.probe = None;
         }
     }

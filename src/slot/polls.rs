@@ -1,0 +1,104 @@
+//! How long a thread's timed polls took, by name: the first sixteen names of the program, and the rest.
+//!
+//! *Runs on:* worker threads, at the end of a timed poll; exporters read.
+//! *Here:* a look at sixteen known names and four memory accesses. Nothing is allocated: every slot has
+//! its places from the start.
+
+// Without metrics nothing is read.
+#![cfg_attr(not(feature = "metrics"), allow(dead_code))]
+
+use crate::tally::Tally;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Names that are told apart.
+pub(crate) const NAMES: usize = 16;
+/// The place of polls without a name …
+const UNNAMED: usize = NAMES;
+/// … and of those whose name came too late.
+const OTHER: usize = NAMES + 1;
+/// All of them.
+pub(crate) const PLACES: usize = NAMES + 2;
+
+static NAMED: [OnceLock<&'static str>; NAMES] = [const { OnceLock::new() }; NAMES];
+/// How many of them are given out.
+static MOST: AtomicUsize = AtomicUsize::new(NAMES);
+
+/// Sets how many names are told apart; those that are known stay.
+pub(crate) fn tell_apart(names: usize) {
+    MOST.store(names.min(NAMES), Ordering::Relaxed);
+}
+
+/// Durations of timed polls on one thread.
+#[derive(Debug)]
+pub(crate) struct PollTimes([Tally; PLACES]);
+
+impl PollTimes {
+    pub(crate) const fn new() -> PollTimes {
+        PollTimes([const { Tally::new() }; PLACES])
+    }
+
+    /// Counts a poll of the owner's.
+    pub(crate) fn note(&self, name: Option<&'static str>, took: Duration) {
+        let place = name.map_or(UNNAMED, place_of);
+        self.0[place].note(took);
+    }
+
+    /// By place.
+    pub(crate) fn tallies(&self) -> &[Tally; PLACES] {
+        &self.0
+    }
+}
+
+/// What stands in a place.
+pub(crate) fn name_of(place: usize) -> &'static str {
+    match place {
+        UNNAMED => crate::stats::UNNAMED,
+        place => NAMED
+            .get(place)
+            .and_then(OnceLock::get)
+            .unwrap_or(&crate::stats::OTHER),
+    }
+}
+
+fn place_of(name: &'static str) -> usize {
+    place_among(&NAMED[..MOST.load(Ordering::Relaxed)], name)
+}
+
+fn place_among(named: &[OnceLock<&'static str>], name: &'static str) -> usize {
+    named
+        .iter()
+        .position(|known| *known.get_or_init(|| name) == name)
+        .unwrap_or(OTHER)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_names_have_places_and_the_rest_share_one() {
+        let named = [const { OnceLock::new() }; 2];
+        let again: &'static str = String::from("a").leak();
+        assert_eq!(place_among(&named, "a"), 0);
+        assert_eq!(place_among(&named, "b"), 1);
+        assert_eq!(place_among(&named, "c"), OTHER);
+        assert_eq!(place_among(&named, again), 0, "by text, wherever it lies");
+        assert_eq!(place_among(&named[..0], "a"), OTHER);
+    }
+
+    #[test]
+    fn places_without_a_name_of_their_own_have_one_too() {
+        assert_eq!(name_of(UNNAMED), "unnamed");
+        assert_eq!(name_of(OTHER), "other");
+    }
+
+    #[test]
+    fn a_thread_s_slot_stays_small() {
+        assert!(
+            size_of::<super::super::Slot>() <= 4096,
+            "the budget per thread"
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! Durations counted by size, cheaply and without limit: what a histogram is made of later.
+//!
+//! *Runs on:* one writer for each tally: a worker's thread at the end of a timed poll, the watchdog, the
+//! pulse thread or the reporter; exporters read.
+//! *Here:* two loads and two stores a duration. Counts only grow, so each reader remembers what it has
+//! seen, and there may be any number of them.
+
+// Without metrics much of this is written and not read.
+#![cfg_attr(not(feature = "metrics"), allow(dead_code))]
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the buckets, in seconds; one bucket more takes what is longer.
+pub(crate) const BOUNDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+const BOUND_NANOS: [u64; 14] = [
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+];
+
+const BUCKETS: usize = BOUNDS.len() + 1;
+
+/// Durations by size. The sum is kept for each bucket, so that its mean is exact.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    counts: [AtomicU32; BUCKETS],
+    nanos: [AtomicU64; BUCKETS],
+}
+
+/// What one reader has seen of a tally.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    counts: [u32; BUCKETS],
+    nanos: [u64; BUCKETS],
+}
+
+/// Some durations between the same two bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub(crate) count: u32,
+    pub(crate) mean: Duration,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally::new()
+    }
+}
+
+impl Tally {
+    pub(crate) const fn new() -> Tally {
+        Tally {
+            counts: [const { AtomicU32::new(0) }; BUCKETS],
+            nanos: [const { AtomicU64::new(0) }; BUCKETS],
+        }
+    }
+
+    /// Counts one duration. Only one thread at a time may.
+    pub(crate) fn note(&self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUND_NANOS.partition_point(|bound| *bound < nanos);
+        // Relaxed: nobody else writes, and a reader that sees one half of it sees the other next time.
+        let sum = self.nanos[bucket].load(Ordering::Relaxed);
+        self.nanos[bucket].store(sum.wrapping_add(nanos), Ordering::Relaxed);
+        let count = self.counts[bucket].load(Ordering::Relaxed);
+        self.counts[bucket].store(count.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Nothing has been counted yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.counts
+            .iter()
+            .all(|count| count.load(Ordering::Relaxed) == 0)
+    }
+
+    /// What has been counted since the reader's last look, bucket by bucket.
+    pub(crate) fn news<'a>(&'a self, seen: &'a mut Seen) -> impl Iterator<Item = Batch> + 'a {
+        (0..BUCKETS).filter_map(|bucket| {
+            let count = self.counts[bucket].load(Ordering::Relaxed);
+            let new = count.wrapping_sub(seen.counts[bucket]);
+            if new == 0 {
+                return None;
+            }
+            let nanos = self.nanos[bucket].load(Ordering::Relaxed);
+            let sum = nanos.wrapping_sub(seen.nanos[bucket]);
+            seen.counts[bucket] = count;
+            seen.nanos[bucket] = nanos;
+            // The writer may be between its two stores: then the mean could leave its bucket.
+            let above = bucket
+                .checked_sub(1)
+                .map_or(0, |below| BOUND_NANOS[below] + 1);
+            let upto = BOUND_NANOS.get(bucket).copied().unwrap_or(u64::MAX);
+            let mean = (sum / u64::from(new)).clamp(above, upto);
+            Some(Batch {
+                count: new,
+                mean: Duration::from_nanos(mean),
+            })
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn news(tally: &Tally, seen: &mut Seen) -> Vec<(u32, Duration)> {
+        tally
+            .news(seen)
+            .map(|batch| (batch.count, batch.mean))
+            .collect()
+    }
+
+    #[test]
+    fn the_bounds_are_the_same_in_both_units() {
+        for (seconds, nanos) in BOUNDS.iter().zip(BOUND_NANOS) {
+            assert_eq!(
+                Duration::from_secs_f64(*seconds),
+                Duration::from_nanos(nanos)
+            );
+        }
+    }
+
+    #[test]
+    fn a_bound_belongs_to_the_bucket_below_it() {
+        let tally = Tally::new();
+        tally.note(Duration::from_millis(1));
+        tally.note(Duration::from_nanos(1_000_001));
+        tally.note(Duration::from_secs(31));
+        let seen = news(&tally, &mut Seen::default());
+        let counts: Vec<_> = seen.iter().map(|(count, _)| *count).collect();
+        assert_eq!(counts, [1, 1, 1]);
+        assert_eq!(seen[2].1, Duration::from_secs(31));
+    }
+
+    #[test]
+    fn each_reader_sees_everything_once_with_its_exact_sum() {
+        let tally = Tally::new();
+        let (mut first, mut second) = (Seen::default(), Seen::default());
+        tally.note(Duration::from_micros(100));
+        tally.note(Duration::from_micros(300));
+        assert_eq!(news(&tally, &mut first), [(2, Duration::from_micros(200))]);
+        assert_eq!(news(&tally, &mut first), []);
+        tally.note(Duration::from_micros(600));
+        assert_eq!(news(&tally, &mut first), [(1, Duration::from_micros(600))]);
+        let mean = Duration::from_nanos(333_333);
+        assert_eq!(news(&tally, &mut second), [(3, mean)]);
+    }
+
+    #[test]
+    fn a_sum_seen_halfway_stays_in_its_bucket() {
+        let tally = Tally::new();
+        tally.counts[3].store(1, Ordering::Relaxed);
+        let seen = news(&tally, &mut Seen::default());
+        assert_eq!(seen, [(1, Duration::from_nanos(5_000_001))]);
+    }
+}

@@ -1,0 +1,66 @@
+//! What the host does to this process: time without a CPU, and quotas.
+//!
+//! *Runs on:* the watchdog thread, once a tick.
+//! *Here:* `pread` on kept descriptors.
+
+use crate::capture::{self, ThreadFiles, Throttle};
+use crate::clock::{self, Nanos};
+use std::time::Duration;
+
+/// How long the watchdog itself has waited for a CPU.
+pub(super) struct OwnWait {
+    files: Option<ThreadFiles>,
+    so_far: Duration,
+}
+
+impl OwnWait {
+    pub(super) fn new() -> OwnWait {
+        OwnWait {
+            files: ThreadFiles::open(capture::current_tid()),
+            so_far: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn since_last_time(&mut self) -> Option<Duration> {
+        let now = self.files.as_ref().and_then(ThreadFiles::run_queue)?;
+        Some(now.saturating_sub(std::mem::replace(&mut self.so_far, now)))
+    }
+}
+
+/// The CPU quota of the process, which is looked at closely only where there is one.
+pub(super) struct Quota {
+    throttle: Throttle,
+    limits: bool,
+    before: Duration,
+    checked_at: Nanos,
+}
+
+/// A quota may be set at any time.
+const QUOTA_CHECKED_EVERY: Duration = Duration::from_secs(1);
+
+impl Quota {
+    pub(super) fn new() -> Quota {
+        let throttle = Throttle::open();
+        Quota {
+            limits: throttle.has_quota(),
+            throttle,
+            before: Duration::ZERO,
+            checked_at: clock::now(),
+        }
+    }
+
+    pub(super) fn throttled(&mut self) -> Duration {
+        let now = clock::now();
+        if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
+            self.checked_at = now;
+            self.limits = self.throttle.has_quota();
+            // What was held back before is nobody's now.
+            self.before = self.throttle.read();
+        }
+        if self.limits {
+            self.throttle.read().saturating_sub(self.before)
+        } else {
+            Duration::ZERO
+        }
+    }
+}
