@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum How {
+pub(crate) enum How {
     /// `std::thread::sleep`.
     #[default]
     Sleep,
@@ -23,7 +23,7 @@ pub enum How {
 
 impl How {
     /// Holds the calling thread for that long, or for as long as it takes.
-    pub fn block_for(self, time: Duration) {
+    pub(crate) fn block_for(self, time: Duration) {
         match self {
             How::Sleep => std::thread::sleep(time),
             How::Cpu => compute_for(time),

@@ -7,7 +7,7 @@ const WAYS: [&str; 5] = ["sleep", "cpu", "lock", "file", "process"];
 const LENGTHS: [u32; 6] = [15, 40, 120, 30, 300, 900];
 
 /// Asks until the program ends.
-pub fn run(service: SocketAddr, per_second: u32, blocking_per_minute: u32) {
+pub(crate) fn run(service: SocketAddr, per_second: u32, blocking_per_minute: u32) {
     let every = |events: u32, time: Duration| time.checked_div(events);
     let good = every(per_second, Duration::from_secs(1));
     let bad = every(blocking_per_minute, Duration::from_secs(60));

@@ -76,7 +76,7 @@ impl Routes {
         let builder = prometheus::configure(PrometheusBuilder::new()).unwrap_or_default();
         let recorder = builder.build_recorder();
         let rendered = recorder.handle();
-        Routes {
+        let routes = Routes {
             view,
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
@@ -84,7 +84,10 @@ impl Routes {
             stalls: Kept::default(),
             by_time: Kept::default(),
             by_samples: Kept::default(),
-        }
+        };
+        // From here on, differences have a beginning.
+        routes.render_metrics();
+        routes
     }
 
     pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {

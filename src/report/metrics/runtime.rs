@@ -19,6 +19,9 @@ use tokio_metrics::{RuntimeIntervals, RuntimeMonitor};
 /// Workers that are told apart.
 const WORKERS: usize = 128;
 
+/// No share is taken of a time as short as the one before the first look.
+const SHORT: Duration = Duration::from_millis(10);
+
 /// What a recorder has been told of one runtime.
 pub(super) struct Told {
     pub(super) runtime: Arc<WatchedRuntime>,
@@ -172,7 +175,11 @@ impl Told {
         let before = std::mem::replace(&mut self.unpublished, unpublished);
         let busy = (interval.total_busy_duration + unpublished).saturating_sub(before);
         let all = interval.elapsed * u32::try_from(interval.workers_count).unwrap_or(u32::MAX);
-        let ratio = busy.as_secs_f64() / all.as_secs_f64().max(f64::MIN_POSITIVE);
+        let ratio = if interval.elapsed < SHORT {
+            0.0
+        } else {
+            busy.as_secs_f64() / all.as_secs_f64()
+        };
         out.set(&list::BUSY_RATIO, &[name], ratio.min(1.0));
         out.set(
             &list::ALIVE_TASKS,
