@@ -1,1 +1,134 @@
-fn main() {}
+//! The files of `monitoring/` and the crate's list of metrics agree.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use tokio_stall::metrics::{METRICS, Metric, MetricKind};
+
+const DASHBOARD: &str = "grafana/dashboards/tokio-stall.json";
+const RULES: &str = "prometheus/rules/tokio-stall.rules.yml";
+const TABLE: &str = "METRICS.md";
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("monitoring")
+        .join(file)
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The metrics that a text speaks of. Recorded series have a colon before the name.
+fn named(text: &str) -> BTreeSet<String> {
+    let is_of_name =
+        |character: char| character.is_ascii_alphanumeric() || "_:".contains(character);
+    text.split(|character| !is_of_name(character))
+        .filter(|word| word.starts_with("tokio_stall_"))
+        .map(|word| {
+            let histogram = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|suffix| word.strip_suffix(suffix))
+                .find(|base| {
+                    let is_it = |metric: &&Metric| metric.name == *base;
+                    METRICS
+                        .iter()
+                        .find(is_it)
+                        .is_some_and(|metric| metric.kind == MetricKind::Histogram)
+                });
+            histogram.unwrap_or(word).to_owned()
+        })
+        .collect()
+}
+
+fn listed() -> BTreeSet<String> {
+    METRICS
+        .iter()
+        .map(|metric| metric.name.to_owned())
+        .collect()
+}
+
+#[test]
+fn the_dashboard_shows_every_metric_and_no_other() {
+    let text = read(DASHBOARD);
+    serde_json::from_str::<serde_json::Value>(&text).expect("the dashboard is JSON");
+    assert_eq!(named(&text), listed());
+}
+
+#[test]
+fn the_rules_speak_of_no_other_metrics() {
+    let unknown: Vec<_> = named(&read(RULES)).difference(&listed()).cloned().collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn every_alert_has_a_test_and_a_section_in_the_runbook() {
+    let (rules, tests, runbook) = (
+        read(RULES),
+        read("prometheus/rules/tokio-stall.rules.test.yml"),
+        read("RUNBOOK.md"),
+    );
+    let alerts: Vec<_> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() >= 8, "{alerts:?}");
+    for alert in alerts {
+        assert!(
+            tests.contains(&format!("alertname: {alert}\n")),
+            "{alert} has no test"
+        );
+        assert!(
+            runbook
+                .lines()
+                .any(|line| line.starts_with('#') && line.contains(alert)),
+            "{alert}"
+        );
+    }
+}
+
+#[test]
+fn the_words_of_the_wild_are_found() {
+    let found = named(
+        "rate(tokio_stall_stalls_total[5m]) + a:tokio_stall_b:c \"tokio_stall_scheduler_lag_seconds_bucket{\"",
+    );
+    let expected = [
+        "tokio_stall_scheduler_lag_seconds",
+        "tokio_stall_stalls_total",
+    ];
+    assert_eq!(found, expected.map(str::to_owned).into());
+}
+
+/// The list as a table for people. `TOKIO_STALL_WRITE=1 cargo test --all-features --test monitoring` writes it.
+#[test]
+fn the_table_is_made_from_the_list() {
+    let mut table = String::from(
+        "# Metrics\n\nMade from `tokio_stall::metrics::METRICS` by `tests/monitoring.rs`.\n\n\
+         | name | type | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for metric in METRICS {
+        let labels: Vec<String> = metric
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        writeln!(
+            table,
+            "| `{}` | {} | {} | {} |",
+            metric.name,
+            metric.kind.as_str(),
+            labels.join(", "),
+            metric.help
+        )
+        .unwrap();
+    }
+    table.push_str("\nUpper bounds of the buckets, in seconds:\n\n| name | bounds |\n|---|---|\n");
+    for metric in METRICS.iter().filter(|metric| !metric.buckets.is_empty()) {
+        let bounds: Vec<String> = metric.buckets.iter().map(f64::to_string).collect();
+        writeln!(table, "| `{}` | {} |", metric.name, bounds.join(", ")).unwrap();
+    }
+    if std::env::var_os("TOKIO_STALL_WRITE").is_some() {
+        std::fs::write(path(TABLE), &table).unwrap();
+    }
+    assert_eq!(read(TABLE), table, "monitoring/{TABLE} is not up to date");
+}

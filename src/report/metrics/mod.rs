@@ -26,4 +26,6 @@ mod runtime;
 
 pub use list::{BUCKETS, METRICS, Metric, MetricKind};
 
-pub(crate) use export::{Exporter, Target, run};
+#[cfg(feature = "serve")]
+pub(crate) use export::Exporter;
+pub(crate) use export::{Target, run};
