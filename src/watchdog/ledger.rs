@@ -87,8 +87,15 @@ impl Ledger {
             .thread
             .is_some_and(|thread| thread.state == ThreadState::Waiting);
         let will_do = !waits && (driven || parked || moved.is_zero());
-        if age < PAGE || !(parked && !waits) && (age < LONG_PAGE || !will_do && age < LONGEST_PAGE)
-        {
+        let best = parked && !waits;
+        let is_time = if best {
+            age >= PAGE
+        } else if will_do {
+            age >= LONG_PAGE
+        } else {
+            age >= LONGEST_PAGE
+        };
+        if !is_time {
             return;
         }
         self.opened = Some(reading);
