@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::capture::{Call, ThreadEvidence, ThreadState};
+use crate::slot::LongPoll;
 use proptest::prelude::*;
 
 const TICK: Duration = Duration::from_millis(5);
