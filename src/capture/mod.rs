@@ -21,16 +21,7 @@ pub(crate) use evidence::{
     is_signal_blocked,
 };
 
-// Stacks need a known layout of registers, and an unwinder.
-#[cfg_attr(
-    all(
-        feature = "stacks",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(loom)
-    ),
-    path = "stack/mod.rs"
-)]
+// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.
 #[cfg_attr(
     not(all(
         feature = "stacks",

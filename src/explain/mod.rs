@@ -9,15 +9,7 @@ pub(crate) mod advice;
 pub(crate) mod cause;
 pub(crate) mod site;
 
-#[cfg_attr(
-    all(
-        feature = "stacks",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(loom)
-    ),
-    path = "stack/mod.rs"
-)]
+// Where `capture::stack` takes none, there is none to explain: the same condition.
 #[cfg_attr(
     not(all(
         feature = "stacks",
