@@ -1,6 +1,7 @@
 //! What the evidence means: which line it was, why it was held, and what to write instead.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* the reporter thread. `stack` also on `stall-explainer`, a thread made for one stack that takes
+//! long, and on whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
 //! *Here:* no unsafe; raw evidence in, words out. Slow the first time, when it reads debug information.
 
 #![forbid(unsafe_code)]
