@@ -3,7 +3,7 @@
 
 mod seen;
 
-use seen::{FOREVER, in_a_child};
+use seen::{FOREVER, child, workers};
 use std::io::{BufRead as _, BufReader};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -14,14 +14,10 @@ const CHILD: &str = "TOKIO_STALL_TEST_ENDLESS_CHILD";
 /// The child: one task never returns, and the callback never returns either.
 #[test]
 fn endless_child() {
-    if std::env::var_os(CHILD).is_none() {
+    if !child::is_here(CHILD) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = workers(2);
     let (told, began) = mpsc::channel();
     let watch = tokio_stall::Builder::new()
         .runtime("api", runtime.handle().clone())
@@ -47,7 +43,7 @@ fn endless_child() {
 
 #[test]
 fn an_endless_stall_reaches_standard_error_past_a_stuck_reporter() {
-    let mut child = in_a_child("endless_child", CHILD);
+    let mut child = child::start("endless_child", CHILD);
     let (send, lines) = mpsc::channel();
     let errors = BufReader::new(child.stderr.take().unwrap());
     let output = BufReader::new(child.stdout.take().unwrap());

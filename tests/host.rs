@@ -4,7 +4,7 @@
 mod seen;
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use seen::{Seen, compute, in_a_child};
+use seen::{Seen, child, short_polls, workers};
 use std::time::Duration;
 use tokio_stall::{Certainty, FutureExt as _, Phase};
 
@@ -13,30 +13,12 @@ const CHILD: &str = "TOKIO_STALL_TEST_STOPPED_CHILD";
 /// The child: busy with short polls, stopped from outside again and again.
 #[test]
 fn stopped_child() {
-    if std::env::var_os(CHILD).is_none() {
+    if !child::is_here(CHILD) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    workers(2).block_on(async {
         let (_watch, seen) = Seen::watch();
-        let busy = (0..2).map(|_| {
-            tokio::spawn(
-                async {
-                    for _ in 0..400 {
-                        compute(Duration::from_millis(2));
-                        tokio::task::yield_now().await;
-                    }
-                }
-                .watched("short_polls"),
-            )
-        });
-        for busy in busy.collect::<Vec<_>>() {
-            busy.await.unwrap();
-        }
+        short_polls(400).await;
         let false_alarms = seen.certain();
         // Positive control: the same child does see a stall of its own.
         tokio::spawn(async { std::thread::sleep(Duration::from_millis(100)) }.watched("control"))
@@ -55,7 +37,7 @@ fn stopped_child() {
 
 #[test]
 fn a_process_that_is_stopped_and_continued_is_not_stalled() {
-    let mut child = in_a_child("stopped_child", CHILD);
+    let mut child = child::start("stopped_child", CHILD);
     let pid = Pid::from_child(&child);
     let mut stops = 0;
     while child.try_wait().unwrap().is_none() {
@@ -66,11 +48,6 @@ fn a_process_that_is_stopped_and_continued_is_not_stalled() {
             stops += 1;
         }
     }
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("no false alarm in the child"),
-        "{text}"
-    );
+    child::assert_said(child, "no false alarm in the child");
     assert!(stops >= 3, "stopped {stops} times: the test proves nothing");
 }

@@ -3,7 +3,7 @@
 
 mod seen;
 
-use seen::{Seen, compute, in_a_child};
+use seen::{Seen, child, compute, short_polls, workers};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ impl Drop for Group {
 /// The child: waits until it has been put into the group, then is busy with short polls.
 #[test]
 fn throttled_child() {
-    if std::env::var_os(CHILD).is_none() {
+    if !child::is_here(CHILD) {
         return;
     }
     while !fs::read_to_string("/proc/self/cgroup")
@@ -68,27 +68,9 @@ fn throttled_child() {
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    workers(2).block_on(async {
         let (_watch, seen) = Seen::watch();
-        let busy = (0..2).map(|_| {
-            tokio::spawn(
-                async {
-                    for _ in 0..60 {
-                        compute(Duration::from_millis(2));
-                        tokio::task::yield_now().await;
-                    }
-                }
-                .watched("short_polls"),
-            )
-        });
-        for busy in busy.collect::<Vec<_>>() {
-            busy.await.unwrap();
-        }
+        short_polls(60).await;
         let false_alarms = seen.certain();
         assert!(false_alarms.is_empty(), "{false_alarms:#?}");
         // Positive control: a long poll is found, and most of its time is known to be the quota's.
@@ -116,13 +98,7 @@ fn a_quota_is_not_blamed_on_code() {
             return;
         }
     };
-    let child = in_a_child("throttled_child", CHILD);
+    let child = child::start("throttled_child", CHILD);
     group.take(child.id()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    println!("{text}");
-    assert!(
-        output.status.success() && text.contains("throttled, and told so"),
-        "{text}"
-    );
+    println!("{}", child::assert_said(child, "throttled, and told so"));
 }

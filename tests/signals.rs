@@ -7,7 +7,7 @@
 
 mod seen;
 
-use seen::{Seen, in_a_child};
+use seen::{Seen, child};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use tokio::runtime::Runtime;
@@ -20,17 +20,10 @@ const CHILD: &str = "TOKIO_STALL_TEST_SIGNALS_CHILD";
 /// A signal's handler belongs to the process, so each test has one of its own.
 #[track_caller]
 fn alone(test: &str, body: impl FnOnce()) {
-    if std::env::var_os(CHILD).is_some() {
+    if child::is_here(CHILD) {
         return body();
     }
-    let output = in_a_child(test, CHILD).wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{}:\n{told}\n{errors}",
-        output.status
-    );
+    child::assert_said(child::start(test, CHILD), "1 passed");
 }
 
 static FOREIGN: AtomicU32 = AtomicU32::new(0);

@@ -2,10 +2,10 @@
 
 mod seen;
 
-use seen::{Hogs, Seen, compute};
+use seen::{Hogs, Seen, compute, workers};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio_stall::{Certainty, FutureExt as _, Phase, allow_blocking};
 use tracing::info_span;
 use tracing_subscriber::prelude::*;
@@ -21,18 +21,10 @@ fn with_layer() {
         .ok();
 }
 
-fn two_workers() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
-}
-
 /// Runs `quiet`, of which nothing may be reported, and then a real stall, which must be.
 fn silent(quiet: impl AsyncFnOnce()) {
     with_layer();
-    two_workers().block_on(async {
+    workers(2).block_on(async {
         let (_watch, seen) = Seen::watch();
         quiet().await;
         tokio::spawn(async { std::thread::sleep(LONG) }.watched("control"))
@@ -128,7 +120,7 @@ fn a_row_of_short_marked_polls() {
 #[test]
 fn blocking_that_is_allowed_is_counted_instead() {
     with_layer();
-    two_workers().block_on(async {
+    workers(2).block_on(async {
         let (watch, seen) = Seen::watch();
         tokio::spawn(
             async {
@@ -202,7 +194,7 @@ fn a_current_thread_runtime_that_nobody_drives() {
 #[test]
 fn a_span_guard_held_across_an_await() {
     with_layer();
-    two_workers().block_on(async {
+    workers(2).block_on(async {
         let (_watch, seen) = Seen::watch();
         // The classic mistake: the span stays entered on the thread while the task waits.
         let wrong = (0..8).map(|_| {
@@ -237,7 +229,7 @@ fn a_span_guard_held_across_an_await() {
 #[test]
 fn short_polls_on_a_machine_with_four_times_more_to_do_than_cpus() {
     with_layer();
-    two_workers().block_on(async {
+    workers(2).block_on(async {
         let (_watch, seen) = Seen::watch();
         {
             let cpus = std::thread::available_parallelism().map_or(2, usize::from);

@@ -6,7 +6,7 @@
 
 mod seen;
 
-use seen::Seen;
+use seen::{Seen, workers};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -19,12 +19,6 @@ use tokio_stall::{
 /// Where std's sleep is not cut short, no evidence can end it. Long enough that the stack is taken even
 /// if the other tests' stacks are read first.
 const ONE_SLEEP: Duration = Duration::from_secs(2);
-
-fn workers(number: usize) -> Runtime {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let builder = builder.worker_threads(number).enable_all();
-    builder.build().unwrap()
-}
 
 fn watched(name: &str, runtime: &Runtime) -> (Guard, Seen) {
     let (builder, seen) = Seen::builder();

@@ -1,6 +1,7 @@
 //! The system calls that threads sleep in: their names, and what they wait for.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* whoever puts a call into words: the reporter thread, or who asks what is stalled now. The
+//! watchdog asks for kinds.
 //! *Here:* a list. Numbers differ between architectures, so they come from the C library's own table.
 
 use super::CallKind;

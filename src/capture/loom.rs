@@ -1,8 +1,7 @@
 //! The mailbox under the model checker: every interleaving of a requester and the handlers.
 //!
-//! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release --lib loom
-//! ```
+//! *Runs on:* `RUSTFLAGS="--cfg loom" cargo test --release --lib capture::loom`.
+//! *Here:* only [`Mailbox`], whose atomics and cell are loom's in this build.
 
 use super::mailbox::Mailbox;
 use loom::sync::Arc;

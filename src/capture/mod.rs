@@ -1,8 +1,9 @@
-//! Evidence about a thread, taken from outside it: what the kernel says it is doing.
+//! Evidence about a thread, taken from outside it: what the kernel says it is doing, and its stack.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* no allocation after a thread is enrolled, no lock, no waiting; what cannot be read is `None`,
-//! never an error.
+//! *Runs on:* the watchdog thread looks and asks; the stalled thread copies its stack, in a signal handler;
+//! whoever explains the stack reads which files are mapped.
+//! *Here:* on the watchdog no lock, no waiting, and no allocation but where a file is opened; in the handler
+//! still less, see `stack/handler.rs`. What cannot be read is `None`, never an error.
 //!
 //! A stall is only blamed on code for the time in which the thread computed or slept in a call of its
 //! own. Time in which it wanted a CPU and had none belongs to the host. [`ThreadEvidence`] tells the two
@@ -21,16 +22,7 @@ pub(crate) use evidence::{
     is_signal_blocked,
 };
 
-// Stacks need a known layout of registers, and an unwinder.
-#[cfg_attr(
-    all(
-        feature = "stacks",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(loom)
-    ),
-    path = "stack/mod.rs"
-)]
+// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.
 #[cfg_attr(
     not(all(
         feature = "stacks",

@@ -1,8 +1,8 @@
 //! Thread evidence from `/proc/self/task` and the thread CPU clock.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* kept descriptors and `pread` only, about 1 µs for everything. No disturbance of the thread,
-//! no privilege needed for threads of the own process.
+//! *Runs on:* the watchdog thread; `current_tid` on every thread that takes a slot, and in the signal handler.
+//! *Here:* for a tick kept descriptors and `pread` only, about 1 µs for everything; what opens a file says so.
+//! No disturbance of the thread, no privilege needed for threads of the own process.
 
 pub(crate) use super::calls::{call_kind, call_name};
 pub(crate) use super::throttle::Throttle;

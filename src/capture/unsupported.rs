@@ -1,6 +1,6 @@
 //! The same face where the system gives no evidence about threads: everything is unknown.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* whoever asks.
 //! *Here:* nothing at all.
 
 use super::{CallKind, Descriptor, ThreadEvidence};

@@ -1,6 +1,7 @@
 //! Why a worker was held: the verdict on how the time was spent.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* the reporter thread, and whoever asks what is stalled now; the watchdog looks where a call's
+//! descriptor leads.
 //! *Here:* arithmetic and names. Shares decide; nothing is ever classified by its size.
 
 use super::of_the_poll;

@@ -1,6 +1,7 @@
 //! What the evidence means: which line it was, why it was held, and what to write instead.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* the reporter thread. `stack` also on `stall-explainer`, a thread made for one stack that takes
+//! long, and on whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
 //! *Here:* no unsafe; raw evidence in, words out. Slow the first time, when it reads debug information.
 
 #![forbid(unsafe_code)]
@@ -9,15 +10,7 @@ pub(crate) mod advice;
 pub(crate) mod cause;
 pub(crate) mod site;
 
-#[cfg_attr(
-    all(
-        feature = "stacks",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(loom)
-    ),
-    path = "stack/mod.rs"
-)]
+// Where `capture::stack` takes none, there is none to explain: the same condition.
 #[cfg_attr(
     not(all(
         feature = "stacks",

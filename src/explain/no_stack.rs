@@ -1,6 +1,6 @@
 //! The same face where no stacks are taken.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* whoever asks.
 //! *Here:* nothing at all.
 
 use super::site::OwnCode;

@@ -1,6 +1,6 @@
 //! Whose code a frame is, and which of the frames is the site: the innermost of the user's own.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* the reporter thread; whose code a frame is, on whichever thread explains its stack.
 //! *Here:* rules on names and paths.
 //!
 //! Where there is debug information, the path decides: cargo compiles what it has fetched from below

@@ -1,8 +1,10 @@
 //! Pulses: tiny tasks that tell which thread is which worker, and how long a ready task waits.
 //!
-//! *Runs on:* sent from the pulse thread, received on worker threads as an ordinary poll.
-//! *Here:* a pulse's poll takes well under a microsecond and blocks nothing. Only the gathering at the
-//! start holds each worker once, for at most two milliseconds, so that every worker takes one.
+//! *Runs on:* sent from the pulse thread, and by whoever starts a watch; received on worker threads as an
+//! ordinary poll.
+//! *Here:* a pulse's poll takes well under a microsecond and blocks nothing. Only the gatherings at the
+//! start hold workers, for at most two milliseconds each, so that every worker takes one; there is another
+//! one only while some worker is not known.
 
 use crate::clock::{self, Nanos};
 use crate::slot;

@@ -1,6 +1,6 @@
 //! One call on a stack, and where it is in the source.
 //!
-//! *Runs on:* made by the reporter thread; the types are the user's.
+//! *Runs on:* made by whichever thread explains a stack; the types are the user's.
 //! *Here:* plain data and how it is written.
 
 use std::fmt;

@@ -1,6 +1,6 @@
 //! What a report would tell, and cannot: evidence that is missing says why.
 //!
-//! *Runs on:* made by the watchdog and the reporter; the types are the user's.
+//! *Runs on:* made by the watchdog, the reporter, and whoever asks for stacks; the types are the user's.
 //! *Here:* plain data and how it is written.
 
 use std::fmt;

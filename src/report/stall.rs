@@ -1,6 +1,7 @@
 //! The report of a stall: everything that is known of it.
 //!
-//! *Runs on:* made by the reporter thread; the types are the user's.
+//! *Runs on:* made by the reporter thread, and without names by whoever asks what is stalled now; the types
+//! are the user's.
 //! *Here:* plain data.
 
 use super::profile::without_fields;

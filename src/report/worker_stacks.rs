@@ -1,7 +1,7 @@
 //! What all workers are doing now: their stacks, on demand.
 //!
 //! *Runs on:* the thread that asks, which waits for the answers.
-//! *Here:* the same signal and buffers as for stalls, so at most eight threads are asked at a time.
+//! *Here:* the same signal and buffers as for stalls; half of these at most, so four threads at a time.
 
 use super::{Frame, NoStack};
 use crate::capture::{self, Addressee, RawStack, Request};

@@ -1,7 +1,7 @@
 //! A thread's own way to its slot, and what it says of itself there.
 //!
 //! *Runs on:* worker threads: `mine` inside every poll, the rest at the first mark, when asked to look
-//! around, and at thread exit.
+//! around, and at thread exit. The watchdog sets from which length on polls are kept.
 //! *Here:* `mine` is one thread-local load. Taking a slot allocates, once per thread.
 
 use super::line::{Closed, LongPoll, Opened};

@@ -1,6 +1,7 @@
 //! The list of all slots: one per thread that ever made a mark, claimed and released, never freed.
 //!
-//! *Runs on:* a thread's first mark and its exit; watchdog and reporter walk the list.
+//! *Runs on:* a thread's first mark and its exit; the watchdog walks the list, and whoever wants all workers'
+//! stacks.
 //! *Here:* no lock that a reader could wait for. The list only grows at its end, so walking it needs no
 //! protection; its length is the largest number of threads that ever held slots at one time.
 

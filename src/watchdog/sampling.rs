@@ -1,7 +1,8 @@
 //! When a stack is taken, and whether it shows what it was taken for.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* one system call to ask, an atomic load to collect, a tick or more later. Nobody waits.
+//! *Here:* two system calls to ask, an atomic load to collect, a tick or more later. Nobody waits. Only where
+//! there is no answer is a file opened, to say why.
 //!
 //! A stack is asked for one tick before a stall may be one, when it has become one, and whenever its age
 //! has doubled; of a thread that is still in the sleep it was found in, not again: its stack is the same.

@@ -1,6 +1,6 @@
 //! Which threads drive a runtime's workers, and one sample of each worker a tick.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* the watchdog thread; `collect_drivers` also on whoever wants all workers' stacks.
 //! *Here:* atomic loads and `pread` on kept descriptors. Descriptors are opened when a worker's thread
 //! becomes known, and closed when it is another.
 

@@ -1,9 +1,12 @@
 //! What a test has been told by the detector, and how to wait for more of it.
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its own part.
 
+pub mod child;
+
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use tokio_stall::{Builder, Certainty, Guard, Missing, Phase, StallReport};
+use tokio::runtime::Runtime;
+use tokio_stall::{Builder, Certainty, FutureExt as _, Guard, Missing, Phase, StallReport};
 
 /// Waiting ends on news. The bound is only for a test that would otherwise wait for ever.
 pub const FOREVER: Duration = Duration::from_secs(20);
@@ -108,6 +111,29 @@ pub fn missing_names(report: &StallReport) -> Vec<Missing> {
     report.missing.iter().copied().filter(about_names).collect()
 }
 
+/// A runtime with so many workers.
+pub fn workers(number: usize) -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let builder = builder.worker_threads(number).enable_all();
+    builder.build().unwrap()
+}
+
+/// Two tasks that are busy with so many short polls each: marked, and none of them a stall.
+pub async fn short_polls(polls: usize) {
+    let busy = [(); 2].map(|()| {
+        let task = async move {
+            for _ in 0..polls {
+                compute(Duration::from_millis(2));
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::spawn(task.watched("short_polls"))
+    });
+    for busy in busy {
+        busy.await.unwrap();
+    }
+}
+
 /// Computes for this much time of the thread's own, however long the machine takes to give it.
 pub fn compute(time: Duration) {
     let start = thread_time();
@@ -181,15 +207,4 @@ pub fn thread_names() -> Vec<String> {
 #[cfg(target_os = "linux")]
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Runs one test of this same binary in a process of its own, with `mark` in its environment.
-pub fn in_a_child(test: &str, mark: &str) -> std::process::Child {
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(mark, "1")
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap()
 }

@@ -1,7 +1,8 @@
 //! The signal handler: copies the interrupted thread's registers and stack, and nothing else.
 //!
 //! *Runs on:* whichever thread is signalled, in the middle of anything: an allocation, a lock, a panic.
-//! *Here:* atomics and copies into static memory.
+//! What installs it runs on whoever starts a watch, what asks for it on whoever asks for a stack.
+//! *Here:* in the handler atomics and copies into static memory.
 //!
 //! # Signal safety
 //!

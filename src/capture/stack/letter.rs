@@ -1,6 +1,6 @@
 //! What a thread copies of itself: registers, and its stack from the stack pointer to its root.
 //!
-//! *Runs on:* the stalled thread, in the signal handler (`fill`); the reporter reads.
+//! *Runs on:* the stalled thread, in the signal handler (`fill`); whoever explains the stack reads.
 //! *Here:* plain copies into memory reserved before. One system call where the bounds of the stack are
 //! not known, since then only the kernel can read it without crashing.
 

@@ -1,14 +1,14 @@
 //! A mailbox: how a thread that wants a stack and the signal handler on the thread that has it meet.
 //!
-//! *Runs on:* the watchdog (`request`, `collect`, `withdraw`), any thread in the signal handler
-//! (`answer`), the reporter (`read`, `give_back`).
+//! *Runs on:* whoever asks, mostly the watchdog (`request`, `collect`, `withdraw`); any thread in the signal
+//! handler (`answer`); whoever reads the stack, mostly the reporter (`read`, and `withdraw` in the end).
 //! *Here:* atomics and one cell. Nobody waits; every step may find that the other side was first.
 //!
 //! ```text
-//!         request            answer              answer
-//!  FREE ──────────▶ REQUESTED ──────▶ FILLING ──────────▶ FULL ──▶ FREE
-//!   ▲ (CLAIMED while  │                  │ withdraw        give_back,
-//!   │  it is written) │ withdraw         ▼                 withdraw
+//!         request            answer              answer          withdraw
+//!  FREE ──────────▶ REQUESTED ──────▶ FILLING ──────────▶ FULL ──────────▶ FREE
+//!   ▲ (CLAIMED while  │                  │ withdraw
+//!   │  it is written) │ withdraw         ▼
 //!   └─────────────────┘              ABANDONED ──▶ FREE, by the handler
 //! ```
 //!

@@ -1,6 +1,6 @@
 //! Reads this process's own memory as a debugger would: what is not there is an answer, not a crash.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* whichever thread explains a stack.
 //! *Here:* one system call per read. A library may be unloaded between the list of modules and the read.
 
 /// Copies from `address` into `to` and returns how much could be copied.

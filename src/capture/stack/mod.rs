@@ -1,8 +1,9 @@
 //! The stack of a thread, taken from outside it: one directed signal, whose handler copies registers and
 //! stack; nothing is unwound there.
 //!
-//! *Runs on:* the watchdog asks and collects, the stalled thread answers in the signal handler, the
-//! reporter reads.
+//! *Runs on:* the watchdog asks and collects, as does whoever wants all workers' stacks; the stalled thread
+//! answers in the signal handler; whoever explains the stack reads. A thread tells its bounds as it takes
+//! its slot.
 //! *Here:* nobody waits. A request is collected a tick later, or withdrawn.
 //!
 //! There are [`MAILBOXES`] buffers for the whole process. They are zero pages of the program until they
@@ -65,7 +66,7 @@ impl Request {
     ///
     /// # Cost
     ///
-    /// One system call, about 1 µs; it is answered some 50 to 150 µs later.
+    /// Two system calls, about 1 µs; it is answered some 50 to 150 µs later.
     #[allow(unsafe_code)]
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NotTaken> {
         let tid = addressee.slot.tid();

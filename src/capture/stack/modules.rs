@@ -1,6 +1,6 @@
 //! The files whose code is mapped into this process, and what unwinding needs of each.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* whichever thread explains a stack.
 //! *Here:* `/proc/self/maps`, not the loader's list: that one is behind a lock, which a stalled `dlopen`
 //! may hold. Memory is copied by the kernel, so a library that is unloaded meanwhile is only missing.
 

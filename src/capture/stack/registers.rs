@@ -1,6 +1,6 @@
 //! The registers that unwinding starts from, as the kernel hands them to a signal handler.
 //!
-//! *Runs on:* the stalled thread, in the signal handler.
+//! *Runs on:* the stalled thread, in the signal handler (`of`); whoever explains the stack reads.
 //! *Here:* reads of the context, nothing else.
 
 /// Where the thread was.

@@ -1,6 +1,7 @@
 //! From a copied stack to frames: unwound, named, and told whose they are.
 //!
-//! *Runs on:* the reporter thread, and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
+//! *Runs on:* the reporter thread where that is quick, else `stall-explainer`, a thread made for one stack;
+//! and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
 //! *Here:* may allocate, read files, and take a tenth of a second the first time.
 
 mod symbols;

@@ -1,6 +1,6 @@
 //! Names for addresses: from debug information where there is some, else from the symbol table.
 //!
-//! *Runs on:* the reporter thread, and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
+//! *Runs on:* whichever thread explains a stack; see the parent module.
 //! *Here:* may read files and take long the first time: a program's debug information is large.
 
 use super::unwind::{Read, Unwinder};
@@ -31,7 +31,7 @@ impl Symbols {
     /// # Cost
     ///
     /// A look-up in a table for an address named before; else reads debug information: some 10 to 100 µs,
-    /// and once per module and hour of silence some 100 ms.
+    /// and once per module and minute of silence some 100 ms.
     pub(crate) fn frames(&mut self, address: u64, unwinder: &Unwinder) -> Arc<[Named]> {
         let Some((file, read)) = unwinder.module_of(address) else {
             return [Named::nameless(address, None)].into();

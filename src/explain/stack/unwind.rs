@@ -1,6 +1,6 @@
 //! From registers and a copy of the stack to the addresses of the calls on it.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* whichever thread explains a stack; see the parent module.
 //! *Here:* no unsafe: bytes in, addresses out. The tables come from the copies in `capture::modules`; a
 //! module's are read when an address in it is first met.
 

@@ -23,6 +23,7 @@
 mod sample;
 mod split;
 mod stretch;
+mod unseen;
 
 pub use split::TimeSplit;
 
@@ -30,10 +31,10 @@ pub(crate) use sample::{Counters, Ends, PollKey, Rules, Sample, SlotSeen};
 
 use crate::capture::Call;
 use crate::clock::Nanos;
-use crate::slot::LongPoll;
 use sample::Interval;
 use std::time::Duration;
 use stretch::{Announced, Stretch, measured_end, middle};
+use unseen::Unconfirmed;
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,14 +145,6 @@ struct Closing {
     not_after: Nanos,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Unconfirmed {
-    stall: Stall,
-    busy_before: Duration,
-    /// Publications to wait for before the poll is taken for one that left its worker.
-    patience: u32,
-}
-
 /// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
 const STANDS_OUT: u32 = 4;
 /// … and have been seen at this many ticks.
@@ -162,8 +155,6 @@ const UNKNOWN_THREAD: u32 = 10;
 const PACES: usize = 8;
 /// … leaving out this many of the longest, which may be stalls themselves.
 const OUTLIERS: usize = 2;
-/// A publication just before the poll says nothing of it, one after it does.
-const PATIENCE: u32 = 3;
 
 impl Detector {
     pub(crate) fn new(rules: Rules) -> Detector {
@@ -248,44 +239,6 @@ impl Detector {
         }
         self.left_behind = None;
         *sample
-    }
-
-    /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
-    pub(crate) fn ended_unseen(
-        &mut self,
-        poll: PollKey,
-        record: &LongPoll,
-        previous: Option<Sample>,
-    ) {
-        let (Some(interval), Some(previous), Some(started)) =
-            (self.interval, previous, record.started)
-        else {
-            return;
-        };
-        // One that had begun by the last look was the detector's to follow.
-        if started < previous.at {
-            return;
-        }
-        let host = interval.host;
-        let duration = record.ended.since(started);
-        if duration.saturating_sub(host) >= self.rules.threshold {
-            let serial = self.next_serial();
-            self.unconfirmed.push(Unconfirmed {
-                stall: Stall {
-                    serial,
-                    held_by: HeldBy::Poll(poll),
-                    since: started,
-                    duration,
-                    error: Duration::ZERO,
-                    certainty: Certainty::Certain,
-                    split: interval.split.part(duration),
-                    call: None,
-                    name: record.name,
-                },
-                busy_before: previous.after.busy,
-                patience: PATIENCE,
-            });
-        }
     }
 
     /// What is being watched now, by its serial.
@@ -499,11 +452,9 @@ impl Detector {
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
             if stretch.blamed >= self.rules.threshold {
-                self.unconfirmed.push(Unconfirmed {
-                    stall: stretch.stall_until(end, Duration::ZERO, Certainty::Certain),
-                    busy_before: stretch.busy_before,
-                    patience: PATIENCE,
-                });
+                let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
+                self.unconfirmed
+                    .push(Unconfirmed::new(stall, stretch.busy_before));
             }
             return None;
         }
@@ -547,78 +498,8 @@ impl Detector {
         }
         self.stands_out(stretch).then_some(Certainty::Likely)
     }
-
-    /// Long polls that ended before they were announced count once the busy counter has counted them
-    /// too. A poll that left its worker by `block_in_place` is not in there.
-    fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
-        let mut findings = Findings::new();
-        self.unconfirmed.retain_mut(|poll| {
-            let busy = sample.before.busy.saturating_sub(poll.busy_before);
-            if busy >= poll.stall.duration - poll.stall.duration / 10 {
-                findings.push(Finding::Ended(poll.stall));
-                return false;
-            }
-            poll.patience -= u32::from(went_on);
-            poll.patience > 0
-        });
-        findings
-    }
-
-    /// Without marks, and over before a stretch of it could be seen: the worker was active once, and its
-    /// thread slept beyond the threshold while it was busy.
-    ///
-    /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
-    /// sleeps is known from below.
-    fn slept_unseen(
-        &mut self,
-        before: &Sample,
-        sample: &Sample,
-        interval: Interval,
-    ) -> Option<Finding> {
-        let (thread_before, thread) = (before.thread?, sample.thread?);
-        let (slot_before, slot) = (before.slot?, sample.slot?);
-        let parks = sample.before.parks.wrapping_sub(before.after.parks);
-        let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
-        let no_marks =
-            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() {
-            return None;
-        }
-        let length = sample.at.since(before.at);
-        let busy = sample.before.busy.saturating_sub(before.after.busy);
-        let computed = thread.cpu.saturating_sub(thread_before.cpu);
-        let waited = thread
-            .run_queue
-            .saturating_sub(thread_before.run_queue)
-            .max(interval.host);
-        let asleep = busy.saturating_sub(computed).saturating_sub(waited);
-        if asleep < self.rules.threshold || busy > length {
-            return None;
-        }
-        let longest_sleep = asleep / (runs - 1).max(1);
-        let (since, error) = middle(before.at, sample.at.minus(busy));
-        Some(Finding::Ended(Stall {
-            serial: self.next_serial(),
-            held_by: HeldBy::Unmarked(Some(slot.poll())),
-            since,
-            duration: busy,
-            error: error.min(busy - asleep),
-            certainty: if longest_sleep >= self.rules.threshold {
-                Certainty::Certain
-            } else {
-                Certainty::Likely
-            },
-            split: TimeSplit {
-                cpu: computed.min(busy - asleep),
-                asleep,
-                run_queue: (busy - asleep).saturating_sub(computed),
-                ..TimeSplit::default()
-            },
-            call: None,
-            name: 0,
-        }))
-    }
 }
+
 /// The first doubling of the threshold, or milestone, that lies beyond an age.
 fn next_age(rules: &Rules, reached: Duration) -> Duration {
     let mut doubled = rules.threshold;

@@ -1,0 +1,148 @@
+//! What the time of a stall was spent on, and which of it is the host's: no CPU, a quota, a process that
+//! stood still.
+
+use super::*;
+
+#[test]
+fn waiting_for_a_cpu_is_not_a_stall() {
+    let mut world = World::polling_since(5);
+    assert_eq!(world.compute(ms(3)), []);
+    for _ in 0..1_000 {
+        assert_eq!(world.starve(TICK), []);
+    }
+    // The kernel counts the wait when it ends; it must not be counted for the code then.
+    world.thread.as_mut().unwrap().run_queue += TICK * 1_000;
+    assert_eq!(world.compute(ms(5)), []);
+    // Positive control: eight milliseconds of its own so far, and two more.
+    assert!(began(&world.compute(ms(2))).is_some());
+}
+
+#[test]
+fn a_wait_that_ended_between_two_ticks_is_not_blamed_either() {
+    let mut world = World::polling_since(5);
+    for _ in 0..100 {
+        let thread = world.thread.as_mut().unwrap();
+        thread.run_queue += Duration::from_micros(4_950);
+        thread.cpu += Duration::from_micros(50);
+        thread.state = ThreadState::OnCpu;
+        assert_eq!(world.pass(TICK), []);
+    }
+}
+
+#[test]
+fn nothing_is_blamed_for_the_time_before_the_first_look() {
+    let mut world = World::parked().wake();
+    world.begin_poll(Some(at(0)));
+    world.now = 22;
+    assert_eq!(
+        world.compute(ms(1)),
+        [],
+        "it may have waited for a CPU all the time"
+    );
+    assert_eq!(world.compute(TICK), []);
+    // Positive control: its age is known, once the rest is its own.
+    let stall = began(&world.compute(TICK)).unwrap();
+    assert_eq!(stall.duration, ms(33));
+}
+
+#[test]
+fn a_process_that_stood_still_is_not_a_stall() {
+    let mut world = World::polling_since(5);
+    assert_eq!(world.compute(ms(3)), []);
+    // SIGSTOP: everything resumes 400 ms later, the watchdog as well.
+    world.late = ms(397);
+    world.now += 397;
+    assert_eq!(world.compute(ms(3)), []);
+    // Positive control: six milliseconds of its own so far, and five more.
+    assert!(began(&world.compute(ms(5))).is_some());
+}
+
+#[test]
+fn a_stall_says_what_its_time_was_spent_on() {
+    let mut world = World::polling_since(5);
+    world.compute(ms(5));
+    world.sleep(ms(20));
+    world.sleep(ms(20));
+    world.starve(ms(5));
+    world.thread.as_mut().unwrap().run_queue += ms(5);
+    world.late = ms(30);
+    world.compute(ms(30)); // stopped for all of it: the CPU clock cannot have moved
+    world.end_poll(Some(at(87)));
+    let stall = ended(&world.compute(ms(4))).unwrap();
+    assert_eq!((stall.duration, stall.call), (ms(82), Some(CALL)));
+    let TimeSplit {
+        cpu,
+        asleep,
+        run_queue,
+        stopped,
+        unknown,
+        ..
+    } = stall.split;
+    assert_eq!(
+        [cpu, asleep, run_queue, stopped, unknown],
+        [ms(7), ms(40), ms(5), ms(30), ms(0)]
+    );
+}
+
+#[test]
+fn other_work_a_quota_and_a_stopped_process_are_told_apart() {
+    // How late the watchdog was, and how long it is known to have waited for a CPU itself; what the kernel
+    // has counted as the thread's waits, and as throttled. Then: asleep, without a CPU, throttled, stopped.
+    #[rustfmt::skip] // A table reads as one.
+    let cases = [
+        (  0, None,     80,   0, [ 20, 80,  0,   0], "other work"),
+        ( 85, None,     80,   0, [ 15, 80,  0,   5], "the watchdog had no CPU either"),
+        ( 85, None,     80, 160, [ 15,  0, 80,   5], "throttled on two CPUs"),
+        (  0, None,     80,  30, [ 20, 50, 30,   0], "partly"),
+        (100, None,      0,   0, [  0,  0,  0, 100], "stopped"),
+        ( 90, Some(90),  0,   0, [100,  0,  0,   0], "only the watchdog waited"),
+        ( 90, Some(90), 60,   0, [ 40, 60,  0,   0], "both did"),
+        ( 95, Some(40), 40,   0, [  5, 40,  0,  55], "stopped, then both waited"),
+        ( 95, Some(0),   0,   0, [  5,  0,  0,  95], "stopped, and nobody waited"),
+    ];
+    for (late, own_wait, waited, throttled, parts, what) in cases {
+        let mut world = World::polling_since(5);
+        world.compute(ms(15));
+        world.thread.as_mut().unwrap().run_queue += ms(waited);
+        world.late = ms(late);
+        world.own_wait = own_wait.map(ms);
+        world.throttled += ms(throttled);
+        world.pass(ms(100));
+        world.compute(TICK);
+        world.end_poll(Some(at(125)));
+        let split = ended(&world.compute(TICK)).unwrap().split;
+        let split = [
+            split.asleep,
+            split.run_queue,
+            split.throttled,
+            split.stopped,
+        ];
+        assert_eq!(split, parts.map(ms), "{what}");
+    }
+}
+
+#[test]
+fn what_a_thread_has_computed_is_blamed_though_the_watchdog_had_no_cpu() {
+    let computed = |own_wait: u64| {
+        let mut world = World::polling_since(5);
+        world.compute(TICK);
+        world.late = ms(90);
+        world.own_wait = Some(ms(own_wait));
+        let found = world.compute(ms(100));
+        began(&found).map(|stall| stall.split.cpu.as_millis())
+    };
+    assert_eq!(computed(90), Some(105));
+    // A machine that stands still may let the CPU clock run on.
+    assert_eq!(computed(0), Some(15));
+}
+
+#[test]
+fn what_is_not_known_is_said_to_be_unknown() {
+    let mut world = World::parked().wake();
+    world.thread = None;
+    world.pass(ms(5));
+    world.begin_poll(Some(at(5)));
+    let (_, found) = world.until_found(|world| world.pass(TICK));
+    let stall = began(&found).unwrap();
+    assert_eq!(stall.split, TimeSplit::unknown(stall.duration));
+}

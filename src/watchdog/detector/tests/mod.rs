@@ -1,0 +1,197 @@
+//! The detector against samples made by hand: no clock, no threads, no sleeping.
+
+mod host;
+mod marked;
+mod model;
+mod unmarked;
+mod unseen;
+
+use super::*;
+use crate::capture::{Call, ThreadEvidence, ThreadState};
+
+const TICK: Duration = Duration::from_millis(5);
+const THRESHOLD: Duration = Duration::from_millis(10);
+/// What the test thread's slot is called.
+const THREAD: (usize, u64) = (0x1000, 1);
+/// What it sleeps in.
+const CALL: Call = Call {
+    number: 35,
+    first: 0,
+    sp: 0x7000,
+    pc: 0x4000,
+};
+
+fn rules() -> Rules {
+    Rules {
+        threshold: THRESHOLD,
+        tick: TICK,
+        polls_per_publication: 244,
+        milestones: [ms(60), ms(1_000), ms(10_000)],
+        always_driven: true,
+    }
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn at(millis: u64) -> Nanos {
+    Nanos(1_000_000_000).plus(ms(millis))
+}
+
+/// A worker that a test moves by hand, and a detector that watches it.
+struct World {
+    detector: Detector,
+    now: u64,
+    late: Duration,
+    counters: Counters,
+    slot: Option<SlotSeen>,
+    thread: Option<ThreadEvidence>,
+    ends: Ends,
+    own_wait: Option<Duration>,
+    signalled: bool,
+    throttled: Duration,
+}
+
+impl World {
+    /// A parked worker whose thread is known, with no mark made so far.
+    fn parked() -> World {
+        World {
+            detector: Detector::new(rules()),
+            now: 0,
+            late: Duration::ZERO,
+            counters: Counters {
+                parks: 1,
+                busy: Duration::ZERO,
+            },
+            slot: Some(SlotSeen {
+                thread: THREAD,
+                epoch: 0,
+                started: None,
+                allowed: false,
+                allowed_until: None,
+                loops: 0,
+            }),
+            thread: Some(ThreadEvidence {
+                cpu: Duration::ZERO,
+                run_queue: Duration::ZERO,
+                runs: 1,
+                state: ThreadState::Unknown,
+            }),
+            ends: [None; 2],
+            own_wait: None,
+            signalled: false,
+            throttled: Duration::ZERO,
+        }
+    }
+
+    fn wake(mut self) -> World {
+        self.counters.parks += 1;
+        self
+    }
+
+    /// An active worker, seen once at this time, where a timed poll has just begun.
+    fn polling_since(millis: u64) -> World {
+        let mut world = World::parked().wake();
+        world.compute(ms(millis));
+        world.begin_poll(Some(at(millis)));
+        world
+    }
+
+    fn slot(&mut self) -> &mut SlotSeen {
+        self.slot.as_mut().expect("the thread is known")
+    }
+
+    fn begin_poll(&mut self, started: Option<Nanos>) {
+        let slot = self.slot();
+        slot.epoch += 1;
+        slot.started = started;
+    }
+
+    fn end_poll(&mut self, ended: Option<Nanos>) {
+        let poll = self.slot().poll();
+        self.slot().epoch += 1;
+        self.ends = [ended.map(|ended| (poll, ended)), None];
+    }
+
+    /// The worker returns to its loop and publishes.
+    fn publish(&mut self, busy: Duration) {
+        self.counters.busy += busy;
+    }
+
+    fn park(&mut self) {
+        self.counters.parks += 1;
+    }
+
+    /// Time passes in which the thread computes.
+    fn compute(&mut self, time: Duration) -> Findings {
+        let thread = self.thread.as_mut().expect("the thread is known");
+        thread.cpu += time;
+        thread.state = ThreadState::OnCpu;
+        self.pass(time)
+    }
+
+    /// Time passes in which the thread sleeps in one call.
+    fn sleep(&mut self, time: Duration) -> Findings {
+        let thread = self.thread.as_mut().expect("the thread is known");
+        let asleep = ThreadState::Asleep(Some(CALL));
+        if thread.state != asleep {
+            thread.runs += 1;
+            thread.state = asleep;
+        }
+        self.pass(time)
+    }
+
+    /// Time passes in which the thread would run and has no CPU.
+    fn starve(&mut self, time: Duration) -> Findings {
+        self.thread.as_mut().expect("the thread is known").state = ThreadState::Waiting;
+        self.pass(time)
+    }
+
+    /// Time passes of which the thread's clocks know nothing.
+    fn pass(&mut self, time: Duration) -> Findings {
+        self.now += u64::try_from(time.as_millis()).unwrap();
+        let findings = self.detector.observe(&Sample {
+            at: at(self.now),
+            late: std::mem::take(&mut self.late),
+            before: self.counters,
+            after: self.counters,
+            slot: self.slot,
+            thread: self.thread,
+            own_wait: self.own_wait.take(),
+            signalled: std::mem::take(&mut self.signalled),
+            throttled: self.throttled,
+            ends: std::mem::take(&mut self.ends),
+        });
+        // A suspicion is not news for anybody but the reporter's look-up.
+        findings
+            .into_iter()
+            .filter(|finding| !matches!(finding, Finding::Suspect(_)))
+            .collect()
+    }
+
+    /// Ticks until something is found; the number of ticks and the findings.
+    fn until_found(&mut self, mut step: impl FnMut(&mut World) -> Findings) -> (u32, Findings) {
+        for ticks in 1..10_000 {
+            let found = step(self);
+            if !found.is_empty() {
+                return (ticks, found);
+            }
+        }
+        (10_000, Findings::new())
+    }
+}
+
+fn began(findings: &[Finding]) -> Option<Stall> {
+    findings.iter().find_map(|finding| match finding {
+        Finding::Began(stall) => Some(*stall),
+        _ => None,
+    })
+}
+
+fn ended(findings: &[Finding]) -> Option<Stall> {
+    findings.iter().find_map(|finding| match finding {
+        Finding::Ended(stall) => Some(*stall),
+        _ => None,
+    })
+}
