@@ -430,6 +430,12 @@ fn holds_up_the_worker(until_told: &Receiver<()>) {
 fn worker_stacks_tell_what_a_blocked_worker_does() {
     let runtime = workers(2);
     let (watch, _) = watched("held", &runtime);
+    let deadline = Instant::now() + seen::FOREVER;
+    // On a busy machine a thread may come too late to the first gathering, and there are more of them.
+    while watch.coverage()[0].known_threads < 2 {
+        assert!(Instant::now() < deadline, "{:?}", watch.coverage());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let (send, until_told) = mpsc::channel();
     let (tell_tid, tid) = mpsc::channel();
     let blocked = runtime.spawn(async move {
@@ -441,7 +447,6 @@ fn worker_stacks_tell_what_a_blocked_worker_does() {
     let thread = tid.recv().unwrap();
     // The thread may not get to answer at once, on a busy machine.
     let mut stacks = Vec::new();
-    let deadline = Instant::now() + seen::FOREVER;
     let held = loop {
         assert!(Instant::now() < deadline, "{stacks:#?}");
         stacks = watch.worker_stacks();

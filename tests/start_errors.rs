@@ -18,6 +18,9 @@ fn detector_threads() -> BTreeSet<String> {
     names.filter(|name| name.starts_with("stall-")).collect()
 }
 
+/// Watchdog, pulse, reporter, sinks; and metrics, with that feature.
+const THREADS: usize = 4 + cfg!(feature = "metrics") as usize;
+
 /// One test, since what was started is the whole process's.
 #[test]
 fn every_error_names_its_mend_and_starts_nothing() {
@@ -89,7 +92,7 @@ fn every_error_names_its_mend_and_starts_nothing() {
     let _watch = here().start().unwrap();
     // A thread gives itself its name, in its own time.
     let deadline = std::time::Instant::now() + seen::FOREVER;
-    while detector_threads().len() < 3 {
+    while detector_threads().len() < THREADS {
         assert!(
             std::time::Instant::now() < deadline,
             "{:?}",
@@ -107,7 +110,7 @@ fn every_error_names_its_mend_and_starts_nothing() {
         .runtime("worker", other.handle().clone())
         .start();
     assert!(joined.is_ok(), "another runtime under another name joins");
-    assert_eq!(detector_threads().len(), 3, "and shares the threads");
+    assert_eq!(detector_threads().len(), THREADS, "and shares the threads");
     let inside = runtime.block_on(async { Handle::current().name().map(str::to_owned) });
     assert_eq!(inside, None);
 }
