@@ -144,24 +144,20 @@ pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
     })
 }
 
-/// What a descriptor of this process is.
-#[allow(unsafe_code)]
+/// What a descriptor of this process is, by the name the kernel has for it: to ask the file itself may wait
+/// for the very server that the stalled thread waits for.
 pub(crate) fn descriptor(number: u64) -> Descriptor {
-    let Ok(number) = libc::c_int::try_from(number) else {
+    let Ok(link) = std::fs::read_link(format!("/proc/self/fd/{number}")) else {
         return Descriptor::Other;
     };
-    let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `status` is a valid place for the answer; a descriptor that is not open is an error.
-    if unsafe { libc::fstat(number, status.as_mut_ptr()) } != 0 {
-        return Descriptor::Other;
-    }
-    // SAFETY: filled in above.
-    match unsafe { status.assume_init() }.st_mode & libc::S_IFMT {
-        libc::S_IFSOCK => Descriptor::Socket,
-        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK | libc::S_IFCHR | libc::S_IFIFO => {
-            Descriptor::File
-        }
-        _ => Descriptor::Other,
+    let name = link.as_os_str().as_encoded_bytes();
+    if name.starts_with(b"socket:") {
+        Descriptor::Socket
+    } else if name.starts_with(b"/") || name.starts_with(b"pipe:") {
+        Descriptor::File
+    } else {
+        // An event counter, a timer, a process …
+        Descriptor::Other
     }
 }
 

@@ -272,9 +272,13 @@ impl Reporter {
         };
         let mut recent = watch.recent.lock();
         if let Some(mut report) = recent.stall(id) {
-            report
-                .missing
-                .retain(|missing| !matches!(missing, Missing::Stack(_)));
+            // What an earlier stack did not tell, this one may.
+            report.missing.retain(|missing| {
+                !matches!(
+                    missing,
+                    Missing::Stack(_) | Missing::Truncated | Missing::Lost | Missing::NoOwnCode
+                )
+            });
             known.explain(&mut report, &watch);
             recent.keep(report);
         }

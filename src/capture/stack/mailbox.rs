@@ -184,12 +184,13 @@ impl<L> Mailbox<L> {
         {
             return;
         }
-        // Relaxed: nothing is handed over; the handler keeps the letter and frees the mailbox.
+        // Relaxed if it succeeds: nothing is handed over; the handler keeps the letter and frees the mailbox.
+        // Acquire if not: pairs with the handler's Release of FULL, whose writing comes before the next one's.
         let abandoned = self.word.compare_exchange(
             round.word(FILLING),
             round.word(ABANDONED),
             Ordering::Relaxed,
-            Ordering::Relaxed,
+            Ordering::Acquire,
         );
         if abandoned.is_err() {
             // FULL, and so ours alone.
