@@ -15,9 +15,9 @@
 //!
 //! ```text
 //!  probe ──▶ slot ◀── watchdog ──▶ capture ══(channel)══▶ explain ──▶ report ──▶ log, callback,
-//!  marks     per      own thread,   thread states,  own   unwind,     names,     recent(),
-//!  polls     thread   ticks,        registers      thread symbols,    text       profile()
-//!                     decides       and stack             site, cause,
+//!  marks     per      own thread,   thread states,  own   unwind,     names,     recent(), profile(),
+//!  polls     thread   ticks,        registers      thread symbols,    text,      metrics,
+//!                     decides       and stack             site, cause, figures    serve: /metrics …
 //!                                                         advice
 //! ```
 //!
@@ -26,8 +26,9 @@
 //! your runtime's builder.
 //!
 //! **It gives you** a report for each stall while it lasts, again whenever its age has doubled, and at
-//! its end: as an event of `tracing` from 100 ms on, to a callback, and from [`Guard::recent`] and
-//! [`Guard::stalled_now`]. Over time, [`Guard::profile`] has the stalls by site, and their stacks for a
+//! its end: as an event of `tracing` from 100 ms on, to a callback, from [`Guard::recent`] and
+//! [`Guard::stalled_now`], and as metrics for any recorder of the `metrics` facade, with the age of a stall while it
+//! goes on. Over time, [`Guard::profile`] has the stalls by site, and their stacks for a
 //! flame graph. [`Guard::worker_stacks`] says what all workers are doing now.
 //!
 //! **It does not** wrap your spawns, own your runtime, need `tokio_unstable`, or allocate, lock or call
@@ -41,6 +42,16 @@
 //! | [`watch()`] | every worker that is held; a sleeping one for certain, a computing one as likely at first | the runtime, worker and thread |
 //! | + [`layer()`] or [`watched`](FutureExt::watched) | marked polls for certain, exactly timed | span path, future |
 //! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task | task id, place of spawn |
+//!
+//! # Features
+//!
+//! | feature | |
+//! |---|---|
+//! | `metrics` (default) | metrics through the `metrics` facade |
+//! | `serde` (default) | `Serialize` for reports |
+//! | `stacks` (default) | stacks of stalled threads |
+//! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
+//! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
 //! # Limits
 //!
