@@ -321,6 +321,7 @@ pub(crate) fn leave(watch: &Arc<Watch>) {
     if last {
         running.stop();
     } else {
+        running.wake();
         *engine = Some(running);
     }
 }

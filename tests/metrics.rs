@@ -174,13 +174,12 @@ async fn a_stall_is_told_while_it_lasts_and_after_it() {
 
     // The last gauge of a watch that has ended would else stay for ever.
     drop(watch);
-    let ended = recorded.now();
-    for metric in METRICS
-        .iter()
-        .filter(|metric| metric.kind == MetricKind::Gauge)
-    {
-        assert_eq!(ended.sum(metric.name, &[]), 0.0, "{}", metric.name);
-    }
+    let ended = recorded.wait(|scraped| {
+        let mut gauges = METRICS
+            .iter()
+            .filter(|metric| metric.kind == MetricKind::Gauge);
+        gauges.all(|gauge| scraped.sum(gauge.name, &[]) == 0.0)
+    });
     assert_eq!(
         ended.sum("tokio_stall_stall_duration_seconds_count", &[]),
         1.0,
