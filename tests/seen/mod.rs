@@ -60,17 +60,12 @@ impl Seen {
     /// told first. However slow the machine, the stall is as long as it takes.
     pub async fn stall_until_told(&self) -> StallReport {
         let (send, receive) = std::sync::mpsc::channel::<()>();
-        let before = self.all().len();
+        // Of a stall before this one there may be more to hear.
+        let known: Vec<u64> = self.all().iter().map(|report| report.id).collect();
         let blocked = tokio::spawn(async move { receive.recv().ok() });
         let told = self.clone();
-        let began = tokio::task::spawn_blocking(move || {
-            let (reports, news) = &*told.0;
-            let more = |reports: &mut Vec<StallReport>| reports.len() <= before;
-            let reports = reports.lock().unwrap();
-            let (reports, waited) = news.wait_timeout_while(reports, FOREVER, more).unwrap();
-            assert!(!waited.timed_out(), "a stall that nobody tells us of");
-            reports[before].clone()
-        });
+        let began =
+            tokio::task::spawn_blocking(move || told.wait(|report| !known.contains(&report.id)));
         let began = began.await.unwrap();
         drop(send);
         blocked.await.unwrap();
