@@ -77,7 +77,7 @@ async fn every_metric_of_the_list_is_there_and_nothing_else() {
         2
     );
 
-    seen.stall_until_told().await;
+    seen.marked_stall_until_told().await;
     async { tokio::task::yield_now().await }
         .watched("quick")
         .await;
@@ -199,7 +199,7 @@ async fn series_that_were_idle_for_long_go_on_as_they_were() {
         )
     };
     recorded.wait(|scraped| scraped.with("tokio_stall_stalls_total", &[]).count() == 22);
-    seen.stall_until_told().await;
+    seen.marked_stall_until_told().await;
     recorded.wait(|scraped| stalls(scraped) == 1.0);
     // Longer than the timeout, with nothing to tell; each look lets the exporter forget what it may.
     for _ in 0..40 {
@@ -213,7 +213,7 @@ async fn series_that_were_idle_for_long_go_on_as_they_were() {
         "every series is still there"
     );
     assert_eq!(stalls(&idle), 1.0);
-    seen.stall_until_told().await;
+    seen.marked_stall_until_told().await;
     recorded.wait(|scraped| stalls(scraped) == 2.0);
     // A histogram may have been forgotten; what comes after that is not lost.
     recorded.wait(|scraped| scraped.sum("tokio_stall_stall_duration_seconds_count", &[]) >= 1.0);
@@ -253,7 +253,7 @@ async fn two_watches_tell_two_recorders_apart() {
         let _inside = there.enter();
         watch("there", PrometheusBuilder::new())
     };
-    seen.stall_until_told().await;
+    seen.marked_stall_until_told().await;
     recorded.wait(|scraped| {
         scraped.sum("tokio_stall_stalls_total", &[&label("runtime", "here")]) == 1.0
     });

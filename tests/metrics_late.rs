@@ -14,7 +14,7 @@ use tokio_stall::prometheus::{self, PrometheusBuilder};
 async fn a_recorder_that_comes_late_hears_everything() {
     let (watch, seen) = Seen::watch();
     for _ in 0..3 {
-        seen.stall_until_told().await;
+        seen.marked_stall_until_told().await;
     }
     let ended = |seen: &Seen| {
         let all = seen.all();

@@ -3,9 +3,11 @@
 
 pub mod child;
 
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio_stall::{Builder, Certainty, FutureExt as _, Guard, Missing, Phase, StallReport};
 
 /// Waiting ends on news. The bound is only for a test that would otherwise wait for ever.
@@ -40,12 +42,16 @@ impl Seen {
 
     /// The first report that fits, now or later.
     pub fn wait(&self, fits: impl Fn(&StallReport) -> bool) -> StallReport {
+        self.wait_until(|reports| reports.iter().find(|report| fits(report)).cloned())
+    }
+
+    fn wait_until(&self, told: impl Fn(&[StallReport]) -> Option<StallReport>) -> StallReport {
         let (reports, news) = &*self.0;
         let deadline = Instant::now() + FOREVER;
         let mut reports = reports.lock().unwrap();
         loop {
-            if let Some(report) = reports.iter().find(|report| fits(report)) {
-                return report.clone();
+            if let Some(report) = told(&reports) {
+                return report;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
@@ -58,14 +64,39 @@ impl Seen {
 
     /// Blocks a worker of the current runtime until we have been told of it, and returns what we were
     /// told first. However slow the machine, the stall is as long as it takes.
+    ///
+    /// Two such stalls in a row on one worker may look like one: nothing marks where one poll ends.
     pub async fn stall_until_told(&self) -> StallReport {
-        let (send, receive) = std::sync::mpsc::channel::<()>();
-        // Of a stall before this one there may be more to hear.
+        let before = self.all().len();
+        self.stall_until(
+            move |reports| reports.get(before).cloned(),
+            |held| tokio::spawn(held),
+        )
+        .await
+    }
+
+    /// The same in a poll with a mark, which is a stall of its own.
+    pub async fn marked_stall_until_told(&self) -> StallReport {
         let known: Vec<u64> = self.all().iter().map(|report| report.id).collect();
-        let blocked = tokio::spawn(async move { receive.recv().ok() });
-        let told = self.clone();
-        let began =
-            tokio::task::spawn_blocking(move || told.wait(|report| !known.contains(&report.id)));
+        let is_new = move |report: &&StallReport| !known.contains(&report.id);
+        self.stall_until(
+            move |reports| reports.iter().find(&is_new).cloned(),
+            |held| tokio::spawn(held.watched("held")),
+        )
+        .await
+    }
+
+    async fn stall_until(
+        &self,
+        told: impl Fn(&[StallReport]) -> Option<StallReport> + Send + 'static,
+        spawn: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>) -> JoinHandle<()>,
+    ) -> StallReport {
+        let (send, receive) = std::sync::mpsc::channel::<()>();
+        let blocked = spawn(Box::pin(async move {
+            receive.recv().ok();
+        }));
+        let seen = self.clone();
+        let began = tokio::task::spawn_blocking(move || seen.wait_until(told));
         let began = began.await.unwrap();
         drop(send);
         blocked.await.unwrap();
