@@ -83,21 +83,31 @@ impl Slot {
     #[cold]
     fn look_around(&self) {
         let now = clock::now();
-        let driven = driven_here();
-        self.set_claim(driven.map(|driven| driven.claim), now);
+        let silent = self.leaves_silently();
+        if self.line.is_to_look_around() || silent || !self.is_still(tokio::runtime::worker_index())
+        {
+            let driven = driven_here();
+            self.set_claim(driven.map(|driven| driven.claim), now);
+            self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));
+        }
         if !timing::is_off() {
             self.line.stamp_start(now);
         }
         // The thread of a `current_thread` runtime leaves it without a trace, so there every poll asks
         // again. Elsewhere a thread stops being a worker only with the worker's counters moving on.
-        let skip = match driven {
-            Some(Driven {
-                leaves_silently: true,
-                ..
-            }) => 0,
-            _ => self.pace.skip_after(now),
+        let skip = if self.leaves_silently() {
+            0
+        } else {
+            self.pace.skip_after(now)
         };
         self.line.time_after(skip);
+    }
+
+    /// Whether this is the worker that was said last. To ask tokio for the runtime as well costs ten times as
+    /// much, and a thread that works for one multi-thread runtime never works for another.
+    fn is_still(&self, worker: Option<usize>) -> bool {
+        self.claim()
+            .is_some_and(|(claim, _)| Some(claim.worker) == worker)
     }
 
     #[cold]
@@ -118,7 +128,8 @@ impl Slot {
                 name: 0,
             });
         }
-        (drives || kept).then_some(Measured {
+        let counted = cfg!(feature = "metrics") && drives;
+        (counted || kept).then_some(Measured {
             took: took.filter(|_| drives),
             kept: kept.then_some(epoch),
         })

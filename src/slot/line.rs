@@ -32,6 +32,8 @@ struct Stamps {
     started: Stamp,
     allowed: AtomicU32,
     allowed_until: AtomicU64,
+    /// 1 if the owner is asked to look around.
+    look: AtomicU32,
 }
 
 /// What a begin found.
@@ -113,6 +115,7 @@ impl Line {
                 started: Stamp::new(),
                 allowed: AtomicU32::new(0),
                 allowed_until: AtomicU64::new(0),
+                look: AtomicU32::new(1),
             },
         }
     }
@@ -204,6 +207,16 @@ impl Line {
         self.until_timed.store(polls, Ordering::Relaxed);
     }
 
+    /// Whether the owner was asked to look around since it last did.
+    pub(crate) fn is_to_look_around(&self) -> bool {
+        if self.stamps.look.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        // Relaxed: a request in between is one for the same look.
+        self.stamps.look.store(0, Ordering::Relaxed);
+        true
+    }
+
     /// Says when the poll now open started, and that its end is wanted too.
     pub(crate) fn stamp_start(&self, at: Nanos) {
         let epoch = self.epoch.load(Ordering::Relaxed);
@@ -288,6 +301,8 @@ impl Line {
 
     /// Asks the owner to look around at its next begin: which worker is it now?
     pub(crate) fn ask_to_look_around(&self) {
+        // Relaxed, both: if the owner sees the second first, it looks around a poll later.
+        self.stamps.look.store(1, Ordering::Relaxed);
         self.until_timed.store(0, Ordering::Relaxed);
     }
 }

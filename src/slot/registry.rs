@@ -32,6 +32,8 @@ pub(crate) struct Slot {
     loops: AtomicU64,
     /// 1 if the runtime's own hooks mark every poll on this thread.
     all_polls: AtomicU32,
+    /// 1 if the owner stops driving a worker without anything to show it.
+    leaves_silently: AtomicU32,
     /// Locked by the owner when it takes the slot, and by the reporter; otherwise, by the owner after a
     /// long poll and by the watchdog, only with `try_lock`.
     about: Mutex<About>,
@@ -91,6 +93,7 @@ impl Slot {
             claimed_at: AtomicU64::new(0),
             loops: AtomicU64::new(0),
             all_polls: AtomicU32::new(0),
+            leaves_silently: AtomicU32::new(0),
             about: Mutex::default(),
             next: OnceLock::new(),
         }
@@ -124,6 +127,7 @@ impl Slot {
         self.claim.store(0, Ordering::Relaxed);
         self.tid.store(0, Ordering::Relaxed);
         self.all_polls.store(0, Ordering::Relaxed);
+        self.leaves_silently.store(0, Ordering::Relaxed);
         let tenancy = self.tenancy.load(Ordering::Relaxed);
         // Release: pairs with the Acquire in `try_take` and in `tenancy`.
         self.tenancy.store(tenancy + 1, Ordering::Release);
@@ -140,6 +144,18 @@ impl Slot {
     pub(crate) fn claim(&self) -> Option<(Claim, Nanos)> {
         let claim = Claim::unpack(self.claim.load(Ordering::Acquire))?;
         Some((claim, Nanos(self.claimed_at.load(Ordering::Relaxed))))
+    }
+
+    /// Says whether the owner stops driving a worker without anything to show it.
+    pub(crate) fn set_leaves_silently(&self, silently: bool) {
+        // Relaxed: only the owner reads it.
+        self.leaves_silently
+            .store(u32::from(silently), Ordering::Relaxed);
+    }
+
+    /// Whether it does.
+    pub(crate) fn leaves_silently(&self) -> bool {
+        self.leaves_silently.load(Ordering::Relaxed) != 0
     }
 
     /// Which owner this is; odd while there is one.

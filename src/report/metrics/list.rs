@@ -112,7 +112,7 @@ metrics! {
     ), STALL_BUCKETS);
     STALLS_BY_SITE = metric(
         "tokio_stall_stalls_by_site_total", Counter, &["runtime", "span", "site"],
-        "Stalls by spans and by function, when they are over. Beyond a limit both labels are \"other\".",
+        "Stalls by spans and by function, when they are over, likely ones too. Beyond a limit both labels are \"other\".",
     );
     WORKER_STALLED = metric(
         "tokio_stall_worker_stalled_seconds", Gauge, &["runtime", "worker"],
