@@ -321,6 +321,7 @@ impl Longest {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::report::Site;
 
     #[test]
     fn the_longest_is_forgotten_after_the_window_and_not_before() {
@@ -334,6 +335,31 @@ mod tests {
         assert_eq!(longest.get(at(61)), ms(300));
         assert_eq!(longest.get(at(62)), ms(200));
         assert_eq!(longest.get(at(64)), Duration::ZERO);
+    }
+
+    #[test]
+    fn ten_thousand_sites_end_as_other() {
+        let stalls = Stalls::default();
+        for number in 0..10_000 {
+            let report = StallReport {
+                site: Some(Site {
+                    function: format!("app::handler_{number}"),
+                    file: None,
+                    line: Some(number),
+                }),
+                ..crate::report::stall::example()
+            };
+            stalls.ended(&report, 64);
+            stalls.ended(&report, 64);
+        }
+        let sites = stalls.by_site();
+        assert_eq!(sites.len(), 64);
+        assert!(
+            sites
+                .iter()
+                .all(|(labels, count)| *count == 2 && labels.span == "request > get_user")
+        );
+        assert_eq!(stalls.other_sites(), 2 * (10_000 - 64));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod missing;
 mod names;
 mod pool_wait;
 mod profile;
-mod stall;
+pub(crate) mod stall;
 mod text;
 pub(crate) mod worker_stacks;
 

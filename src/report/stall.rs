@@ -153,3 +153,33 @@ impl StallReport {
         Headline::of(self)
     }
 }
+
+/// A report for tests: of a sleep in a handler.
+#[cfg(all(test, not(loom)))]
+pub(crate) fn example() -> StallReport {
+    StallReport {
+        id: 17,
+        phase: Phase::Ongoing,
+        certainty: Certainty::Certain,
+        runtime: "api".to_owned(),
+        worker: 1,
+        thread: Some("tokio-rt-worker".to_owned()),
+        tid: Some(4711),
+        span: Some("request > get_user".to_owned()),
+        task: Some(318),
+        spawned_at: Some("src/main.rs:20".to_owned()),
+        started_at: SystemTime::UNIX_EPOCH,
+        duration: Duration::from_micros(127_400),
+        duration_error: Duration::ZERO,
+        time: TimeSplit::default(),
+        cause: Cause::Blocked(super::Blocking::Sleep),
+        asleep_in: Some("clock_nanosleep".to_owned()),
+        site: None,
+        stacks: Vec::new(),
+        advice: None,
+        seen_here: 0,
+        lost_here: Duration::ZERO,
+        missing: Vec::new(),
+        suppressed: 0,
+    }
+}
