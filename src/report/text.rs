@@ -284,7 +284,7 @@ impl fmt::Display for Human {
 mod tests {
     use super::*;
     use crate::report::stall::example as report;
-    use crate::report::{Cause, Missing, TimeSplit};
+    use crate::report::{Cause, Missing};
 
     fn frame(function: &str, origin: Origin, place: Option<(&str, u32)>) -> Frame {
         Frame {
