@@ -18,6 +18,9 @@
 //! [`METRICS`] has the bounds of each; the feature `prometheus` sets them. Values arrive as the mean of those that
 //! lie between two bounds of [`BUCKETS`], so sums are exact, and so are counts by these bounds.
 
+#![doc = ""]
+#![doc = include_str!("../../../monitoring/METRICS.md")]
+
 mod export;
 mod list;
 mod out;
