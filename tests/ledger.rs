@@ -66,10 +66,13 @@ fn small_naps_are_seen_work_is_not_and_all_adds_up() {
     let working = Watched::start("working");
     let idle = Watched::start("idle");
     let naps = Arc::new(AtomicU64::new(0));
-    let counted = naps.clone();
+    let took = Arc::new(AtomicU64::new(0));
+    let (counted, timed) = (naps.clone(), took.clone());
     napping.runtime.spawn(async move {
         loop {
+            let start = Instant::now();
             std::thread::sleep(NAP);
+            timed.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
             counted.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -93,9 +96,11 @@ fn small_naps_are_seen_work_is_not_and_all_adds_up() {
     let all = [&napping, &working, &idle];
     let begun = all.map(Watched::next_page);
     let naps_before = naps.load(Ordering::Relaxed);
+    let took_before = took.load(Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(4));
     let naps_taken = naps.load(Ordering::Relaxed) - naps_before;
     let (_, napping_then) = napping.next_page();
+    let took = Duration::from_nanos(took.load(Ordering::Relaxed) - took_before);
     // From here on there is no CPU to be had for most of the time.
     let stop = Arc::new(AtomicBool::new(false));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -129,10 +134,14 @@ fn small_naps_are_seen_work_is_not_and_all_adds_up() {
     let first = begun[0].1;
     let blocked = napping_then.blocked - first.blocked;
     let hidden = napping_then.cpu - first.cpu + napping_then.contention - first.contention;
-    println!("napped {napped:?} or more, found {blocked:?}; may hide {hidden:?}");
+    println!("napped {napped:?} or more, {took:?} or less; found {blocked:?}; may hide {hidden:?}");
     assert!(
         blocked + hidden >= napped,
         "{blocked:?} of {napped:?}, {hidden:?} hidden"
+    );
+    assert!(
+        blocked < took + took / 20,
+        "{blocked:?}, and all naps took {took:?}"
     );
     assert!(
         blocked > Duration::from_millis(50),
