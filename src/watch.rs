@@ -360,7 +360,8 @@ impl Builder {
     /// runtime of the detector's own: they answer while every worker is blocked.
     ///
     /// There is no authentication, and stacks and spans tell about the program: choose a loopback address,
-    /// such as `([127, 0, 0, 1], 9464)`, or one that only the scraper reaches. With port 0 the operating system
+    /// such as `([127, 0, 0, 1], 9464)`, or one that only the scraper reaches. A kubelet's probe comes to the
+    /// pod's own address, so there it has to be `([0, 0, 0, 0], 9464)`. With port 0 the operating system
     /// chooses; [`Guard::served_at`] has the port. At most 64 connections are kept; a request's head may take
     /// 10 s and have 16 KiB; a connection lives for a minute.
     ///
