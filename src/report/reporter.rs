@@ -217,8 +217,9 @@ impl Reporter {
         let thread = std::thread::Builder::new().name("stall-explainer".to_owned());
         match thread.spawn(look) {
             Ok(thread) => self.job = Some(Job { key, thread }),
-            // No more threads: the stack is lost.
+            // No more threads.
             Err(_) => {
+                self.is_lost(key);
                 shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
                 self.say_ended(shared);
             }
@@ -234,15 +235,24 @@ impl Reporter {
                 .is_some_and(|job| job.thread.is_finished())
         {
             if let Some(job) = self.job.take() {
-                // A panic of ours has been printed where it happened.
-                if let Ok(Some((news, explained))) = job.thread.join() {
-                    self.explained(&news, explained);
+                match job.thread.join() {
+                    Ok(Some((news, explained))) => self.explained(&news, explained),
+                    Ok(None) => {}
+                    // A panic of ours has been printed where it happened.
+                    Err(_) => self.is_lost(job.key),
                 }
             }
             if wait {
                 self.later.clear();
             }
             self.say_ended(shared);
+        }
+    }
+
+    /// Nobody will explain that stack any more.
+    fn is_lost(&mut self, key: Option<StallKey>) {
+        if let Some(known) = key.and_then(|key| self.known.get_mut(&key)) {
+            known.no_stack = Some(NoStack::Unsupported);
         }
     }
 

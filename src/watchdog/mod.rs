@@ -118,8 +118,9 @@ struct WorkerWatch {
     worker: Worker,
     detector: Detector,
     sampling: Sampling,
-    /// The stall announced and not yet ended.
-    announced: Option<Announced>,
+    /// The stalls announced and not yet ended, by serial: one going on, and perhaps one whose end is still to
+    /// be recorded.
+    announced: Vec<(u64, Announced)>,
     /// What the stall with this serial was last seen asleep in.
     slept_in: Option<(u64, SleptIn)>,
     ends: Ends,
@@ -282,7 +283,7 @@ impl RuntimeWatch {
                 worker: Worker::new(index),
                 detector: Detector::new(runtime.rules),
                 sampling: Sampling::default(),
-                announced: None,
+                announced: Vec::new(),
                 slept_in: None,
                 ends: [None; 2],
                 moved_at: clock::now(),
@@ -473,23 +474,23 @@ impl WorkerWatch {
             Finding::Ongoing(stall) => (Some(Phase::Ongoing), stall),
             Finding::Ended(stall) => (Some(Phase::Ended), stall),
         };
-        let first = self.announced.is_none();
-        let announced = match phase {
-            None => None,
-            Some(Phase::Ended) => Some(
-                self.announced
-                    .take()
-                    .unwrap_or_else(|| Announced::new(shared)),
-            ),
-            Some(_) => Some(
-                self.announced
-                    .get_or_insert_with(|| Announced::new(shared))
-                    .clone(),
-            ),
+        let known = self
+            .announced
+            .iter()
+            .position(|(serial, _)| *serial == stall.serial);
+        let announced = match (phase, known) {
+            (None, _) => None,
+            (Some(Phase::Ended), Some(known)) => Some(self.announced.remove(known).1),
+            (Some(_), Some(known)) => Some(self.announced[known].1.clone()),
+            (Some(phase), None) => {
+                let new = Announced::new(shared);
+                runtime.stats.count(stall.certainty);
+                if phase != Phase::Ended {
+                    self.announced.push((stall.serial, new.clone()));
+                }
+                Some(new)
+            }
         };
-        if first && announced.is_some() {
-            runtime.stats.count(stall.certainty);
-        }
         let slept_in = self.slept_in(&stall, phase != Some(Phase::Ended));
         let thread = self.worker.driver().map(|driver| StallThread {
             slot: driver.slot,
