@@ -92,6 +92,10 @@ pub use report::{
     PoolWaitReport, Profile, Site, SiteTotals, StackSample, StallReport, TimeSplit, WorkerStack,
 };
 
+// Under loom there is no runtime to test on.
+#[cfg(all(feature = "testing", not(loom)))]
+pub mod testing;
+
 /// Compiles the code of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
