@@ -42,6 +42,10 @@
 //! | + [`layer()`] or [`watched`](FutureExt::watched) | marked polls for certain, exactly timed | span path, future |
 //! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task | task id, place of spawn |
 //!
+//! # Tests
+//!
+//! `testing` has assertions that forbid blocking in a test suite, and do not flake.
+//!
 //! # Limits
 //!
 //! * Tokio moves a worker's counters every 61 turns of its loop. Without marks, one long computation and

@@ -122,6 +122,8 @@ pub(crate) struct Settings {
     pub(crate) pool_threshold: Duration,
     poll_timing: PollTiming,
     recent: usize,
+    /// Started by the thread that drives the runtime, for as long as it does.
+    driven_here: bool,
     stacks: Stacks,
     pub(crate) own_code: OwnCode,
     pub(crate) advice: Advice,
@@ -147,6 +149,7 @@ impl Default for Settings {
             pool_threshold: Builder::DEFAULT_POOL_THRESHOLD,
             poll_timing: PollTiming::default(),
             recent: Builder::DEFAULT_RECENT,
+            driven_here: false,
             stacks: Stacks::Auto,
             own_code: OwnCode::default(),
             advice: Advice::default(),
@@ -332,6 +335,14 @@ impl Builder {
         self
     }
 
+    /// The watch lives only while this thread drives the runtime that it is started in, as in a test: such a
+    /// `current_thread` runtime needs no stack to show that it is driven.
+    #[cfg(all(feature = "testing", not(loom)))]
+    pub(crate) fn driven_here(mut self) -> Builder {
+        self.settings.driven_here = true;
+        self
+    }
+
     /// Starts watching.
     ///
     /// The first watch of a process starts its threads and, once, calibrates the clock, which takes some
@@ -382,7 +393,8 @@ impl Builder {
                 ENDLESS_AFTER,
             ],
             polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
-            always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
+            always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+                || watch.settings.driven_here && is_driven_here(runtime),
         })?;
         let guard = Guard { watch, shared };
         if guard.watch.settings.log {
@@ -414,6 +426,11 @@ fn signal_for(stacks: Stacks) -> Result<Result<i32, NoStack>, StartError> {
 
 /// The most polls in one turn of a worker's loop: a task, and up to three in a row from its "next" slot.
 const POLLS_PER_TURN: u32 = 4;
+
+fn is_driven_here(runtime: &Handle) -> bool {
+    tokio::runtime::worker_index().is_some()
+        && Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
+}
 
 fn default_tick(threshold: Duration) -> Duration {
     (threshold / 2).clamp(SHORTEST_TICK.min(threshold), IDLE_TICK)

@@ -39,7 +39,7 @@ fn redacted(text: &str) -> String {
             out.push_str(if is_figure { "N" } else { word });
             out.push(' ');
         }
-        out.trim_end().replace("N µs", "N ms").replace("N s", "N s")
+        out.trim_end().replace("N µs", "N ms")
     });
     lines.collect::<Vec<_>>().join("\n")
 }

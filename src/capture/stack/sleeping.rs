@@ -149,7 +149,7 @@ impl SleepTimer {
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = signal;
-        event.sigev_notify_thread_id = addressee.slot.tid().cast_signed();
+        event.sigev_notify_thread_id = addressee.slot.tid() as libc::c_int;
         event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(OURS + index);
         let mut timer: libc::timer_t = std::ptr::null_mut();
         // SAFETY: `event` is complete, and `timer` is a valid place for the answer.
