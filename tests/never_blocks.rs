@@ -175,3 +175,35 @@ async fn assertions_nest() {
     }));
     assert_eq!(failure(fine).await, None);
 }
+
+/// Without its signal there is no stack. Then the figures decide alone, and the text says what is missing.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[allow(unsafe_code)]
+#[test]
+fn a_thread_that_blocks_the_signal_is_not_passed_blindly() {
+    let block = || {
+        // SAFETY: a set of signals on this stack, filled in before it is used.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGURG);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        }
+    };
+    let blind = |measured_before: bool| {
+        std::thread::spawn(move || {
+            if measured_before {
+                futures::executor::block_on(assert_never_blocks(async {}));
+            }
+            block();
+            futures::executor::block_on(failure(assert_never_blocks(async { read_slowly() })))
+        })
+        .join()
+        .unwrap()
+    };
+    for measured_before in [false, true] {
+        let text = blind(measured_before).expect("it sleeps");
+        assert!(text.starts_with("blocked its thread"), "{text}");
+        assert!(text.contains("missing   no stack"), "{text}");
+    }
+}

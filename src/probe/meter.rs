@@ -168,7 +168,20 @@ fn make() -> Option<SleepTimer> {
         slot,
         tenancy: slot.tenancy(),
     };
-    SleepTimer::new(addressee, capture::DEFAULT_SIGNAL)
+    let mut timer = SleepTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
+    // Proof that it meets sleeps, on this thread and this system: one that meets none would excuse them all.
+    timer.begin();
+    std::thread::sleep(PLANTED);
+    timer.end().is_some().then_some(timer)
+}
+
+/// Some periods of the timer.
+const PLANTED: Duration = Duration::from_micros(200);
+
+/// Whether the timer's signal no longer reaches this thread.
+fn is_deaf() -> bool {
+    let signal = capture::DEFAULT_SIGNAL;
+    capture::is_replaced(signal) || capture::is_signal_blocked(capture::current_tid(), signal)
 }
 
 /// A measurement of the calling thread that goes on. Not one to be sent to another thread.
@@ -211,8 +224,11 @@ impl Measurement {
             let met = match &mut meter.timer {
                 Timer::Some(timer) => match timer.end() {
                     Some(stack) => Met::Sleep(stack),
-                    None if meter.taken_over == self.taken_over => Met::None,
-                    None => Met::NotAsked,
+                    None if meter.taken_over != self.taken_over => Met::NotAsked,
+                    None if cost.known.is_some_and(|known| known.sleeps > 0) && is_deaf() => {
+                        Met::NotAsked
+                    }
+                    None => Met::None,
                 },
                 Timer::None | Timer::NotTried => Met::NotAsked,
             };
