@@ -50,6 +50,7 @@
 //! | `metrics` (default) | metrics through the `metrics` facade |
 //! | `serde` (default) | `Serialize` for reports |
 //! | `stacks` (default) | stacks of stalled threads |
+//! | `testing` (default) | [`testing`]: assertions that forbid blocking in a test suite, and do not flake |
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
 //! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
@@ -117,6 +118,10 @@ pub mod prometheus;
 mod serve;
 #[cfg(feature = "serve")]
 pub use serve::Liveness;
+
+// Under loom there is no runtime to test on.
+#[cfg(all(feature = "testing", not(loom)))]
+pub mod testing;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

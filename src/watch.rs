@@ -141,6 +141,8 @@ pub(crate) struct Settings {
     /// Where metrics go.
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Target,
+    /// Started by the thread that drives the runtime, for as long as it does.
+    driven_here: bool,
     stacks: Stacks,
     pub(crate) own_code: OwnCode,
     pub(crate) advice: Advice,
@@ -173,6 +175,7 @@ impl Default for Settings {
             poll_labels: Builder::DEFAULT_POLL_LABELS,
             #[cfg(feature = "metrics")]
             metrics: Target::default(),
+            driven_here: false,
             stacks: Stacks::Auto,
             own_code: OwnCode::default(),
             advice: Advice::default(),
@@ -414,6 +417,14 @@ impl Builder {
         self
     }
 
+    /// The watch lives only while this thread drives the runtime that it is started in, as in a test: such a
+    /// `current_thread` runtime needs no stack to show that it is driven.
+    #[cfg(all(feature = "testing", not(loom)))]
+    pub(crate) fn driven_here(mut self) -> Builder {
+        self.settings.driven_here = true;
+        self
+    }
+
     /// Starts watching.
     ///
     /// The first watch of a process starts its threads and, once, calibrates the clock, which takes some
@@ -476,7 +487,8 @@ impl Builder {
                 ENDLESS_AFTER,
             ],
             polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
-            always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
+            always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+                || watch.settings.driven_here && is_driven_here(runtime),
         })?;
         let view = View { watch, shared };
         if view.watch.settings.log {
@@ -514,6 +526,11 @@ fn signal_for(stacks: Stacks) -> Result<Result<i32, NoStack>, StartError> {
 
 /// The most polls in one turn of a worker's loop: a task, and up to three in a row from its "next" slot.
 const POLLS_PER_TURN: u32 = 4;
+
+fn is_driven_here(runtime: &Handle) -> bool {
+    tokio::runtime::worker_index().is_some()
+        && Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
+}
 
 fn default_tick(threshold: Duration) -> Duration {
     (threshold / 2).clamp(SHORTEST_TICK.min(threshold), IDLE_TICK)

@@ -14,6 +14,13 @@ mod calls;
 #[cfg(target_os = "linux")]
 mod throttle;
 
+// Only tests measure a thread from within.
+#[cfg(all(feature = "testing", not(loom)))]
+#[cfg_attr(not(target_os = "linux"), path = "no_usage.rs")]
+mod usage;
+#[cfg(all(feature = "testing", not(loom)))]
+pub(crate) use usage::{Usage, own_usage};
+
 #[cfg_attr(target_os = "linux", path = "procfs.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
 mod evidence;
@@ -33,6 +40,8 @@ pub(crate) use evidence::{
     path = "no_stack.rs"
 )]
 pub(crate) mod stack;
+#[cfg(all(feature = "testing", not(loom)))]
+pub(crate) use stack::SleepTimer;
 pub(crate) use stack::{
     Addressee, DEFAULT_SIGNAL, MAILBOXES, RawStack, Request, install, is_replaced, is_usable,
     own_bounds,

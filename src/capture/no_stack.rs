@@ -81,3 +81,23 @@ impl RawStack {
         (0, 0)
     }
 }
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct SleepTimer {}
+
+impl SleepTimer {
+    pub(crate) fn new(_addressee: Addressee, _signal: i32) -> Option<SleepTimer> {
+        None
+    }
+
+    pub(crate) fn begin(&mut self) {}
+
+    pub(crate) fn pause(&mut self) {}
+
+    pub(crate) fn go_on(&mut self) {}
+
+    pub(crate) fn end(&mut self) -> Option<RawStack> {
+        None
+    }
+}

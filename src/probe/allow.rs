@@ -58,6 +58,8 @@ struct Region {
     slot: Option<&'static Slot>,
     reason: &'static str,
     entered: Nanos,
+    #[cfg(all(feature = "testing", not(loom)))]
+    _unmeasured: super::meter::Allowed,
 }
 
 impl Region {
@@ -70,6 +72,8 @@ impl Region {
             slot,
             reason,
             entered: clock::now(),
+            #[cfg(all(feature = "testing", not(loom)))]
+            _unmeasured: super::meter::Allowed::begin(),
         }
     }
 }

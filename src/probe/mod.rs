@@ -7,6 +7,9 @@
 mod allow;
 mod future;
 mod layer;
+// Only tests measure a thread from within.
+#[cfg(all(feature = "testing", not(loom)))]
+pub(crate) mod meter;
 mod pulse;
 // Under loom, tokio's builder has no hooks.
 #[cfg(not(loom))]

@@ -30,6 +30,8 @@ pub use pool_wait::PoolWaitReport;
 pub use profile::{FoldedBy, Profile, SiteTotals};
 pub use stall::{Phase, StallReport};
 pub use text::Headline;
+#[cfg(all(feature = "testing", not(loom)))]
+pub(crate) use text::Human;
 pub use worker_stacks::WorkerStack;
 
 #[cfg(feature = "serde")]

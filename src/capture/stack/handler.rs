@@ -8,7 +8,7 @@
 //!
 //! Everything that [`on_signal`] reaches: `gettid` as a bare system call; the atomics of the mailboxes
 //! and of one slot, all of which live for ever; [`Letter::fill`], which copies; and the place of `errno`,
-//! saved and put back. No thread-local, since those may allocate in a library; no unwinding, which has
+//! saved and put back; and, for the timers of tests, [`on_timer`](super::sleeping::on_timer). No thread-local, since those may allocate in a library; no unwinding, which has
 //! crashed or deadlocked everybody who did it in a handler. Before you add a call here, read what it
 //! calls.
 
@@ -101,7 +101,7 @@ fn address() -> libc::sighandler_t {
 
 /// Rust does not call this, the kernel does. Read "Signal safety" above before you change it.
 #[allow(unsafe_code)]
-extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_signal(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the C library keeps one `errno` per thread, and its place is valid while the thread is.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
@@ -112,6 +112,18 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut l
     for mailbox in &POOL {
         mailbox.answer(tid, |letter: &mut Letter| letter.fill(registers));
     }
+    #[cfg(feature = "testing")]
+    {
+        // SAFETY: with SA_SIGINFO the second argument tells about the signal, ours to read until we return.
+        let info = unsafe { &*info };
+        if info.si_code == libc::SI_TIMER {
+            // SAFETY: signals of timers carry a value.
+            let value = unsafe { info.si_value() };
+            super::sleeping::on_timer(value.sival_ptr.addr(), registers, tid);
+        }
+    }
+    #[cfg(not(feature = "testing"))]
+    let _ = info;
     // SAFETY: as above.
     unsafe { *errno = saved };
 }

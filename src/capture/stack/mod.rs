@@ -15,11 +15,15 @@ mod mailbox;
 mod memory;
 mod modules;
 mod registers;
+#[cfg(feature = "testing")]
+mod sleeping;
 
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
 pub(crate) use modules::{Mapped, Module, UnwindSections, mapped};
 pub(crate) use registers::Registers;
+#[cfg(feature = "testing")]
+pub(crate) use sleeping::SleepTimer;
 
 use super::NotTaken;
 use letter::Letter;

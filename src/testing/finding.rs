@@ -1,0 +1,321 @@
+//! A blocking call that was found, and how it reads: what blocked, where, why, for how long, what to write
+//! instead.
+//!
+//! *Runs on:* the thread that was measured, once something was found.
+//! *Here:* the stack is unwound and named, which takes some ten milliseconds the first time. Not measured.
+
+use super::baseline::Baseline;
+use super::verdict::{self, Excuse, Slept, Verdict};
+use crate::capture::RawStack;
+use crate::explain::site::{self, OwnCode};
+use crate::explain::{Effort, Explainer, advice};
+use crate::probe::meter::{Allowed, Cost, Known, Met};
+use crate::report::{Blocking, Cause, Frame, Human, Site};
+use parking_lot::Mutex;
+use std::fmt;
+use std::time::Duration;
+
+/// A call that blocked its thread, or a poll that computed for too long.
+///
+/// `Display` writes several lines for people; they are what a failed test shows.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BlockingCall {
+    /// Which poll it was, as far as is known.
+    pub poll: String,
+    /// How long the poll took.
+    pub duration: Duration,
+    /// How long it was asleep.
+    pub asleep: Duration,
+    /// How long it computed.
+    pub cpu: Duration,
+    /// How long it waited for a CPU, which nobody blames it for.
+    pub run_queue: Duration,
+    /// How often it went to sleep: voluntary context switches.
+    pub sleeps: u64,
+    /// Why.
+    pub cause: Cause,
+    /// The line of the user's own code, where stacks can be taken.
+    pub site: Option<Site>,
+    /// The stack of the first sleep, innermost call first; empty where stacks cannot be taken.
+    pub stack: Vec<Frame>,
+    /// What to write instead.
+    pub advice: Option<String>,
+    /// The most that a poll may compute, if it was more.
+    pub cpu_budget: Option<Duration>,
+}
+
+/// What is to be done about a measured poll.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Clean,
+    Found(Box<BlockingCall>),
+    /// To be listed.
+    Excused(Excuse, Known),
+}
+
+/// Judges a measured poll.
+pub(super) fn look_into(
+    cost: &Cost,
+    met: Met,
+    cpu_budget: Option<Duration>,
+    poll: impl FnOnce() -> String,
+) -> Outcome {
+    let without_stack = match met {
+        Met::NotAsked => Slept::NotAsked,
+        Met::None => Slept::NotMet,
+        // Only a sleep of its own could be blamed from here on; is it one?
+        Met::Sleep(_) => Slept::In(Blocking::Other),
+    };
+    let mut frames = Vec::new();
+    let mut slept = without_stack;
+    if verdict::judge(cost, slept, None) == Verdict::Blocked {
+        if let Met::Sleep(stack) = met {
+            frames = explain(&stack);
+            slept = if frames.is_empty() {
+                Slept::NotAsked
+            } else {
+                verdict::slept(&frames)
+            };
+        }
+    }
+    match verdict::judge(cost, slept, cpu_budget) {
+        Verdict::Clean => Outcome::Clean,
+        Verdict::Excused(excuse) => Outcome::Excused(excuse, cost.known.unwrap_or_default()),
+        Verdict::Blocked => found(cost, blocked_cause(slept), frames, None, poll()),
+        Verdict::OverBudget => found(cost, Cause::Cpu, Vec::new(), cpu_budget, poll()),
+        Verdict::NoProgress => found(cost, Cause::Unknown, Vec::new(), None, poll()),
+    }
+}
+
+fn blocked_cause(slept: Slept) -> Cause {
+    Cause::Blocked(match slept {
+        Slept::In(kind) => kind,
+        Slept::InFile => Blocking::File,
+        Slept::NotAsked | Slept::NotMet | Slept::Excused(_) => Blocking::Other,
+    })
+}
+
+fn found(
+    cost: &Cost,
+    cause: Cause,
+    frames: Vec<Frame>,
+    cpu_budget: Option<Duration>,
+    poll: String,
+) -> Outcome {
+    let known = cost.known.unwrap_or_default();
+    let shown = verdict::of_the_measured(&frames);
+    let call = shown.first().and_then(|frame| frame.function.as_deref());
+    Outcome::Found(Box::new(BlockingCall {
+        poll,
+        duration: cost.wall,
+        asleep: known.asleep,
+        cpu: known.cpu,
+        run_queue: known.run_queue,
+        sleeps: known.sleeps,
+        cause,
+        site: site::site(shown),
+        advice: advice::advise(shown, cause, call).map(str::to_owned),
+        stack: shown.to_vec(),
+        cpu_budget,
+    }))
+}
+
+/// Tables and debug information are read once for all tests of the process.
+static EXPLAINER: Mutex<Option<Explainer>> = Mutex::new(None);
+
+fn explain(stack: &RawStack) -> Vec<Frame> {
+    // The test's own looking is nobody's fault: not of this poll, nor of a measurement around it.
+    let _allowed = Allowed::begin();
+    crate::probe::allow_blocking("a test names what it has found", || {
+        let mut explainer = EXPLAINER.lock();
+        let explained = explainer.get_or_insert_with(Explainer::default).explain(
+            stack,
+            &OwnCode::default(),
+            Effort::Any,
+        );
+        explained.map_or(Vec::new(), |explained| explained.frames)
+    })
+}
+
+impl BlockingCall {
+    /// The entry for a baseline file that lets this one pass.
+    pub fn baseline_entry(&self) -> Option<String> {
+        Baseline::entry(self.site.as_ref()?, self.cause)
+    }
+}
+
+/// Frames of others that are shown below the innermost own one.
+const CALLED: usize = 6;
+
+impl fmt::Display for BlockingCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause, self.cpu_budget) {
+            (Cause::Cpu, Some(budget)) => write!(
+                f,
+                "one poll computed for {}, more than its {}",
+                Human(self.cpu),
+                Human(budget)
+            )?,
+            (Cause::Unknown, _) => write!(
+                f,
+                "one poll did not come back for {}; this system does not tell what threads do, so only what \
+                 takes longer than {} is found, and not why",
+                Human(self.duration),
+                Human(verdict::NO_PROGRESS)
+            )?,
+            _ => write!(f, "blocked its thread: asleep for {}", Human(self.asleep))?,
+        }
+        if let Some(site) = &self.site {
+            write!(f, "\n  where     {site}")?;
+        }
+        write!(f, "\n  in        {}", self.poll)?;
+        if self.cause != Cause::Unknown {
+            write!(
+                f,
+                "\n  why       {}: asleep {} in {} sleeps, computing {}; without a CPU {}, which does not count",
+                self.cause,
+                Human(self.asleep),
+                self.sleeps,
+                Human(self.cpu),
+                Human(self.run_queue)
+            )?;
+        }
+        self.write_stack(f)?;
+        match (&self.advice, self.cause) {
+            (Some(advice), _) => write!(f, "\n  do        {advice}")?,
+            (None, Cause::Cpu) => f.write_str(
+                "\n  do        Move the computation to `spawn_blocking`, or yield in between.",
+            )?,
+            (None, _) => f.write_str(
+                "\n  do        Await instead of blocking, or move the call to `spawn_blocking`.",
+            )?,
+        }
+        f.write_str("\n  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`")?;
+        if let Some(entry) = self.baseline_entry() {
+            f.write_str("; for later, in a baseline file:")?;
+            for line in entry.lines() {
+                write!(f, "\n                {line}")?;
+            }
+        } else if self.stack.is_empty() && self.cause != Cause::Cpu {
+            f.write_str("\n  missing   no stack, hence no line: none could be taken here")?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockingCall {
+    fn write_stack(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = crate::explain::of_the_poll(&self.stack);
+        let shown = if shown.is_empty() { &self.stack } else { shown };
+        let is_own = |frame: &&Frame| frame.origin == crate::report::Origin::Own;
+        let called = shown.iter().take_while(|frame| !is_own(frame)).take(CALLED);
+        let lines = called.chain(shown.iter().filter(is_own));
+        for (index, line) in lines.enumerate() {
+            let title = if index == 0 { "stack" } else { "" };
+            write!(f, "\n  {title:8}  {line}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn frame(function: &str, origin: crate::report::Origin) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: Some("/home/me/app/src/handlers.rs".to_owned()),
+            line: Some(42),
+            module: None,
+            offset: 0,
+            build_id: None,
+            origin,
+            inlined: false,
+        }
+    }
+
+    fn call() -> BlockingCall {
+        let stack = vec![
+            frame("std::thread::sleep", crate::report::Origin::Std),
+            frame(
+                "app::handlers::get_user::{{closure}}",
+                crate::report::Origin::Own,
+            ),
+        ];
+        BlockingCall {
+            poll: "poll 2 of app::main::{{closure}}, asserted at tests/users.rs:9:5".to_owned(),
+            duration: 13 * MS,
+            asleep: 12 * MS,
+            cpu: MS / 4,
+            run_queue: MS / 2,
+            sleeps: 2,
+            cause: Cause::Blocked(Blocking::Sleep),
+            site: site::site(&stack),
+            stack,
+            advice: Some("Use `tokio::time::sleep(…).await`.".to_owned()),
+            cpu_budget: None,
+        }
+    }
+
+    #[test]
+    fn a_blocking_call_says_where_why_and_what_to_do() {
+        assert_eq!(
+            call().to_string(),
+            "blocked its thread: asleep for 12.0 ms
+  where     app::handlers::get_user (src/handlers.rs:42)
+  in        poll 2 of app::main::{{closure}}, asserted at tests/users.rs:9:5
+  why       blocked/sleep: asleep 12.0 ms in 2 sleeps, computing 250 µs; without a CPU 500 µs, which does not count
+  stack     std::thread::sleep (src/handlers.rs:42)
+            app::handlers::get_user (src/handlers.rs:42)
+  do        Use `tokio::time::sleep(…).await`.
+  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`; for later, in a baseline file:
+                [[known]]
+                site = \"app::handlers::get_user\"
+                cause = \"blocked/sleep\""
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_claimed() {
+        let unseen = BlockingCall {
+            site: None,
+            stack: Vec::new(),
+            advice: None,
+            cause: Cause::Blocked(Blocking::Other),
+            ..call()
+        };
+        assert_eq!(
+            unseen.to_string(),
+            "blocked its thread: asleep for 12.0 ms
+  in        poll 2 of app::main::{{closure}}, asserted at tests/users.rs:9:5
+  why       blocked/other: asleep 12.0 ms in 2 sleeps, computing 250 µs; without a CPU 500 µs, which does not count
+  do        Await instead of blocking, or move the call to `spawn_blocking`.
+  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`
+  missing   no stack, hence no line: none could be taken here"
+        );
+        let no_progress = BlockingCall {
+            cause: Cause::Unknown,
+            duration: 1500 * MS,
+            ..unseen.clone()
+        };
+        assert_eq!(
+            no_progress.to_string().lines().next().unwrap(),
+            "one poll did not come back for 1.50 s; this system does not tell what threads do, so only what \
+             takes longer than 1.00 s is found, and not why"
+        );
+        let computed = BlockingCall {
+            cause: Cause::Cpu,
+            cpu: 30 * MS,
+            cpu_budget: Some(10 * MS),
+            ..unseen
+        };
+        assert_eq!(
+            computed.to_string().lines().next().unwrap(),
+            "one poll computed for 30.0 ms, more than its 10.0 ms"
+        );
+    }
+}

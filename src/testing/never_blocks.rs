@@ -1,0 +1,233 @@
+//! `assert_never_blocks(future).await`: every poll of one future is measured by the thread that polls it.
+//!
+//! *Runs on:* whichever thread polls the future, in any runtime.
+//! *Here:* about 3 µs a poll. It panics at the end of the poll that blocked, with everything known of it.
+
+use super::baseline::Baseline;
+use super::finding::{self, Outcome};
+use super::verdict::Excuse;
+use crate::probe::meter::Measurement;
+use crate::report::Human;
+use pin_project_lite::pin_project;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Awaits `future`, and fails if one of its polls blocks the thread.
+///
+/// A poll blocks if its thread goes to sleep in a system call of the code's own: a sleep, a lock that somebody else
+/// holds, a file that is synchronised, a channel, a join, a connection, another process. What decides is the
+/// kernel's count of voluntary context switches and the time asleep, never how long the poll took; so a busy
+/// machine neither fails the test nor hides a fault. Computing is no blocking, but can have a
+/// [budget](NeverBlocks::cpu_budget).
+///
+/// What the host does is listed on standard error and never fails: waits for a CPU, page faults, locks inside of
+/// the runtime, the allocator and the kernel whose holder has no CPU. What is inside of
+/// [`allow_blocking`](crate::allow_blocking), `spawn_blocking` or `block_in_place` does not count.
+///
+/// Only the future's own polls are measured, not tasks that it spawns; see [`watch`](super::watch()) and
+/// [`block_on`](super::block_on) for those.
+///
+/// # Where there is less evidence
+///
+/// Without stacks (see [`Stacks`](crate::Stacks); also if more than 32 threads measure at one time) there is no site, and
+/// sleeps shorter than 0.5 ms pass. Other systems than Linux do not tell what threads do: there, only polls of more
+/// than a second fail, and the failure says so.
+///
+/// # Panics
+///
+/// At the end of the first poll that blocks.
+///
+/// # Cost
+///
+/// About 3 µs a poll, and a signal every 50 µs while a poll goes on.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_stall::testing::assert_never_blocks;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let answer = assert_never_blocks(async {
+///     tokio::time::sleep(Duration::from_millis(1)).await;
+///     42
+/// })
+/// .await;
+/// assert_eq!(answer, 42);
+/// # }
+/// ```
+///
+/// ```should_panic
+/// use std::time::Duration;
+/// use tokio_stall::testing::assert_never_blocks;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # #[cfg(not(target_os = "linux"))]
+/// # std::thread::sleep(Duration::from_secs(1));
+/// assert_never_blocks(async { std::thread::sleep(Duration::from_millis(1)) }).await;
+/// # #[cfg(not(target_os = "linux"))]
+/// # panic!("one millisecond is not seen on this system");
+/// # }
+/// ```
+#[track_caller]
+pub fn assert_never_blocks<F: Future>(future: F) -> NeverBlocks<F> {
+    NeverBlocks {
+        future,
+        asserted_at: Location::caller(),
+        cpu_budget: None,
+        known: None,
+        polls: 0,
+        excused: Excused::default(),
+    }
+}
+
+pin_project! {
+    /// A future whose polls must not block; made by [`assert_never_blocks`].
+    #[derive(Debug)]
+    #[must_use = "nothing is asserted unless it is awaited"]
+    pub struct NeverBlocks<F> {
+        #[pin]
+        future: F,
+        asserted_at: &'static Location<'static>,
+        cpu_budget: Option<Duration>,
+        known: Option<Baseline>,
+        polls: u64,
+        excused: Excused,
+    }
+}
+
+impl<F> NeverBlocks<F> {
+    /// Fails also if one poll computes for longer than this: CPU time of its thread, whatever else the machine does.
+    ///
+    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_stall::testing::assert_never_blocks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let sum = async { (0..1000).sum::<u32>() };
+    /// assert_never_blocks(sum).cpu_budget(Duration::from_millis(50)).await;
+    /// # }
+    /// ```
+    ///
+    /// ```should_panic
+    /// use std::time::{Duration, Instant};
+    /// use tokio_stall::testing::assert_never_blocks;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let spin = async {
+    ///     let start = Instant::now();
+    ///     while start.elapsed() < Duration::from_millis(200) {}
+    /// };
+    /// assert_never_blocks(spin).cpu_budget(Duration::from_millis(10)).await;
+    /// # #[cfg(not(target_os = "linux"))]
+    /// # panic!("CPU time is not told on this system");
+    /// # }
+    /// ```
+    pub fn cpu_budget(mut self, budget: Duration) -> NeverBlocks<F> {
+        self.cpu_budget = Some(budget);
+        self
+    }
+
+    /// Lets the sites of a [`baseline`](super::baseline()) pass.
+    pub fn known(mut self, baseline: &Baseline) -> NeverBlocks<F> {
+        self.known = Some(baseline.clone());
+        self
+    }
+}
+
+impl<F: Future> Future for NeverBlocks<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        *this.polls += 1;
+        let measurement = Measurement::begin();
+        let result = this.future.poll(cx);
+        let (cost, met) = measurement.end();
+        let poll = || {
+            let future = std::any::type_name::<F>();
+            format!(
+                "poll {} of {future}, asserted at {}",
+                this.polls, this.asserted_at
+            )
+        };
+        match finding::look_into(&cost, met, *this.cpu_budget, poll) {
+            Outcome::Clean => {}
+            Outcome::Excused(excuse, known) => {
+                this.excused.add(excuse, known.asleep + known.run_queue)
+            }
+            Outcome::Found(call) => {
+                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
+                if !this.known.as_ref().is_some_and(passes) {
+                    panic!("{call}");
+                }
+            }
+        }
+        result
+    }
+}
+
+/// What was excused: why, how often, and how long in all. Listed when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Excused(Vec<(Excuse, u64, Duration)>);
+
+impl Excused {
+    pub(super) fn add(&mut self, excuse: Excuse, time: Duration) {
+        match self.0.iter_mut().find(|(known, ..)| *known == excuse) {
+            Some((_, count, total)) => {
+                *count += 1;
+                *total += time;
+            }
+            None => self.0.push((excuse, 1, time)),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let line = |(excuse, count, total): &(Excuse, u64, Duration)| {
+            let (total, why) = (Human(*total), excuse.as_str());
+            format!(
+                "tokio-stall: held up {count} times, {total} in all, by no fault of the code: {why}"
+            )
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+impl Drop for Excused {
+    fn drop(&mut self) {
+        for line in self.lines() {
+            eprintln!("{line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_did_is_listed_by_reason() {
+        let mut excused = Excused::default();
+        assert!(excused.lines().is_empty());
+        excused.add(Excuse::NoCpu, Duration::from_millis(20));
+        excused.add(Excuse::NoCpu, Duration::from_millis(22));
+        assert_eq!(
+            excused.lines(),
+            [
+                "tokio-stall: held up 2 times, 42.0 ms in all, by no fault of the code: without a CPU"
+            ]
+        );
+        excused.0.clear();
+    }
+}

@@ -1,0 +1,319 @@
+//! The assertions of `testing` neither fail by accident nor miss what blocks: hundreds of runs, on a quiet machine and on
+//! one where four threads spin for each core.
+//!
+//! `cargo test --release --test no_flakes -- --nocapture` takes two minutes, and prints `false failures: 0/N` and
+//! `missed: 0/N`. Without `--release` there are two rounds only.
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code)]
+
+mod seen;
+
+use futures::FutureExt as _;
+use seen::{Hogs, compute};
+use std::future::Future;
+use std::io::Write as _;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+use tokio_stall::testing::{self, assert_never_blocks};
+
+const MS: Duration = Duration::from_millis(1);
+const BUDGET: Duration = Duration::from_millis(10);
+
+/// Rounds on the quiet machine and on the busy one, and how long they may take, together.
+const ROUNDS: usize = if cfg!(debug_assertions) { 2 } else { 20 };
+const AT_MOST: Duration = Duration::from_secs(150);
+
+type Case = (
+    &'static str,
+    fn() -> Pin<Box<dyn Future<Output = ()> + Send>>,
+);
+
+macro_rules! cases {
+    ($($name:literal => $body:expr;)*) => {
+        &[$(($name, || Box::pin(async { $body }))),*]
+    };
+}
+
+/// The directory on a disk: a `tmpfs` synchronises nothing.
+fn file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+const CLEAN: &[Case] = cases! {
+    "CPU work under its budget" => compute(3 * MS);
+    "locks that are free" => {
+        let lock = Mutex::new(0_u64);
+        for _ in 0..10_000 {
+            *lock.lock().unwrap() += 1;
+        }
+    };
+    "allocation" => {
+        for size in 0..200 {
+            std::hint::black_box(vec![1_u8; size * 512]);
+        }
+    };
+    "cached files" => {
+        for _ in 0..10 {
+            std::hint::black_box(std::fs::read("/etc/hosts").unwrap());
+            std::hint::black_box(std::fs::metadata("/etc/passwd").unwrap());
+        }
+    };
+    "channels" => {
+        let (send, mut receive) = tokio::sync::mpsc::channel(4);
+        let sender = tokio::spawn(async move {
+            for number in 0..200 {
+                send.send(number).await.unwrap();
+            }
+        });
+        while receive.recv().await.is_some() {}
+        sender.await.unwrap();
+    };
+    "timers" => {
+        for _ in 0..3 {
+            tokio::time::sleep(MS).await;
+        }
+    };
+    "spawn_blocking" => {
+        for _ in 0..5 {
+            tokio::task::spawn_blocking(|| std::thread::sleep(MS)).await.unwrap();
+        }
+    };
+    "many tasks that use the blocking pool" => {
+        let tasks: Vec<_> = (0..20)
+            .map(|_| tokio::spawn(async { tokio::task::spawn_blocking(|| compute(MS / 10)).await.unwrap() }))
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    };
+    "tokio's own files" => {
+        tokio::fs::read("/etc/hosts").await.unwrap();
+    };
+};
+
+const BLOCKING: &[Case] = cases! {
+    "a sleep of 1 ms" => std::thread::sleep(MS);
+    "a lock that is held" => {
+        let lock = Arc::new(Mutex::new(()));
+        let (locked, is_locked) = mpsc::channel();
+        let held = lock.clone();
+        let (release, released) = mpsc::channel::<()>();
+        let holder = std::thread::spawn(move || {
+            let _guard = held.lock().unwrap();
+            locked.send(()).unwrap();
+            released.recv().unwrap();
+            std::thread::sleep(20 * MS);
+        });
+        // Not a part of what is tested.
+        tokio_stall::allow_blocking("the holder must hold it", || is_locked.recv().unwrap());
+        release.send(()).unwrap();
+        drop(lock.lock().unwrap());
+        tokio_stall::allow_blocking("the holder ends", || holder.join().unwrap());
+    };
+    "a file that is synchronised" => {
+        let path = file(&format!("synced_{:?}", std::thread::current().id()));
+        let mut file = std::fs::File::create(path).unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        file.sync_all().unwrap();
+    };
+    "a join" => std::thread::spawn(|| std::thread::sleep(20 * MS)).join().unwrap();
+    "a blocking channel" => {
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            std::thread::sleep(20 * MS);
+            send.send(()).ok();
+        });
+        receive.recv().unwrap();
+    };
+    "a connection to a slow listener" => {
+        std::net::TcpStream::connect_timeout(&slow_listener(), 30 * MS).ok();
+    };
+    "another process" => {
+        std::process::Command::new("sleep").arg("0.01").output().unwrap();
+    };
+};
+
+/// What `watch()` is to find. Its signal wakes a sleeper, and where four threads spin for each core the next 20 ms may
+/// pass in a run queue, for which nobody is blamed: so much longer than its threshold of 10 ms.
+const STALLING: &[Case] = cases! {
+    "a sleep of 100 ms" => std::thread::sleep(100 * MS);
+    "a join of 100 ms" => std::thread::spawn(|| std::thread::sleep(100 * MS)).join().unwrap();
+    "a process of 100 ms" => {
+        std::process::Command::new("sleep").arg("0.1").output().unwrap();
+    };
+};
+
+/// A listener whose queue is full: a connection to it waits.
+fn slow_listener() -> std::net::SocketAddr {
+    use std::sync::OnceLock;
+    static FULL: OnceLock<(std::net::TcpListener, Vec<std::net::TcpStream>)> = OnceLock::new();
+    let full = FULL.get_or_init(|| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        use std::os::fd::AsRawFd as _;
+        shrink_backlog(listener.as_raw_fd());
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, 100 * MS) {
+            queued.push(stream);
+        }
+        (listener, queued)
+    });
+    full.0.local_addr().unwrap()
+}
+
+fn shrink_backlog(listener: i32) {
+    // SAFETY: a descriptor that is open; to listen again changes the length of the queue.
+    unsafe { libc::listen(listener, 1) };
+}
+
+/// What the runs of one kind have shown.
+#[derive(Default)]
+struct Tally {
+    runs: u32,
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, is_wrong: bool, what: impl FnOnce() -> String) {
+        self.runs += 1;
+        if is_wrong {
+            self.wrong.push(what());
+        }
+    }
+}
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// One case under each assertion that is to judge it: by itself, on a worker and beside one, and on a runtime that
+/// measures itself, in both flavours.
+fn judge((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
+    let asserted =
+        || AssertUnwindSafe(assert_never_blocks(future()).cpu_budget(BUDGET)).catch_unwind();
+    let runtime = multi_thread();
+    tell(
+        text(runtime.block_on(asserted())),
+        format!("{name}, beside the workers"),
+    );
+    tell(
+        text(runtime.block_on(async { tokio::spawn(asserted()).await.unwrap() })),
+        format!("{name}, on a worker"),
+    );
+    tell(
+        text(current_thread().block_on(asserted())),
+        format!("{name}, current_thread"),
+    );
+    for (runtime, flavour) in [
+        (testing::runtime(), "multi_thread"),
+        (
+            testing::runtime_from(Builder::new_current_thread().enable_all()),
+            "current_thread",
+        ),
+    ] {
+        let run = || runtime.block_on(async { tokio::spawn(future()).await.unwrap() });
+        let result = std::panic::catch_unwind(AssertUnwindSafe(run));
+        tell(
+            text(result),
+            format!("{name}, runtime that measures itself, {flavour}"),
+        );
+    }
+}
+
+/// One case under a watch, in both flavours.
+fn judge_watched((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
+    for (runtime, flavour) in [
+        (multi_thread(), "multi_thread"),
+        (current_thread(), "current_thread"),
+    ] {
+        let run = || {
+            runtime.block_on(async {
+                let stalls = testing::watch();
+                tokio::spawn(future()).await.unwrap();
+                stalls.assert_none();
+            });
+        };
+        let result = std::panic::catch_unwind(AssertUnwindSafe(run));
+        tell(text(result), format!("{name}, watched, {flavour}"));
+    }
+}
+
+type Judged = Result<(), Box<dyn std::any::Any + Send>>;
+
+/// What an assertion has failed with, if it has.
+fn text(result: Judged) -> Option<String> {
+    result
+        .err()
+        .map(|failed| match failed.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "a panic of the case's own".to_owned(),
+        })
+}
+
+#[test]
+fn nothing_fails_by_accident_and_nothing_is_missed() {
+    // Failures are expected here by the hundred, and looked at below.
+    std::panic::set_hook(Box::new(|_| {}));
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let start = Instant::now();
+    let (mut false_failures, mut missed) = (Tally::default(), Tally::default());
+    for round in 0..ROUNDS {
+        let _hogs = (round % 2 == 1).then(|| Hogs::start(4 * cores));
+        for case in CLEAN {
+            let mut tell = |failed: Option<String>, what: String| {
+                let text = failed.clone().unwrap_or_default();
+                false_failures.add(failed.is_some(), || format!("{what}: {text}"));
+            };
+            judge(case, &mut tell);
+            judge_watched(case, &mut tell);
+        }
+        for case in BLOCKING {
+            judge(case, &mut |failed, what| {
+                missed.add(failed.is_none(), || what)
+            });
+        }
+        for case in STALLING {
+            judge_watched(case, &mut |failed, what| {
+                missed.add(failed.is_none(), || what)
+            });
+        }
+        if start.elapsed() > AT_MOST {
+            println!(
+                "stopped after {} of {ROUNDS} rounds: the machine is slow",
+                round + 1
+            );
+            break;
+        }
+    }
+    drop(std::panic::take_hook());
+    for wrong in &false_failures.wrong {
+        println!("false failure: {wrong}");
+    }
+    for wrong in &missed.wrong {
+        println!("missed: {wrong}");
+    }
+    println!(
+        "false failures: {}/{}",
+        false_failures.wrong.len(),
+        false_failures.runs
+    );
+    println!("missed: {}/{}", missed.wrong.len(), missed.runs);
+    println!("in {:.0?}", start.elapsed());
+    assert!(false_failures.wrong.is_empty() && missed.wrong.is_empty());
+    let enough = |tally: &Tally| cfg!(debug_assertions) || tally.runs >= 500;
+    assert!(
+        enough(&false_failures) && enough(&missed),
+        "too few runs to say anything"
+    );
+}
