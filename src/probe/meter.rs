@@ -310,10 +310,9 @@ mod tests {
         std::thread::sleep(MS);
         let (cost, met) = measurement.end();
         let known = cost.known.unwrap();
-        assert!(
-            known.sleeps >= 1 && known.asleep >= MS.mul_f64(0.9),
-            "{cost:?}"
-        );
+        // On a busy machine, the signal that meets the sleep turns its rest into a wait for a CPU.
+        let away = known.asleep + known.run_queue;
+        assert!(known.sleeps >= 1 && away >= MS.mul_f64(0.9), "{cost:?}");
         assert!(cfg!(not(feature = "stacks")) || matches!(met, Met::Sleep(_)));
     }
 

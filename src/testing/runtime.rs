@@ -85,19 +85,22 @@ pub fn runtime_from(builder: &mut Builder) -> Runtime {
         .build();
     let inner = inner.unwrap_or_else(|error| panic!("no runtime for the test: {error}"));
     let metrics = inner.metrics();
+    shared.metrics.set(metrics.clone()).ok();
     if inner.handle().runtime_flavor() == RuntimeFlavor::MultiThread {
-        // The first turn of a worker begins without a hook, so that it has to be an empty one.
+        // A turn that began before the hooks knew the counters is not measured, so it has to be over. An odd count is
+        // that of a worker that is parked, and whose next turn is.
         let deadline = Instant::now() + PATIENCE;
-        let has_parked = |worker| metrics.worker_park_count(worker) > 0;
-        while !(0..metrics.num_workers()).all(has_parked) {
-            assert!(
-                Instant::now() < deadline,
-                "a worker of the test's runtime does not come to rest"
-            );
-            std::thread::sleep(Duration::from_micros(100));
+        let is_parked = |worker| metrics.worker_park_unpark_count(worker) % 2 == 1;
+        for worker in 0..metrics.num_workers() {
+            while !is_parked(worker) {
+                assert!(
+                    Instant::now() < deadline,
+                    "a worker of the test's runtime does not come to rest"
+                );
+                std::thread::sleep(Duration::from_micros(100));
+            }
         }
     }
-    shared.metrics.set(metrics).ok();
     Runtime { inner, shared }
 }
 
