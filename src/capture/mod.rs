@@ -19,7 +19,7 @@ mod throttle;
 #[cfg_attr(not(target_os = "linux"), path = "no_usage.rs")]
 mod usage;
 #[cfg(all(feature = "testing", not(loom)))]
-pub(crate) use usage::{Usage, own_usage};
+pub(crate) use usage::{Usage, own_usage, stolen};
 
 #[cfg_attr(target_os = "linux", path = "procfs.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]

@@ -55,6 +55,14 @@ pub(super) fn own_sleeps() -> u64 {
     u64::try_from(usage.ru_nvcsw).unwrap_or(0)
 }
 
+/// Time that the host of a virtual machine has taken from all its CPUs together, counted in steps of 10 ms. A thread's
+/// CPU clock goes on meanwhile. Opens a file, some 50 µs.
+pub(crate) fn stolen() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let steps: u64 = stat.split_ascii_whitespace().nth(8)?.parse().ok()?;
+    Some(Duration::from_millis(10) * u32::try_from(steps).ok()?)
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -5,7 +5,8 @@
 
 use super::baseline::Baseline;
 use super::finding::{self, Outcome};
-use super::verdict::Excuse;
+use super::verdict::{self, Excuse};
+use crate::capture;
 use crate::probe::meter::Measurement;
 use crate::report::Human;
 use pin_project_lite::pin_project;
@@ -104,7 +105,9 @@ pin_project! {
 impl<F> NeverBlocks<F> {
     /// Fails also if one poll computes for longer than this: CPU time of its thread, whatever else the machine does.
     ///
-    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised.
+    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised. While the host of a
+    /// virtual machine takes CPU time away, the thread's clock goes on; what the kernel counts of that is added to
+    /// the budget.
     ///
     /// # Examples
     ///
@@ -152,9 +155,18 @@ impl<F: Future> Future for NeverBlocks<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         *this.polls += 1;
+        let stolen_before = this.cpu_budget.and_then(|_| capture::stolen());
         let measurement = Measurement::begin();
         let result = this.future.poll(cx);
         let (cost, met) = measurement.end();
+        let mut budget = *this.cpu_budget;
+        if let (Some(most), Some(known)) = (budget, cost.known) {
+            if known.cpu > most {
+                let stolen = capture::stolen().zip(stolen_before);
+                let stolen = stolen.map(|(after, before)| after.saturating_sub(before));
+                budget = Some(verdict::with_stolen(most, stolen.unwrap_or_default()));
+            }
+        }
         let poll = || {
             let future = std::any::type_name::<F>();
             format!(
@@ -162,7 +174,7 @@ impl<F: Future> Future for NeverBlocks<F> {
                 this.polls, this.asserted_at
             )
         };
-        match finding::look_into(&cost, met, *this.cpu_budget, poll) {
+        match finding::look_into(&cost, met, budget, poll) {
             Outcome::Clean => {}
             Outcome::Excused(excuse, known) => {
                 this.excused.add(excuse, known.asleep + known.run_queue)

@@ -106,6 +106,16 @@ pub(super) fn judge(cost: &Cost, slept: Slept, cpu_budget: Option<Duration>) -> 
     }
 }
 
+/// The budget of a poll during which the host has taken CPU time away: nothing tells from which thread, and the figure
+/// is behind by up to one of its steps of 10 ms.
+pub(super) fn with_stolen(budget: Duration, stolen: Duration) -> Duration {
+    if stolen.is_zero() {
+        budget
+    } else {
+        budget + stolen + Duration::from_millis(10)
+    }
+}
+
 fn sleep(known: &Known, slept: Slept) -> Verdict {
     if known.sleeps == 0 {
         return Verdict::Clean;
@@ -348,6 +358,12 @@ mod tests {
             Verdict::OverBudget,
             "an excuse is none for computing"
         );
+    }
+
+    #[test]
+    fn stolen_time_is_added_to_the_budget() {
+        assert_eq!(with_stolen(5 * MS, Duration::ZERO), 5 * MS);
+        assert_eq!(with_stolen(5 * MS, 10 * MS), 25 * MS);
     }
 
     #[test]
