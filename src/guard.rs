@@ -54,6 +54,11 @@ impl Guard {
         self.server.as_ref().map(crate::serve::Server::address)
     }
 
+    #[cfg(all(feature = "testing", not(loom)))]
+    pub(crate) fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
+        self.view.runtimes()
+    }
+
     /// The stalls going on at this moment, each with its age so far.
     ///
     /// Works while loggers and callbacks are stuck; names may be missing then.

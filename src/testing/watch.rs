@@ -7,9 +7,9 @@
 use super::baseline::Baseline;
 use super::verdict::{self, Slept};
 use crate::explain;
-use crate::report::{Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport};
+use crate::report::{Blocking, Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport};
 use crate::slot::{self, Kind, names};
-use crate::{Builder, Guard};
+use crate::{Builder, Guard, probe};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -123,6 +123,7 @@ pub fn watch_with(builder: Builder) -> Watch {
         asserted: false,
     };
     watch.plant(&runtime);
+    watch.gather();
     watch
 }
 
@@ -311,6 +312,33 @@ impl Watch {
         }
     }
 
+    /// Waits until the threads of all workers are known. Of others it takes ten times as long to be sure, and on a
+    /// busy machine a thread may come too late to be known from the start.
+    fn gather(&self) {
+        let unknown = || {
+            let coverage = self.guard.coverage();
+            coverage
+                .iter()
+                .map(|of| of.workers - of.known_threads)
+                .sum::<usize>()
+        };
+        crate::allow_blocking("a test waits for the detector", || {
+            let deadline = Instant::now() + PATIENCE;
+            while unknown() > 0 && Instant::now() < deadline {
+                for runtime in self.guard.runtimes() {
+                    probe::gather(&runtime.handle, GATHERING).wait();
+                }
+                std::thread::sleep(STEP);
+            }
+        });
+        if unknown() > 0 {
+            eprintln!(
+                "tokio-stall: {} workers get no CPU; of these, only stalls of a tenth of a second are found",
+                unknown()
+            );
+        }
+    }
+
     /// Waits until the detector has seen and said all that has happened until now.
     #[track_caller]
     fn settle(&self) {
@@ -394,11 +422,20 @@ fn blame(report: &StallReport) -> Blame {
     }
     let unknown = report.cause == Cause::Unknown && crate::capture::own_usage().is_some();
     let is_excused = || {
-        let frames = report
-            .telling_stack()
-            .map(|stack| explain::of_the_poll(&stack.frames));
+        let slept = report.stacks.iter().map(|stack| {
+            let frames = explain::of_the_poll(&stack.frames);
+            verdict::slept(frames)
+        });
+        let slept: Vec<Slept> = slept.collect();
+        let by_code = |slept: &Slept| match slept {
+            Slept::In(kind) => *kind != Blocking::Other,
+            Slept::InFile => true,
+            _ => false,
+        };
         let blocked = matches!(report.cause, Cause::Blocked(_));
-        blocked && frames.is_some_and(|frames| matches!(verdict::slept(frames), Slept::Excused(_)))
+        let excused = slept.iter().any(|slept| matches!(slept, Slept::Excused(_)));
+        // One stack may be of a thread that was about to start another, and the next of its waiting for it.
+        blocked && excused && !slept.iter().any(by_code)
     };
     if report.cause.is_host() || unknown || is_excused() {
         Blame::Host
@@ -414,6 +451,9 @@ fn is_planted(report: &StallReport) -> bool {
         .is_some_and(|span| span.contains(PLANTED))
 }
 
+/// How long each worker is held, so that all come.
+const GATHERING: Duration = Duration::from_millis(2);
+
 /// Between two looks.
 const STEP: Duration = Duration::from_micros(500);
 
@@ -427,7 +467,8 @@ fn stall_until(name: u32, seen: impl Fn() -> bool) {
     while !seen() && Instant::now() < deadline {
         std::thread::sleep(STEP);
     }
-    slot.end();
+    // It is nobody's poll, so that its length is not counted.
+    let _measured = slot.end();
 }
 
 impl Drop for Watch {
