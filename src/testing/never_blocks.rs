@@ -28,6 +28,8 @@ use std::time::Duration;
 /// the runtime, the allocator and the kernel whose holder has no CPU. What is inside of
 /// [`allow_blocking`](crate::allow_blocking), `spawn_blocking` or `block_in_place` does not count.
 ///
+/// In each poll the first sleep of 50 µs or more is judged: one that is excused hides those after it.
+///
 /// Only the future's own polls are measured, not tasks that it spawns; see [`watch`](super::watch()) and
 /// [`block_on`](super::block_on) for those.
 ///
