@@ -21,6 +21,12 @@ impl Recorded {
         Scraped::parse(&self.0.render())
     }
 
+    /// Waits until everything has been told once. A look may come while it is being told: this is the last of it.
+    fn whole(&self) -> Scraped {
+        let last = label("what", "polls");
+        self.wait(|scraped| scraped.with("tokio_stall_dropped_total", &[&last]).count() == 1)
+    }
+
     /// Waits for figures that fit.
     fn wait(&self, fits: impl Fn(&Scraped) -> bool) -> Scraped {
         let deadline = Instant::now() + FOREVER;
@@ -57,7 +63,8 @@ fn label(key: &str, value: &str) -> String {
 async fn every_metric_of_the_list_is_there_and_nothing_else() {
     let (watch, seen, recorded) = watch("whole list", PrometheusBuilder::new());
     // Present from the start, as zeros, before anything has happened.
-    let first = recorded.wait(|scraped| scraped.sum("tokio_stall_workers", &[]) == 2.0);
+    let first = recorded.whole();
+    assert_eq!(first.sum("tokio_stall_workers", &[]), 2.0);
     let certain = label("certainty", "certain");
     assert_eq!(
         first.with("tokio_stall_stalls_total", &[&certain]).count(),
@@ -117,7 +124,7 @@ async fn every_metric_of_the_list_is_there_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_is_told_while_it_lasts_and_after_it() {
     let (watch, seen, recorded) = watch("while it lasts", PrometheusBuilder::new());
-    recorded.wait(|scraped| scraped.sum("tokio_stall_workers", &[]) == 2.0);
+    recorded.whole();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let stalled = tokio::spawn(async move { held.recv().ok() }.watched("held"));
     let (during, recorded, older) = tokio::task::spawn_blocking(move || {
@@ -198,7 +205,7 @@ async fn series_that_were_idle_for_long_go_on_as_they_were() {
             &[&label("certainty", "certain")],
         )
     };
-    recorded.wait(|scraped| scraped.with("tokio_stall_stalls_total", &[]).count() == 22);
+    recorded.whole();
     seen.marked_stall_until_told().await;
     recorded.wait(|scraped| stalls(scraped) == 1.0);
     // Longer than the timeout, with nothing to tell; each look lets the exporter forget what it may.
@@ -222,7 +229,7 @@ async fn series_that_were_idle_for_long_go_on_as_they_were() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_names_end_as_other() {
     let (_watch, _, recorded) = watch("many names", PrometheusBuilder::new());
-    recorded.wait(|scraped| scraped.sum("tokio_stall_workers", &[]) == 2.0);
+    recorded.whole();
     for number in 0..10_000 {
         let name: &'static str = format!("name {number}").leak();
         let task = async { tokio::task::yield_now().await }.watched(name);
@@ -257,7 +264,8 @@ async fn two_watches_tell_two_recorders_apart() {
     recorded.wait(|scraped| {
         scraped.sum("tokio_stall_stalls_total", &[&label("runtime", "here")]) == 1.0
     });
-    let told = there_recorded.wait(|scraped| scraped.sum("tokio_stall_workers", &[]) == 1.0);
+    let told = there_recorded.whole();
+    assert_eq!(told.sum("tokio_stall_workers", &[]), 1.0);
     assert_eq!(
         told.with("tokio_stall_workers", &[&label("runtime", "here")])
             .count(),

@@ -36,7 +36,9 @@ async fn a_recorder_that_comes_late_hears_everything() {
         .unwrap();
     let told = loop {
         let scraped = Scraped::parse(&handle.render());
-        if scraped.sum("tokio_stall_stall_duration_seconds_count", &[]) >= 3.0 {
+        let told = scraped.sum("tokio_stall_stall_duration_seconds_count", &[]) >= 3.0;
+        // The last of what is told.
+        if told && scraped.with("tokio_stall_dropped_total", &[]).count() == 4 {
             break scraped;
         }
         assert!(Instant::now() < deadline, "{scraped:#?}");
