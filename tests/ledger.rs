@@ -45,6 +45,17 @@ impl Watched {
         self.watch.status().runtimes[0].worker_time[0]
     }
 
+    /// The ledger once nothing is being added to it: the states are added one after the other.
+    fn whole_page(&self) -> WorkerTime {
+        loop {
+            let time = self.time();
+            std::thread::sleep(Duration::from_millis(10));
+            if self.time() == time {
+                return time;
+            }
+        }
+    }
+
     /// The ledger just after something has been added to it, and when that was.
     fn next_page(&self) -> (Instant, WorkerTime) {
         let before = self.time();
@@ -52,7 +63,8 @@ impl Watched {
         loop {
             let time = self.time();
             if time != before {
-                return (Instant::now(), time);
+                let at = Instant::now();
+                return (at, self.whole_page());
             }
             assert!(Instant::now() < deadline, "nothing is added to the ledger");
             std::thread::sleep(Duration::from_millis(1));
