@@ -2,7 +2,8 @@
 //!
 //! *Runs on:* whoever starts or drops a watch; the threads read it.
 //! *Here:* one engine per process. The first watch starts it, the last one to go stops it. Locks here
-//! are held for a copy of a short list, and the watchdog only ever tries them.
+//! are held for a copy of a short list, and the watchdog only ever tries them; but for `explainer`, which is held
+//! while stacks are explained, and which the watchdog does not know.
 
 use crate::clock::{self, Nanos};
 use crate::error::StartError;

@@ -1,6 +1,7 @@
 //! Reports as `tracing` events, and the last words of a stall that does not end.
 //!
-//! *Runs on:* the thread `stall-sinks`; `write_last_words` also on a thread made for it.
+//! *Runs on:* the thread `stall-sinks`; `write_last_words` also on a thread made for it, `watching` on the one that
+//! starts a watch.
 //! *Here:* may wait for whatever the user's subscriber waits for. Nothing depends on this thread.
 
 use super::limiter::Limiter;

@@ -1,7 +1,8 @@
 //! The watchdog: one thread that looks at every worker once a tick and decides which are held.
 //!
 //! *Runs on:* its own thread, `stall-watchdog`; `pulses` on another, `stall-pulse`.
-//! *Here:* atomic loads, `pread`, arithmetic, and a bounded hand-over. No logging, no user code, no
+//! *Here:* atomic loads, `pread` of kept descriptors, at the news of a stall the name of one, a directed signal,
+//! arithmetic, and a bounded hand-over. No logging, no user code, no
 //! waiting for anybody: a slow read or a lock here would look like a stalled host. That is also why
 //! nothing here logs through a subscriber, which may be the very thing that is stuck.
 

@@ -80,6 +80,11 @@ pub(crate) fn run(shared: &Shared) {
             let since = *stopping_since.get_or_insert(now);
             shared.reports_ended() || now.since(since) > PATIENCE
         };
+        if shared.stopping() && !last {
+            // Who has left is told of once, with everything.
+            std::thread::park_timeout(Duration::from_millis(1));
+            continue;
+        }
         for runtime in shared.watched.lock().iter() {
             let target = &runtime.watch.settings.metrics;
             if !exporters.iter().any(|exporter| exporter.target.is(target)) {
@@ -92,18 +97,16 @@ pub(crate) fn run(shared: &Shared) {
             let all = last || exporter.is_due(now);
             guarded(shared, || exporter.export(shared, is_its, all));
         }
-        // A recorder is let go of with the last runtime that uses it.
-        exporters.retain(|exporter| !exporter.runtimes.is_empty());
+        // A recorder that was given is let go of with the last runtime that uses it. What the installed one was
+        // told is remembered for the next runtime, or it would hear of the watchdog twice.
+        exporters.retain(|exporter| {
+            matches!(exporter.target, Target::Installed) || !exporter.runtimes.is_empty()
+        });
         if last {
             return;
         }
-        std::thread::park_timeout(if shared.stopping() {
-            Duration::from_millis(1)
-        } else if shared.live.lock().is_empty() {
-            ALL
-        } else {
-            AGES
-        });
+        let quiet = shared.live.lock().is_empty();
+        std::thread::park_timeout(if quiet { ALL } else { AGES });
     }
 }
 
@@ -163,6 +166,9 @@ impl Exporter {
                 .cloned()
                 .collect()
         };
+        if watched.is_empty() && self.runtimes.is_empty() {
+            return;
+        }
         let target = self.target.clone();
         let identity = target.identity();
         if identity != self.identity {
