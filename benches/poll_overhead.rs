@@ -1,22 +1,147 @@
-//! What a mark adds to a poll, and to entering and leaving a span.
+//! What watching adds to a poll: polled in a loop, where nanoseconds show, and on a worker, where they are paid.
 //!
-//! Run with: `cargo bench --bench poll_overhead`. Compare rows of one run only.
+//! ```text
+//! cargo bench --bench poll_overhead
+//! RUSTFLAGS="--cfg tokio_unstable" cargo bench --bench poll_overhead    # with tokio's hooks
+//! ```
 
-use divan::{Bencher, black_box};
+mod rounds;
+
+use rounds::{Row, nanos_each};
 use std::future::Future;
-use std::pin::pin;
+use std::hint::black_box;
+use std::pin::{Pin, pin};
+use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
-use tokio_stall::{FutureExt as _, PollTiming};
-use tracing::span::Span;
+use std::time::{Duration, Instant};
+use tokio_metrics::TaskMonitor;
+use tokio_stall::{FutureExt as _, Guard, PollTiming, RuntimeBuilderExt as _};
+use tracing::Instrument as _;
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
 
-/// Polls in one sample: what is timed is far longer than a clock read.
-const POLLS: usize = 10_000;
+const ROUNDS: usize = 15;
+const TIME: Duration = Duration::from_millis(150);
+/// Polls in one batch: long enough for the sampled timing to be in it with its share.
+const POLLS: usize = 400_000;
+/// Polls on a worker, all tasks together, and the tasks.
+const WORKER_POLLS: usize = 3_000_000;
+const TASKS: usize = 16;
+
+const IN_A_LOOP: &[Row] = &[
+    row("bare", || poll_many(Countdown(0), || {})),
+    row("watched, untimed", || {
+        let _watch = watch(PollTiming::Off);
+        poll_many(Countdown(0).watched("poll"), || {})
+    }),
+    row("watched, default: a sample timed", || {
+        let _watch = watch(PollTiming::Sampled);
+        poll_many(Countdown(0).watched("poll"), || {})
+    }),
+    row("watched, each timed", || {
+        let _watch = watch(PollTiming::Every);
+        poll_many(Countdown(0).watched("poll"), || {})
+    }),
+    row("`Instant::now` twice", || {
+        poll_many(Countdown(0), || {
+            black_box(Instant::now().elapsed());
+        })
+    }),
+    row("tokio-metrics `TaskMonitor`", || {
+        poll_many(
+            TaskMonitor::instrument(&TaskMonitor::new(), Countdown(0)),
+            || {},
+        )
+    }),
+    row("tokio-metrics, one monitor on two threads", || {
+        let monitor = TaskMonitor::new();
+        on_two_threads(|| TaskMonitor::instrument(&monitor, Countdown(0)))
+    }),
+    row("watched, on two threads", || {
+        let _watch = watch(PollTiming::Sampled);
+        on_two_threads(|| Countdown(0).watched("poll"))
+    }),
+];
+
+const ON_A_WORKER: &[Row] = &[
+    row("task", || on_a_worker(false, |task| task)),
+    row("task, watched", || {
+        on_a_worker(true, |task| task.watched("poll"))
+    }),
+    row("task in a span, registry and an empty layer", || {
+        tracing_subscriber::registry().with(Identity::new()).init();
+        on_a_worker(false, |task| task.instrument(tracing::info_span!("poll")))
+    }),
+    row("task in a span, registry and our layer", || {
+        tracing_subscriber::registry()
+            .with(tokio_stall::layer())
+            .init();
+        on_a_worker(true, |task| task.instrument(tracing::info_span!("poll")))
+    }),
+    row("task on a runtime with our hooks", || {
+        on_a_hooked_worker(|task| task)
+    }),
+    row("task with `Instant::now` twice", || {
+        on_a_worker(false, |task| Clocked { task })
+    }),
+    row("task, tokio-metrics `TaskMonitor`", || {
+        let monitor = TaskMonitor::new();
+        on_a_worker(false, move |task| TaskMonitor::instrument(&monitor, task))
+    }),
+];
+
+const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
+    Row { name, measure }
+}
 
 fn main() {
-    divan::main();
+    rounds::be_the_row_asked_for(&[IN_A_LOOP, ON_A_WORKER]);
+
+    let table = rounds::measure_in_turn(IN_A_LOOP, ROUNDS);
+    println!(
+        "A poll that does next to nothing, in a loop ({ROUNDS} rounds: median and quartiles):\n"
+    );
+    println!("| poll | ns | ns over bare | times bare |\n|---|---|---|---|");
+    for row in IN_A_LOOP {
+        println!(
+            "| {} | {} | {} | {:.1} |",
+            row.name,
+            table.figure(row.name, 0).show(2),
+            table.over(row.name, "bare", 0).show(2),
+            table.ratio(row.name, "bare", 0).median,
+        );
+    }
+    let ours = table
+        .over("watched, default: a sample timed", "bare", 0)
+        .median;
+    let timed = table.over("watched, each timed", "bare", 0).median;
+    let theirs = table.over("tokio-metrics `TaskMonitor`", "bare", 0).median;
+    println!(
+        "\n`TaskMonitor` adds {:.0} times as much as a watched poll, {:.1} times as much as one that is timed.",
+        theirs / ours,
+        theirs / timed
+    );
+
+    let table = rounds::measure_in_turn(ON_A_WORKER, ROUNDS);
+    println!("\nA task that yields, {TASKS} of them on one worker:\n");
+    println!("| poll | ns | ns over its base | times its base |\n|---|---|---|---|");
+    for row in ON_A_WORKER {
+        let base = if row.name.ends_with("our layer") {
+            "task in a span, registry and an empty layer"
+        } else {
+            "task"
+        };
+        println!(
+            "| {} | {} | {} | {:.2} |",
+            row.name,
+            table.figure(row.name, 0).show(1),
+            table.over(row.name, base, 0).show(1),
+            table.ratio(row.name, base, 0).median,
+        );
+    }
+    if !cfg!(tokio_unstable) {
+        println!("\nBuilt without `tokio_unstable`: our hooks see parks only, no polls.");
+    }
 }
 
 /// Is never ready, and does next to nothing to find that out.
@@ -25,99 +150,137 @@ struct Countdown(u64);
 impl Future for Countdown {
     type Output = ();
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         self.0 = black_box(self.0).wrapping_sub(1);
         Poll::Pending
     }
 }
 
-fn poll_many(bencher: Bencher, future: impl Future<Output = ()>, around: impl Fn()) {
+fn poll_many(future: impl Future<Output = ()>, around: impl Fn()) -> Vec<f64> {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
-    bencher.counter(POLLS).bench_local(|| {
+    vec![nanos_each(POLLS, TIME, || {
         for _ in 0..POLLS {
             around();
             let _ = black_box(future.as_mut().poll(&mut context));
         }
+    })]
+}
+
+/// As tokio-metrics' own benchmark does it: what the threads share is what they wait for.
+fn on_two_threads<F: Future<Output = ()>>(future: impl Fn() -> F + Sync) -> Vec<f64> {
+    let start = Barrier::new(2);
+    let figures = std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| {
+            scope.spawn(|| {
+                start.wait();
+                poll_many(future(), || {})
+            })
+        });
+        threads.map(|thread| thread.join().expect("it does not panic")[0])
     });
+    vec![figures.iter().sum::<f64>() / 2.0]
 }
 
-#[divan::bench_group(name = "poll")]
-mod poll {
-    use super::*;
+/// The mode of timing is the process's, and a watch sets it. Its runtime is idle.
+fn watch(timing: PollTiming) -> Guard {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .expect("a runtime");
+    let watch = tokio_stall::Builder::new()
+        .runtime("bench", runtime.handle().clone())
+        .poll_timing(timing)
+        .start()
+        .expect("nothing else is watched");
+    // It is watched until the process ends.
+    std::mem::forget(runtime);
+    watch
+}
 
-    #[divan::bench]
-    fn bare(bencher: Bencher) {
-        poll_many(bencher, Countdown(0), || {});
-    }
+/// Asks to be polled again, so many times.
+struct Yielding(usize);
 
-    #[divan::bench]
-    fn watched_untimed(bencher: Bencher) {
-        with_timing(PollTiming::Off, || {
-            poll_many(bencher, Countdown(0).watched("poll"), || {})
-        });
-    }
+impl Future for Yielding {
+    type Output = ();
 
-    #[divan::bench]
-    fn watched_sampled(bencher: Bencher) {
-        with_timing(PollTiming::Sampled, || {
-            poll_many(bencher, Countdown(0).watched("poll"), || {})
-        });
-    }
-
-    #[divan::bench]
-    fn watched_every_poll_timed(bencher: Bencher) {
-        with_timing(PollTiming::Every, || {
-            poll_many(bencher, Countdown(0).watched("poll"), || {})
-        });
-    }
-
-    #[divan::bench]
-    fn instant_now_twice(bencher: Bencher) {
-        poll_many(bencher, Countdown(0), || {
-            black_box(Instant::now().elapsed());
-        });
-    }
-
-    /// The mode of timing is the process's; a watch sets it. Its runtime is idle.
-    fn with_timing(timing: PollTiming, run: impl FnOnce()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .build()
-            .expect("a runtime");
-        let watch = tokio_stall::Builder::new()
-            .runtime("bench", runtime.handle().clone())
-            .poll_timing(timing);
-        let _watch = watch.start().expect("nothing else is watched");
-        run();
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.0 == 0 {
+            return Poll::Ready(());
+        }
+        self.0 -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
-#[divan::bench_group(name = "span enter and exit")]
-mod span {
-    use super::*;
+pin_project_lite::pin_project! {
+    struct Clocked {
+        #[pin]
+        task: Yielding,
+    }
+}
 
-    fn enter_many(bencher: Bencher, span: &Span) {
-        bencher.counter(POLLS).bench_local(|| {
-            for _ in 0..POLLS {
-                span.in_scope(|| black_box(()));
+impl Future for Clocked {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let start = Instant::now();
+        let poll = self.project().task.poll(context);
+        black_box(start.elapsed());
+        poll
+    }
+}
+
+fn on_a_worker<F>(watched: bool, future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .expect("a runtime");
+    run(&runtime, watched, future)
+}
+
+fn on_a_hooked_worker<F>(future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .watch_polls()
+        .build()
+        .expect("a runtime");
+    run(&runtime, true, future)
+}
+
+fn run<F>(
+    runtime: &tokio::runtime::Runtime,
+    watched: bool,
+    future: impl Fn(Yielding) -> F + Send + Sync + 'static,
+) -> Vec<f64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let _runtime = runtime.enter();
+    let _watch = watched.then(|| tokio_stall::watch().expect("nothing else is watched"));
+    // Spawned from the worker itself: the thread in `block_on` is none.
+    let work = runtime.spawn(async move {
+        let round = |polls: usize| {
+            let tasks: Vec<_> = (0..TASKS)
+                .map(|_| tokio::spawn(future(Yielding(polls / TASKS))))
+                .collect();
+            async move {
+                for task in tasks {
+                    task.await.expect("it does not panic");
+                }
             }
-        });
-    }
-
-    #[divan::bench]
-    fn registry_and_an_empty_layer(bencher: Bencher) {
-        let subscriber = tracing_subscriber::registry().with(Identity::new());
-        tracing::subscriber::with_default(subscriber, || {
-            enter_many(bencher, &tracing::info_span!("request"))
-        });
-    }
-
-    #[divan::bench]
-    fn registry_and_our_layer(bencher: Bencher) {
-        let subscriber = tracing_subscriber::registry().with(tokio_stall::layer());
-        tracing::subscriber::with_default(subscriber, || {
-            enter_many(bencher, &tracing::info_span!("request"))
-        });
-    }
+        };
+        round(WORKER_POLLS / 5).await;
+        let start = Instant::now();
+        round(WORKER_POLLS).await;
+        start.elapsed().as_nanos() as f64 / WORKER_POLLS as f64
+    });
+    vec![runtime.block_on(work).expect("it does not panic")]
 }
