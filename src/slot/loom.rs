@@ -191,13 +191,8 @@ fn requests_do_not_lead_the_owner_astray() {
             assert!(line.observe().in_poll());
             end(line);
             assert_eq!(line.observe().epoch, 4);
-            begin(line, SPAN, 3);
-            assert_eq!(line.observe().epoch, 5);
         },
-        |line| {
-            line.ask_for_end();
-            line.ask_to_look_around();
-        },
+        |line| line.ask_for_end(),
     );
 }
 
