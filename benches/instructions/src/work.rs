@@ -1,19 +1,11 @@
-//! Instructions that marking costs, counted by callgrind: hardly different from run to run, so that continuous
-//! integration can tell.
+//! What is counted: a poll, a span, a request, each done a thousand times over in [`counted`].
 //!
-//! ```text
-//! benches/instructions/run
-//! ```
-//!
-//! Everything is counted on a worker, where it is paid, and after it has run for a while: a thread's first mark,
-//! the first clock reading and first allocations are in no count. Nor are a watch's own threads: what a watch sets
-//! for the process stays when it ends, and it ends before the count begins.
+//! On a worker, where it is paid, and after it has run for a while: a thread's first mark, the first clock reading
+//! and first allocations are in no count. Nor are a watch's own threads: what a watch sets for the process stays
+//! when it ends, and it ends before the count begins.
 
 use axum::Router;
 use axum::routing::get;
-use gungraun::{
-    Callgrind, EntryPoint, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
-};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -31,27 +23,22 @@ use tracing::{Instrument as _, info_span};
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
 
-/// How often a thing is done in one count; `run` divides by it.
-const TIMES: usize = 1_000;
+/// How often a thing is done in one count.
+pub(crate) const TIMES: usize = 1_000;
 const WARM_UP: usize = 100;
 
 // ── polls ──
 
-#[library_benchmark]
-fn poll() {
+pub(crate) fn poll() {
     on_a_worker(multi_thread, || poller(Nothing(0)));
 }
 
-#[library_benchmark]
-#[bench::untimed(PollTiming::Off)]
-#[bench::timed(PollTiming::Every)]
-fn watched_poll(timing: PollTiming) {
+pub(crate) fn watched_poll(timing: PollTiming) {
     set_timing(timing);
     on_a_worker(multi_thread, || poller(Nothing(0).watched("poll")));
 }
 
-#[library_benchmark]
-fn poll_between_clock_readings() {
+pub(crate) fn poll_between_clock_readings() {
     on_a_worker(multi_thread, || {
         let mut poll = poller(Nothing(0));
         move || {
@@ -62,8 +49,7 @@ fn poll_between_clock_readings() {
     });
 }
 
-#[library_benchmark]
-fn poll_in_task_monitor() {
+pub(crate) fn poll_in_task_monitor() {
     on_a_worker(multi_thread, || {
         poller(TaskMonitor::instrument(&TaskMonitor::new(), Nothing(0)))
     });
@@ -90,20 +76,12 @@ fn poller(future: impl Future<Output = ()>) -> impl FnMut() {
 
 // ── spans ──
 
-#[library_benchmark]
-#[bench::empty_layer(Layer::Empty)]
-#[bench::our_layer(Layer::Ours(PollTiming::Off))]
-#[bench::our_layer_timed(Layer::Ours(PollTiming::Every))]
-fn span(layer: Layer) {
+pub(crate) fn span(layer: Layer) {
     layer.install();
     on_a_worker(multi_thread, enterer);
 }
 
-#[library_benchmark]
-#[bench::empty_layer(Layer::Empty)]
-#[bench::our_layer(Layer::Ours(PollTiming::Off))]
-#[bench::our_layer_timed(Layer::Ours(PollTiming::Every))]
-fn span_in_a_span(layer: Layer) {
+pub(crate) fn span_in_a_span(layer: Layer) {
     layer.install();
     on_a_worker(multi_thread, || {
         let outer = info_span!("outer").entered();
@@ -121,7 +99,7 @@ fn enterer() -> impl FnMut() {
 }
 
 /// What a span is told to, besides the registry.
-enum Layer {
+pub(crate) enum Layer {
     Empty,
     Ours(PollTiming),
 }
@@ -142,19 +120,12 @@ impl Layer {
 
 // ── requests ──
 
-#[library_benchmark]
-#[bench::empty_layer(Layer::Empty)]
-#[bench::our_layer(Layer::Ours(PollTiming::Off))]
-#[bench::our_layer_timed(Layer::Ours(PollTiming::Every))]
-fn request(layer: Layer) {
+pub(crate) fn request(layer: Layer) {
     layer.install();
     on_a_worker(multi_thread, requester);
 }
 
-#[library_benchmark]
-#[bench::empty_layer(Layer::Empty)]
-#[bench::our_layer(Layer::Ours(PollTiming::Off))]
-fn request_on_current_thread(layer: Layer) {
+pub(crate) fn request_on_current_thread(layer: Layer) {
     layer.install();
     on_a_worker(runtime::Builder::new_current_thread, requester);
 }
@@ -237,26 +208,3 @@ fn set_timing(timing: PollTiming) {
 fn no_waker() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
-
-library_benchmark_group!(
-    name = polls,
-    benchmarks = [
-        poll,
-        watched_poll,
-        poll_between_clock_readings,
-        poll_in_task_monitor
-    ]
-);
-library_benchmark_group!(name = spans, benchmarks = [span, span_in_a_span]);
-library_benchmark_group!(
-    name = requests,
-    benchmarks = [request, request_on_current_thread]
-);
-
-main!(
-    config = LibraryBenchmarkConfig::default().tool(
-        Callgrind::with_args(["--cache-sim=no", "--separate-threads=no"])
-            .entry_point(EntryPoint::Custom("*::counted".to_owned()))
-    ),
-    library_benchmark_groups = [polls, spans, requests]
-);
