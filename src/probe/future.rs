@@ -3,7 +3,7 @@
 //! *Runs on:* worker threads, inside every poll of that future.
 //! *Here:* two marks around the inner poll, no clock.
 
-use crate::slot::{self, Mark, Slot, names};
+use crate::slot::{self, Mark, names};
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -34,7 +34,6 @@ pub trait FutureExt: Future + Sized {
     /// ```
     fn watched(self, name: &'static str) -> Watched<Self> {
         Watched {
-            name,
             number: names::number(names::Name::Text(name)),
             inner: self,
         }
@@ -48,7 +47,7 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Watched<F> {
-        name: &'static str,
+        // And no more: what lives across a poll is saved and loaded again in each.
         number: u32,
         #[pin]
         inner: F,
@@ -61,25 +60,20 @@ impl<F: Future> Future for Watched<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _poll = Marked {
-            slot: slot::begin(Mark::NAME, (*this.number).into()),
-            name: this.name,
-        };
+        slot::begin(Mark::NAME, (*this.number).into());
+        let _marked = Marked;
         this.inner.poll(cx)
     }
 }
 
 /// Ends the mark also when the inner poll panics.
-struct Marked<'a> {
-    slot: &'static Slot,
-    /// By reference: after most polls nobody asks.
-    name: &'a &'static str,
-}
+struct Marked;
 
-impl Drop for Marked<'_> {
+impl Drop for Marked {
     #[inline]
     fn drop(&mut self) {
-        let name = self.name;
-        self.slot.end(move || Some(*name));
+        if let Some(slot) = slot::end_quickly() {
+            slot.end_name_closer();
+        }
     }
 }

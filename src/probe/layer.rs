@@ -168,8 +168,10 @@ where
 
     #[inline]
     fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
-        // Once closed, the span's name is gone with it.
-        slot::end(|| cx.metadata(id).map(|metadata| metadata.name()));
+        if let Some(slot) = slot::end_quickly() {
+            // Once closed, the span's name is gone with it.
+            slot.end_closer(&move || cx.metadata(id).map(|metadata| metadata.name()));
+        }
     }
 
     // How tracing asks "does this layer filter for itself?" is this method, and it is declared unsafe.

@@ -185,5 +185,7 @@ fn begin_task(task: &TaskMeta<'_>) {
 #[cfg(tokio_unstable)]
 #[inline]
 fn end_task() {
-    slot::end(|| None);
+    if let Some(slot) = slot::end_quickly() {
+        slot.end_closer(&|| None);
+    }
 }

@@ -4,7 +4,7 @@
 //! around, and at thread exit. The watchdog sets from which length on polls are kept.
 //! *Here:* `mine` is one thread-local load. Taking a slot allocates, once per thread.
 
-use super::line::{Closed, LongPoll, Opened};
+use super::line::{Closed, LongPoll};
 use super::registry::{self, Claim, Slot};
 use super::{Mark, names};
 use crate::clock;
@@ -88,70 +88,102 @@ pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
     if slot.line.open_quickly(mark, id) {
         slot
     } else {
-        begin_closer(mark, id)
+        begin_closer(slot, mark, id)
     }
 }
 
-/// Ends the innermost mark of the calling thread. `name` is its name, asked for if somebody wants it.
+/// Where a mark of the calling thread ends, or nothing if it has ended quickly: see [`Slot::end_quickly`].
 #[inline]
-pub(crate) fn end(name: impl Fn() -> Option<&'static str>) {
-    MINE.get().end(name);
+pub(crate) fn end_quickly() -> Option<&'static Slot> {
+    let slot = MINE.get();
+    (!slot.end_quickly()).then_some(slot)
 }
 
-/// Any mark but the first of a poll that nobody wants more of. Cold, as the next one is, in that it is kept
-/// out of the way of what is short: inner spans come here too.
+/// A mark inside a poll, and all else. Cold, as the next ones are, in that it is kept out of the way of what is
+/// shorter.
 #[cold]
 #[inline(never)]
-fn begin_closer(mark: Mark, id: u64) -> &'static Slot {
+fn begin_closer(slot: &'static Slot, mark: Mark, id: u64) -> &'static Slot {
+    if slot.line.push(mark, id) {
+        slot
+    } else {
+        begin_slowly(mark, id)
+    }
+}
+
+/// A poll that is to be looked at, and the first one of a thread.
+#[cold]
+#[inline(never)]
+fn begin_slowly(mark: Mark, id: u64) -> &'static Slot {
     let Some(slot) = mine() else {
         return nobody();
     };
-    if slot.line.push(mark, id) == Opened::Poll {
-        slot.look_around();
-    }
+    slot.line.open_slowly(mark, id);
+    slot.look_around();
     slot
 }
 
 impl Slot {
-    /// Ends the innermost mark, on the slot's own thread. `name` is its name, asked for if it closed a poll
-    /// whose end was measured.
+    /// Ends the innermost mark, on the slot's own thread, if that is all there is to do. Otherwise
+    /// [`end_closer`](Slot::end_closer) does it: two steps, so that what the second one needs to know is not made
+    /// ready before the first.
     #[inline]
-    pub(crate) fn end(&self, name: impl Fn() -> Option<&'static str>) {
-        if !self.line.close_quickly() {
-            self.end_closer(&name);
-        }
+    #[must_use]
+    pub(crate) fn end_quickly(&self) -> bool {
+        self.line.close_quickly()
     }
 
-    /// The name comes behind a pointer to a function: a value would be loaded before each end.
+    /// Ends the innermost mark, whatever there is to do. `name` is its name, asked for if it closed a poll whose
+    /// end was measured.
     #[cold]
     #[inline(never)]
-    fn end_closer(&self, name: &dyn Fn() -> Option<&'static str>) {
-        if let Some(measured) = self.pop() {
-            self.name_measured(measured, name());
+    pub(crate) fn end_closer(&self, name: &dyn Fn() -> Option<&'static str>) {
+        if !self.line.pop() {
+            self.end_slowly(name);
         }
     }
 
-    /// The same for a poll that is nobody's: its length is not counted.
+    /// The same for a mark that is a name: it is in the slot.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn end_name_closer(&self) {
+        if !self.line.pop() {
+            self.end_slowly(&|| self.line.outermost_name());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_slowly(&self, name: &dyn Fn() -> Option<&'static str>) {
+        if let Closed::Measure {
+            epoch,
+            started,
+            wanted,
+        } = self.line.close()
+        {
+            self.measure_end(epoch, started, wanted, name);
+        }
+    }
+
+    /// Ends a mark whose poll is nobody's: its length is not counted.
     #[cfg_attr(not(feature = "testing"), allow(dead_code))]
     pub(crate) fn end_uncounted(&self) {
-        if !self.line.close_quickly() {
-            self.pop();
-        }
-    }
-
-    fn pop(&self) -> Option<Measured> {
-        match self.line.pop() {
-            Closed::Inner | Closed::Poll => None,
-            Closed::Measure { epoch, wanted } => self.measure_end(epoch, wanted),
+        if !self.line.close_quickly() && !self.line.pop() {
+            self.line.close();
         }
     }
 
     /// Which worker is this, and is this poll's start to be measured?
+    #[inline]
     fn look_around(&self) {
         let now = clock::now();
-        let silent = self.leaves_silently();
-        if self.line.is_to_look_around() || silent || !self.is_still(tokio::runtime::worker_index())
-        {
+        // To ask tokio for the runtime as well costs ten times as much, and a thread that works for one
+        // multi-thread runtime never works for another.
+        let is_still = match tokio::runtime::worker_index() {
+            Some(worker) => self.claims_worker(worker),
+            None => !self.claims_something(),
+        };
+        if self.line.is_to_look_around() || self.leaves_silently() || !is_still {
             self.ask_tokio(now);
         }
         let turn = self.pace.turn(now);
@@ -164,65 +196,58 @@ impl Slot {
             .look_closer_next_time(turn.next_too || self.leaves_silently());
     }
 
+    #[cold]
+    #[inline(never)]
     fn ask_tokio(&self, now: clock::Nanos) {
         let driven = driven_here();
         self.set_claim(driven.map(|driven| driven.claim), now);
         self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));
     }
 
-    /// Whether this is the worker that was said last. To ask tokio for the runtime as well costs ten times as
-    /// much, and a thread that works for one multi-thread runtime never works for another.
-    fn is_still(&self, worker: Option<usize>) -> bool {
-        self.claim()
-            .is_some_and(|(claim, _)| Some(claim.worker) == worker)
-    }
-
-    fn measure_end(&self, epoch: u64, wanted: bool) -> Option<Measured> {
+    #[inline]
+    fn measure_end(
+        &self,
+        epoch: u64,
+        started: Option<clock::Nanos>,
+        wanted: bool,
+        name: &dyn Fn() -> Option<&'static str>,
+    ) {
         let ended = clock::now();
-        let started = self.line.started(epoch);
         // A long span on a thread that drives nothing holds nobody up.
         let took = match started {
-            Some(started) if self.claim().is_some() => Some(ended.0.saturating_sub(started.0)),
-            _ => None,
+            Some(started) if self.claims_something() => ended.0.saturating_sub(started.0),
+            _ => NOT_COUNTED,
         };
-        let too_long = took.is_some_and(|took| took >= LONG_POLL_NANOS.load(Ordering::Relaxed));
-        let kept = wanted || too_long;
-        if kept {
-            self.keep_long_poll(LongPoll {
+        let counted = took != NOT_COUNTED;
+        #[cfg(feature = "metrics")]
+        if counted {
+            self.polls.note(name(), took);
+        }
+        if wanted || counted && took >= LONG_POLL_NANOS.load(Ordering::Relaxed) {
+            let poll = LongPoll {
                 epoch,
                 started,
                 ended,
                 name: 0,
-            });
+            };
+            self.keep(poll, name);
         }
-        let counted = cfg!(feature = "metrics") && took.is_some();
-        (counted || kept).then_some(Measured {
-            took,
-            kept: kept.then_some(epoch),
-        })
     }
 
-    /// Counts a poll whose end was measured, under its name.
-    fn name_measured(&self, poll: Measured, name: Option<&'static str>) {
-        #[cfg(feature = "metrics")]
-        if let Some(took) = poll.took {
-            self.polls.note(name, took);
-        }
-        if let (Some(epoch), Some(name)) = (poll.kept, name) {
+    #[cold]
+    #[inline(never)]
+    fn keep(&self, poll: LongPoll, name: &dyn Fn() -> Option<&'static str>) {
+        let epoch = poll.epoch;
+        self.keep_long_poll(poll);
+        // Only now: to give a name a number may allocate, and the record is there already.
+        if let Some(name) = name() {
             self.name_long_poll(epoch, names::number(names::Name::Text(name)));
         }
     }
 }
 
-/// A poll whose end was measured.
-#[derive(Clone, Copy, Debug)]
-struct Measured {
-    /// How long it took, in nanoseconds, on a thread that drives a worker.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
-    took: Option<u64>,
-    /// Its epoch, if a record of it was kept.
-    kept: Option<u64>,
-}
+/// The length of a poll whose start is not known, or whose thread drives nothing.
+const NOT_COUNTED: u64 = u64::MAX;
 
 /// From which length on a poll leaves a record behind; the smallest threshold in force.
 static LONG_POLL_NANOS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(u64::MAX);

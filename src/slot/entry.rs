@@ -78,7 +78,7 @@ impl Mark {
 }
 
 /// Depth and kinds of the marks in one word, so that a push or a pop is one store for all of them:
-/// 16 bits of depth, then four bits of kind for each entry.
+/// 16 bits of depth, then four bits of kind for each entry, the innermost first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shape(pub(crate) u64);
 
@@ -111,9 +111,9 @@ impl Shape {
         if depth >= ENTRIES {
             return (depth as u64 != DEPTH_MASK).then_some(Shape(self.0 + 1));
         }
-        // The four bits above the top are zero: a pop clears them.
-        let kind = u64::from(mark.0 >> DEPTH_BITS) << (DEPTH_BITS + KIND_BITS * depth as u32);
-        Some(Shape((self.0 | kind) + 1))
+        let kinds = (self.0 & !DEPTH_MASK) << KIND_BITS;
+        // The mark brings its kind and a depth of one.
+        Some(Shape((kinds | depth as u64) + u64::from(mark.0)))
     }
 
     /// The shape with one mark fewer; the caller has seen that there is one.
@@ -124,13 +124,14 @@ impl Shape {
         if depth > ENTRIES {
             return Shape(self.0 - 1);
         }
-        let kept = DEPTH_BITS + KIND_BITS * (depth as u32 - 1);
-        Shape((self.0 & ((1 << kept) - 1)) - 1)
+        Shape((self.0 >> KIND_BITS & !DEPTH_MASK) | (depth as u64 - 1))
     }
 
-    /// The kind of the mark at `index`, counted from the outermost; `index` is below [`ENTRIES`].
+    /// The kind of the mark at `index`, counted from the outermost; `index` is below the depth, and below
+    /// [`ENTRIES`].
     pub(crate) fn kind(self, index: usize) -> Kind {
-        Kind::from_bits(self.0 >> (DEPTH_BITS + KIND_BITS * index as u32) & 15)
+        let inside_of_it = self.depth().min(ENTRIES) - 1 - index;
+        Kind::from_bits(self.0 >> (DEPTH_BITS + KIND_BITS * inside_of_it as u32) & 15)
     }
 }
 

@@ -3,7 +3,8 @@
 //! *Runs on:* worker threads, inside every poll (`push`, `pop`); watchdog and reporter (the rest).
 //! *Here:* loads and stores only. The protocol is written down in the parent module.
 
-use super::entry::{ENTRIES, Entry, Mark, Shape};
+use super::entry::{ENTRIES, Entry, Kind, Mark, Shape};
+use super::names::{self, Name};
 use crate::clock::Nanos;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
 
@@ -45,26 +46,19 @@ struct Stamps {
     next_too: AtomicU32,
 }
 
-/// What a begin found, if the gate was not [`CLOSED`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Opened {
-    /// A mark inside a poll.
-    Inner,
-    /// A new poll whose start is to be measured, or somebody asked this thread to look around.
-    Poll,
-}
-
-/// What an end found, if the gate was not [`OPEN`].
+/// What an end found, if it was a poll's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closed {
-    /// A mark inside a poll, or one that had no begin on this thread.
-    Inner,
+    /// There was no poll: the end has no begin on this thread.
+    Nothing,
     /// The poll is over.
     Poll,
     /// The poll is over and its end is to be measured.
     Measure {
         /// Its epoch.
         epoch: u64,
+        /// When it started, if that was measured.
+        started: Option<Nanos>,
         /// Somebody asked for it.
         wanted: bool,
     },
@@ -145,7 +139,8 @@ impl Line {
     // ── the thread that owns the slot ──
 
     /// Opens a poll, if that is all there is to do: the thread is between polls and nobody wants more of
-    /// it. Otherwise returns false and has done nothing; [`push`](Line::push) is next.
+    /// it. Otherwise returns false and has done nothing; [`push`](Line::push) is next, and then
+    /// [`open_slowly`](Line::open_slowly).
     ///
     /// # Cost
     ///
@@ -162,7 +157,8 @@ impl Line {
     }
 
     /// Closes the poll, if that is all there is to do: the mark is its only one and nobody wants more.
-    /// Otherwise returns false and has done nothing; [`pop`](Line::pop) is next.
+    /// Otherwise returns false and has done nothing; [`pop`](Line::pop) is next, and then
+    /// [`close`](Line::close).
     #[inline]
     #[must_use]
     pub(crate) fn close_quickly(&self) -> bool {
@@ -197,12 +193,18 @@ impl Line {
         self.epoch.store(epoch + 1, Ordering::Relaxed);
     }
 
-    /// Begins a mark, whatever the gate says; the outermost one opens a poll.
-    pub(crate) fn push(&self, mark: Mark, id: u64) -> Opened {
+    /// Opens a poll between polls, whatever the gate says.
+    pub(crate) fn open_slowly(&self, mark: Mark, id: u64) {
+        self.at_end.store(NOTHING, Ordering::Relaxed);
+        self.open(mark, id);
+    }
+
+    /// Begins a mark inside a poll. Outside of one, returns false and has done nothing.
+    #[inline]
+    #[must_use]
+    pub(crate) fn push(&self, mark: Mark, id: u64) -> bool {
         if !self.is_in_poll() {
-            self.at_end.store(NOTHING, Ordering::Relaxed);
-            self.open(mark, id);
-            return Opened::Poll;
+            return false;
         }
         // Relaxed: only this thread writes `shape`.
         let shape = Shape(self.shape.load(Ordering::Relaxed));
@@ -213,29 +215,32 @@ impl Line {
             self.shape.store(shape.0, Ordering::Release);
         }
         self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
-        Opened::Inner
+        true
     }
 
-    /// Ends the innermost mark, whatever the gate says; the outermost one closes the poll. An end without a
-    /// begin on this thread (a span guard that moved here) is passed over.
-    pub(crate) fn pop(&self) -> Closed {
-        if !self.is_in_poll() {
-            return Closed::Inner;
-        }
+    /// Ends a mark inside a poll, but not its outermost one: then it returns false and has done nothing, as it
+    /// does outside of a poll; [`close`](Line::close) is next.
+    #[inline]
+    #[must_use]
+    pub(crate) fn pop(&self) -> bool {
         let shape = Shape(self.shape.load(Ordering::Relaxed));
-        if shape.depth() == 1 {
-            return self.close();
+        if shape.depth() <= 1 || !self.is_in_poll() {
+            return false;
         }
         // Relaxed: a smaller depth shows no entry that was not there.
         self.shape.store(shape.popped().0, Ordering::Relaxed);
-        let quick_end = shape.depth() == 2 && self.at_end.load(Ordering::Relaxed) == NOTHING;
-        if quick_end {
+        if shape.depth() == 2 && self.at_end.load(Ordering::Relaxed) == NOTHING {
             self.gate.store(OPEN, Ordering::Relaxed);
         }
-        Closed::Inner
+        true
     }
 
-    fn close(&self) -> Closed {
+    /// Closes the poll, however many marks are open in it, and whatever the gate says. An end without a begin
+    /// on this thread (a span guard that moved here) is passed over.
+    pub(crate) fn close(&self) -> Closed {
+        if !self.is_in_poll() {
+            return Closed::Nothing;
+        }
         let epoch = self.epoch.load(Ordering::Relaxed);
         let asked = self.stamps.look.load(Ordering::Relaxed) != 0
             || self.stamps.next_too.load(Ordering::Relaxed) != 0;
@@ -248,9 +253,23 @@ impl Line {
                 self.at_end.store(NOTHING, Ordering::Relaxed);
                 Closed::Measure {
                     epoch,
+                    started: self.stamps.started.own(epoch),
                     wanted: at_end == WANTED,
                 }
             }
+        }
+    }
+
+    /// The name of the poll that is open, or was open last, if its outermost mark is one.
+    pub(crate) fn outermost_name(&self) -> Option<&'static str> {
+        let shape = Shape(self.shape.load(Ordering::Relaxed));
+        let number = self.entries[0].load(Ordering::Relaxed);
+        if shape.depth() == 0 || shape.kind(0) != Kind::Name {
+            return None;
+        }
+        match names::name(u32::try_from(number).ok()?)? {
+            Name::Text(text) => Some(text),
+            Name::Place(_) => None,
         }
     }
 
@@ -261,9 +280,7 @@ impl Line {
 
     /// Closes whatever marks were left open. The thread is known to be between polls.
     pub(crate) fn reset(&self) {
-        if self.is_in_poll() {
-            self.close();
-        }
+        self.close();
     }
 
     /// Says whether the next poll is to be looked at closer in any case.
@@ -410,6 +427,12 @@ impl Stamp {
         self.tag.store(epoch, Ordering::Release);
     }
 
+    /// For the thread that wrote it.
+    fn own(&self, epoch: u64) -> Option<Nanos> {
+        let is_its = self.tag.load(Ordering::Relaxed) == epoch;
+        is_its.then(|| Nanos(self.at.load(Ordering::Relaxed)))
+    }
+
     fn read(&self, epoch: u64) -> Option<Nanos> {
         if self.tag.load(Ordering::Acquire) != epoch {
             return None;
@@ -430,7 +453,6 @@ const _: () = assert!(
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::Kind;
     use super::*;
 
     const SPAN: Mark = Mark::of(Kind::Span(0));
@@ -442,19 +464,60 @@ mod tests {
         }
     }
 
-    /// As the owner does it.
-    fn begin(line: &Line, id: u64) -> Option<Opened> {
-        (!line.open_quickly(SPAN, id)).then(|| line.push(SPAN, id))
+    #[test]
+    fn a_poll_s_name_can_be_asked_for_when_it_has_just_ended() {
+        let line = settled();
+        let number = names::number(Name::Text("line::name"));
+        assert!(line.open_quickly(Mark::NAME, number.into()));
+        assert!(line.push(SPAN, 7) && line.pop());
+        assert_eq!(line.close(), Closed::Poll);
+        assert_eq!(line.outermost_name(), Some("line::name"));
+        begin(&line, 7);
+        assert_eq!(line.outermost_name(), None, "a span's is in its registry");
     }
 
-    fn end(line: &Line) -> Option<Closed> {
-        (!line.close_quickly()).then(|| line.pop())
+    /// What the gate was closed to.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Slow {
+        Inner,
+        Opened,
+        Closed(Closed),
+    }
+
+    /// As the owner does it; `None` if it was quick.
+    fn begin(line: &Line, id: u64) -> Option<Slow> {
+        if line.open_quickly(SPAN, id) {
+            return None;
+        }
+        if line.push(SPAN, id) {
+            return Some(Slow::Inner);
+        }
+        line.open_slowly(SPAN, id);
+        Some(Slow::Opened)
+    }
+
+    fn end(line: &Line) -> Option<Slow> {
+        if line.close_quickly() {
+            return None;
+        }
+        if line.pop() {
+            return Some(Slow::Inner);
+        }
+        Some(Slow::Closed(line.close()))
+    }
+
+    fn measured(epoch: u64, started: Option<Nanos>, wanted: bool) -> Option<Slow> {
+        Some(Slow::Closed(Closed::Measure {
+            epoch,
+            started,
+            wanted,
+        }))
     }
 
     /// A line whose owner has looked around.
     fn settled() -> Line {
         let line = Line::new();
-        assert_eq!(begin(&line, 1), Some(Opened::Poll));
+        assert_eq!(begin(&line, 1), Some(Slow::Opened));
         assert!(line.is_to_look_around());
         assert_eq!(end(&line), None);
         line
@@ -464,14 +527,14 @@ mod tests {
     fn the_outermost_mark_is_the_poll() {
         let line = settled();
         assert_eq!(begin(&line, 7), None);
-        assert_eq!(begin(&line, 8), Some(Opened::Inner));
+        assert_eq!(begin(&line, 8), Some(Slow::Inner));
         let inside = line.observe();
         assert!(inside.in_poll());
         assert_eq!(
             line.marks(inside.epoch).unwrap().entries,
             [span(7), span(8)]
         );
-        assert_eq!(end(&line), Some(Closed::Inner));
+        assert_eq!(end(&line), Some(Slow::Inner));
         assert_eq!(line.observe(), inside);
         assert_eq!(end(&line), None, "one mark is left, and nothing is asked");
         assert!(!line.observe().in_poll());
@@ -481,7 +544,7 @@ mod tests {
     #[test]
     fn a_quick_end_and_a_closer_one_come_to_the_same() {
         for close in [Line::close_quickly, |line: &Line| {
-            line.pop() == Closed::Poll
+            line.close() == Closed::Poll
         }] {
             let line = settled();
             assert!(line.open_quickly(SPAN, 7));
@@ -496,7 +559,7 @@ mod tests {
     fn an_end_without_a_begin_is_passed_over() {
         for line in [Line::new(), settled()] {
             let before = line.observe();
-            assert_eq!(end(&line), Some(Closed::Inner));
+            assert_eq!(end(&line), Some(Slow::Closed(Closed::Nothing)));
             assert_eq!(line.observe(), before);
             begin(&line, 3);
             assert_eq!(line.marks(before.epoch + 1).unwrap().entries, [span(3)]);
@@ -525,15 +588,13 @@ mod tests {
         let line = settled();
         begin(&line, 1);
         line.ask_for_end();
-        let (epoch, wanted) = (3, true);
-        assert_eq!(end(&line), Some(Closed::Measure { epoch, wanted }));
+        assert_eq!(end(&line), measured(3, None, true));
         begin(&line, 1);
         assert_eq!(end(&line), None);
         begin(&line, 1);
         line.stamp_start(Nanos(50));
         assert_eq!((line.started(7), line.started(5)), (Some(Nanos(50)), None));
-        let (epoch, wanted) = (7, false);
-        assert_eq!(end(&line), Some(Closed::Measure { epoch, wanted }));
+        assert_eq!(end(&line), measured(7, Some(Nanos(50)), false));
     }
 
     #[test]
@@ -542,8 +603,8 @@ mod tests {
         begin(&line, 1);
         begin(&line, 2);
         line.ask_for_end();
-        assert_eq!(end(&line), Some(Closed::Inner));
-        assert!(matches!(end(&line), Some(Closed::Measure { .. })));
+        assert_eq!(end(&line), Some(Slow::Inner));
+        assert_eq!(end(&line), measured(3, None, true));
     }
 
     #[test]
@@ -551,14 +612,14 @@ mod tests {
         let line = settled();
         begin(&line, 1);
         line.ask_to_look_around();
-        assert_eq!(end(&line), Some(Closed::Poll));
-        assert_eq!(begin(&line, 2), Some(Opened::Poll));
+        assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
+        assert_eq!(begin(&line, 2), Some(Slow::Opened));
         assert!(line.is_to_look_around());
         assert_eq!(end(&line), None);
         assert_eq!(begin(&line, 3), None);
         line.look_closer_next_time(true);
-        assert_eq!(end(&line), Some(Closed::Poll));
-        assert_eq!(begin(&line, 4), Some(Opened::Poll));
+        assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
+        assert_eq!(begin(&line, 4), Some(Slow::Opened));
         line.look_closer_next_time(false);
         assert_eq!(end(&line), None);
         assert_eq!(begin(&line, 5), None);
@@ -568,7 +629,7 @@ mod tests {
     fn an_end_wanted_too_late_asks_nothing_of_the_next_poll() {
         let line = settled();
         line.ask_for_end();
-        assert_eq!(begin(&line, 1), Some(Opened::Poll));
+        assert_eq!(begin(&line, 1), Some(Slow::Opened));
         assert_eq!(end(&line), None);
     }
 

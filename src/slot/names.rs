@@ -39,6 +39,9 @@ static TABLE: [OnceLock<&'static Node>; BUCKETS] = [const { OnceLock::new() }; B
 /// Zero means "no name".
 static NUMBERS: AtomicU32 = AtomicU32::new(1);
 
+/// The first names again, by number; more than most programs have.
+static BY_NUMBER: [OnceLock<Name>; 256] = [const { OnceLock::new() }; 256];
+
 /// The number of a name.
 ///
 /// # Cost
@@ -49,9 +52,14 @@ pub(crate) fn number(name: Name) -> u32 {
     let mut link = &TABLE[(address >> 3 ^ address >> 11) % BUCKETS];
     loop {
         let node = link.get_or_init(|| {
+            let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+            if let Some(place) = BY_NUMBER.get(number as usize) {
+                // The number is new, so the place is free.
+                place.set(name).ok();
+            }
             Box::leak(Box::new(Node {
                 name,
-                number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+                number,
                 next: OnceLock::new(),
             }))
         });
@@ -62,8 +70,21 @@ pub(crate) fn number(name: Name) -> u32 {
     }
 }
 
-/// The name with this number. Walks the whole table: for reports, not for marks.
+/// The name with this number.
+///
+/// # Cost
+///
+/// A look at the place of one of the first 255 names; for later ones, a walk through the whole table.
+#[inline]
 pub(crate) fn name(number: u32) -> Option<Name> {
+    match BY_NUMBER.get(number as usize) {
+        Some(place) => place.get().copied(),
+        None => search(number),
+    }
+}
+
+#[cold]
+fn search(number: u32) -> Option<Name> {
     TABLE
         .iter()
         .flat_map(|first| {
@@ -86,6 +107,14 @@ mod tests {
             Some(Name::Text("names::a_name_keeps_its_number"))
         );
         assert_ne!(first, 0);
+    }
+
+    #[test]
+    fn names_after_the_first_ones_are_found_too() {
+        let texts = (0..300).map(|index| &*format!("names::later {index}").leak());
+        for text in texts {
+            assert_eq!(name(number(Name::Text(text))), Some(Name::Text(text)));
+        }
     }
 
     #[test]

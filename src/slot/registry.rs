@@ -54,6 +54,7 @@ pub(crate) struct Claim {
 }
 
 const WORKER_BITS: u32 = 20;
+const WORKER_MASK: u64 = (1 << WORKER_BITS) - 1;
 
 /// Long polls kept between two ticks.
 const LONG_POLLS: usize = 8;
@@ -62,13 +63,13 @@ impl Claim {
     /// One word: zero for "drives nothing", else the runtime and the worker plus one.
     fn pack(claim: Option<Claim>) -> u64 {
         claim.map_or(0, |claim| {
-            let worker = (claim.worker as u64 + 1).min((1 << WORKER_BITS) - 1);
+            let worker = (claim.worker as u64 + 1).min(WORKER_MASK);
             claim.runtime << WORKER_BITS | worker
         })
     }
 
     fn unpack(word: u64) -> Option<Claim> {
-        let worker = word & ((1 << WORKER_BITS) - 1);
+        let worker = word & WORKER_MASK;
         (worker != 0).then(|| Claim {
             runtime: word >> WORKER_BITS,
             worker: worker as usize - 1,
@@ -149,6 +150,19 @@ impl Slot {
     pub(crate) fn claim(&self) -> Option<(Claim, Nanos)> {
         let claim = Claim::unpack(self.claim.load(Ordering::Acquire))?;
         Some((claim, Nanos(self.claimed_at.load(Ordering::Relaxed))))
+    }
+
+    /// Whether the owner last said that it drives something …
+    #[inline]
+    pub(crate) fn claims_something(&self) -> bool {
+        // Relaxed: for the owner.
+        self.claim.load(Ordering::Relaxed) & WORKER_MASK != 0
+    }
+
+    /// … and that it is the worker with this index, of whatever runtime.
+    #[inline]
+    pub(crate) fn claims_worker(&self, worker: usize) -> bool {
+        self.claim.load(Ordering::Relaxed) & WORKER_MASK == worker as u64 + 1
     }
 
     /// Says whether the owner stops driving a worker without anything to show it.
@@ -292,7 +306,7 @@ mod tests {
     #[test]
     fn a_released_slot_is_taken_again_with_its_epoch_going_on() {
         let slot = Slot::owned();
-        slot.line.push(Mark::NAME, 1);
+        slot.line.open_slowly(Mark::NAME, 1);
         slot.release();
         assert_eq!(slot.line.observe().epoch, 2, "release closes the open poll");
         assert!(slot.try_take());
