@@ -38,6 +38,9 @@ pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 /// needs a first reading.
 const SETTLING: Duration = Duration::from_secs(1);
 
+/// A worker that rests is looked at so often all the same: its time is counted, and its thread may have gone.
+const RESTS_FOR: Duration = Duration::from_millis(500);
+
 /// An undriven `current_thread` runtime looks active for ever; after this long without a sign of life
 /// it counts as idle.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(1);
@@ -101,6 +104,9 @@ struct Watchdog {
 /// One tick, as all workers share it.
 struct Round<'a> {
     due: Nanos,
+    now: Nanos,
+    /// Every worker of every runtime rested when the tick began: who drives them has not been asked.
+    all_rest: bool,
     own_wait: Option<Duration>,
     throttled: Duration,
     drivers: &'a Drivers,
@@ -126,6 +132,7 @@ struct WorkerWatch {
     slept_in: Option<(u64, SleptIn)>,
     ends: Ends,
     moved_at: Nanos,
+    looked_at: Nanos,
     ledger: Ledger,
 }
 
@@ -139,10 +146,16 @@ impl Watchdog {
     /// Looks at everything once, and says when to look again.
     fn tick(&mut self, due: Nanos) -> Duration {
         self.follow_registrations();
-        workers::collect_drivers(&mut self.drivers);
+        let now = clock::now();
+        let all_rest = self.runtimes.iter().all(|watch| watch.rests(now));
+        if !all_rest {
+            workers::collect_drivers(&mut self.drivers);
+        }
         let mut next = IDLE_TICK;
         let mut round = Round {
             due,
+            now,
+            all_rest,
             own_wait: self.own_wait.since_last_time(),
             throttled: self.quota.throttled(),
             drivers: &self.drivers,
@@ -288,10 +301,17 @@ impl RuntimeWatch {
                 slept_in: None,
                 ends: [None; 2],
                 moved_at: clock::now(),
+                looked_at: clock::now(),
                 ledger: Ledger::default(),
             })
             .collect();
         RuntimeWatch { runtime, workers }
+    }
+
+    /// Whether nothing can have happened to any worker since the last tick.
+    fn rests(&self, now: Nanos) -> bool {
+        let mut workers = self.workers.iter();
+        workers.all(|watch| watch.rests(&self.runtime, now))
     }
 
     /// Looks at all workers; returns whether any is active.
@@ -303,10 +323,14 @@ impl RuntimeWatch {
         }
         let (mut active, mut enrolled, mut all_polls) = (false, 0, true);
         for watch in workers {
-            let findings = watch.tick(runtime, round);
-            for finding in findings {
-                let news = watch.news(runtime, round.shared, finding);
-                round.news.push(news);
+            if round.all_rest || watch.rests(runtime, round.now) {
+                watch.detector.rested(round.now);
+            } else {
+                watch.looked_at = round.now;
+                for finding in watch.tick(runtime, round) {
+                    let news = watch.news(runtime, round.shared, finding);
+                    round.news.push(news);
+                }
             }
             active |= watch.is_active(runtime);
             let driver = watch.worker.driver();
@@ -321,6 +345,16 @@ impl RuntimeWatch {
 }
 
 impl WorkerWatch {
+    /// Whether the worker has been parked all the time, and nothing is waited for: then there is nothing to look
+    /// at, however many workers there are.
+    fn rests(&self, runtime: &WatchedRuntime, now: Nanos) -> bool {
+        now.since(self.looked_at) < RESTS_FOR
+            && self.worker.rests(&runtime.metrics)
+            && self.detector.is_idle()
+            && self.sampling.is_idle()
+            && self.announced.is_empty()
+    }
+
     fn tick(&mut self, runtime: &Arc<WatchedRuntime>, round: &mut Round<'_>) -> Vec<Finding> {
         self.worker.follow(runtime.id, round.drivers);
         let previous = self.detector.last();

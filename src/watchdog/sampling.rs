@@ -95,6 +95,11 @@ pub(super) struct Sampled {
 }
 
 impl Sampling {
+    /// Nothing has been asked for that is still to come.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
+
     /// The thread has taken the signal that was sent last.
     pub(super) fn is_answered(&self) -> bool {
         let pending = self.pending.as_ref();

@@ -199,6 +199,12 @@ impl Worker {
         }
     }
 
+    /// Whether nothing can have happened to the worker since the last sample: it was parked then and at the one
+    /// before, and has not woken since.
+    pub(crate) fn rests(&self, metrics: &RuntimeMetrics) -> bool {
+        self.quiet && self.last == Some(counters(metrics, self.index))
+    }
+
     /// A worker that was parked all the time needs no second look.
     fn look_at_thread(&mut self) -> Option<ThreadEvidence> {
         let (quiet, moved) = (self.quiet, self.moved);

@@ -241,6 +241,22 @@ impl Detector {
         *sample
     }
 
+    /// Whether nothing is being watched, and nothing waited for.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stretch.is_none()
+            && self.closing.is_none()
+            && self.left_behind.is_none()
+            && self.unconfirmed.is_empty()
+    }
+
+    /// Takes in a tick at which an idle worker was parked as before: the sample taken in last holds for this
+    /// moment as well.
+    pub(crate) fn rested(&mut self, at: Nanos) {
+        if let Some(last) = &mut self.last {
+            last.at = at;
+        }
+    }
+
     /// What is being watched now, by its serial.
     pub(crate) fn watches(&self) -> Option<u64> {
         self.stretch.map(|stretch| stretch.serial)
