@@ -1,0 +1,3 @@
+//! What each tool adds to a poll. To come.
+
+fn main() {}
