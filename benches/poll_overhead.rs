@@ -6,6 +6,7 @@
 //! ```
 
 mod rounds;
+mod yielding;
 
 use rounds::{Row, nanos_each};
 use std::future::Future;
@@ -19,14 +20,12 @@ use tokio_stall::{FutureExt as _, Guard, PollTiming, RuntimeBuilderExt as _};
 use tracing::Instrument as _;
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
+use yielding::{Clocked, TASKS, Yielding, nanos_a_poll};
 
 const ROUNDS: usize = 15;
 const TIME: Duration = Duration::from_millis(150);
 /// Polls in one batch: long enough for the sampled timing to be in it with its share.
 const POLLS: usize = 400_000;
-/// Polls on a worker, all tasks together, and the tasks.
-const WORKER_POLLS: usize = 3_000_000;
-const TASKS: usize = 16;
 
 const IN_A_LOOP: &[Row] = &[
     row("bare", || poll_many(Countdown(0), || {})),
@@ -198,40 +197,6 @@ fn watch(timing: PollTiming) -> Guard {
     watch
 }
 
-/// Asks to be polled again, so many times.
-struct Yielding(usize);
-
-impl Future for Yielding {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.0 == 0 {
-            return Poll::Ready(());
-        }
-        self.0 -= 1;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-pin_project_lite::pin_project! {
-    struct Clocked {
-        #[pin]
-        task: Yielding,
-    }
-}
-
-impl Future for Clocked {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let start = Instant::now();
-        let poll = self.project().task.poll(context);
-        black_box(start.elapsed());
-        poll
-    }
-}
-
 fn on_a_worker<F>(watched: bool, future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -265,22 +230,5 @@ where
 {
     let _runtime = runtime.enter();
     let _watch = watched.then(|| tokio_stall::watch().expect("nothing else is watched"));
-    // Spawned from the worker itself: the thread in `block_on` is none.
-    let work = runtime.spawn(async move {
-        let round = |polls: usize| {
-            let tasks: Vec<_> = (0..TASKS)
-                .map(|_| tokio::spawn(future(Yielding(polls / TASKS))))
-                .collect();
-            async move {
-                for task in tasks {
-                    task.await.expect("it does not panic");
-                }
-            }
-        };
-        round(WORKER_POLLS / 5).await;
-        let start = Instant::now();
-        round(WORKER_POLLS).await;
-        start.elapsed().as_nanos() as f64 / WORKER_POLLS as f64
-    });
-    vec![runtime.block_on(work).expect("it does not panic")]
+    nanos_a_poll(runtime, move |task| tokio::spawn(future(task)))
 }
