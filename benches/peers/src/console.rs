@@ -4,6 +4,8 @@
 use console_api::instrument::InstrumentRequest;
 use console_api::instrument::instrument_client::InstrumentClient;
 use console_subscriber::ConsoleLayer;
+use std::collections::HashMap;
+use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 use tracing::Subscriber;
@@ -23,25 +25,33 @@ where
     (layer, address)
 }
 
-/// The polls of all tasks, as the server tells its first client.
-pub fn polls_recorded(address: SocketAddr) -> u64 {
+/// Waits until its server has told a client of at least so many polls, of all tasks together.
+///
+/// # Panics
+///
+/// If that takes more than seconds.
+pub fn has_recorded(address: SocketAddr, at_least: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let first_update = async {
+    let mut polls = HashMap::new();
+    let told = async {
         let mut client = InstrumentClient::connect(format!("http://{address}")).await?;
         let updates = client.watch_updates(InstrumentRequest {}).await?;
-        let update = updates.into_inner().message().await?;
-        Ok::<_, Box<dyn std::error::Error>>(update.expect("an update"))
+        let mut updates = updates.into_inner();
+        // The first may come before the last spans have been looked at, and later ones are of what is new.
+        while polls.values().sum::<u64>() < at_least {
+            let update = updates.message().await?.ok_or("no further update")?;
+            let tasks = update.task_update.map(|tasks| tasks.stats_update);
+            for (task, stats) in tasks.into_iter().flatten() {
+                polls.insert(task, stats.poll_stats.map_or(0, |stats| stats.polls));
+            }
+        }
+        Ok::<_, Box<dyn Error>>(())
     };
-    let update = runtime
-        .block_on(async { tokio::time::timeout(Duration::from_secs(10), first_update).await })
-        .expect("an update within seconds")
+    runtime
+        .block_on(async { tokio::time::timeout(Duration::from_secs(10), told).await })
+        .unwrap_or_else(|_| panic!("told of {} polls only", polls.values().sum::<u64>()))
         .expect("its server answers");
-    let tasks = update.task_update.map(|tasks| tasks.stats_update);
-    let polls = tasks.iter().flat_map(|tasks| tasks.values());
-    polls
-        .filter_map(|task| Some(task.poll_stats.as_ref()?.polls))
-        .sum()
 }

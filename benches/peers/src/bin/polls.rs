@@ -112,7 +112,7 @@ const ROWS: &[Row] = &[
         let (layer, address) = console::layer();
         tracing_subscriber::registry().with(layer).init();
         let nanos = nanos_a_poll(&runtime(), tokio::spawn);
-        has_recorded(console::polls_recorded(address));
+        console::has_recorded(address, POLLS as u64);
         nanos
     }),
 ];

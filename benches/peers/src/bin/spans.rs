@@ -22,9 +22,10 @@ use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
 
 const ROUNDS: usize = 15;
-const TIME: Duration = Duration::from_millis(150);
-/// Spans entered in one batch: long enough for the sampled timing to be in it with its share.
-const SPANS: usize = 100_000;
+/// Long enough for several batches of the slowest.
+const TIME: Duration = Duration::from_millis(500);
+/// Spans entered in one batch: long enough for our sampled timing to be in it with its share.
+const SPANS: usize = 200_000;
 
 const FLOOR: &str = "registry and an empty layer";
 
@@ -105,8 +106,7 @@ const TOKIOS_SPAN: &[Row] = &[
         let (layer, address) = console::layer();
         tracing_subscriber::registry().with(layer).init();
         let nanos = enter_many(&runtime(), tokios_span);
-        let polls = console::polls_recorded(address);
-        assert!(polls >= SPANS as u64, "it has recorded {polls}");
+        console::has_recorded(address, SPANS as u64);
         nanos
     }),
 ];
