@@ -8,19 +8,16 @@ use tokio_stall::{Guard, StallReport};
 /// Long enough for a default threshold of 10 ms, however busy the machine.
 pub const STALL: Duration = Duration::from_millis(50);
 
-/// The stalls reported so far, once there is one.
+/// Waits until a stall like that is among those reported.
 ///
 /// # Panics
 ///
-/// If there is none within seconds.
-pub fn reported(watch: &Guard) -> Vec<StallReport> {
+/// If that takes more than seconds.
+pub fn has_reported(watch: &Guard, is_it: impl Fn(&StallReport) -> bool) {
     let start = Instant::now();
-    loop {
-        let stalls = watch.recent();
-        if !stalls.is_empty() {
-            return stalls;
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "no stall seen");
+    while !watch.recent().iter().any(&is_it) {
+        let seen = watch.recent();
+        assert!(start.elapsed() < Duration::from_secs(10), "{seen:#?}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -171,8 +171,7 @@ fn watched_by_us(
     runtime
         .block_on(block(Blocking))
         .expect("it does not panic");
-    let stalls = stalls::reported(&watch);
-    assert!(stalls.iter().any(is_named), "{stalls:?}");
+    stalls::has_reported(&watch, is_named);
     nanos
 }
 

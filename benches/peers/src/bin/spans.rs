@@ -184,9 +184,10 @@ where
     let _runtime = runtime.enter();
     let watch = tokio_stall::watch().expect("nothing else is watched");
     let nanos = enter_many(&runtime, span);
-    let stalls = stalls::reported(&watch);
-    // In tokio's span of this task there is the other one.
-    let mut spans = stalls.iter().filter_map(|stall| stall.span.as_deref());
-    assert!(spans.any(|span| span.ends_with(name)), "{stalls:?}");
+    // Inside tokio's span of this task there is the other one.
+    stalls::has_reported(&watch, |stall| {
+        let span = stall.span.as_deref();
+        span.is_some_and(|span| span.ends_with(name))
+    });
     nanos
 }
