@@ -6,6 +6,7 @@
 //! ```
 
 mod rounds;
+mod yielding;
 
 use rounds::{Row, nanos_each};
 use std::future::Future;
@@ -13,21 +14,19 @@ use std::hint::black_box;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::{self, Runtime};
 use tokio_metrics::TaskMonitor;
 use tokio_stall::{FutureExt as _, Guard, PollTiming, RuntimeBuilderExt as _};
 use tracing::Instrument as _;
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
+use yielding::{Clocked, TASKS, Yielding, nanos_a_poll};
 
 const ROUNDS: usize = 15;
 const TIME: Duration = Duration::from_millis(200);
 /// Polls in one batch: shorter than any threshold also where each is timed.
 const POLLS: usize = 20_000;
-/// Polls of tasks, all together, and the tasks.
-const TASK_POLLS: usize = 3_000_000;
-const TASKS: usize = 16;
 
 const IN_A_LOOP: &[Row] = &[
     row("bare", || in_a_loop(None, || Countdown(0))),
@@ -222,40 +221,6 @@ fn watched(runtime: &Runtime, name: &str, timing: PollTiming) -> Guard {
         .expect("nothing else is watched")
 }
 
-/// Asks to be polled again, so many times.
-struct Yielding(usize);
-
-impl Future for Yielding {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.0 == 0 {
-            return Poll::Ready(());
-        }
-        self.0 -= 1;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-pin_project_lite::pin_project! {
-    struct Clocked<F> {
-        #[pin]
-        inner: F,
-    }
-}
-
-impl<F: Future> Future for Clocked<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let start = Instant::now();
-        let poll = self.project().inner.poll(context);
-        black_box(start.elapsed());
-        poll
-    }
-}
-
 fn tasks<F>(watch: bool, future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -272,24 +237,5 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let _watch = watch.then(|| watched(runtime, "bench", PollTiming::default()));
-    // Spawned from the worker itself: the thread in `block_on` is none.
-    let work = runtime.spawn(async move {
-        yield_many(TASK_POLLS / 5, &future).await;
-        let start = Instant::now();
-        yield_many(TASK_POLLS, &future).await;
-        start.elapsed().as_nanos() as f64 / TASK_POLLS as f64
-    });
-    vec![runtime.block_on(work).expect("it does not panic")]
-}
-
-async fn yield_many<F>(polls: usize, future: &(impl Fn(Yielding) -> F + Sync))
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let tasks: Vec<_> = (0..TASKS)
-        .map(|_| tokio::spawn(future(Yielding(polls / TASKS))))
-        .collect();
-    for task in tasks {
-        task.await.expect("it does not panic");
-    }
+    nanos_a_poll(runtime, move |task| tokio::spawn(future(task)))
 }
