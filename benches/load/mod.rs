@@ -37,6 +37,8 @@ pub(crate) const CONNECTIONS: usize = 32;
 /// A second after its start, a detector opens the program's debug information, once. That is over by then.
 const WARM_UP: Duration = Duration::from_millis(1_500);
 pub(crate) const TIME: Duration = Duration::from_secs(1);
+/// How long after the end an answer may come.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a request that stalls holds its worker: above the default threshold, by more than the quarter from
 /// which on every stall is promised to be found.
 pub(crate) const STALL: Duration = Duration::from_millis(15);
@@ -267,7 +269,8 @@ fn drive(address: SocketAddr, warm: impl FnOnce()) -> io::Result<[f64; 4]> {
         tokio::time::sleep_until(start.into()).await;
         warm();
         for connection in connections {
-            connection.await.expect("it does not panic")?;
+            let ended = tokio::time::timeout(TIME + PATIENCE, connection).await?;
+            ended.expect("it does not panic")?;
         }
         io::Result::Ok(())
     })?;

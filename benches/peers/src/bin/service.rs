@@ -173,7 +173,7 @@ fn watched_by_us(
 }
 
 async fn monitored(State(monitor): State<TaskMonitor>, request: Request, next: Next) -> Response {
-    monitor.instrument(next.run(request)).await
+    TaskMonitor::instrument(&monitor, next.run(request)).await
 }
 
 fn recorded_by_dial9(routes: Router) -> (Vec<f64>, HashMap<String, u64>) {
