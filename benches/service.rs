@@ -81,7 +81,6 @@ const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
 }
 
 fn main() {
-    load::be_the_load_if_asked_for();
     rounds::be_the_row_asked_for(&[WITHOUT_STALLS, ONE_PERCENT, FIVE_PERCENT]);
 
     show("No request stalls", WITHOUT_STALLS, ROUNDS);

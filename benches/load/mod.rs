@@ -1,10 +1,9 @@
 //! A real axum service at saturation: what it serves, the load on it, and the figures of one round.
 //!
-//! The load is a process of its own. So the CPU time of the service's process is the service's and its watchers'
-//! alone, and a subscriber or a runtime's hook there costs the load nothing. It drives its connections from one
-//! thread, each sending its next request when the answer to the last one is complete. It is plain TCP with
-//! `httparse`: what the load spends, the service does not get, and what it does not get waters down the difference
-//! between two rows.
+//! The load is one thread of the same process, and its CPU time is taken off: with a process of its own, two CPUs
+//! answered half as many requests, and the rounds differed more. Each of its connections sends the next request when
+//! the answer to the last one is complete. It is plain TCP: what the load spends, the service does not get. It is on
+//! no runtime, since a tool that watches tokio's tasks would watch the load's, too.
 
 // Each program that includes this uses its part.
 #![allow(dead_code)]
@@ -17,17 +16,16 @@ use axum::routing::get;
 use axum::serve::ListenerExt as _;
 use axum::{Json, Router};
 use hdrhistogram::Histogram;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::future::IntoFuture as _;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tracing::{Instrument as _, info_span};
 
@@ -37,7 +35,7 @@ pub(crate) const CONNECTIONS: usize = 32;
 /// A second after its start, a detector opens the program's debug information, once. That is over by then.
 const WARM_UP: Duration = Duration::from_millis(1_500);
 pub(crate) const TIME: Duration = Duration::from_secs(1);
-/// How long after the end an answer may come.
+/// How long nothing may be answered.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a request that stalls holds its worker: above the default threshold, by more than the quarter from
 /// which on every stall is promised to be found.
@@ -48,15 +46,11 @@ pub(crate) const REQUESTS_PER_SECOND: usize = 0;
 pub(crate) const P50: usize = 1;
 pub(crate) const P99: usize = 2;
 pub(crate) const P999: usize = 3;
-/// Microseconds of CPU time for a request, of the whole process of the service.
+/// Microseconds of CPU time for a request, of the whole process but the load.
 pub(crate) const CPU: usize = 4;
 /// How many there are. A benchmark may append its own.
 pub(crate) const FIGURES: usize = 5;
 
-/// The variable that tells a process that it is the load, and on which address.
-const LOAD: &str = "TOKIO_STALL_BENCH_LOAD";
-/// What the load writes when its warm-up is over.
-const WARM: &str = "warm";
 const REQUEST: &[u8] = b"GET /orders/4711 HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\n\r\n";
 
 static SERVED: AtomicU64 = AtomicU64::new(0);
@@ -159,26 +153,10 @@ pub(crate) fn stalls_made(stalls: Stalls) -> u64 {
 /// If anything goes wrong: a request that is not answered, or a load that ends early.
 pub(crate) fn measure(runtime: &Runtime, routes: Router) -> Vec<f64> {
     let address = serve(runtime, routes).expect("a port of the loopback interface");
-    let mut load = Command::new(std::env::current_exe().expect("the path of this program"))
-        .env(LOAD, address.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("this program starts");
-    let mut lines = BufReader::new(load.stdout.take().expect("it is piped")).lines();
-    let mut line = || lines.next().expect("the load goes on").expect("text");
-
-    assert_eq!(line(), WARM);
-    let (cpu, served) = (cpu_time(), served());
-    let mut figures: Vec<f64> = line()
-        .split(' ')
-        .map(|figure| figure.parse().expect("a figure"))
-        .collect();
-    let (cpu, served) = (cpu_time() - cpu, self::served() - served);
-    assert!(load.wait().expect("it can be waited for").success());
-
-    figures.push(cpu.as_nanos() as f64 / 1e3 / served as f64);
-    assert_eq!(figures.len(), FIGURES);
-    figures
+    std::thread::spawn(move || drive(address))
+        .join()
+        .expect("it does not panic")
+        .expect("the service answers")
 }
 
 fn serve(runtime: &Runtime, routes: Router) -> io::Result<SocketAddr> {
@@ -235,84 +213,101 @@ pub(crate) fn show(
     }
 }
 
-/// What this process has spent so far, on all its threads.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(time).expect("it is not negative")
+/// What this process has spent so far on all its threads but this one, and the requests it has served.
+fn spent() -> (Duration, u64) {
+    let clock = |id| Duration::try_from(clock_gettime(id)).expect("it is not negative");
+    let this_thread = clock(ClockId::ThreadCPUTime);
+    (clock(ClockId::ProcessCPUTime) - this_thread, served())
 }
 
-/// In a process that was started to be the load, drives it and ends the process. The first thing `main` does.
-pub(crate) fn be_the_load_if_asked_for() {
-    let Ok(address) = std::env::var(LOAD) else {
-        return;
-    };
-    let address = address.parse().expect("an address");
-    let figures = drive(address, || println!("{WARM}")).expect("the service answers");
-    let figures: Vec<_> = figures.iter().map(f64::to_string).collect();
-    println!("{}", figures.join(" "));
-    std::process::exit(0);
+/// One that is kept alive, with a request under way.
+struct Connection {
+    stream: TcpStream,
+    asked: Instant,
+    answer: Vec<u8>,
 }
 
-/// Requests and their latencies, from the end of the warm-up on.
-fn drive(address: SocketAddr, warm: impl FnOnce()) -> io::Result<[f64; 4]> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let latencies = Histogram::new(3).expect("three digits are allowed");
-    let latencies = Arc::new(Mutex::new(latencies));
-    let start = Instant::now() + WARM_UP;
-    let connections: Vec<_> = (0..CONNECTIONS)
-        .map(|_| {
-            let latencies = latencies.clone();
-            runtime.spawn(one_connection(address, start, latencies))
+impl Connection {
+    fn open(address: SocketAddr) -> io::Result<Connection> {
+        let stream = std::net::TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Connection {
+            stream: TcpStream::from_std(stream),
+            asked: Instant::now(),
+            answer: Vec::with_capacity(4096),
         })
-        .collect();
-    runtime.block_on(async {
-        tokio::time::sleep_until(start.into()).await;
-        warm();
-        for connection in connections {
-            let ended = tokio::time::timeout(TIME + PATIENCE, connection).await?;
-            ended.expect("it does not panic")?;
+    }
+
+    fn ask(&mut self) -> io::Result<()> {
+        self.asked = Instant::now();
+        self.answer.clear();
+        self.stream.write_all(REQUEST)
+    }
+
+    /// Reads what is there. When that completes the answer: how long it took.
+    fn hear(&mut self) -> io::Result<Option<Duration>> {
+        let mut part = [0; 4096];
+        while !is_complete(&self.answer)? {
+            match self.stream.read(&mut part) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.answer.extend_from_slice(&part[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
-        io::Result::Ok(())
-    })?;
-    let latencies = latencies.lock().expect("nobody panicked");
+        Ok(Some(self.asked.elapsed()))
+    }
+}
+
+/// The figures, from the end of the warm-up on.
+fn drive(address: SocketAddr) -> io::Result<Vec<f64>> {
+    let mut poll = Poll::new()?;
+    let mut events = Events::with_capacity(CONNECTIONS);
+    let mut connections = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut connection = Connection::open(address)?;
+        poll.registry()
+            .register(&mut connection.stream, Token(number), Interest::READABLE)?;
+        connection.ask()?;
+        connections.push(connection);
+    }
+    let mut latencies = Histogram::<u64>::new(3).expect("three digits are allowed");
+    let start = Instant::now() + WARM_UP;
+    let mut before = None;
+    while start.elapsed() < TIME {
+        poll.poll(&mut events, Some(PATIENCE))?;
+        if events.is_empty() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        for event in &events {
+            let connection = &mut connections[event.token().0];
+            let Some(took) = connection.hear()? else {
+                continue;
+            };
+            if connection.asked >= start {
+                latencies
+                    .record(took.as_nanos() as u64)
+                    .expect("it grows with them");
+            }
+            connection.ask()?;
+        }
+        if before.is_none() && Instant::now() >= start {
+            before = Some(spent());
+        }
+    }
+    let ((cpu_before, served_before), (cpu, served)) = (before.expect("it was warm"), spent());
+    let cpu = (cpu - cpu_before).as_nanos() as f64 / 1e3;
     let micros = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
-    Ok([
+    let figures = vec![
         latencies.len() as f64 / TIME.as_secs_f64(),
         micros(0.5),
         micros(0.99),
         micros(0.999),
-    ])
-}
-
-async fn one_connection(
-    address: SocketAddr,
-    start: Instant,
-    latencies: Arc<Mutex<Histogram<u64>>>,
-) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let mut answer = Vec::with_capacity(4096);
-    loop {
-        let asked = Instant::now();
-        if asked > start + TIME {
-            return Ok(());
-        }
-        stream.write_all(REQUEST).await?;
-        answer.clear();
-        while !is_complete(&answer)? {
-            if stream.read_buf(&mut answer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        if asked >= start {
-            let took = asked.elapsed().as_nanos() as u64;
-            latencies
-                .lock()
-                .expect("nobody panicked")
-                .record(took)
-                .expect("it grows");
-        }
-    }
+        cpu / (served - served_before) as f64,
+    ];
+    assert_eq!(figures.len(), FIGURES);
+    Ok(figures)
 }
 
 fn is_complete(answer: &[u8]) -> io::Result<bool> {

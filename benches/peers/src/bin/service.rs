@@ -125,7 +125,6 @@ const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
 }
 
 fn main() {
-    load::be_the_load_if_asked_for();
     rounds::be_the_row_asked_for(&[ROWS]);
     let table = rounds::measure_in_turn(ROWS, ROUNDS);
     println!(
