@@ -1,0 +1,164 @@
+//! What watching costs a whole service: axum over loopback TCP with keep-alive at saturation, watched and unwatched
+//! in turn, while nothing stalls and while one in a hundred or in twenty requests does.
+//!
+//! ```text
+//! cargo bench --bench service
+//! cargo bench --bench service --features prometheus    # with a row for metrics
+//! ```
+//!
+//! At saturation the requests per second are shared out between the service and its load, so they show less of a
+//! difference than the CPU time per request does, which is the service's alone and also less noisy.
+
+mod load;
+mod rounds;
+
+use axum::Router;
+use load::Stalls;
+use rounds::Row;
+use std::time::{Duration, Instant};
+use tokio_stall::Guard;
+use tracing_subscriber::layer::Identity;
+use tracing_subscriber::prelude::*;
+
+/// Of rows without stalls, where a percent is to be told; and of the others.
+const ROUNDS: usize = 12;
+const ROUNDS_WITH_STALLS: usize = 5;
+
+/// How many stalls the detector has found of a hundred that were made; of a row that is not watched, none.
+const FOUND: usize = load::FIGURES;
+
+macro_rules! rows {
+    ($share:literal, $stalls:expr) => {
+        &[
+            row(concat!("unwatched", $share), || {
+                unwatched(load::routes($stalls))
+            }),
+            row(concat!("**`watch()`**", $share), || {
+                watched($stalls, load::routes($stalls))
+            }),
+            row(
+                concat!("unwatched, a span for each request", $share),
+                || {
+                    tracing_subscriber::registry().with(Identity::new()).init();
+                    unwatched(load::routes_in_spans($stalls))
+                },
+            ),
+            row(
+                concat!(
+                    "**`watch()` and `layer()`**, a span for each request",
+                    $share
+                ),
+                || {
+                    tracing_subscriber::registry()
+                        .with(tokio_stall::layer())
+                        .init();
+                    watched($stalls, load::routes_in_spans($stalls))
+                },
+            ),
+            #[cfg(feature = "prometheus")]
+            row(
+                concat!("the same, **with a Prometheus exporter**", $share),
+                || {
+                    export_to_prometheus();
+                    tracing_subscriber::registry()
+                        .with(tokio_stall::layer())
+                        .init();
+                    watched($stalls, load::routes_in_spans($stalls))
+                },
+            ),
+        ]
+    };
+}
+
+const WITHOUT_STALLS: &[Row] = rows!("", Stalls::None);
+const ONE_PERCENT: &[Row] = rows!(", 1 %", Stalls::OneIn(100));
+const FIVE_PERCENT: &[Row] = rows!(", 5 %", Stalls::OneIn(20));
+/// By row, the place of the one that it is compared with.
+const BASES: &[usize] = &[0, 0, 2, 2, 2];
+
+const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
+    Row { name, measure }
+}
+
+fn main() {
+    rounds::be_the_row_asked_for(&[WITHOUT_STALLS, ONE_PERCENT, FIVE_PERCENT]);
+
+    show("No request stalls", WITHOUT_STALLS, ROUNDS);
+    let stall = format!("block their worker for {} ms", load::STALL.as_millis());
+    println!();
+    show(
+        &format!("1 % of the requests {stall}"),
+        ONE_PERCENT,
+        ROUNDS_WITH_STALLS,
+    );
+    println!();
+    show(
+        &format!("5 % of the requests {stall}"),
+        FIVE_PERCENT,
+        ROUNDS_WITH_STALLS,
+    );
+}
+
+fn show(title: &str, rows: &[Row], rounds: usize) {
+    let table = rounds::measure_in_turn(rows, rounds);
+    println!("{title} ({rounds} rounds: median and quartiles):\n");
+    load::show(&table, rows, BASES, &["stalls found, %"], |row| {
+        let found = table.figure(row.name, FOUND);
+        vec![if found.median.is_nan() {
+            "–".to_owned()
+        } else {
+            found.show(1)
+        }]
+    });
+}
+
+fn unwatched(routes: Router) -> Vec<f64> {
+    let mut figures = load::measure(&load::runtime(), routes);
+    figures.push(f64::NAN);
+    figures
+}
+
+fn watched(stalls: Stalls, routes: Router) -> Vec<f64> {
+    let runtime = load::runtime();
+    let entered = runtime.enter();
+    let watch = tokio_stall::watch().expect("nothing else is watched");
+    drop(entered);
+    let mut figures = load::measure(&runtime, routes);
+    figures.push(found(&watch, load::stalls_made(stalls)));
+    figures
+}
+
+/// The percentage found of the stalls made.
+///
+/// # Panics
+///
+/// If it has found none, or if it has found one where none was made: then it was not at work.
+fn found(watch: &Guard, made: u64) -> f64 {
+    // The last one is counted when the reporter comes to it.
+    let counted = || {
+        let runtimes = watch.status().runtimes;
+        runtimes
+            .iter()
+            .map(|runtime| runtime.stalls + runtime.likely_stalls)
+            .sum::<u64>()
+    };
+    let patience = Instant::now() + Duration::from_millis(200);
+    while Instant::now() < patience && (made == 0 || counted() < made) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let found = counted();
+    if made == 0 {
+        assert_eq!(found, 0, "{:?}", watch.recent());
+        return f64::NAN;
+    }
+    assert!(found > 0, "{made} stalls were made");
+    found as f64 / made as f64 * 100.0
+}
+
+#[cfg(feature = "prometheus")]
+fn export_to_prometheus() {
+    use tokio_stall::prometheus::{self, PrometheusBuilder};
+
+    let builder = PrometheusBuilder::new().with_http_listener(([127, 0, 0, 1], 0));
+    prometheus::install(builder).expect("nothing else exports");
+}
