@@ -54,7 +54,9 @@ mod linux {
     /// A started report may be off from the true start by so much and still be of that stall.
     const SLACK: Duration = TICK;
 
-    #[derive(Clone, Copy, PartialEq)]
+    const SHARES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
+
+    #[derive(Clone, Copy)]
     enum Kind {
         Asleep,
         Computing,
@@ -159,13 +161,13 @@ mod linux {
     fn print_found(table: &Table) {
         println!("Stalls of {SURE} thresholds or more, and shorter ones:\n");
         println!(
-            "| stalls | ≥ {SURE}: made | told of while they lasted | afterwards | missed | < {SURE}: made | told of | missed | only \"likely\" | in several pieces | false alarms |"
+            "| stalls | ≥ {SURE}: made | told of while they lasted | afterwards | missed | < {SURE}: made | told of | missed | longest missed, thresholds | only \"likely\" | in several pieces | false alarms | watchdog's own longest lateness, ms |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
         for row in ROWS {
             let count = |figure| table.figure(row.name, figure).median;
             println!(
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {:.2} | {} | {} | {} | {:.1} |",
                 row.name,
                 count(Figure::LONG),
                 count(Figure::LASTING),
@@ -174,9 +176,11 @@ mod linux {
                 count(Figure::SHORT),
                 count(Figure::SHORT) - count(Figure::SHORT_MISSED),
                 count(Figure::SHORT_MISSED),
+                count(Figure::LONGEST_MISSED),
                 count(Figure::LIKELY),
                 count(Figure::PIECES),
                 count(Figure::FALSE_ALARMS),
+                count(Figure::WATCHDOG),
             );
         }
     }
@@ -187,10 +191,16 @@ mod linux {
             2 * TICK
         );
         println!(
-            "| stalls | p50 | p90 | p99 | longest | later than two ticks |\n|---|---|---|---|---|---|"
+            "| stalls | p50 | p90 | p99 | longest | later than two ticks | until the watchdog has decided: p50 | p90 | p99 | longest |\n|---|---|---|---|---|---|---|---|---|---|"
         );
         for row in ROWS {
-            print_percentiles(table, row.name, Figure::LATENCY, Figure::LATE);
+            println!(
+                "| {} | {} | {} | {} |",
+                row.name,
+                percentiles(table, row.name, Figure::LATENCY),
+                table.figure(row.name, Figure::LATE).median,
+                percentiles(table, row.name, Figure::DECIDED)
+            );
         }
     }
 
@@ -200,27 +210,26 @@ mod linux {
             "| stalls | p50 | p90 | p99 | largest | more than a tick |\n|---|---|---|---|---|---|"
         );
         for row in ROWS {
-            print_percentiles(table, row.name, Figure::ERROR, Figure::WRONG);
+            println!(
+                "| {} | {} | {} |",
+                row.name,
+                percentiles(table, row.name, Figure::ERROR),
+                table.figure(row.name, Figure::WRONG).median
+            );
         }
     }
 
-    fn print_percentiles(table: &Table, row: &str, first: usize, beyond: usize) {
-        let at = |place| {
-            let millis = table.figure(row, first + place).median;
+    /// Four columns: half, 90 and 99 of 100, and all.
+    fn percentiles(table: &Table, row: &str, first: usize) -> String {
+        let columns = (first..first + SHARES.len()).map(|figure| {
+            let millis = table.figure(row, figure).median;
             if millis.is_nan() {
                 "–".to_owned()
             } else {
                 format!("{millis:.2}")
             }
-        };
-        let beyond = table.figure(row, beyond).median;
-        println!(
-            "| {row} | {} | {} | {} | {} | {beyond} |",
-            at(0),
-            at(1),
-            at(2),
-            at(3)
-        );
+        });
+        columns.collect::<Vec<_>>().join(" | ")
     }
 
     fn print_control(table: &Table) {
@@ -262,6 +271,10 @@ mod linux {
         const LATE: usize = 13;
         const ERROR: usize = 14;
         const WRONG: usize = 18;
+        const LONGEST_MISSED: usize = 19;
+        const DECIDED: usize = 20;
+        const WATCHDOG: usize = 24;
+        const COUNT: usize = 25;
     }
 
     /// A stall, as the code that made it knows it.
@@ -278,6 +291,8 @@ mod linux {
     /// All reports of one stall, as they were heard.
     struct Heard {
         first_at: Instant,
+        /// When the watchdog had seen enough for the first report.
+        decided_at: Instant,
         /// The newest.
         report: StallReport,
         start: Instant,
@@ -289,15 +304,15 @@ mod linux {
     impl Ear {
         fn hear(&self, report: &StallReport) {
             let now = Instant::now();
-            let mut heard = self.0.lock();
-            let first_at = heard.get(&report.id).map_or(now, |first| first.first_at);
             let ago = SystemTime::now().duration_since(report.started_at);
             let start = now - ago.unwrap_or_default();
-            let report = report.clone();
+            let mut heard = self.0.lock();
+            let first = heard.get(&report.id);
             let newest = Heard {
-                first_at,
-                report,
+                first_at: first.map_or(now, |first| first.first_at),
+                decided_at: first.map_or(start + report.duration, |first| first.decided_at),
                 start,
+                report: report.clone(),
             };
             heard.insert(newest.report.id, newest);
         }
@@ -323,8 +338,12 @@ mod linux {
             })
             .collect();
         std::thread::sleep(LAST_WORDS);
-        assert_eq!(watch.status().dropped_reports, 0, "the callback is quick");
-        judge(&made, &std::mem::take(&mut ear.0.lock()))
+        let status = watch.status();
+        assert_eq!(status.dropped_reports, 0, "the callback is quick");
+        let mut figures = judge(&made, &std::mem::take(&mut ear.0.lock()));
+        let lateness = status.watchdog_lateness;
+        figures[Figure::WATCHDOG] = lateness.map_or(0.0, |late| millis(late.longest));
+        figures
     }
 
     fn runtime() -> Runtime {
@@ -454,9 +473,9 @@ mod linux {
             }
         }
 
-        let mut figures = vec![0.0; Figure::WRONG + 1];
+        let mut figures = vec![0.0; Figure::COUNT];
         figures[Figure::FALSE_ALARMS] = f64::from(false_alarms);
-        let (mut latencies, mut errors) = (Vec::new(), Vec::new());
+        let (mut latencies, mut decisions, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (stall, told) in made.iter().zip(&told) {
             let is_long = stall.asked >= THRESHOLD.mul_f64(SURE);
             figures[if is_long { Figure::LONG } else { Figure::SHORT }] += 1.0;
@@ -466,13 +485,8 @@ mod linux {
                 } else {
                     Figure::SHORT_MISSED
                 }] += 1.0;
-                if is_long {
-                    eprintln!(
-                        "missed: asked for {:?}, took {:?}",
-                        stall.asked,
-                        stall.end - stall.start
-                    );
-                }
+                let missed = stall.asked.div_duration_f64(THRESHOLD);
+                figures[Figure::LONGEST_MISSED] = figures[Figure::LONGEST_MISSED].max(missed);
                 continue;
             };
             if is_long {
@@ -490,6 +504,11 @@ mod linux {
             let latency = first.first_at.saturating_duration_since(stall.crossed);
             figures[Figure::LATE] += f64::from(latency > 2 * TICK);
             latencies.push(millis(latency));
+            // A report that came when all was over does not tell when that was decided.
+            if first.first_at < stall.end {
+                let decided = first.decided_at.saturating_duration_since(stall.crossed);
+                decisions.push(millis(decided));
+            }
             let longest = told.iter().map(|heard| heard.report.duration).max();
             let error = longest
                 .unwrap_or_default()
@@ -497,9 +516,14 @@ mod linux {
             figures[Figure::WRONG] += f64::from(error > TICK);
             errors.push(millis(error));
         }
-        for (first, mut values) in [(Figure::LATENCY, latencies), (Figure::ERROR, errors)] {
+        let all = [
+            (Figure::LATENCY, latencies),
+            (Figure::DECIDED, decisions),
+            (Figure::ERROR, errors),
+        ];
+        for (first, mut values) in all {
             values.sort_by(f64::total_cmp);
-            for (place, share) in [0.5, 0.9, 0.99, 1.0].into_iter().enumerate() {
+            for (place, share) in SHARES.into_iter().enumerate() {
                 figures[first + place] = if values.is_empty() {
                     f64::NAN
                 } else {
