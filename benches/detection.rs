@@ -34,7 +34,7 @@ mod linux {
     use tokio_stall::{Builder, Certainty, FutureExt as _, Guard, StallReport};
 
     /// Stalls in each row.
-    const STALLS: usize = 100;
+    const STALLS: usize = 70;
     const THRESHOLD: Duration = Builder::DEFAULT_THRESHOLD;
     /// The detector's own choice at this threshold.
     const TICK: Duration = Duration::from_millis(THRESHOLD.as_millis() as u64 / 2);
@@ -46,11 +46,13 @@ mod linux {
     const GAP: Duration = Duration::from_millis(15);
     const GAP_SPREAD: Duration = Duration::from_millis(25);
     /// Until threads are known and the detector has come to rest.
-    const SETTLE: Duration = Duration::from_millis(1_500);
+    const SETTLE: Duration = Duration::from_millis(1_200);
     /// The last reports are waited for.
     const LAST_WORDS: Duration = Duration::from_millis(500);
     /// How long honest work is watched.
     const CONTROL: Duration = Duration::from_secs(20);
+    /// And the parts of it that have most in common with a stall.
+    const SHORT_CONTROL: Duration = Duration::from_secs(5);
     /// A started report may be off from the true start by so much and still be of that stall.
     const SLACK: Duration = TICK;
 
@@ -134,9 +136,45 @@ mod linux {
         }),
     ];
 
+    /// What holds no worker, however long it goes on.
+    #[derive(Clone, Copy)]
+    enum Work {
+        /// Polls of a millisecond: as many in a row as a worker makes before it says that it has made any.
+        Rows,
+        Yields,
+        Timers,
+        SpawnBlocking,
+        BlockInPlace,
+    }
+
+    const ALL: &[Work] = &[
+        Work::Rows,
+        Work::Yields,
+        Work::Timers,
+        Work::SpawnBlocking,
+        Work::BlockInPlace,
+    ];
+    const ROWS_AND_IN_PLACE: &[Work] = &[Work::Rows, Work::BlockInPlace];
+
     const CONTROLS: &[Row] = &[
-        row("honest work, quiet", || honest_work(Serving)),
-        row("honest work, load ×2", || honest_work(Loaded(2))),
+        row("all of it, half of it marked", || {
+            honest_work(ALL, &[Watched, Unmarked], Serving, CONTROL)
+        }),
+        row("the same, load ×2", || {
+            honest_work(ALL, &[Watched, Unmarked], Loaded(2), CONTROL)
+        }),
+        row("rows of polls, marked", || {
+            honest_work(&[Work::Rows], &[Watched], Idle, SHORT_CONTROL)
+        }),
+        row("rows of polls, unmarked", || {
+            honest_work(&[Work::Rows], &[Unmarked], Idle, SHORT_CONTROL)
+        }),
+        row("rows and `block_in_place`, marked", || {
+            honest_work(ROWS_AND_IN_PLACE, &[Watched], Idle, SHORT_CONTROL)
+        }),
+        row("rows and `block_in_place`, unmarked", || {
+            honest_work(ROWS_AND_IN_PLACE, &[Unmarked], Idle, SHORT_CONTROL)
+        }),
     ];
 
     const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
@@ -566,20 +604,27 @@ mod linux {
         }
     }
 
-    fn honest_work(scene: Scene) -> Vec<f64> {
+    fn honest_work(kinds: &[Work], marks: &[Mark], scene: Scene, time: Duration) -> Vec<f64> {
         let runtime = runtime();
         let (watch, ear) = watch(&runtime);
         let _load = begin(scene, runtime.handle());
         std::thread::sleep(SETTLE);
         let honest = Arc::new(Honest::default());
         let start = Instant::now();
-        let until = start + CONTROL;
-        runtime.block_on(async {
-            let kinds = work(&honest, until);
-            for task in kinds {
-                task.await.expect("it does not panic");
+        let until = start + time;
+        let kinds = kinds
+            .iter()
+            .flat_map(|kind| marks.iter().map(move |mark| (*kind, mark)));
+        let tasks = kinds.map(|(kind, mark)| {
+            let work = work(kind, honest.clone(), until);
+            match mark {
+                Watched => runtime.spawn(work.watched(kind.name())),
+                Unmarked => runtime.spawn(work),
             }
         });
+        for task in tasks.collect::<Vec<_>>() {
+            runtime.block_on(task).expect("it does not panic");
+        }
         let took = start.elapsed();
         std::thread::sleep(LAST_WORDS);
         assert_eq!(watch.status().dropped_reports, 0, "the callback is quick");
@@ -600,70 +645,45 @@ mod linux {
         ]
     }
 
-    /// One task of each kind, marked and unmarked. None holds its worker for long.
-    fn work(honest: &Arc<Honest>, until: Instant) -> Vec<tokio::task::JoinHandle<()>> {
-        let mut tasks = Vec::new();
-        let going_on = move || Instant::now() < until;
+    impl Work {
+        fn name(self) -> &'static str {
+            match self {
+                Work::Rows => "rows",
+                Work::Yields => "yields",
+                Work::Timers => "timers",
+                Work::SpawnBlocking => "spawn_blocking",
+                Work::BlockInPlace => "block_in_place",
+            }
+        }
+    }
 
-        // As many polls of a millisecond as a worker makes before it says that it has made any, then a pause.
-        let rows = || {
-            let honest = honest.clone();
-            async move {
-                while going_on() {
-                    for _ in 0..61 {
+    async fn work(kind: Work, honest: Arc<Honest>, until: Instant) {
+        let pause = |millis| tokio::time::sleep(Duration::from_millis(millis));
+        while Instant::now() < until {
+            match kind {
+                Work::Rows => {
+                    for _ in 0..Builder::DEFAULT_EVENT_INTERVAL {
                         honest.poll();
                         tokio::task::yield_now().await;
                     }
-                    tokio::time::sleep(Duration::from_millis(40)).await;
+                    pause(40).await;
+                }
+                Work::Yields => {
+                    for _ in 0..1_000 {
+                        tokio::task::yield_now().await;
+                    }
+                    pause(5).await;
+                }
+                Work::Timers => pause(3).await,
+                Work::SpawnBlocking => {
+                    let slept = tokio::task::spawn_blocking(|| std::thread::sleep(3 * THRESHOLD));
+                    slept.await.expect("it does not panic");
+                }
+                Work::BlockInPlace => {
+                    tokio::task::block_in_place(|| std::thread::sleep(3 * THRESHOLD));
+                    pause(25).await;
                 }
             }
-        };
-        tasks.extend([tokio::spawn(rows()), tokio::spawn(rows().watched("rows"))]);
-
-        let storm = || async move {
-            while going_on() {
-                for _ in 0..1_000 {
-                    tokio::task::yield_now().await;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tasks.extend([
-            tokio::spawn(storm()),
-            tokio::spawn(storm().watched("storm")),
-        ]);
-
-        let timers = || async move {
-            while going_on() {
-                tokio::time::sleep(Duration::from_millis(3)).await;
-            }
-        };
-        tasks.extend([
-            tokio::spawn(timers()),
-            tokio::spawn(timers().watched("timers")),
-        ]);
-
-        let elsewhere = || async move {
-            while going_on() {
-                let slept = tokio::task::spawn_blocking(|| std::thread::sleep(3 * THRESHOLD));
-                slept.await.expect("it does not panic");
-            }
-        };
-        tasks.extend([
-            tokio::spawn(elsewhere()),
-            tokio::spawn(elsewhere().watched("elsewhere")),
-        ]);
-
-        let in_place = || async move {
-            while going_on() {
-                tokio::task::block_in_place(|| std::thread::sleep(3 * THRESHOLD));
-                tokio::time::sleep(Duration::from_millis(25)).await;
-            }
-        };
-        tasks.extend([
-            tokio::spawn(in_place()),
-            tokio::spawn(in_place().watched("in place")),
-        ]);
-        tasks
+        }
     }
 }
