@@ -404,6 +404,7 @@ mod linux {
 
     /// Tasks that wait: one in ten for a timer, the others for nothing.
     fn leave_waiting(runtime: &Handle, tasks: usize) {
+        let _timers = runtime.enter();
         for number in 0..tasks {
             if number % 10 == 0 {
                 runtime.spawn(tokio::time::sleep(Duration::from_secs(3_600)));
