@@ -95,6 +95,8 @@ pub(super) struct Interval {
     /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
     pub(super) host: Duration,
     pub(super) split: TimeSplit,
+    /// For so long, up to its end, the thread has been in a sleep that it is still in, where that is known.
+    pub(super) last_sleep: Option<Duration>,
 }
 
 impl Interval {
@@ -120,6 +122,7 @@ impl Interval {
             length,
             host,
             split,
+            last_sleep: last_sleep(last, sample, length - host),
         }
     }
 
@@ -214,6 +217,18 @@ fn threads(last: &Sample, sample: &Sample) -> Threads {
         (None, None) => Threads::Unknown,
         _ => Threads::Other,
     }
+}
+
+/// How long the thread has been asleep, if it was on a CPU at the last sample and has not been put on one since: it
+/// went on computing there, and then fell asleep once.
+fn last_sleep(last: &Sample, sample: &Sample, awake_or_asleep: Duration) -> Option<Duration> {
+    let Threads::Same(before, now) = threads(last, sample) else {
+        return None;
+    };
+    let once = before.state == ThreadState::OnCpu
+        && matches!(now.state, ThreadState::Asleep(_))
+        && before.runs == now.runs;
+    once.then(|| awake_or_asleep.saturating_sub(now.cpu.saturating_sub(before.cpu)))
 }
 
 /// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for

@@ -114,7 +114,12 @@ impl Stretch {
             .and_then(|slot| slot.allowed_until)
             .filter(|until| *until > measured.unwrap_or(not_before));
         let exact = resumed.or(measured);
-        let latest = exact.unwrap_or(sample.at);
+        // A marked poll in which the thread is asleep began before the sleep did.
+        let asleep = match held_by {
+            HeldBy::Poll(_) => interval.and_then(|interval| interval.last_sleep),
+            _ => None,
+        };
+        let latest = exact.unwrap_or(sample.at.minus(asleep.unwrap_or_default()));
         // What happened before the last sample, or before the first, is not known to be the code's doing.
         let age = sample.at.since(latest);
         let (blamed, split) = match interval {

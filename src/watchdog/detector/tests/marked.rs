@@ -29,6 +29,33 @@ fn an_untimed_poll_is_certain_once_its_shortest_length_reaches_the_threshold() {
 }
 
 #[test]
+fn a_sleep_that_began_before_the_first_look_counts_from_its_beginning() {
+    let first_looks = |runs: u64| {
+        let mut world = World::parked().wake();
+        world.compute(ms(5));
+        world.begin_poll(None);
+        world.thread.as_mut().unwrap().runs += runs;
+        assert_eq!(world.fall_asleep(ms(1), ms(4)), []);
+        assert_eq!(world.pass(ms(5)), []);
+        let poll = world.slot().poll();
+        world.end_poll(Some(at(17)));
+        world.publish(ms(17));
+        world.ends = [Some((poll, at(17))), None];
+        let now = world.compute(ms(5));
+        world.publish(ms(5));
+        (now, world.compute(ms(5)))
+    };
+    let (now, next) = first_looks(0);
+    let stall = ended(&now)
+        .or_else(|| ended(&next))
+        .expect("11 ms asleep for sure");
+    assert_eq!(stall.certainty, Certainty::Certain);
+    // Where it has been put on a CPU in between, it may have slept twice, the first time in another poll.
+    let (now, next) = first_looks(1);
+    assert_eq!((now, next), (Findings::new(), Findings::new()));
+}
+
+#[test]
 fn a_stall_is_announced_again_at_doubling_ages_and_milestones_and_closed_exactly() {
     let mut world = World::polling_since(5);
     let mut announced = Vec::new();

@@ -142,6 +142,14 @@ impl World {
         self.pass(time)
     }
 
+    /// Time passes in which the thread computes and then falls asleep, once.
+    fn fall_asleep(&mut self, computing: Duration, asleep: Duration) -> Findings {
+        let thread = self.thread.as_mut().expect("the thread is known");
+        thread.cpu += computing;
+        thread.state = ThreadState::Asleep(Some(CALL));
+        self.pass(computing + asleep)
+    }
+
     /// Time passes in which the thread would run and has no CPU.
     fn starve(&mut self, time: Duration) -> Findings {
         self.thread.as_mut().expect("the thread is known").state = ThreadState::Waiting;
