@@ -145,6 +145,8 @@ struct Closing {
     not_after: Nanos,
 }
 
+/// Ticks may be closer together than they should by one part in so many.
+const JITTER: u32 = 16;
 /// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
 const STANDS_OUT: u32 = 4;
 /// … and have been seen at this many ticks.
@@ -401,17 +403,19 @@ impl Detector {
     /// How sure a stall going on is; `None` if there is none.
     fn certainty(&self) -> Option<Certainty> {
         let stretch = self.stretch.as_ref()?;
-        let threshold = self.rules.threshold;
         let said = stretch.announced.map(|announced| announced.certainty);
         let now = match stretch.held_by {
             _ if stretch.shown == Some(Shown::MovedAway) => None,
             HeldBy::CountedOut => Some(Certainty::Certain),
             // A poll seen for the first time may have left its worker just before.
             HeldBy::Poll(_) => {
-                (stretch.blamed >= threshold && stretch.ticks >= 2).then_some(Certainty::Certain)
+                let long = stretch.blamed >= self.enough(stretch) && stretch.ticks >= 2;
+                long.then_some(Certainty::Certain)
             }
             HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
-            HeldBy::Unmarked(_) if stretch.one_sleep() >= threshold || self.counted_out() => {
+            HeldBy::Unmarked(_)
+                if stretch.one_sleep() >= self.enough(stretch) || self.counted_out() =>
+            {
                 Some(Certainty::Certain)
             }
             // A sleep that has outlasted a tick is about to prove itself.
@@ -419,6 +423,19 @@ impl Detector {
             HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
         };
         now.max(said)
+    }
+
+    /// How long a stretch must have been seen to be a stall: for the threshold. Where it began is between two
+    /// ticks, it is older than it has been seen, and two ticks that are a little close together do.
+    fn enough(&self, stretch: &Stretch) -> Duration {
+        let Rules {
+            threshold, tick, ..
+        } = self.rules;
+        if stretch.earliest == stretch.latest {
+            threshold
+        } else {
+            threshold - tick.min(threshold) / JITTER
+        }
     }
 
     /// Whether the worker is surely being driven: always on a multi-thread runtime, else by a stack.
@@ -467,7 +484,7 @@ impl Detector {
             measured?;
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
-            if stretch.blamed >= self.rules.threshold {
+            if stretch.blamed >= self.enough(&stretch) {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
                 self.unconfirmed
                     .push(Unconfirmed::new(stall, stretch.busy_before));

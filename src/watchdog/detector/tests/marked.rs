@@ -29,6 +29,32 @@ fn an_untimed_poll_is_certain_once_its_shortest_length_reaches_the_threshold() {
 }
 
 #[test]
+fn two_ticks_a_little_close_together_are_a_threshold_where_the_start_is_not_known() {
+    // The world's clock goes in whole milliseconds, so everything is a hundred times as long.
+    let long = |ticks: [u64; 2], started: Option<Nanos>| {
+        let mut world = World::parked().wake();
+        world.detector = Detector::new(Rules {
+            threshold: THRESHOLD * 100,
+            tick: TICK * 100,
+            ..rules()
+        });
+        world.compute(ms(500));
+        world.begin_poll(started);
+        world.compute(ms(500));
+        let mut findings = world.compute(ms(ticks[0]));
+        findings.extend(world.compute(ms(ticks[1])));
+        began(&findings).is_some()
+    };
+    assert!(long([495, 497], None));
+    assert!(!long([480, 480], None));
+    assert!(
+        !long([199, 300], Some(at(501))),
+        "a start that is known is exact"
+    );
+    assert!(long([200, 301], Some(at(501))));
+}
+
+#[test]
 fn a_sleep_that_began_before_the_first_look_counts_from_its_beginning() {
     let first_looks = |runs: u64| {
         let mut world = World::parked().wake();
