@@ -115,8 +115,8 @@ pub(crate) struct Detector {
     stretch: Option<Stretch>,
     /// How many there have been.
     stretches: u64,
-    /// An announced poll that has just ended.
-    closing: Option<Closing>,
+    /// An announced poll that has just ended. Boxed: rare, and large.
+    closing: Option<Box<Closing>>,
     /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
     left_behind: Option<PollKey>,
     /// How long the counters have not moved.
@@ -180,7 +180,7 @@ impl Detector {
         let held_by = |stretch: Option<Stretch>| stretch.map(|stretch| stretch.held_by);
         let poll = Some(HeldBy::Poll(poll));
         held_by(self.stretch) == poll
-            || held_by(self.closing.map(|closing| closing.stretch)) == poll
+            || held_by(self.closing.as_ref().map(|closing| closing.stretch)) == poll
     }
 
     /// Takes in one tick's sample.
@@ -472,12 +472,12 @@ impl Detector {
             let end = measured.unwrap_or(middle(last_seen, sample.at).0);
             stretch.add_tail(end.since(last_seen), interval);
             if let Some(certainty) = said {
-                self.closing = Some(Closing {
+                self.closing = Some(Box::new(Closing {
                     stretch,
                     certainty,
                     not_before: last_seen,
                     not_after: sample.at,
-                });
+                }));
                 return measured.and_then(|_| self.close(sample));
             }
             // It ended between two ticks. Blame it for the rest only as far as the host allows.
