@@ -323,7 +323,8 @@ impl Line {
     /// Enters a region whose blocking is allowed; regions nest.
     pub(crate) fn allow(&self) {
         let depth = self.stamps.allowed.load(Ordering::Relaxed);
-        self.stamps.allowed.store(depth + 1, Ordering::Release);
+        // Relaxed: nothing is published with it.
+        self.stamps.allowed.store(depth + 1, Ordering::Relaxed);
     }
 
     /// Leaves the region.

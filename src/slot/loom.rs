@@ -65,7 +65,8 @@ fn names_belong_to_the_poll_they_are_read_with() {
         },
         |line| {
             end(line);
-            begin(line, SPAN, 20);
+            // Of another kind: a number of the one must not be read as the other.
+            begin(line, Mark::NAME, 20);
         },
         |line| {
             if let Some(marks) = line.marks(3) {
@@ -73,6 +74,29 @@ fn names_belong_to_the_poll_they_are_read_with() {
                     marks.entries.is_empty() || marks.entries == [span(10)],
                     "{marks:?}"
                 );
+            }
+        },
+    );
+}
+
+/// The same for the names inside.
+#[test]
+fn inner_names_belong_to_the_poll_they_are_read_with() {
+    model(
+        |line| {
+            begin(line, SPAN, 10);
+            begin(line, SPAN, 11);
+        },
+        |line| {
+            end(line);
+            end(line);
+            begin(line, SPAN, 20);
+            begin(line, SPAN, 21);
+        },
+        |line| {
+            if let Some(marks) = line.marks(3) {
+                let ids: Vec<_> = marks.entries.iter().map(|entry| entry.id).collect();
+                assert!([&[10][..], &[10, 11]].contains(&&ids[..]), "{ids:?}");
             }
         },
     );
