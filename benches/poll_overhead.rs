@@ -39,6 +39,18 @@ const IN_A_LOOP: &[Row] = &[
     row("watched, each timed", || {
         in_a_loop(Some(PollTiming::Every), || Countdown(0).watched("poll"))
     }),
+    row("two readings of the time-stamp counter", || {
+        in_a_loop(None, || {
+            let clock = quanta::Clock::new();
+            let mut poll = Countdown(0);
+            std::future::poll_fn(move |context| {
+                let start = clock.raw();
+                let polled = Pin::new(&mut poll).poll(context);
+                black_box((start, clock.raw()));
+                polled
+            })
+        })
+    }),
     row("`Instant::now` twice", || {
         in_a_loop(None, || Clocked {
             inner: Countdown(0),
