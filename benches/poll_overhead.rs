@@ -11,9 +11,10 @@ use rounds::{Row, nanos_each};
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::{Pin, pin};
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::runtime::{self, Runtime};
 use tokio_metrics::TaskMonitor;
 use tokio_stall::{FutureExt as _, Guard, PollTiming, RuntimeBuilderExt as _};
 use tracing::Instrument as _;
@@ -21,72 +22,72 @@ use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
 
 const ROUNDS: usize = 15;
-const TIME: Duration = Duration::from_millis(150);
-/// Polls in one batch: long enough for the sampled timing to be in it with its share.
-const POLLS: usize = 400_000;
-/// Polls on a worker, all tasks together, and the tasks.
-const WORKER_POLLS: usize = 3_000_000;
+const TIME: Duration = Duration::from_millis(200);
+/// Polls in one batch: shorter than any threshold also where each is timed.
+const POLLS: usize = 20_000;
+/// Polls of tasks, all together, and the tasks.
+const TASK_POLLS: usize = 3_000_000;
 const TASKS: usize = 16;
 
 const IN_A_LOOP: &[Row] = &[
-    row("bare", || poll_many(Countdown(0), || {})),
+    row("bare", || in_a_loop(None, || Countdown(0))),
     row("watched, untimed", || {
-        let _watch = watch(PollTiming::Off);
-        poll_many(Countdown(0).watched("poll"), || {})
+        in_a_loop(Some(PollTiming::Off), || Countdown(0).watched("poll"))
     }),
     row("watched, default: a sample timed", || {
-        let _watch = watch(PollTiming::Sampled);
-        poll_many(Countdown(0).watched("poll"), || {})
+        in_a_loop(Some(PollTiming::Sampled), || Countdown(0).watched("poll"))
     }),
     row("watched, each timed", || {
-        let _watch = watch(PollTiming::Every);
-        poll_many(Countdown(0).watched("poll"), || {})
+        in_a_loop(Some(PollTiming::Every), || Countdown(0).watched("poll"))
     }),
     row("`Instant::now` twice", || {
-        poll_many(Countdown(0), || {
-            black_box(Instant::now().elapsed());
+        in_a_loop(None, || Clocked {
+            inner: Countdown(0),
         })
     }),
     row("tokio-metrics `TaskMonitor`", || {
-        poll_many(
-            TaskMonitor::instrument(&TaskMonitor::new(), Countdown(0)),
-            || {},
-        )
+        in_a_loop(None, || {
+            TaskMonitor::instrument(&TaskMonitor::new(), Countdown(0))
+        })
+    }),
+    row("watched, default, on two threads", || {
+        on_two_threads(Some(PollTiming::Sampled), || Countdown(0).watched("poll"))
     }),
     row("tokio-metrics, one monitor on two threads", || {
         let monitor = TaskMonitor::new();
-        on_two_threads(|| TaskMonitor::instrument(&monitor, Countdown(0)))
-    }),
-    row("watched, on two threads", || {
-        let _watch = watch(PollTiming::Sampled);
-        on_two_threads(|| Countdown(0).watched("poll"))
+        on_two_threads(None, move || {
+            TaskMonitor::instrument(&monitor, Countdown(0))
+        })
     }),
 ];
 
-const ON_A_WORKER: &[Row] = &[
-    row("task", || on_a_worker(false, |task| task)),
-    row("task, watched", || {
-        on_a_worker(true, |task| task.watched("poll"))
-    }),
+const TASK_ROWS: &[Row] = &[
+    row("task", || tasks(false, |task| task)),
+    row("task, watched", || tasks(true, |task| task.watched("poll"))),
     row("task in a span, registry and an empty layer", || {
         tracing_subscriber::registry().with(Identity::new()).init();
-        on_a_worker(false, |task| task.instrument(tracing::info_span!("poll")))
+        tasks(false, |task| task.instrument(tracing::info_span!("poll")))
     }),
     row("task in a span, registry and our layer", || {
         tracing_subscriber::registry()
             .with(tokio_stall::layer())
             .init();
-        on_a_worker(true, |task| task.instrument(tracing::info_span!("poll")))
+        tasks(true, |task| task.instrument(tracing::info_span!("poll")))
     }),
     row("task on a runtime with our hooks", || {
-        on_a_hooked_worker(|task| task)
+        let hooked = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .watch_polls()
+            .build()
+            .expect("a runtime");
+        tasks_on(&hooked, true, |task| task)
     }),
     row("task with `Instant::now` twice", || {
-        on_a_worker(false, |task| Clocked { task })
+        tasks(false, |task| Clocked { inner: task })
     }),
     row("task, tokio-metrics `TaskMonitor`", || {
         let monitor = TaskMonitor::new();
-        on_a_worker(false, move |task| TaskMonitor::instrument(&monitor, task))
+        tasks(false, move |task| TaskMonitor::instrument(&monitor, task))
     }),
 ];
 
@@ -95,7 +96,7 @@ const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
 }
 
 fn main() {
-    rounds::be_the_row_asked_for(&[IN_A_LOOP, ON_A_WORKER]);
+    rounds::be_the_row_asked_for(&[IN_A_LOOP, TASK_ROWS]);
 
     let table = rounds::measure_in_turn(IN_A_LOOP, ROUNDS);
     println!(
@@ -122,10 +123,10 @@ fn main() {
         theirs / timed
     );
 
-    let table = rounds::measure_in_turn(ON_A_WORKER, ROUNDS);
+    let table = rounds::measure_in_turn(TASK_ROWS, ROUNDS);
     println!("\nA task that yields, {TASKS} of them on one worker:\n");
     println!("| poll | ns | ns over its base | times its base |\n|---|---|---|---|");
-    for row in ON_A_WORKER {
+    for row in TASK_ROWS {
         let base = if row.name.ends_with("our layer") {
             "task in a span, registry and an empty layer"
         } else {
@@ -156,46 +157,69 @@ impl Future for Countdown {
     }
 }
 
-fn poll_many(future: impl Future<Output = ()>, around: impl Fn()) -> Vec<f64> {
-    let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
-    vec![nanos_each(POLLS, TIME, || {
+/// Polls a future again and again, inside a task on a worker.
+fn in_a_loop<F>(watch: Option<PollTiming>, future: impl FnOnce() -> F + Send + 'static) -> Vec<f64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = one_worker();
+    let _watch = watch.map(|timing| watched(&runtime, "bench", timing));
+    let work = runtime.spawn(poll_many(future));
+    vec![runtime.block_on(work).expect("it does not panic")]
+}
+
+async fn poll_many<F: Future<Output = ()>>(future: impl FnOnce() -> F) -> f64 {
+    let mut future = pin!(future());
+    nanos_each(POLLS, TIME, || {
+        let mut context = Context::from_waker(Waker::noop());
         for _ in 0..POLLS {
-            around();
             let _ = black_box(future.as_mut().poll(&mut context));
         }
-    })]
+    })
+    .await
 }
 
 /// As tokio-metrics' own benchmark does it: what the threads share is what they wait for.
-fn on_two_threads<F: Future<Output = ()>>(future: impl Fn() -> F + Sync) -> Vec<f64> {
-    let start = Barrier::new(2);
-    let figures = std::thread::scope(|scope| {
-        let threads = [(); 2].map(|()| {
-            scope.spawn(|| {
-                start.wait();
-                poll_many(future(), || {})
-            })
-        });
-        threads.map(|thread| thread.join().expect("it does not panic")[0])
+fn on_two_threads<F>(
+    watch: Option<PollTiming>,
+    future: impl Fn() -> F + Clone + Send + 'static,
+) -> Vec<f64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtimes = [one_worker(), one_worker()];
+    let mut watches = Vec::new();
+    for (runtime, name) in runtimes.iter().zip(["first", "second"]) {
+        watches.extend(watch.map(|timing| watched(runtime, name, timing)));
+    }
+    let start = Arc::new(Barrier::new(2));
+    let works = runtimes.each_ref().map(|runtime| {
+        let (start, future) = (start.clone(), future.clone());
+        runtime.spawn(async move {
+            start.wait();
+            poll_many(future).await
+        })
     });
+    let mut figures = Vec::new();
+    for (runtime, work) in runtimes.iter().zip(works) {
+        figures.push(runtime.block_on(work).expect("it does not panic"));
+    }
     vec![figures.iter().sum::<f64>() / 2.0]
 }
 
-/// The mode of timing is the process's, and a watch sets it. Its runtime is idle.
-fn watch(timing: PollTiming) -> Guard {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn one_worker() -> Runtime {
+    runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .build()
-        .expect("a runtime");
-    let watch = tokio_stall::Builder::new()
-        .runtime("bench", runtime.handle().clone())
+        .expect("a runtime")
+}
+
+fn watched(runtime: &Runtime, name: &str, timing: PollTiming) -> Guard {
+    tokio_stall::Builder::new()
+        .runtime(name, runtime.handle().clone())
         .poll_timing(timing)
         .start()
-        .expect("nothing else is watched");
-    // It is watched until the process ends.
-    std::mem::forget(runtime);
-    watch
+        .expect("nothing else is watched")
 }
 
 /// Asks to be polled again, so many times.
@@ -215,72 +239,57 @@ impl Future for Yielding {
 }
 
 pin_project_lite::pin_project! {
-    struct Clocked {
+    struct Clocked<F> {
         #[pin]
-        task: Yielding,
+        inner: F,
     }
 }
 
-impl Future for Clocked {
-    type Output = ();
+impl<F: Future> Future for Clocked<F> {
+    type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let start = Instant::now();
-        let poll = self.project().task.poll(context);
+        let poll = self.project().inner.poll(context);
         black_box(start.elapsed());
         poll
     }
 }
 
-fn on_a_worker<F>(watched: bool, future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
+fn tasks<F>(watch: bool, future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .build()
-        .expect("a runtime");
-    run(&runtime, watched, future)
+    tasks_on(&one_worker(), watch, future)
 }
 
-fn on_a_hooked_worker<F>(future: impl Fn(Yielding) -> F + Send + Sync + 'static) -> Vec<f64>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .watch_polls()
-        .build()
-        .expect("a runtime");
-    run(&runtime, true, future)
-}
-
-fn run<F>(
-    runtime: &tokio::runtime::Runtime,
-    watched: bool,
+fn tasks_on<F>(
+    runtime: &Runtime,
+    watch: bool,
     future: impl Fn(Yielding) -> F + Send + Sync + 'static,
 ) -> Vec<f64>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let _runtime = runtime.enter();
-    let _watch = watched.then(|| tokio_stall::watch().expect("nothing else is watched"));
+    let _watch = watch.then(|| watched(runtime, "bench", PollTiming::default()));
     // Spawned from the worker itself: the thread in `block_on` is none.
     let work = runtime.spawn(async move {
-        let round = |polls: usize| {
-            let tasks: Vec<_> = (0..TASKS)
-                .map(|_| tokio::spawn(future(Yielding(polls / TASKS))))
-                .collect();
-            async move {
-                for task in tasks {
-                    task.await.expect("it does not panic");
-                }
-            }
-        };
-        round(WORKER_POLLS / 5).await;
+        yield_many(TASK_POLLS / 5, &future).await;
         let start = Instant::now();
-        round(WORKER_POLLS).await;
-        start.elapsed().as_nanos() as f64 / WORKER_POLLS as f64
+        yield_many(TASK_POLLS, &future).await;
+        start.elapsed().as_nanos() as f64 / TASK_POLLS as f64
     });
     vec![runtime.block_on(work).expect("it does not panic")]
+}
+
+async fn yield_many<F>(polls: usize, future: &(impl Fn(Yielding) -> F + Sync))
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| tokio::spawn(future(Yielding(polls / TASKS))))
+        .collect();
+    for task in tasks {
+        task.await.expect("it does not panic");
+    }
 }

@@ -15,6 +15,18 @@ pub(crate) use std::sync::atomic::AtomicU64;
 #[cfg(all(not(loom), not(target_has_atomic = "64")))]
 pub(crate) use portable_atomic::AtomicU64;
 
+/// A `const fn`, but under loom, whose atomics cannot be made in constants, a plain one.
+macro_rules! const_unless_loom {
+    ($(#[$attribute:meta])* $visible:vis fn $name:ident() -> $made:ty $body:block) => {
+        #[cfg(not(loom))]
+        $(#[$attribute])* $visible const fn $name() -> $made $body
+        #[cfg(loom)]
+        $(#[$attribute])* $visible fn $name() -> $made $body
+    };
+}
+
+pub(crate) use const_unless_loom;
+
 #[cfg(loom)]
 pub(crate) use loom::cell::UnsafeCell;
 

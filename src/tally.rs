@@ -72,8 +72,18 @@ impl Tally {
 
     /// Counts one duration. Only one thread at a time may.
     pub(crate) fn note(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUND_NANOS.partition_point(|bound| *bound < nanos);
+        self.note_nanos(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts one duration, given in nanoseconds. Only one thread at a time may.
+    #[inline]
+    pub(crate) fn note_nanos(&self, nanos: u64) {
+        // Most are short, and then there is nothing to search.
+        let bucket = if nanos <= BOUND_NANOS[0] {
+            0
+        } else {
+            BOUND_NANOS.partition_point(|bound| *bound < nanos)
+        };
         // Relaxed: nobody else writes, and a reader that sees one half of it sees the other next time.
         let sum = self.nanos[bucket].load(Ordering::Relaxed);
         self.nanos[bucket].store(sum.wrapping_add(nanos), Ordering::Relaxed);

@@ -134,18 +134,19 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 /// Nanoseconds that one of `batch` takes, where `run` does a batch of them, measured for `time` after a fifth of
-/// it to warm up. The fastest tenth of the batches counts: what is slower has been interrupted.
-pub(crate) fn nanos_each(batch: usize, time: Duration, mut run: impl FnMut()) -> f64 {
-    let mut batches = Vec::new();
+/// it to warm up. Between two batches the task yields, so that it is a well-behaved one.
+pub(crate) async fn nanos_each(batch: usize, time: Duration, mut run: impl FnMut()) -> f64 {
     let (start, warm) = (Instant::now(), time / 5);
+    let (mut took, mut batches) = (Duration::ZERO, 0);
     while start.elapsed() < warm + time {
+        let counts = start.elapsed() > warm;
         let batch_start = Instant::now();
         run();
-        let took = batch_start.elapsed();
-        if start.elapsed() > warm {
-            batches.push(took.as_nanos() as f64 / batch as f64);
+        if counts {
+            took += batch_start.elapsed();
+            batches += 1;
         }
+        tokio::task::yield_now().await;
     }
-    batches.sort_by(f64::total_cmp);
-    percentile(&batches, 0.1)
+    took.as_nanos() as f64 / (batch * batches) as f64
 }

@@ -3,7 +3,7 @@
 //! *Runs on:* worker threads, inside every poll of that future.
 //! *Here:* two marks around the inner poll, no clock.
 
-use crate::slot::{self, Kind, Slot, names};
+use crate::slot::{self, Mark, Slot, names};
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;
@@ -61,36 +61,25 @@ impl<F: Future> Future for Watched<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _mark = Mark::begin(this.name, *this.number);
+        let _poll = Marked {
+            slot: slot::begin(Mark::NAME, (*this.number).into()),
+            name: this.name,
+        };
         this.inner.poll(cx)
     }
 }
 
-/// Ends its mark also when the inner poll panics.
-struct Mark {
-    slot: Option<&'static Slot>,
-    name: &'static str,
+/// Ends the mark also when the inner poll panics.
+struct Marked<'a> {
+    slot: &'static Slot,
+    /// By reference: after most polls nobody asks.
+    name: &'a &'static str,
 }
 
-impl Mark {
-    #[inline]
-    fn begin(name: &'static str, number: u32) -> Mark {
-        let slot = slot::mine();
-        if let Some(slot) = slot {
-            slot.begin(Kind::Name, number.into());
-        }
-        Mark { slot, name }
-    }
-}
-
-impl Drop for Mark {
+impl Drop for Marked<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            if let Some(measured) = slot.end() {
-                // After the poll nobody else knows the name.
-                slot.name_measured(measured, Some(self.name));
-            }
-        }
+        let name = self.name;
+        self.slot.end(move || Some(*name));
     }
 }

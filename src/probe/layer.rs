@@ -4,13 +4,13 @@
 //! *Here:* two stores for an enter, one for an exit, nothing for an event. The layer stores span ids;
 //! their names are looked up by the reporter, while the span is still entered.
 
-use crate::slot::{self, Kind};
+use crate::slot::{self, Kind, Mark};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tracing::dispatcher::WeakDispatch;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -46,7 +46,7 @@ where
 {
     StallLayer {
         filtered: Silent.with_filter(SpansUpTo(LevelFilter::INFO)),
-        source: AtomicU8::new(NO_SOURCE),
+        mark: AtomicU32::new(Mark::UNKNOWN.to_raw()),
         fields: None,
     }
 }
@@ -56,7 +56,8 @@ pub struct StallLayer<S> {
     /// Votes on callsites as any filtered layer does. What it cannot do is to see enters and exits
     /// cheaply: it looks each span up. So those two go past it.
     filtered: Filtered<Silent, SpansUpTo, S>,
-    source: AtomicU8,
+    /// What an enter stores besides the span's id: in which registry to look it up.
+    mark: AtomicU32,
     fields: Option<Arc<Fields>>,
 }
 
@@ -111,7 +112,8 @@ where
             max_level: self.filtered.filter().0,
         };
         if let Some(number) = register(source) {
-            self.source.store(number, Ordering::Relaxed);
+            let mark = Mark::of(Kind::Span(number));
+            self.mark.store(mark.to_raw(), Ordering::Relaxed);
         }
     }
 
@@ -160,20 +162,14 @@ where
 
     #[inline]
     fn on_enter(&self, id: &Id, _: Context<'_, S>) {
-        if let Some(slot) = slot::mine() {
-            let source = Kind::Span(self.source.load(Ordering::Relaxed));
-            slot.begin(source, id.into_u64());
-        }
+        let mark = Mark::from_raw(self.mark.load(Ordering::Relaxed));
+        slot::begin(mark, id.into_u64());
     }
 
     #[inline]
     fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
-        if let Some(slot) = slot::mine() {
-            if let Some(measured) = slot.end() {
-                // Once closed, the span's name is gone with it.
-                slot.name_measured(measured, cx.metadata(id).map(|metadata| metadata.name()));
-            }
-        }
+        // Once closed, the span's name is gone with it.
+        slot::end(|| cx.metadata(id).map(|metadata| metadata.name()));
     }
 
     // How tracing asks "does this layer filter for itself?" is this method, and it is declared unsafe.
@@ -234,8 +230,6 @@ struct Source {
     fields: Option<Arc<Fields>>,
     max_level: LevelFilter,
 }
-
-const NO_SOURCE: u8 = u8::MAX;
 
 static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
     Mutex::new([const { None }; slot::SOURCES as usize]);

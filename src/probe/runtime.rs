@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 
 #[cfg(tokio_unstable)]
 use {
-    crate::slot::{Kind, names},
+    crate::slot::{Mark, names},
     tokio::runtime::TaskMeta,
 };
 
@@ -174,19 +174,16 @@ impl RuntimeBuilderExt for Builder {
 #[cfg(tokio_unstable)]
 #[inline]
 fn begin_task(task: &TaskMeta<'_>) {
+    // The place comes first: who sees the poll open sees its place.
     if let Some(slot) = slot::mine() {
         let place = names::Name::Place(task.spawned_at());
         slot.line.set_place(names::number(place));
-        slot.begin(Kind::Task, slot::raw_id(&task.id()));
     }
+    slot::begin(Mark::TASK, slot::raw_id(&task.id()));
 }
 
 #[cfg(tokio_unstable)]
 #[inline]
 fn end_task() {
-    if let Some(slot) = slot::mine() {
-        if let Some(measured) = slot.end() {
-            slot.name_measured(measured, None);
-        }
-    }
+    slot::end(|| None);
 }

@@ -6,7 +6,7 @@
 
 use super::line::{Closed, LongPoll, Opened};
 use super::registry::{self, Claim, Slot};
-use super::{Kind, names, timing};
+use super::{Mark, names};
 use crate::clock;
 use crate::sync::Ordering;
 use std::cell::Cell;
@@ -14,11 +14,30 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+/// Where the marks of a thread without a slot go: its gate says "look closer" for ever, so nothing is ever
+/// written to it, and the way to a mark needs no test for "has this thread a slot?".
+#[cfg(not(loom))]
+static NOBODY: Slot = Slot::owned();
+
 thread_local! {
     // Constant and without a destructor, so that access is a plain load.
-    static MINE: Cell<Option<&'static Slot>> = const { Cell::new(None) };
+    #[cfg(not(loom))]
+    static MINE: Cell<&'static Slot> = const { Cell::new(&NOBODY) };
+    #[cfg(loom)]
+    static MINE: Cell<&'static Slot> = Cell::new(nobody());
     static EXITED: Cell<bool> = const { Cell::new(false) };
     static AT_EXIT: ReleaseAtExit = const { ReleaseAtExit };
+}
+
+#[cfg(not(loom))]
+fn nobody() -> &'static Slot {
+    &NOBODY
+}
+
+#[cfg(loom)]
+fn nobody() -> &'static Slot {
+    static NOBODY: std::sync::OnceLock<Slot> = std::sync::OnceLock::new();
+    NOBODY.get_or_init(Slot::owned)
 }
 
 struct ReleaseAtExit;
@@ -26,18 +45,20 @@ struct ReleaseAtExit;
 impl Drop for ReleaseAtExit {
     fn drop(&mut self) {
         EXITED.set(true);
-        if let Some(slot) = MINE.take() {
+        let slot = MINE.replace(nobody());
+        if !std::ptr::eq(slot, nobody()) {
             slot.release();
         }
     }
 }
 
 /// The calling thread's slot. `None` only while the thread is being torn down.
-#[inline]
 pub(crate) fn mine() -> Option<&'static Slot> {
-    match MINE.get() {
-        Some(slot) => Some(slot),
-        None => take(),
+    let slot = MINE.get();
+    if std::ptr::eq(slot, nobody()) {
+        take()
+    } else {
+        Some(slot)
     }
 }
 
@@ -55,52 +76,98 @@ fn take() -> Option<&'static Slot> {
     );
     slot.line.ask_to_look_around();
     slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
-    MINE.set(Some(slot));
+    MINE.set(slot);
     AT_EXIT.with(|_| ());
     Some(slot)
 }
 
+/// Begins a mark on the calling thread; returns whose [`end`](Slot::end) ends it.
+#[inline]
+pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
+    let slot = MINE.get();
+    if slot.line.open_quickly(mark, id) {
+        slot
+    } else {
+        begin_closer(mark, id)
+    }
+}
+
+/// Ends the innermost mark of the calling thread. `name` is its name, asked for if somebody wants it.
+#[inline]
+pub(crate) fn end(name: impl Fn() -> Option<&'static str>) {
+    MINE.get().end(name);
+}
+
+/// Any mark but the first of a poll that nobody wants more of. Cold, as the next one is, in that it is kept
+/// out of the way of what is short: inner spans come here too.
+#[cold]
+#[inline(never)]
+fn begin_closer(mark: Mark, id: u64) -> &'static Slot {
+    let Some(slot) = mine() else {
+        return nobody();
+    };
+    if slot.line.push(mark, id) == Opened::Poll {
+        slot.look_around();
+    }
+    slot
+}
+
 impl Slot {
-    /// Begins a mark on the calling thread's own slot.
+    /// Ends the innermost mark, on the slot's own thread. `name` is its name, asked for if it closed a poll
+    /// whose end was measured.
     #[inline]
-    pub(crate) fn begin(&self, kind: Kind, id: u64) {
-        if self.line.push(kind, id) == Opened::Slow {
-            self.look_around();
+    pub(crate) fn end(&self, name: impl Fn() -> Option<&'static str>) {
+        if !self.line.close_quickly() {
+            self.end_closer(&name);
         }
     }
 
-    /// Ends the innermost mark. Returns what was measured if it closed a poll that was timed: who knows the
-    /// poll's name then gives it to [`name_measured`](Slot::name_measured).
-    #[inline]
-    pub(crate) fn end(&self) -> Option<Measured> {
+    /// The name comes behind a pointer to a function: a value would be loaded before each end.
+    #[cold]
+    #[inline(never)]
+    fn end_closer(&self, name: &dyn Fn() -> Option<&'static str>) {
+        if let Some(measured) = self.pop() {
+            self.name_measured(measured, name());
+        }
+    }
+
+    /// The same for a poll that is nobody's: its length is not counted.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code))]
+    pub(crate) fn end_uncounted(&self) {
+        if !self.line.close_quickly() {
+            self.pop();
+        }
+    }
+
+    fn pop(&self) -> Option<Measured> {
         match self.line.pop() {
             Closed::Inner | Closed::Poll => None,
             Closed::Measure { epoch, wanted } => self.measure_end(epoch, wanted),
         }
     }
 
-    /// The slow way to begin a poll: which worker is this, and when did the poll start?
-    #[cold]
+    /// Which worker is this, and is this poll's start to be measured?
     fn look_around(&self) {
         let now = clock::now();
         let silent = self.leaves_silently();
         if self.line.is_to_look_around() || silent || !self.is_still(tokio::runtime::worker_index())
         {
-            let driven = driven_here();
-            self.set_claim(driven.map(|driven| driven.claim), now);
-            self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));
+            self.ask_tokio(now);
         }
-        if !timing::is_off() {
+        let turn = self.pace.turn(now);
+        if turn.timed {
             self.line.stamp_start(now);
         }
         // The thread of a `current_thread` runtime leaves it without a trace, so there every poll asks
         // again. Elsewhere a thread stops being a worker only with the worker's counters moving on.
-        let skip = if self.leaves_silently() {
-            0
-        } else {
-            self.pace.skip_after(now)
-        };
-        self.line.time_after(skip);
+        self.line
+            .look_closer_next_time(turn.next_too || self.leaves_silently());
+    }
+
+    fn ask_tokio(&self, now: clock::Nanos) {
+        let driven = driven_here();
+        self.set_claim(driven.map(|driven| driven.claim), now);
+        self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));
     }
 
     /// Whether this is the worker that was said last. To ask tokio for the runtime as well costs ten times as
@@ -110,15 +177,15 @@ impl Slot {
             .is_some_and(|(claim, _)| Some(claim.worker) == worker)
     }
 
-    #[cold]
     fn measure_end(&self, epoch: u64, wanted: bool) -> Option<Measured> {
         let ended = clock::now();
         let started = self.line.started(epoch);
-        let took = started.map(|started| ended.since(started));
         // A long span on a thread that drives nothing holds nobody up.
-        let drives = self.claim().is_some();
-        let threshold = Duration::from_nanos(LONG_POLL_NANOS.load(Ordering::Relaxed));
-        let too_long = drives && took.is_some_and(|took| took >= threshold);
+        let took = match started {
+            Some(started) if self.claim().is_some() => Some(ended.0.saturating_sub(started.0)),
+            _ => None,
+        };
+        let too_long = took.is_some_and(|took| took >= LONG_POLL_NANOS.load(Ordering::Relaxed));
         let kept = wanted || too_long;
         if kept {
             self.keep_long_poll(LongPoll {
@@ -128,16 +195,15 @@ impl Slot {
                 name: 0,
             });
         }
-        let counted = cfg!(feature = "metrics") && drives;
+        let counted = cfg!(feature = "metrics") && took.is_some();
         (counted || kept).then_some(Measured {
-            took: took.filter(|_| drives),
+            took,
             kept: kept.then_some(epoch),
         })
     }
 
     /// Counts a poll whose end was measured, under its name.
-    #[cold]
-    pub(crate) fn name_measured(&self, poll: Measured, name: Option<&'static str>) {
+    fn name_measured(&self, poll: Measured, name: Option<&'static str>) {
         #[cfg(feature = "metrics")]
         if let Some(took) = poll.took {
             self.polls.note(name, took);
@@ -150,11 +216,10 @@ impl Slot {
 
 /// A poll whose end was measured.
 #[derive(Clone, Copy, Debug)]
-#[must_use = "it is counted when it is named"]
-pub(crate) struct Measured {
-    /// How long it took, on a thread that drives a worker.
+struct Measured {
+    /// How long it took, in nanoseconds, on a thread that drives a worker.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
-    took: Option<Duration>,
+    took: Option<u64>,
     /// Its epoch, if a record of it was kept.
     kept: Option<u64>,
 }

@@ -51,6 +51,32 @@ pub(crate) struct Entry {
     pub(crate) id: u64,
 }
 
+/// A kind, ready to be stored: the [`Shape`] of a poll with one mark of this kind and no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark(u32);
+
+impl Mark {
+    pub(crate) const NAME: Mark = Mark::of(Kind::Name);
+    #[allow(dead_code)] // Only tokio's unstable hooks tell tasks.
+    pub(crate) const TASK: Mark = Mark::of(Kind::Task);
+    pub(crate) const UNKNOWN: Mark = Mark::of(Kind::Unknown);
+
+    pub(crate) const fn of(kind: Kind) -> Mark {
+        Mark(1 | (kind.bits() as u32) << DEPTH_BITS)
+    }
+
+    /// As a number, for who keeps it in an atomic.
+    pub(crate) const fn to_raw(self) -> u32 {
+        self.0
+    }
+
+    /// From what [`to_raw`](Mark::to_raw) returned.
+    #[inline]
+    pub(crate) const fn from_raw(raw: u32) -> Mark {
+        Mark(raw)
+    }
+}
+
 /// Depth and kinds of the marks in one word, so that a push or a pop is one store for all of them:
 /// 16 bits of depth, then four bits of kind for each entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +92,12 @@ const _: () = assert!(
 );
 
 impl Shape {
+    /// The shape of a poll with this mark alone.
+    #[inline]
+    pub(crate) fn one(mark: Mark) -> Shape {
+        Shape(mark.0.into())
+    }
+
     /// How many marks are open, counting those too deep to be kept.
     #[inline]
     pub(crate) fn depth(self) -> usize {
@@ -74,13 +106,13 @@ impl Shape {
 
     /// The shape with one more mark. `None` at a depth that only leaked marks can reach.
     #[inline]
-    pub(crate) fn pushed(self, kind: Kind) -> Option<Shape> {
+    pub(crate) fn pushed(self, mark: Mark) -> Option<Shape> {
         let depth = self.depth();
         if depth >= ENTRIES {
             return (depth as u64 != DEPTH_MASK).then_some(Shape(self.0 + 1));
         }
         // The four bits above the top are zero: a pop clears them.
-        let kind = kind.bits() << (DEPTH_BITS + KIND_BITS * depth as u32);
+        let kind = u64::from(mark.0 >> DEPTH_BITS) << (DEPTH_BITS + KIND_BITS * depth as u32);
         Some(Shape((self.0 | kind) + 1))
     }
 
@@ -117,7 +149,8 @@ mod tests {
         ];
         let mut shape = Shape::default();
         for depth in 0..ENTRIES {
-            shape = shape.pushed(kinds[depth % kinds.len()]).unwrap();
+            let mark = Mark::of(kinds[depth % kinds.len()]);
+            shape = shape.pushed(mark).unwrap();
         }
         for depth in 0..ENTRIES {
             assert_eq!(shape.kind(depth), kinds[depth % kinds.len()]);
@@ -128,7 +161,8 @@ mod tests {
     fn pops_undo_pushes_also_beyond_the_kept_entries() {
         let mut shapes = vec![Shape::default()];
         for _ in 0..ENTRIES + 5 {
-            shapes.push(shapes.last().unwrap().pushed(Kind::Span(3)).unwrap());
+            let mark = Mark::of(Kind::Span(3));
+            shapes.push(shapes.last().unwrap().pushed(mark).unwrap());
         }
         while shapes.len() > 1 {
             let top = shapes.pop().unwrap();
@@ -139,8 +173,17 @@ mod tests {
     #[test]
     fn depth_stops_instead_of_spilling_into_the_kinds() {
         let mut shape = Shape(DEPTH_MASK - 1);
-        shape = shape.pushed(Kind::Name).unwrap();
-        assert_eq!(shape.pushed(Kind::Name), None);
+        shape = shape.pushed(Mark::NAME).unwrap();
+        assert_eq!(shape.pushed(Mark::NAME), None);
+    }
+
+    #[test]
+    fn a_mark_alone_is_a_push_onto_nothing() {
+        for kind in [Kind::Name, Kind::Task, Kind::Span(11), Kind::Unknown] {
+            let mark = Mark::of(kind);
+            assert_eq!(Some(Shape::one(mark)), Shape::default().pushed(mark));
+            assert_eq!(Mark::from_raw(mark.to_raw()), mark);
+        }
     }
 
     #[test]

@@ -3,23 +3,30 @@
 //! *Runs on:* worker threads, inside every poll (`push`, `pop`); watchdog and reporter (the rest).
 //! *Here:* loads and stores only. The protocol is written down in the parent module.
 
-use super::entry::{ENTRIES, Entry, Kind, Shape};
+use super::entry::{ENTRIES, Entry, Mark, Shape};
 use crate::clock::Nanos;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
 
 /// The words a thread shares with its readers. Padded to two 64-byte lines, since processors fetch
-/// those in pairs.
+/// those in pairs; what a poll without further marks touches lies in the first of them.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(crate) struct Line {
     epoch: AtomicU64,
     shape: AtomicU64,
-    until_timed: AtomicU32,
+    gate: AtomicU32,
     at_end: AtomicU32,
     entries: [AtomicU64; ENTRIES],
     place: AtomicU32,
     stamps: Stamps,
 }
+
+/// `gate`: inside a poll with one mark, of which nothing is asked.
+const OPEN: u32 = 0;
+/// `gate`: between polls, and nothing is asked of the next one.
+const CLOSED: u32 = 1;
+/// `gate`: anything else. The other words say what.
+const LOOK_CLOSER: u32 = 2;
 
 /// `at_end`: what the end of the poll is to do.
 const NOTHING: u32 = 0;
@@ -34,20 +41,20 @@ struct Stamps {
     allowed_until: AtomicU64,
     /// 1 if the owner is asked to look around.
     look: AtomicU32,
+    /// 1 if the owner has chosen to measure its next poll as well. Only the owner touches it.
+    next_too: AtomicU32,
 }
 
-/// What a begin found.
+/// What a begin found, if the gate was not [`CLOSED`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     /// A mark inside a poll.
     Inner,
-    /// A new poll.
-    Poll,
     /// A new poll whose start is to be measured, or somebody asked this thread to look around.
-    Slow,
+    Poll,
 }
 
-/// What an end found.
+/// What an end found, if the gate was not [`OPEN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closed {
     /// A mark inside a poll, or one that had no begin on this thread.
@@ -103,108 +110,171 @@ pub(crate) struct LongPoll {
 }
 
 impl Line {
-    pub(crate) fn new() -> Line {
-        Line {
-            epoch: AtomicU64::new(0),
-            shape: AtomicU64::new(0),
-            until_timed: AtomicU32::new(0),
-            at_end: AtomicU32::new(0),
-            entries: std::array::from_fn(|_| AtomicU64::new(0)),
-            place: AtomicU32::new(0),
-            stamps: Stamps {
-                started: Stamp::new(),
-                allowed: AtomicU32::new(0),
-                allowed_until: AtomicU64::new(0),
-                look: AtomicU32::new(1),
-            },
+    const_unless_loom! {
+        /// Between polls; the owner is to look around at its first one.
+        pub(crate) fn new() -> Line {
+            Line {
+                epoch: AtomicU64::new(0),
+                shape: AtomicU64::new(0),
+                gate: AtomicU32::new(LOOK_CLOSER),
+                at_end: AtomicU32::new(NOTHING),
+                entries: [
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                ],
+                place: AtomicU32::new(0),
+                stamps: Stamps {
+                    started: Stamp::new(),
+                    allowed: AtomicU32::new(0),
+                    allowed_until: AtomicU64::new(0),
+                    look: AtomicU32::new(1),
+                    next_too: AtomicU32::new(0),
+                },
+            }
         }
     }
 
     // ── the thread that owns the slot ──
 
-    /// Begins a mark; the outermost one opens a poll.
+    /// Opens a poll, if that is all there is to do: the thread is between polls and nobody wants more of
+    /// it. Otherwise returns false and has done nothing; [`push`](Line::push) is next.
     ///
     /// # Cost
     ///
-    /// Two stores for an inner mark, four for the outermost, all to this line; no read-modify-write.
+    /// One load and four stores to one cache line; no read-modify-write.
     #[inline]
-    pub(crate) fn push(&self, kind: Kind, id: u64) -> Opened {
-        // Relaxed: only this thread writes `shape`.
-        let shape = Shape(self.shape.load(Ordering::Relaxed));
-        let depth = shape.depth();
-        let place = depth.min(ENTRIES - 1);
+    #[must_use]
+    pub(crate) fn open_quickly(&self, mark: Mark, id: u64) -> bool {
+        // Relaxed: a request that arrives a poll later serves as well.
+        if self.gate.load(Ordering::Relaxed) != CLOSED {
+            return false;
+        }
+        self.open(mark, id);
+        true
+    }
+
+    /// Closes the poll, if that is all there is to do: the mark is its only one and nobody wants more.
+    /// Otherwise returns false and has done nothing; [`pop`](Line::pop) is next.
+    #[inline]
+    #[must_use]
+    pub(crate) fn close_quickly(&self) -> bool {
+        // Relaxed: a request missed here leaves the end known to within a tick.
+        if self.gate.load(Ordering::Relaxed) != OPEN {
+            return false;
+        }
+        self.gate.store(CLOSED, Ordering::Relaxed);
+        self.pass();
+        true
+    }
+
+    #[inline]
+    fn open(&self, mark: Mark, id: u64) {
         // Release: pairs with the fence in `marks`. Who reads this entry and then looks at the epoch
         // again must see that the poll before this one has closed.
-        self.entries[place].store(id, Ordering::Release);
-        if let Some(shape) = shape.pushed(kind) {
-            // Release: pairs with the Acquire load in `marks`, so that this depth is read only
-            // together with the entry just stored.
-            self.shape.store(shape.0, Ordering::Release);
-        }
-        if depth != 0 {
-            return Opened::Inner;
-        }
+        self.entries[0].store(id, Ordering::Release);
+        // Release: the same, and pairs with the Acquire load in `marks`.
+        self.shape.store(Shape::one(mark).0, Ordering::Release);
+        self.gate.store(OPEN, Ordering::Relaxed);
         let epoch = self.epoch.load(Ordering::Relaxed);
         // Release: pairs with the Acquire loads in `observe` and `marks`; the entry is visible to
         // whoever sees this poll open.
         self.epoch.store(epoch + 1, Ordering::Release);
-        // Relaxed: a request that arrives a poll later serves as well.
-        match self.until_timed.load(Ordering::Relaxed) {
-            0 => Opened::Slow,
-            left => {
-                self.until_timed.store(left - 1, Ordering::Relaxed);
-                Opened::Poll
-            }
-        }
     }
 
-    /// Ends the innermost mark; the outermost one closes the poll. An end without a begin on this
-    /// thread (a span guard that moved here) is passed over.
+    /// From the poll to what is between it and the next one.
     #[inline]
-    pub(crate) fn pop(&self) -> Closed {
-        let shape = Shape(self.shape.load(Ordering::Relaxed));
-        match shape.depth() {
-            0 => Closed::Inner,
-            1 => {
-                // Relaxed, like the store below: a smaller depth shows no entry that was not there.
-                self.shape.store(0, Ordering::Relaxed);
-                self.close()
-            }
-            _ => {
-                self.shape.store(shape.popped().0, Ordering::Relaxed);
-                Closed::Inner
-            }
-        }
-    }
-
-    #[inline]
-    fn close(&self) -> Closed {
+    fn pass(&self) {
         let epoch = self.epoch.load(Ordering::Relaxed);
         // Relaxed: whatever must be seen only after the close is itself stored with Release, later.
         self.epoch.store(epoch + 1, Ordering::Relaxed);
-        // Relaxed: a request missed here leaves the end known to within a tick.
-        let at_end = self.at_end.load(Ordering::Relaxed);
-        if at_end == NOTHING {
-            return Closed::Poll;
+    }
+
+    /// Begins a mark, whatever the gate says; the outermost one opens a poll.
+    pub(crate) fn push(&self, mark: Mark, id: u64) -> Opened {
+        if !self.is_in_poll() {
+            self.at_end.store(NOTHING, Ordering::Relaxed);
+            self.open(mark, id);
+            return Opened::Poll;
         }
-        self.at_end.store(NOTHING, Ordering::Relaxed);
-        Closed::Measure {
-            epoch,
-            wanted: at_end == WANTED,
+        // Relaxed: only this thread writes `shape`.
+        let shape = Shape(self.shape.load(Ordering::Relaxed));
+        // Release, both: as in `open`. The pairing with the Acquire load makes that this depth is read
+        // only together with the entry just stored.
+        self.entries[shape.depth().min(ENTRIES - 1)].store(id, Ordering::Release);
+        if let Some(shape) = shape.pushed(mark) {
+            self.shape.store(shape.0, Ordering::Release);
         }
+        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
+        Opened::Inner
+    }
+
+    /// Ends the innermost mark, whatever the gate says; the outermost one closes the poll. An end without a
+    /// begin on this thread (a span guard that moved here) is passed over.
+    pub(crate) fn pop(&self) -> Closed {
+        if !self.is_in_poll() {
+            return Closed::Inner;
+        }
+        let shape = Shape(self.shape.load(Ordering::Relaxed));
+        if shape.depth() == 1 {
+            return self.close();
+        }
+        // Relaxed: a smaller depth shows no entry that was not there.
+        self.shape.store(shape.popped().0, Ordering::Relaxed);
+        let quick_end = shape.depth() == 2 && self.at_end.load(Ordering::Relaxed) == NOTHING;
+        if quick_end {
+            self.gate.store(OPEN, Ordering::Relaxed);
+        }
+        Closed::Inner
+    }
+
+    fn close(&self) -> Closed {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let asked = self.stamps.look.load(Ordering::Relaxed) != 0
+            || self.stamps.next_too.load(Ordering::Relaxed) != 0;
+        let gate = if asked { LOOK_CLOSER } else { CLOSED };
+        self.gate.store(gate, Ordering::Relaxed);
+        self.pass();
+        match self.at_end.load(Ordering::Relaxed) {
+            NOTHING => Closed::Poll,
+            at_end => {
+                self.at_end.store(NOTHING, Ordering::Relaxed);
+                Closed::Measure {
+                    epoch,
+                    wanted: at_end == WANTED,
+                }
+            }
+        }
+    }
+
+    /// Between polls the words about marks are the last poll's: only the epoch tells.
+    fn is_in_poll(&self) -> bool {
+        self.epoch.load(Ordering::Relaxed) % 2 == 1
     }
 
     /// Closes whatever marks were left open. The thread is known to be between polls.
     pub(crate) fn reset(&self) {
-        if self.shape.load(Ordering::Relaxed) != 0 {
-            self.shape.store(0, Ordering::Relaxed);
+        if self.is_in_poll() {
             self.close();
         }
     }
 
-    /// Sets in how many polls the next start is measured: 0 is the next one.
-    pub(crate) fn time_after(&self, polls: u32) {
-        self.until_timed.store(polls, Ordering::Relaxed);
+    /// Says whether the next poll is to be looked at closer in any case.
+    pub(crate) fn look_closer_next_time(&self, closer: bool) {
+        self.stamps
+            .next_too
+            .store(u32::from(closer), Ordering::Relaxed);
+        if closer {
+            // For the end of this poll, which then leaves the gate so.
+            self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
+        }
     }
 
     /// Whether the owner was asked to look around since it last did.
@@ -222,6 +292,7 @@ impl Line {
         let epoch = self.epoch.load(Ordering::Relaxed);
         self.stamps.started.write(epoch, at);
         self.at_end.store(TIMED, Ordering::Relaxed);
+        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
     }
 
     /// Names the place where the current task was spawned.
@@ -256,7 +327,7 @@ impl Line {
         let allowed = self.stamps.allowed.load(Ordering::Acquire) != 0;
         let until = self.stamps.allowed_until.load(Ordering::Relaxed);
         Observed {
-            // Acquire: pairs with the Release stores of `push` and `close`.
+            // Acquire: pairs with the Release store of `open`.
             epoch: self.epoch.load(Ordering::Acquire),
             allowed,
             allowed_until: (until != 0).then_some(Nanos(until)),
@@ -268,7 +339,7 @@ impl Line {
         if epoch % 2 == 0 || self.epoch.load(Ordering::Acquire) != epoch {
             return None;
         }
-        // Acquire: pairs with the Release in `push`.
+        // Acquire: pairs with the Release in `open` and `push`.
         let shape = Shape(self.shape.load(Ordering::Acquire));
         let depth = shape.depth();
         let kept = depth.min(ENTRIES);
@@ -279,7 +350,7 @@ impl Line {
             })
             .collect();
         let place = self.place.load(Ordering::Relaxed);
-        // Acquire: pairs with the Release stores of `push`. If any of the values above was written
+        // Acquire: pairs with the Release stores of `open` and `push`. If any of the values above was written
         // after this poll closed, the load below sees the close.
         fence(Ordering::Acquire);
         (self.epoch.load(Ordering::Relaxed) == epoch).then_some(Marks {
@@ -297,13 +368,20 @@ impl Line {
     /// Asks the owner to measure the end of the poll it is in.
     pub(crate) fn ask_for_end(&self) {
         self.at_end.store(WANTED, Ordering::Relaxed);
+        self.ask();
     }
 
     /// Asks the owner to look around at its next begin: which worker is it now?
     pub(crate) fn ask_to_look_around(&self) {
-        // Relaxed, both: if the owner sees the second first, it looks around a poll later.
         self.stamps.look.store(1, Ordering::Relaxed);
-        self.until_timed.store(0, Ordering::Relaxed);
+        self.ask();
+    }
+
+    /// Whatever the owner does, it may overwrite this at the same moment, and the request is heard a tick
+    /// later. It cannot be led astray: behind the gate it looks for itself.
+    fn ask(&self) {
+        // Relaxed: if the owner sees this before what is asked, it looks closer for nothing, once.
+        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
     }
 }
 
@@ -315,10 +393,12 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn new() -> Stamp {
-        Stamp {
-            tag: AtomicU64::new(0),
-            at: AtomicU64::new(0),
+    const_unless_loom! {
+        fn new() -> Stamp {
+            Stamp {
+                tag: AtomicU64::new(0),
+                at: AtomicU64::new(0),
+            }
         }
     }
 
@@ -342,13 +422,18 @@ impl Stamp {
 
 #[cfg(not(loom))]
 const _: () = assert!(
-    std::mem::offset_of!(Line, stamps) <= 128 && align_of::<Line>() == 128,
-    "what every poll touches must share one pair of cache lines"
+    std::mem::offset_of!(Line, entries) + size_of::<AtomicU64>() <= 64
+        && std::mem::offset_of!(Line, stamps) <= 128
+        && align_of::<Line>() == 128,
+    "what every poll touches must share a cache line, and the marks a pair of them"
 );
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Kind;
     use super::*;
+
+    const SPAN: Mark = Mark::of(Kind::Span(0));
 
     fn span(id: u64) -> Entry {
         Entry {
@@ -357,81 +442,146 @@ mod tests {
         }
     }
 
+    /// As the owner does it.
+    fn begin(line: &Line, id: u64) -> Option<Opened> {
+        (!line.open_quickly(SPAN, id)).then(|| line.push(SPAN, id))
+    }
+
+    fn end(line: &Line) -> Option<Closed> {
+        (!line.close_quickly()).then(|| line.pop())
+    }
+
+    /// A line whose owner has looked around.
+    fn settled() -> Line {
+        let line = Line::new();
+        assert_eq!(begin(&line, 1), Some(Opened::Poll));
+        assert!(line.is_to_look_around());
+        assert_eq!(end(&line), None);
+        line
+    }
+
     #[test]
     fn the_outermost_mark_is_the_poll() {
-        let line = Line::new();
-        line.time_after(9);
-        assert_eq!(line.push(Kind::Span(0), 7), Opened::Poll);
-        assert_eq!(line.push(Kind::Span(0), 8), Opened::Inner);
+        let line = settled();
+        assert_eq!(begin(&line, 7), None);
+        assert_eq!(begin(&line, 8), Some(Opened::Inner));
         let inside = line.observe();
         assert!(inside.in_poll());
         assert_eq!(
             line.marks(inside.epoch).unwrap().entries,
             [span(7), span(8)]
         );
-        assert_eq!(line.pop(), Closed::Inner);
+        assert_eq!(end(&line), Some(Closed::Inner));
         assert_eq!(line.observe(), inside);
-        assert_eq!(line.pop(), Closed::Poll);
+        assert_eq!(end(&line), None, "one mark is left, and nothing is asked");
         assert!(!line.observe().in_poll());
         assert_eq!(line.marks(inside.epoch), None);
     }
 
     #[test]
+    fn a_quick_end_and_a_closer_one_come_to_the_same() {
+        for close in [Line::close_quickly, |line: &Line| {
+            line.pop() == Closed::Poll
+        }] {
+            let line = settled();
+            assert!(line.open_quickly(SPAN, 7));
+            assert!(close(&line));
+            assert_eq!(line.observe().epoch, 4);
+            assert!(line.open_quickly(SPAN, 8), "the next poll opens quickly");
+            assert_eq!(line.marks(5).unwrap().entries, [span(8)]);
+        }
+    }
+
+    #[test]
     fn an_end_without_a_begin_is_passed_over() {
-        let line = Line::new();
-        assert_eq!(line.pop(), Closed::Inner);
-        assert_eq!(line.observe().epoch, 0);
+        for line in [Line::new(), settled()] {
+            let before = line.observe();
+            assert_eq!(end(&line), Some(Closed::Inner));
+            assert_eq!(line.observe(), before);
+            begin(&line, 3);
+            assert_eq!(line.marks(before.epoch + 1).unwrap().entries, [span(3)]);
+        }
     }
 
     #[test]
     fn deep_marks_keep_the_outermost_and_the_innermost_name() {
         let line = Line::new();
         for id in 1..=ENTRIES as u64 + 3 {
-            line.push(Kind::Span(0), id);
+            begin(&line, id);
         }
         let marks = line.marks(1).unwrap();
         assert_eq!(marks.hidden, 3);
         assert_eq!(marks.entries[0], span(1));
         assert_eq!(*marks.entries.last().unwrap(), span(ENTRIES as u64 + 3));
+        for _ in 1..=ENTRIES + 3 {
+            assert!(line.observe().in_poll());
+            end(&line);
+        }
+        assert_eq!(line.observe().epoch, 2);
     }
 
     #[test]
     fn an_end_is_measured_once_if_it_is_wanted_or_the_poll_was_timed() {
-        let line = Line::new();
-        line.time_after(9);
-        line.push(Kind::Name, 1);
+        let line = settled();
+        begin(&line, 1);
         line.ask_for_end();
-        assert_eq!(
-            line.pop(),
-            Closed::Measure {
-                epoch: 1,
-                wanted: true
-            }
-        );
-        line.push(Kind::Name, 1);
-        assert_eq!(line.pop(), Closed::Poll);
-        line.push(Kind::Name, 1);
+        let (epoch, wanted) = (3, true);
+        assert_eq!(end(&line), Some(Closed::Measure { epoch, wanted }));
+        begin(&line, 1);
+        assert_eq!(end(&line), None);
+        begin(&line, 1);
         line.stamp_start(Nanos(50));
-        assert_eq!((line.started(5), line.started(3)), (Some(Nanos(50)), None));
-        assert_eq!(
-            line.pop(),
-            Closed::Measure {
-                epoch: 5,
-                wanted: false
-            }
-        );
+        assert_eq!((line.started(7), line.started(5)), (Some(Nanos(50)), None));
+        let (epoch, wanted) = (7, false);
+        assert_eq!(end(&line), Some(Closed::Measure { epoch, wanted }));
+    }
+
+    #[test]
+    fn what_is_asked_inside_inner_marks_is_done_at_the_end_of_the_poll() {
+        let line = settled();
+        begin(&line, 1);
+        begin(&line, 2);
+        line.ask_for_end();
+        assert_eq!(end(&line), Some(Closed::Inner));
+        assert!(matches!(end(&line), Some(Closed::Measure { .. })));
+    }
+
+    #[test]
+    fn who_is_asked_to_look_around_does_so_at_the_next_poll() {
+        let line = settled();
+        begin(&line, 1);
+        line.ask_to_look_around();
+        assert_eq!(end(&line), Some(Closed::Poll));
+        assert_eq!(begin(&line, 2), Some(Opened::Poll));
+        assert!(line.is_to_look_around());
+        assert_eq!(end(&line), None);
+        assert_eq!(begin(&line, 3), None);
+        line.look_closer_next_time(true);
+        assert_eq!(end(&line), Some(Closed::Poll));
+        assert_eq!(begin(&line, 4), Some(Opened::Poll));
+        line.look_closer_next_time(false);
+        assert_eq!(end(&line), None);
+        assert_eq!(begin(&line, 5), None);
+    }
+
+    #[test]
+    fn an_end_wanted_too_late_asks_nothing_of_the_next_poll() {
+        let line = settled();
+        line.ask_for_end();
+        assert_eq!(begin(&line, 1), Some(Opened::Poll));
+        assert_eq!(end(&line), None);
     }
 
     #[test]
     fn reset_closes_leaked_marks_and_only_those() {
         let line = Line::new();
-        line.push(Kind::Span(0), 1);
-        line.push(Kind::Span(0), 2);
+        begin(&line, 1);
+        begin(&line, 2);
         line.reset();
         assert_eq!(line.observe().epoch, 2);
         line.reset();
         assert_eq!(line.observe().epoch, 2);
-        line.push(Kind::Span(0), 3);
+        begin(&line, 3);
         assert_eq!(line.marks(3).unwrap().entries, [span(3)]);
     }
 }

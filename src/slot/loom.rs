@@ -8,11 +8,24 @@
 //! models catch was tried: each Release store of `line.rs` made Relaxed and each fence left out, one at
 //! a time, fails one of them.
 
-use super::entry::{Entry, Kind};
+use super::entry::{Entry, Kind, Mark};
 use super::line::{Closed, Line};
 use crate::clock::Nanos;
 use loom::sync::Arc;
 use loom::thread;
+
+const SPAN: Mark = Mark::of(Kind::Span(0));
+
+/// As an owner does it.
+fn begin(line: &Line, mark: Mark, id: u64) {
+    if !line.open_quickly(mark, id) {
+        line.push(mark, id);
+    }
+}
+
+fn end(line: &Line) -> Option<Closed> {
+    (!line.close_quickly()).then(|| line.pop())
+}
 
 fn span(id: u64) -> Entry {
     Entry {
@@ -29,7 +42,10 @@ fn model(
 ) {
     loom::model(move || {
         let line = Arc::new(Line::new());
-        line.time_after(9);
+        // The first poll goes the slow way; those that the models are about go the quick one.
+        begin(&line, SPAN, 9);
+        line.is_to_look_around();
+        end(&line);
         prepare(&line);
         let owned = line.clone();
         let owner = thread::spawn(move || owner(&owned));
@@ -44,14 +60,14 @@ fn model(
 fn names_belong_to_the_poll_they_are_read_with() {
     model(
         |line| {
-            line.push(Kind::Span(0), 10);
+            begin(line, SPAN, 10);
         },
         |line| {
-            line.pop();
-            line.push(Kind::Span(0), 20);
+            end(line);
+            begin(line, SPAN, 20);
         },
         |line| {
-            if let Some(marks) = line.marks(1) {
+            if let Some(marks) = line.marks(3) {
                 assert!(
                     marks.entries.is_empty() || marks.entries == [span(10)],
                     "{marks:?}"
@@ -67,7 +83,7 @@ fn an_open_poll_has_its_name() {
     model(
         |_| {},
         |line| {
-            line.push(Kind::Span(0), 10);
+            begin(line, SPAN, 10);
         },
         |line| {
             let seen = line.observe();
@@ -86,13 +102,13 @@ fn an_open_poll_has_its_name() {
 fn inner_names_are_never_invented() {
     model(
         |line| {
-            line.push(Kind::Span(0), 1);
+            begin(line, SPAN, 1);
         },
         |line| {
-            line.push(Kind::Span(0), 2);
+            begin(line, SPAN, 2);
         },
         |line| {
-            let marks = line.marks(1).expect("the poll stays open");
+            let marks = line.marks(3).expect("the poll stays open");
             assert!(
                 marks.entries == [span(1)] || marks.entries == [span(1), span(2)],
                 "{marks:?}"
@@ -107,14 +123,14 @@ fn a_place_belongs_to_its_poll() {
     model(
         |line| {
             line.set_place(1);
-            line.push(Kind::Task, 10);
+            begin(line, Mark::TASK, 10);
         },
         |line| {
-            line.pop();
+            end(line);
             line.set_place(2);
         },
         |line| {
-            if let Some(marks) = line.marks(1) {
+            if let Some(marks) = line.marks(3) {
                 assert_eq!(marks.place, 1);
             }
         },
@@ -126,17 +142,17 @@ fn a_place_belongs_to_its_poll() {
 fn a_stamp_carries_its_own_epoch() {
     model(
         |line| {
-            line.push(Kind::Name, 1);
+            begin(line, Mark::NAME, 1);
             line.stamp_start(Nanos(100));
         },
         |line| {
-            line.pop();
-            line.push(Kind::Name, 1);
+            end(line);
+            begin(line, Mark::NAME, 1);
             line.stamp_start(Nanos(200));
         },
         |line| {
-            assert!(matches!(line.started(1), None | Some(Nanos(100))));
-            assert!(matches!(line.started(3), None | Some(Nanos(200))));
+            assert!(matches!(line.started(3), None | Some(Nanos(100))));
+            assert!(matches!(line.started(5), None | Some(Nanos(200))));
         },
     );
 }
@@ -146,20 +162,37 @@ fn a_stamp_carries_its_own_epoch() {
 fn a_wanted_end_is_never_an_earlier_one() {
     model(
         |line| {
-            line.push(Kind::Name, 1);
-            line.pop();
+            begin(line, Mark::NAME, 1);
+            end(line);
         },
         |line| {
-            line.push(Kind::Name, 1);
-            if let Closed::Measure { epoch, wanted } = line.pop() {
-                assert_eq!((epoch, wanted), (3, true));
+            begin(line, Mark::NAME, 1);
+            if let Some(Closed::Measure { epoch, wanted }) = end(line) {
+                assert_eq!((epoch, wanted), (5, true));
             }
         },
         |line| {
-            if line.observe().epoch == 3 {
+            if line.observe().epoch == 5 {
                 line.ask_for_end();
             }
         },
+    );
+}
+
+/// Whatever is asked, and whenever: each begin and each end does what it is there for.
+#[test]
+fn requests_do_not_lead_the_owner_astray() {
+    model(
+        |_| {},
+        |line| {
+            begin(line, SPAN, 1);
+            begin(line, SPAN, 2);
+            assert_eq!(end(line), Some(Closed::Inner));
+            assert!(line.observe().in_poll());
+            end(line);
+            assert_eq!(line.observe().epoch, 4);
+        },
+        |line| line.ask_for_end(),
     );
 }
 

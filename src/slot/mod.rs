@@ -10,13 +10,22 @@
 //! owns the slot writes it. Two equal odd readings are therefore the same poll. A poll opens with the
 //! outermost mark and closes with its end; marks in between push and pop names on a short stack.
 //!
+//! # The gate
+//!
+//! Nearly every poll has one mark, and nobody wants anything of it. So one word says for each begin and
+//! each end whether that is all: *closed* lets a poll open quickly, *open* lets it close quickly. Anything
+//! else (an inner mark, a poll that is timed, a request, a thread without a slot, an end without a begin)
+//! has the gate at *look closer*, and what to do is found out from the other words. Only the owner says
+//! open or closed; who asks for something says *look closer*, which is never wrong, only slower.
+//!
 //! # Who may touch what
 //!
 //! | field | its thread | watchdog | reporter |
 //! |---|---|---|---|
-//! | `epoch`, `shape`, `entries`, `task`, `place` | writes | reads | reads |
-//! | `until_timed` | counts down | writes 0: "go slow at the next begin" | – |
+//! | `epoch`, `shape`, `entries`, `place` | writes | reads | reads |
+//! | `gate` | writes, and looks at it first in each begin and end | writes "look closer" | – |
 //! | `at_end` | sets and clears | sets: "measure this poll's end" | – |
+//! | `look` | clears | sets: "which worker are you now?" | – |
 //! | start stamp, long polls, claim | writes, in slow paths only | reads | reads |
 //! | thread id and name | writes when it takes the slot | reads | reads |
 //!
@@ -55,8 +64,8 @@ mod registry;
 
 pub(crate) mod names;
 
-pub(crate) use enrol::{enrol, keep_polls_longer_than, mine, raw_id, reset_marks};
-pub(crate) use entry::{Kind, SOURCES};
+pub(crate) use enrol::{begin, end, enrol, keep_polls_longer_than, mine, raw_id, reset_marks};
+pub(crate) use entry::{Kind, Mark, SOURCES};
 pub(crate) use line::{LongPoll, Marks};
 pub(crate) use registry::{Claim, Slot, all};
 

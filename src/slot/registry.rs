@@ -8,7 +8,7 @@
 use super::line::{Line, LongPoll};
 use super::timing::Pace;
 use crate::clock::Nanos;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
 use parking_lot::Mutex;
 use std::sync::OnceLock;
 
@@ -40,7 +40,7 @@ pub(crate) struct Slot {
     next: OnceLock<&'static Slot>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct About {
     thread_name: String,
     long_polls: Vec<LongPoll>,
@@ -79,23 +79,28 @@ impl Claim {
 static FIRST: OnceLock<&'static Slot> = OnceLock::new();
 
 impl Slot {
-    /// A slot already owned by the calling thread.
-    fn owned() -> Slot {
-        Slot {
-            line: Line::new(),
-            pace: Pace::new(),
-            #[cfg(feature = "metrics")]
-            polls: super::polls::PollTimes::new(),
-            tenancy: AtomicU64::new(1),
-            tid: AtomicU32::new(0),
-            stack: [AtomicU64::new(0), AtomicU64::new(0)],
-            claim: AtomicU64::new(0),
-            claimed_at: AtomicU64::new(0),
-            loops: AtomicU64::new(0),
-            all_polls: AtomicU32::new(0),
-            leaves_silently: AtomicU32::new(0),
-            about: Mutex::default(),
-            next: OnceLock::new(),
+    const_unless_loom! {
+        /// A slot already owned by the calling thread.
+        pub(super) fn owned() -> Slot {
+            Slot {
+                line: Line::new(),
+                pace: Pace::new(),
+                #[cfg(feature = "metrics")]
+                polls: super::polls::PollTimes::new(),
+                tenancy: AtomicU64::new(1),
+                tid: AtomicU32::new(0),
+                stack: [AtomicU64::new(0), AtomicU64::new(0)],
+                claim: AtomicU64::new(0),
+                claimed_at: AtomicU64::new(0),
+                loops: AtomicU64::new(0),
+                all_polls: AtomicU32::new(0),
+                leaves_silently: AtomicU32::new(0),
+                about: Mutex::new(About {
+                    thread_name: String::new(),
+                    long_polls: Vec::new(),
+                }),
+                next: OnceLock::new(),
+            }
         }
     }
 
@@ -264,6 +269,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Slot> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Mark;
     use super::*;
 
     #[test]
@@ -286,7 +292,7 @@ mod tests {
     #[test]
     fn a_released_slot_is_taken_again_with_its_epoch_going_on() {
         let slot = Slot::owned();
-        slot.line.push(super::super::Kind::Name, 1);
+        slot.line.push(Mark::NAME, 1);
         slot.release();
         assert_eq!(slot.line.observe().epoch, 2, "release closes the open poll");
         assert!(slot.try_take());

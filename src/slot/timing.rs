@@ -1,11 +1,10 @@
-//! Which polls are timed: all of them on a quiet thread, one in N on a busy one.
+//! Which polls are timed: all of them on a quiet thread, about one a millisecond on a busy one.
 //!
-//! *Runs on:* worker threads, at the start of a timed poll.
-//! *Here:* one clock read and a few stores. Watching needs no clock; timing gives exact durations.
+//! *Runs on:* worker threads, at the start of a poll that is looked at closer.
+//! *Here:* a few loads and stores. Watching needs no clock; timing gives exact durations.
 
 use crate::clock::Nanos;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
 /// How many polls have their start and end measured.
 ///
@@ -24,9 +23,8 @@ pub enum PollTiming {
     Off,
 }
 
-/// The aim of [`PollTiming::Sampled`]: a timed poll per thread and millisecond.
-const SPACING: Duration = Duration::from_millis(1);
-const MOST_SKIPPED: u32 = 1 << 16;
+/// The aim of [`PollTiming::Sampled`]: a timed poll per thread and millisecond. In nanoseconds.
+const SPACING: u64 = 1_000_000;
 
 static MODE: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(SAMPLED);
 const EVERY: u8 = 0;
@@ -43,82 +41,87 @@ pub(crate) fn set_mode(mode: PollTiming) {
     MODE.store(mode, std::sync::atomic::Ordering::Relaxed);
 }
 
-pub(crate) fn is_off() -> bool {
-    MODE.load(std::sync::atomic::Ordering::Relaxed) == OFF
-}
-
 /// One thread's own spacing of timed polls. Only the owner touches it.
 ///
 /// Time passes and pays for timed polls, one for each [`SPACING`]; a thread that has been quiet has saved
-/// up for a burst of [`SAVED`]. In debt N doubles, in credit it halves. Besides, the watchdog asks each
-/// worker's thread once a tick to time its next poll, so that N polls never take long to pass.
+/// up for a burst of [`MOST_SAVED`]. When it has run out of credit, its next polls are not even looked at,
+/// until the watchdog asks at its next tick: no poll has to count for that.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    every: AtomicU32,
     last: AtomicU64,
     credit: AtomicU64,
 }
 
-/// Timed polls that a quiet thread can make in a row.
-const SAVED: u32 = 64;
+/// What to do with a poll, and with the one after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Measure its start and its end.
+    pub(crate) timed: bool,
+    /// Look at the next one as well.
+    pub(crate) next_too: bool,
+}
+
+/// Credit for 64 timed polls in a row, in nanoseconds.
+const MOST_SAVED: u64 = 64 * SPACING;
 
 impl Pace {
-    pub(crate) fn new() -> Pace {
-        Pace {
-            every: AtomicU32::new(1),
-            last: AtomicU64::new(0),
-            credit: AtomicU64::new(0),
+    const_unless_loom! {
+        pub(crate) fn new() -> Pace {
+            Pace {
+                last: AtomicU64::new(0),
+                credit: AtomicU64::new(0),
+            }
         }
     }
 
-    /// How many polls to let pass untimed after the one timed at `now`.
-    pub(crate) fn skip_after(&self, now: Nanos) -> u32 {
+    /// Whether to time the poll that begins now.
+    #[inline]
+    pub(crate) fn turn(&self, now: Nanos) -> Turn {
+        let all = |timed| Turn {
+            timed,
+            next_too: timed,
+        };
         match MODE.load(std::sync::atomic::Ordering::Relaxed) {
-            EVERY => 0,
-            OFF => MOST_SKIPPED,
+            EVERY => all(true),
+            OFF => all(false),
             _ => {
-                let gap = now.since(Nanos(self.last.load(Ordering::Relaxed)));
-                let credit = Duration::from_nanos(self.credit.load(Ordering::Relaxed));
-                let (every, credit) = next_every(self.every.load(Ordering::Relaxed), credit, gap);
+                let gap = now.0.saturating_sub(self.last.load(Ordering::Relaxed));
+                let credit = saved(self.credit.load(Ordering::Relaxed), gap);
+                let paid = credit.checked_sub(SPACING);
                 self.last.store(now.0, Ordering::Relaxed);
-                // At most `SPACING * SAVED`, so it fits.
-                self.credit
-                    .store(credit.as_nanos() as u64, Ordering::Relaxed);
-                self.every.store(every, Ordering::Relaxed);
-                every - 1
+                self.credit.store(paid.unwrap_or(credit), Ordering::Relaxed);
+                all(paid.is_some())
             }
         }
     }
 }
 
-/// The next N, and the credit left, after a timed poll that came `gap` after the one before.
-fn next_every(every: u32, credit: Duration, gap: Duration) -> (u32, Duration) {
-    let credit = credit.saturating_add(gap).min(SPACING * SAVED);
-    match credit.checked_sub(SPACING) {
-        // Halved for each spacing that has passed: a burst long ago says nothing of now.
-        Some(left) => {
-            let spacings = (gap.as_nanos() / SPACING.as_nanos()).clamp(1, 31) as u32;
-            ((every >> spacings).max(1), left)
-        }
-        None => ((every * 2).min(MOST_SKIPPED), Duration::ZERO),
-    }
+/// The credit after some time without a timed poll.
+fn saved(credit: u64, gap: u64) -> u64 {
+    credit.saturating_add(gap).min(MOST_SAVED)
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    /// Timed polls in a second of polls of this length in a row, after a second to settle.
-    fn timed_per_second(poll: Duration) -> u64 {
-        let (mut every, mut credit, mut skipped, mut timed) = (1, Duration::ZERO, 0, 0);
-        let (mut last, mut now) = (Duration::ZERO, Duration::ZERO);
+    /// Timed polls in the second second of polls that begin so far apart, where the thread is asked to look
+    /// around at each tick.
+    fn timed_per_second(apart: Duration, tick: Duration) -> usize {
+        let pace = Pace::new();
+        let (mut now, mut asked_at, mut looks) = (Duration::ZERO, Duration::ZERO, true);
+        let mut timed = 0;
         while now < Duration::from_secs(2) {
-            now += poll;
-            skipped += 1;
-            if skipped >= every {
-                (every, credit) = next_every(every, credit, now - last);
-                (last, skipped) = (now, 0);
-                timed += u64::from(now > Duration::from_secs(1));
+            now += apart;
+            if now - asked_at >= tick {
+                asked_at = now;
+                looks = true;
+            }
+            if looks {
+                let turn = pace.turn(Nanos(now.as_nanos() as u64));
+                looks = turn.next_too;
+                timed += usize::from(turn.timed && now > Duration::from_secs(1));
             }
         }
         timed
@@ -126,34 +129,33 @@ mod tests {
 
     #[test]
     fn a_busy_thread_times_about_a_thousand_polls_a_second() {
-        for micros in [1, 7, 40] {
-            let timed = timed_per_second(Duration::from_micros(micros));
-            assert!(
-                (500..=1_500).contains(&timed),
-                "{timed} timed polls of {micros} µs"
-            );
+        for micros in [1, 7, 40, 300] {
+            for tick in [500, 5_000, 25_000].map(Duration::from_micros) {
+                let timed = timed_per_second(Duration::from_micros(micros), tick);
+                assert!(
+                    (900..=1_100).contains(&timed),
+                    "{timed} timed polls {micros} µs apart, ticks of {tick:?}"
+                );
+            }
         }
     }
 
     #[test]
     fn a_quiet_thread_times_every_poll() {
-        assert_eq!(timed_per_second(Duration::from_millis(5)), 200);
-    }
-
-    #[test]
-    fn a_burst_is_forgotten_within_milliseconds() {
-        assert_eq!(next_every(512, Duration::ZERO, SPACING).0, 256);
-        assert_eq!(next_every(512, Duration::ZERO, SPACING * 9).0, 1);
+        let apart = Duration::from_millis(5);
+        assert_eq!(timed_per_second(apart, Duration::from_millis(25)), 200);
     }
 
     #[test]
     fn a_burst_after_a_quiet_time_is_timed_whole() {
-        let (mut every, mut credit) = next_every(1, Duration::ZERO, Duration::from_secs(1));
-        for _ in 1..SAVED {
-            assert_eq!(every, 1);
-            (every, credit) = next_every(every, credit, Duration::from_micros(1));
-        }
-        assert_eq!(every, 1);
-        assert_eq!(next_every(every, credit, Duration::from_micros(1)).0, 2);
+        let pace = Pace::new();
+        let start = 10_000_000_000;
+        let burst = (0..100).map(|poll| pace.turn(Nanos(start + poll)).timed);
+        assert_eq!(burst.filter(|timed| *timed).count(), 64);
+    }
+
+    #[test]
+    fn credit_has_an_end() {
+        assert_eq!(saved(MOST_SAVED, u64::MAX), MOST_SAVED);
     }
 }

@@ -8,7 +8,7 @@ use super::baseline::Baseline;
 use super::verdict::{self, Slept};
 use crate::explain;
 use crate::report::{Blocking, Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport};
-use crate::slot::{self, Kind, names};
+use crate::slot::{self, Mark, names};
 use crate::{Builder, Guard, probe};
 use std::fmt;
 use std::sync::Arc;
@@ -459,16 +459,12 @@ const STEP: Duration = Duration::from_micros(500);
 
 /// Holds the calling thread in a marked poll until `seen` says so.
 fn stall_until(name: u32, seen: impl Fn() -> bool) {
-    let Some(slot) = slot::mine() else {
-        return;
-    };
-    slot.begin(Kind::Name, name.into());
+    let slot = slot::begin(Mark::NAME, name.into());
     let deadline = Instant::now() + PATIENCE;
     while !seen() && Instant::now() < deadline {
         std::thread::sleep(STEP);
     }
-    // It is nobody's poll, so that its length is not counted.
-    let _measured = slot.end();
+    slot.end_uncounted();
 }
 
 impl Drop for Watch {
