@@ -13,6 +13,7 @@ use super::{Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::clock::{self, Nanos};
 use crate::engine::Shared;
 use crate::explain::{self, Effort, Explained};
+use crate::watchdog::detector::Shown;
 use crate::watchdog::workers::wall_clock;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -266,16 +267,19 @@ impl Reporter {
     /// added to its report.
     fn explained(&mut self, news: &StackNews, explained: Option<Explained>) {
         let watch = news.runtime.watch.clone();
+        let shown_on = &news.runtime.shown[news.key.worker];
         let known = self.known(news.key, clock::now());
         match (explained, &news.stack) {
             (Some(explained), _) => {
-                if let Some(shown) = explain::shown(&explained) {
-                    news.runtime.shown[news.key.worker].put(news.key.serial, shown);
-                }
+                let shown = explain::shown(&explained).unwrap_or(Shown::Unclear);
+                shown_on.put(news.key.serial, shown);
                 known.add(explained, news.after);
             }
             (None, Err(why)) => known.no_stack = Some(*why),
-            (None, Ok(_)) => known.no_stack = Some(NoStack::Unsupported),
+            (None, Ok(_)) => {
+                shown_on.put(news.key.serial, Shown::Unclear);
+                known.no_stack = Some(NoStack::Unsupported);
+            }
         }
         let Some(id) = known.announced else {
             return;

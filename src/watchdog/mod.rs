@@ -16,10 +16,10 @@ pub(crate) mod workers;
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::explain::cause::SleptIn;
-use crate::report::Phase;
+use crate::report::{NoStack, Phase};
 use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
 use crate::slot::{self, LongPoll};
-use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
+use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Shown, Stall};
 use host::{OwnWait, Quota};
 use ledger::Ledger;
 use sampling::{Allowance, Sampled, Sampling};
@@ -140,6 +140,7 @@ impl Watchdog {
     fn tick(&mut self, due: Nanos) -> Duration {
         self.follow_registrations();
         workers::collect_drivers(&mut self.drivers);
+        workers::ask_to_look_around();
         let mut next = IDLE_TICK;
         let mut round = Round {
             due,
@@ -344,9 +345,6 @@ impl WorkerWatch {
             runtime.rules.tick,
             &runtime.stats.worker_time[self.worker.index()],
         );
-        if let Some(driver) = self.worker.driver() {
-            driver.slot.line.ask_to_look_around();
-        }
         let records = self.take_records();
         // What the detector has been watching is its own to report. A poll that ended just after the
         // sample was taken is seen to be over only next time.
@@ -402,6 +400,9 @@ impl WorkerWatch {
                 after,
                 stack,
             } = sampled;
+            if stack.as_ref().is_err_and(|why| !is_asked_again(*why)) {
+                self.detector.show(serial, Shown::Unclear);
+            }
             round.stacks.push(StackNews {
                 key: StallKey {
                     runtime: runtime.id,
@@ -525,6 +526,11 @@ impl Announced {
             last_words: Arc::default(),
         }
     }
+}
+
+/// Whether another stack is asked for at the next tick.
+fn is_asked_again(why: NoStack) -> bool {
+    matches!(why, NoStack::RateLimited | NoStack::Busy)
 }
 
 /// The marked poll that a finding says is going on.

@@ -15,14 +15,22 @@
 //!
 //! A marked poll is one poll: *certain*. An unmarked stretch may be one long poll or many short ones,
 //! since tokio moves the counters every 61 turns of its loop. It is certain when the thread has been in
-//! one and the same sleep for the threshold, or when even 61 turns of four polls each (tokio runs up to
-//! three tasks from its "next" slot in one turn) cannot all have been shorter than it. Otherwise it is
-//! *likely*, and only if the stretch stands out from what this worker usually does between two
-//! publications.
+//! one and the same sleep for the threshold and drives its worker, or when even 61 turns of four polls each
+//! (tokio runs up to three tasks from its "next" slot in one turn) cannot all have been shorter than it.
+//! Otherwise it is *likely*, and only if it takes more than a row of honest polls, and stands out from what
+//! this worker usually does between two publications.
+//!
+//! # Whose sleep it is
+//!
+//! A poll that enters `block_in_place` leaves its worker to another thread, which may poll 61 turns before
+//! a counter tells of it. Until then the thread that sleeps is taken for the worker's. So a sleep without a
+//! mark proves nothing by itself: the stack must show the thread in a poll, or the thread must be found
+//! where it parks its worker afterwards.
 
 mod sample;
 mod split;
 mod stretch;
+mod undecided;
 mod unseen;
 
 pub use split::TimeSplit;
@@ -34,6 +42,7 @@ use crate::clock::Nanos;
 use sample::Interval;
 use std::time::Duration;
 use stretch::{Announced, Stretch, measured_end, middle};
+use undecided::{ParkPlaces, Undecided};
 use unseen::Unconfirmed;
 
 /// What holds a worker.
@@ -71,6 +80,11 @@ pub(crate) enum Shown {
     Driving,
     /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
     MovedAway,
+    /// It waits in the runtime's driver for something to do, or for its turn there: if the worker is held,
+    /// this thread is not what holds it.
+    Parked,
+    /// There is no stack to be had, or its functions have no names.
+    Unclear,
 }
 
 /// What is known of a stall at this moment.
@@ -126,6 +140,12 @@ pub(crate) struct Detector {
     next_pace: usize,
     /// Long polls that ended before they were announced, until the busy counter confirms them.
     unconfirmed: Vec<Unconfirmed>,
+    /// Sleeps that were over before a stack told whether their thread drove the worker.
+    undecided: Vec<Undecided>,
+    /// Where the thread sleeps while the worker is parked.
+    parks_at: ParkPlaces,
+    /// A stack has shown that polls leave this worker: where there is no stack, nothing is believed.
+    is_left: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,10 +167,13 @@ struct Closing {
 
 /// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
 const STANDS_OUT: u32 = 4;
-/// … and have been seen at this many ticks.
+/// … have been seen at this many ticks …
 const AGREEING_TICKS: u32 = 3;
-/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many thresholds more.
-const UNKNOWN_THREAD: u32 = 10;
+/// … and take longer than as many polls as fit between two publications, each of this part of the
+/// threshold: 61 turns of one poll that takes a fifth, or of four polls that take a twentieth each.
+const HONEST_POLL: u32 = 20;
+/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many times more.
+const UNKNOWN_THREAD: u32 = 4;
 /// What is usual is taken from this many publications …
 const PACES: usize = 8;
 /// … leaving out this many of the longest, which may be stalls themselves.
@@ -170,6 +193,9 @@ impl Detector {
             paces: [Duration::ZERO; PACES],
             next_pace: 0,
             unconfirmed: Vec::new(),
+            undecided: Vec::new(),
+            parks_at: ParkPlaces::default(),
+            is_left: false,
         }
     }
 
@@ -196,7 +222,7 @@ impl Detector {
         let gone_on = went_on || sample.before != sample.after;
         match self.stretch.take() {
             Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
-                stretch.extend(sample, interval);
+                stretch.extend(sample, interval, &self.rules);
                 self.stretch = Some(stretch);
             }
             old => {
@@ -213,6 +239,8 @@ impl Detector {
             }
         }
         findings.extend(self.confirm(sample, went_on));
+        findings.extend(self.decide_by_place(sample));
+        self.parks_at.follow(sample);
         findings.extend(self.announce(sample));
         findings
     }
@@ -248,11 +276,14 @@ impl Detector {
 
     /// Takes in what a stack has shown of what is being watched.
     pub(crate) fn show(&mut self, serial: u64, shown: Shown) {
+        self.is_left |= shown == Shown::MovedAway;
         if let Some(stretch) = &mut self.stretch {
-            if stretch.serial == serial {
+            // What one stack has shown, that there is no other does not undo.
+            if stretch.serial == serial && (shown != Shown::Unclear || stretch.shown.is_none()) {
                 stretch.shown = Some(shown);
             }
         }
+        self.decide_by_stack(serial, shown);
     }
 
     fn next_serial(&mut self) -> u64 {
@@ -342,7 +373,10 @@ impl Detector {
             Duration::ZERO,
             certainty.unwrap_or(Certainty::Likely),
         );
-        if near && certainty.is_none() && !std::mem::replace(&mut stretch.suspected, true) {
+        // A stack that a verdict depends on is asked for until there is one.
+        let again = self.rules.always_driven && stretch.waits_for_a_stack(self.is_left);
+        if near && certainty.is_none() && (again || !stretch.suspected) {
+            stretch.suspected = true;
             return Some(Finding::Suspect(stall));
         }
         let certainty = certainty?;
@@ -388,21 +422,30 @@ impl Detector {
         let threshold = self.rules.threshold;
         let said = stretch.announced.map(|announced| announced.certainty);
         let now = match stretch.held_by {
-            _ if stretch.shown == Some(Shown::MovedAway) => None,
+            _ if stretch.is_elsewhere() => None,
             HeldBy::CountedOut => Some(Certainty::Certain),
             // A poll seen for the first time may have left its worker just before.
+            HeldBy::Poll(_) if self.is_left && stretch.shown.is_none() => None,
             HeldBy::Poll(_) => {
                 (stretch.blamed >= threshold && stretch.ticks >= 2).then_some(Certainty::Certain)
             }
             HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
-            HeldBy::Unmarked(_) if stretch.one_sleep() >= threshold || self.counted_out() => {
-                Some(Certainty::Certain)
-            }
+            HeldBy::Unmarked(_) if self.counted_out() => Some(Certainty::Certain),
+            HeldBy::Unmarked(_) if stretch.long_sleep => self.by_its_sleep(stretch),
             // A sleep that has outlasted a tick is about to prove itself.
             HeldBy::Unmarked(_) if !stretch.one_sleep().is_zero() => None,
             HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
         };
         now.max(said)
+    }
+
+    /// What one long sleep without a mark says, by what a stack has shown of its thread.
+    fn by_its_sleep(&self, stretch: &Stretch) -> Option<Certainty> {
+        match stretch.shown? {
+            Shown::Driving => Some(Certainty::Certain),
+            Shown::MovedAway | Shown::Parked => None,
+            Shown::Unclear => (!self.is_left).then_some(Certainty::Likely),
+        }
     }
 
     /// Whether the worker is surely being driven: always on a multi-thread runtime, else by a stack.
@@ -415,13 +458,18 @@ impl Detector {
         let mut paces = self.paces;
         paces.sort_unstable();
         let usual = paces[PACES - 1 - OUTLIERS].saturating_mul(STANDS_OUT);
-        let usual = match stretch.held_by {
-            HeldBy::Unmarked(None) => {
-                usual.max(self.rules.threshold.saturating_mul(UNKNOWN_THREAD))
-            }
-            _ => usual,
+        let Rules {
+            threshold,
+            polls_per_publication,
+            ..
+        } = self.rules;
+        let row = threshold.saturating_mul(polls_per_publication) / HONEST_POLL;
+        let row = match stretch.held_by {
+            HeldBy::Unmarked(None) => row.saturating_mul(UNKNOWN_THREAD),
+            _ => row,
         };
-        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= self.rules.threshold.max(usual)
+        let enough = threshold.max(row).max(usual);
+        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= enough
     }
 
     /// A stretch is over: the end of a stall that was announced, or of one that nobody saw in time.
@@ -458,8 +506,15 @@ impl Detector {
             }
             return None;
         }
-        let Some(certainty) = said.or_else(|| self.driven_after_all(&stretch, sample)) else {
-            return self.slept_unseen(&stretch.before?, sample, interval?);
+        let said = said.or_else(|| self.driven_after_all(&stretch, sample));
+        let undecided = said.is_none() && self.rules.always_driven && stretch.long_sleep;
+        if undecided && !self.may_be_decided(&stretch, sample) {
+            return None;
+        }
+        let certainty = match said {
+            Some(certainty) => certainty,
+            None if undecided => Certainty::Certain,
+            None => return self.slept_unseen(&stretch.before?, sample, interval?),
         };
         let (end, error) = middle(last_seen, sample.at);
         stretch.add_tail(end.since(last_seen), interval);
@@ -469,6 +524,10 @@ impl Detector {
         let seen = last_seen.since(stretch.latest);
         if busy >= seen {
             stall.duration = stall.duration.min(busy).max(seen);
+        }
+        if undecided {
+            self.leave_undecided(stall, stretch.shown, sample);
+            return None;
         }
         Some(Finding::Ended(stall))
     }

@@ -5,7 +5,7 @@
 
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
-use super::{Certainty, HeldBy, Shown, Stall, Unmoved};
+use super::{Certainty, HeldBy, Rules, Shown, Stall, Unmoved};
 use crate::capture::{Call, ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(super) struct Stretch {
     pub(super) before: Option<Sample>,
     pub(super) busy_before: Duration,
     pub(super) sleep: Option<Sleep>,
+    /// One sleep has lasted for the threshold.
+    pub(super) long_sleep: bool,
     pub(super) ticks: u32,
     pub(super) suspected: bool,
     /// What a stack has shown.
@@ -139,6 +141,7 @@ impl Stretch {
             before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,
+            long_sleep: false,
             ticks: 1,
             suspected: false,
             shown: None,
@@ -161,6 +164,7 @@ impl Stretch {
             before: None,
             busy_before: unmoved.busy_before,
             sleep: None,
+            long_sleep: false,
             ticks: 1,
             suspected: false,
             shown: None,
@@ -173,7 +177,7 @@ impl Stretch {
         gone_on && !matches!(self.held_by, HeldBy::Poll(_))
     }
 
-    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
+    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>, rules: &Rules) {
         self.ticks += 1;
         let Some(interval) = interval else {
             return;
@@ -192,7 +196,34 @@ impl Stretch {
             self.blamed += blamed;
             self.split = self.split.plus(interval.split);
             self.follow_sleep(sample, blamed, interval.split.asleep);
+            let unmarked = matches!(self.held_by, HeldBy::Unmarked(_));
+            if unmarked && rules.always_driven && self.one_sleep().is_zero() && !self.is_decided() {
+                // Another sleep, if any, for which another stack must speak.
+                self.shown = None;
+                self.long_sleep = false;
+            }
+            self.long_sleep |= self.one_sleep() >= rules.threshold;
         }
+    }
+
+    /// Whether a long sleep has been, and not been another thread's: what comes after it changes nothing.
+    fn is_decided(&self) -> bool {
+        self.long_sleep && !self.is_elsewhere()
+    }
+
+    /// Whether a stack has shown the thread where it does not hold the worker.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self.shown, Some(Shown::MovedAway | Shown::Parked))
+    }
+
+    /// Whether nothing can be said before a stack is there.
+    pub(super) fn waits_for_a_stack(&self, is_left: bool) -> bool {
+        let waits = match self.held_by {
+            HeldBy::Poll(_) => is_left,
+            HeldBy::Unmarked(_) => !self.one_sleep().is_zero(),
+            HeldBy::CountedOut => false,
+        };
+        waits && self.shown.is_none()
     }
 
     /// Adds the time between the last sample that showed the stretch and its end, to what it was spent on.

@@ -103,7 +103,7 @@ impl Detector {
         let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
         let no_marks =
             slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() {
+        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() || self.is_left {
             return None;
         }
         let length = sample.at.since(before.at);
@@ -125,7 +125,8 @@ impl Detector {
             since,
             duration: busy,
             error: error.min(busy - asleep),
-            certainty: if longest_sleep >= self.rules.threshold {
+            // It may have slept elsewhere while another thread was busy, and not come back to the worker.
+            certainty: if longest_sleep >= self.rules.threshold && self.parks_at.holds(sample) {
                 Certainty::Certain
             } else {
                 Certainty::Likely
