@@ -34,6 +34,9 @@ pub(crate) const IDLE_TICK: Duration = Duration::from_millis(25);
 /// The shortest tick that is chosen by default.
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 
+/// A stack asked for is there after some microseconds, unless its thread has no CPU.
+const ANSWER_AFTER: Duration = Duration::from_millis(1);
+
 /// For so long after the start every tick is a short one: threads become known, and evidence about them
 /// needs a first reading.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -60,6 +63,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         stacks: Allowance::new(clock::now()),
         live: Vec::new(),
         live_changed: false,
+        answers_due: None,
     };
     let mut due = clock::now();
     while !shared.stopping() {
@@ -67,6 +71,13 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         if watchdog.is_to_follow() {
             // A runtime that has just joined is looked at right away.
             due = due.min(now);
+        }
+        if let Some(answered) = watchdog.answers_due.filter(|answered| *answered < due) {
+            if now < answered {
+                std::thread::park_timeout(answered.since(now));
+                continue;
+            }
+            watchdog.collect_answers();
         }
         if now < due {
             std::thread::park_timeout(due.since(now));
@@ -96,6 +107,8 @@ struct Watchdog {
     stacks: Allowance,
     live: Vec<Live>,
     live_changed: bool,
+    /// When to collect the stacks that the last tick has asked for.
+    answers_due: Option<Nanos>,
 }
 
 /// One tick, as all workers share it.
@@ -175,8 +188,29 @@ impl Watchdog {
             self.send(Message::Stall(Box::new(news)));
         }
         self.speak_for_stuck_sinks();
-        self.shared.ticked(clock::now());
+        let now = clock::now();
+        let mut workers = self.runtimes.iter().flat_map(|watch| &watch.workers);
+        let is_waiting = workers.any(|watch| watch.sampling.is_waiting());
+        self.answers_due = is_waiting.then(|| now.plus(ANSWER_AFTER));
+        self.shared.ticked(now);
         next
+    }
+
+    /// Passes on the stacks that have been taken since the tick. Only once between two ticks: what is not
+    /// there by then is collected at one.
+    fn collect_answers(&mut self) {
+        self.answers_due = None;
+        let mut stacks = Vec::new();
+        for RuntimeWatch { runtime, workers } in &mut self.runtimes {
+            for watch in workers {
+                if let Some(sampled) = watch.sampling.collect_early() {
+                    stacks.push(watch.stack_news(runtime, sampled));
+                }
+            }
+        }
+        for stack in stacks {
+            self.send(Message::Stack(stack));
+        }
     }
 
     fn send(&self, message: Message) {
@@ -395,24 +429,24 @@ impl WorkerWatch {
             sample.at,
         );
         for sampled in [collected, refused].into_iter().flatten() {
-            let Sampled {
-                serial,
-                after,
-                stack,
-            } = sampled;
-            if stack.as_ref().is_err_and(|why| !is_asked_again(*why)) {
-                self.detector.show(serial, Shown::Unclear);
+            let is_final = |why: &NoStack| !is_asked_again(*why);
+            if sampled.stack.as_ref().is_err_and(is_final) {
+                self.detector.show(sampled.serial, Shown::Unclear);
             }
-            round.stacks.push(StackNews {
-                key: StallKey {
-                    runtime: runtime.id,
-                    worker: self.worker.index(),
-                    serial,
-                },
-                runtime: runtime.clone(),
-                after,
-                stack,
-            });
+            round.stacks.push(self.stack_news(runtime, sampled));
+        }
+    }
+
+    fn stack_news(&self, runtime: &Arc<WatchedRuntime>, sampled: Sampled) -> StackNews {
+        StackNews {
+            key: StallKey {
+                runtime: runtime.id,
+                worker: self.worker.index(),
+                serial: sampled.serial,
+            },
+            runtime: runtime.clone(),
+            after: sampled.after,
+            stack: sampled.stack,
         }
     }
 
@@ -528,9 +562,12 @@ impl Announced {
     }
 }
 
-/// Whether another stack is asked for at the next tick.
+/// Whether another stack is asked for at the next tick, if there is still need of one.
 fn is_asked_again(why: NoStack) -> bool {
-    matches!(why, NoStack::RateLimited | NoStack::Busy)
+    matches!(
+        why,
+        NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn
+    )
 }
 
 /// The marked poll that a finding says is going on.

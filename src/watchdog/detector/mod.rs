@@ -240,7 +240,10 @@ impl Detector {
         }
         findings.extend(self.confirm(sample, went_on));
         findings.extend(self.decide_by_place(sample));
-        self.parks_at.follow(sample);
+        if self.undecided.is_empty() {
+            // Else it may not be this thread that has parked the worker.
+            self.parks_at.follow(sample);
+        }
         findings.extend(self.announce(sample));
         findings
     }
