@@ -16,10 +16,10 @@ pub(crate) mod workers;
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::explain::cause::SleptIn;
-use crate::report::{NoStack, Phase};
 use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
+use crate::report::{NoStack, Phase};
 use crate::slot::{self, LongPoll};
-use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Shown, Stall};
+use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
 use host::{OwnWait, Quota};
 use ledger::Ledger;
 use sampling::{Allowance, Sampled, Sampling};
@@ -429,9 +429,9 @@ impl WorkerWatch {
             sample.at,
         );
         for sampled in [collected, refused].into_iter().flatten() {
-            let is_final = |why: &NoStack| !is_asked_again(*why);
-            if sampled.stack.as_ref().is_err_and(is_final) {
-                self.detector.show(sampled.serial, Shown::Unclear);
+            if let Err(why) = &sampled.stack {
+                self.detector
+                    .show_none(sampled.serial, is_asked_again(*why));
             }
             round.stacks.push(self.stack_news(runtime, sampled));
         }
@@ -564,10 +564,7 @@ impl Announced {
 
 /// Whether another stack is asked for at the next tick, if there is still need of one.
 fn is_asked_again(why: NoStack) -> bool {
-    matches!(
-        why,
-        NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn
-    )
+    matches!(why, NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn)
 }
 
 /// The marked poll that a finding says is going on.

@@ -289,6 +289,16 @@ impl Detector {
         self.decide_by_stack(serial, shown);
     }
 
+    /// There is no stack of what is being watched; for the moment only, if another is asked for `again`.
+    pub(crate) fn show_none(&mut self, serial: u64, again: bool) {
+        let stretch = self.stretch.filter(|stretch| stretch.serial == serial);
+        let marked = stretch.is_some_and(|stretch| matches!(stretch.held_by, HeldBy::Poll(_)));
+        // A mark is believed without a stack where polls are not known to leave their worker.
+        if !again || marked && !self.is_left {
+            self.show(serial, Shown::Unclear);
+        }
+    }
+
     fn next_serial(&mut self) -> u64 {
         self.stretches += 1;
         self.stretches
@@ -377,7 +387,7 @@ impl Detector {
             certainty.unwrap_or(Certainty::Likely),
         );
         // A stack that a verdict depends on is asked for until there is one.
-        let again = self.rules.always_driven && stretch.waits_for_a_stack(self.is_left);
+        let again = self.rules.always_driven && stretch.waits_for_a_stack();
         if near && certainty.is_none() && (again || !stretch.suspected) {
             stretch.suspected = true;
             return Some(Finding::Suspect(stall));
@@ -428,10 +438,8 @@ impl Detector {
             _ if stretch.is_elsewhere() => None,
             HeldBy::CountedOut => Some(Certainty::Certain),
             // A poll seen for the first time may have left its worker just before.
-            HeldBy::Poll(_) if self.is_left && stretch.shown.is_none() => None,
-            HeldBy::Poll(_) => {
-                (stretch.blamed >= threshold && stretch.ticks >= 2).then_some(Certainty::Certain)
-            }
+            HeldBy::Poll(_) if stretch.blamed < threshold || stretch.ticks < 2 => None,
+            HeldBy::Poll(_) => self.by_its_mark(stretch.shown),
             HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
             HeldBy::Unmarked(_) if self.counted_out() => Some(Certainty::Certain),
             HeldBy::Unmarked(_) if stretch.long_sleep => self.by_its_sleep(stretch),
@@ -440,6 +448,17 @@ impl Detector {
             HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
         };
         now.max(said)
+    }
+
+    /// What a long poll with a mark says, by what a stack has shown of its thread: it may have left its worker
+    /// by `block_in_place`, where tokio has that.
+    fn by_its_mark(&self, shown: Option<Shown>) -> Option<Certainty> {
+        match shown {
+            _ if !self.rules.always_driven => Some(Certainty::Certain),
+            None | Some(Shown::MovedAway | Shown::Parked) => None,
+            Some(Shown::Unclear) if self.is_left => Some(Certainty::Likely),
+            Some(Shown::Unclear | Shown::Driving) => Some(Certainty::Certain),
+        }
     }
 
     /// What one long sleep without a mark says, by what a stack has shown of its thread.
@@ -502,10 +521,12 @@ impl Detector {
             measured?;
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
-            if stretch.blamed >= self.rules.threshold {
+            if stretch.blamed >= self.rules.threshold && !stretch.is_elsewhere() {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
+                let waits =
+                    self.rules.always_driven && stretch.suspected && stretch.shown.is_none();
                 self.unconfirmed
-                    .push(Unconfirmed::new(stall, stretch.busy_before));
+                    .push(Unconfirmed::new(stall, stretch.busy_before, waits));
             }
             return None;
         }

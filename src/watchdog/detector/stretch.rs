@@ -217,9 +217,9 @@ impl Stretch {
     }
 
     /// Whether nothing can be said before a stack is there.
-    pub(super) fn waits_for_a_stack(&self, is_left: bool) -> bool {
+    pub(super) fn waits_for_a_stack(&self) -> bool {
         let waits = match self.held_by {
-            HeldBy::Poll(_) => is_left,
+            HeldBy::Poll(_) => true,
             HeldBy::Unmarked(_) => !self.one_sleep().is_zero(),
             HeldBy::CountedOut => false,
         };

@@ -11,7 +11,7 @@ use crate::capture::{Call, ThreadState};
 /// Sleeps that wait for a verdict at a time.
 const MOST: usize = 8;
 /// Ticks for which a stack may be looked at: debug information may have to be read for it.
-const PATIENCE: u32 = 400;
+pub(super) const PATIENCE: u32 = 400;
 
 /// A sleep of the threshold in a worker's thread, of which nothing told in time whether the thread drove the
 /// worker. Certain, if it did.
@@ -100,6 +100,8 @@ impl Detector {
         if let Some(sleep) = undecided.find(|sleep| sleep.stall.serial == serial) {
             sleep.verdict = Some(shown);
         }
+        self.unconfirmed
+            .retain_mut(|poll| poll.is_shown(serial, shown));
     }
 
     /// Says what has been decided: by a stack, or because the thread has parked the worker where it always

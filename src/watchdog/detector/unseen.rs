@@ -7,7 +7,8 @@
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
 use super::stretch::middle;
-use super::{Certainty, Detector, Finding, Findings, HeldBy, Stall};
+use super::{Certainty, Detector, Finding, Findings, HeldBy, Shown, Stall, undecided};
+use crate::capture::ThreadState;
 use crate::slot::LongPoll;
 use std::time::Duration;
 
@@ -21,15 +22,27 @@ pub(super) struct Unconfirmed {
     busy_before: Duration,
     /// Publications to wait for before the poll is taken for one that left its worker.
     patience: u32,
+    /// Ticks to wait for a stack that is being looked at, which may show the same.
+    wait: u32,
 }
 
 impl Unconfirmed {
-    pub(super) fn new(stall: Stall, busy_before: Duration) -> Unconfirmed {
+    pub(super) fn new(stall: Stall, busy_before: Duration, waits: bool) -> Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
             patience: PATIENCE,
+            wait: if waits { undecided::PATIENCE } else { 0 },
         }
+    }
+
+    /// Takes in what a stack has shown; whether the poll may still be a stall.
+    pub(super) fn is_shown(&mut self, serial: u64, shown: Shown) -> bool {
+        if self.stall.serial == serial {
+            self.wait = 0;
+            return !matches!(shown, Shown::MovedAway | Shown::Parked);
+        }
+        true
     }
 }
 
@@ -66,7 +79,7 @@ impl Detector {
                 name: record.name,
             };
             self.unconfirmed
-                .push(Unconfirmed::new(stall, previous.after.busy));
+                .push(Unconfirmed::new(stall, previous.after.busy, false));
         }
     }
 
@@ -76,6 +89,10 @@ impl Detector {
         let mut findings = Findings::new();
         self.unconfirmed.retain_mut(|poll| {
             let busy = sample.before.busy.saturating_sub(poll.busy_before);
+            if poll.wait > 0 {
+                poll.wait -= 1;
+                return true;
+            }
             if busy >= poll.stall.duration - poll.stall.duration / 10 {
                 findings.push(Finding::Ended(poll.stall));
                 return false;
@@ -117,6 +134,12 @@ impl Detector {
         if asleep < self.rules.threshold || busy > length {
             return None;
         }
+        // It may have slept elsewhere, in `block_in_place`, while another thread drove the worker. That it
+        // has come back to where it parks the worker says that it has not.
+        let is_back = self.parks_at.holds(sample);
+        if !is_back && matches!(thread.state, ThreadState::Asleep(Some(_))) {
+            return None;
+        }
         let longest_sleep = asleep / (runs - 1).max(1);
         let (since, error) = middle(before.at, sample.at.minus(busy));
         Some(Finding::Ended(Stall {
@@ -125,8 +148,7 @@ impl Detector {
             since,
             duration: busy,
             error: error.min(busy - asleep),
-            // It may have slept elsewhere while another thread was busy, and not come back to the worker.
-            certainty: if longest_sleep >= self.rules.threshold && self.parks_at.holds(sample) {
+            certainty: if longest_sleep >= self.rules.threshold && is_back {
                 Certainty::Certain
             } else {
                 Certainty::Likely

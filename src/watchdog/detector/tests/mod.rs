@@ -65,6 +65,8 @@ struct World {
     own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
+    /// Stacks are taken here, and what they show is told by [`World::show`].
+    stacks: bool,
 }
 
 impl World {
@@ -96,7 +98,13 @@ impl World {
             own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
+            stacks: false,
         }
+    }
+
+    fn with_stacks(mut self) -> World {
+        self.stacks = true;
+        self
     }
 
     fn wake(mut self) -> World {
@@ -193,6 +201,10 @@ impl World {
             throttled: self.throttled,
             ends: std::mem::take(&mut self.ends),
         });
+        let suspects = |finding: &Finding| matches!(finding, Finding::Suspect(_));
+        if !self.stacks && findings.iter().any(suspects) {
+            self.show(Shown::Unclear);
+        }
         // A suspicion is not news for anybody but the reporter's look-up.
         findings
             .into_iter()

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn one_sleep_without_marks_is_certain() {
-    let mut world = World::parked().wake();
+    let mut world = World::parked().wake().with_stacks();
     world.compute(ms(5));
     world.sleep(TICK);
     world.sleep(TICK);
@@ -22,7 +22,7 @@ fn one_sleep_without_marks_is_certain() {
 fn left_by_block_in_place() -> World {
     let mut world = World::parked().wake();
     world.compute(ms(2));
-    world
+    world.with_stacks()
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn where_polls_leave_the_worker_only_a_stack_is_believed() {
 #[test]
 fn a_sleep_that_ended_before_its_stack_was_explained_is_found_afterwards() {
     let slept = |shown: Option<Shown>, parks_at: Option<Call>| {
-        let mut world = World::parked();
+        let mut world = World::parked().with_stacks();
         world.parked_at(Some(PARKED));
         let mut world = world.wake();
         world.compute(ms(2));
