@@ -15,6 +15,7 @@ pub(crate) mod workers;
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
+use crate::explain::Explainer;
 use crate::explain::cause::SleptIn;
 use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
 use crate::report::{NoStack, Phase};
@@ -395,6 +396,7 @@ impl WorkerWatch {
         let mut ends = new.chain(known);
         self.ends = [ends.next(), ends.next()];
         sample.ends = self.ends;
+        self.detector.polls_stay(Explainer::known_polls_stay());
         let findings = self.detector.observe(&sample);
         for (poll, record) in unseen {
             self.detector.ended_unseen(poll, &record, previous);

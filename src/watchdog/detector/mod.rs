@@ -146,6 +146,9 @@ pub(crate) struct Detector {
     parks_at: ParkPlaces,
     /// A stack has shown that polls leave this worker: where there is no stack, nothing is believed.
     is_left: bool,
+    /// Nothing in this program lets a poll leave its worker, so that no stack is needed to believe one.
+    /// Unknown while the program is being looked at, in its first moments.
+    polls_stay: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +199,7 @@ impl Detector {
             undecided: Vec::new(),
             parks_at: ParkPlaces::default(),
             is_left: false,
+            polls_stay: None,
         }
     }
 
@@ -287,6 +291,11 @@ impl Detector {
             }
         }
         self.decide_by_stack(serial, shown);
+    }
+
+    /// Takes in whether polls of this program are known never to leave their worker.
+    pub(crate) fn polls_stay(&mut self, polls_stay: Option<bool>) {
+        self.polls_stay = polls_stay;
     }
 
     /// There is no stack of what is being watched; for the moment only, if another is asked for `again`.
@@ -387,7 +396,8 @@ impl Detector {
             certainty.unwrap_or(Certainty::Likely),
         );
         // A stack that a verdict depends on is asked for until there is one.
-        let again = self.rules.always_driven && stretch.waits_for_a_stack();
+        let waits = self.rules.always_driven && self.polls_stay != Some(true);
+        let again = waits && stretch.waits_for_a_stack();
         if near && certainty.is_none() && (again || !stretch.suspected) {
             stretch.suspected = true;
             return Some(Finding::Suspect(stall));
@@ -454,7 +464,10 @@ impl Detector {
     /// by `block_in_place`, where tokio has that.
     fn by_its_mark(&self, shown: Option<Shown>) -> Option<Certainty> {
         match shown {
-            _ if !self.rules.always_driven => Some(Certainty::Certain),
+            // A mark is believed until there is reason to doubt it.
+            _ if !self.rules.always_driven || self.polls_stay != Some(false) => {
+                Some(Certainty::Certain)
+            }
             None | Some(Shown::MovedAway | Shown::Parked) => None,
             Some(Shown::Unclear) if self.is_left => Some(Certainty::Likely),
             Some(Shown::Unclear | Shown::Driving) => Some(Certainty::Certain),
@@ -463,6 +476,9 @@ impl Detector {
 
     /// What one long sleep without a mark says, by what a stack has shown of its thread.
     fn by_its_sleep(&self, stretch: &Stretch) -> Option<Certainty> {
+        if self.polls_stay == Some(true) {
+            return Some(Certainty::Certain);
+        }
         match stretch.shown? {
             Shown::Driving => Some(Certainty::Certain),
             Shown::MovedAway | Shown::Parked => None,
@@ -523,8 +539,8 @@ impl Detector {
             stretch.blamed += end.since(last_seen).saturating_sub(host);
             if stretch.blamed >= self.rules.threshold && !stretch.is_elsewhere() {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
-                let waits =
-                    self.rules.always_driven && stretch.suspected && stretch.shown.is_none();
+                let asked = stretch.suspected && stretch.shown.is_none();
+                let waits = self.rules.always_driven && self.polls_stay == Some(false) && asked;
                 self.unconfirmed
                     .push(Unconfirmed::new(stall, stretch.busy_before, waits));
             }

@@ -136,7 +136,7 @@ impl Detector {
         }
         // It may have slept elsewhere, in `block_in_place`, while another thread drove the worker. That it
         // has come back to where it parks the worker says that it has not.
-        let is_back = self.parks_at.holds(sample);
+        let is_back = self.polls_stay == Some(true) || self.parks_at.holds(sample);
         if !is_back && matches!(thread.state, ThreadState::Asleep(Some(_))) {
             return None;
         }

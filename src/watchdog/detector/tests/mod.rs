@@ -104,6 +104,7 @@ impl World {
 
     fn with_stacks(mut self) -> World {
         self.stacks = true;
+        self.detector.polls_stay(Some(false));
         self
     }
 

@@ -57,6 +57,20 @@ fn a_sleep_without_marks_says_nothing_before_a_stack_does() {
 }
 
 #[test]
+fn where_no_poll_can_leave_its_worker_no_stack_is_needed() {
+    let mut world = World::parked().wake().with_stacks();
+    world.detector.polls_stay(Some(true));
+    world.compute(ms(5));
+    let (ticks, found) = world.until_found(|world| world.sleep(TICK));
+    let stall = began(&found).unwrap();
+    assert_eq!(
+        (stall.certainty, ticks),
+        (Certainty::Certain, 3),
+        "not likely first"
+    );
+}
+
+#[test]
 fn where_polls_leave_the_worker_only_a_stack_is_believed() {
     let mut world = left_by_block_in_place();
     world.sleep(TICK);
