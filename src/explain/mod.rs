@@ -89,8 +89,12 @@ fn is_parked(frames: &[Frame]) -> bool {
         "::park_condvar",
         "::park_driver",
     ];
+    // Locks and the like are under a name of tokio's own.
     names
-        .find(|name| name.starts_with("tokio::") || name.starts_with("<tokio::"))
+        .find(|name| {
+            let tokio = name.starts_with("tokio::") || name.starts_with("<tokio::");
+            tokio && !name.contains("tokio::loom::")
+        })
         .is_some_and(|name| waits.iter().any(|part| name.contains(part)))
 }
 

@@ -302,8 +302,8 @@ impl Detector {
     pub(crate) fn show_none(&mut self, serial: u64, again: bool) {
         let stretch = self.stretch.filter(|stretch| stretch.serial == serial);
         let marked = stretch.is_some_and(|stretch| matches!(stretch.held_by, HeldBy::Poll(_)));
-        // A mark is believed without a stack where polls are not known to leave their worker.
-        if !again || marked && !self.is_left {
+        // A mark is believed without a stack where polls are not known to be able to leave their worker.
+        if !again || marked && self.polls_stay != Some(false) {
             self.show(serial, Shown::Unclear);
         }
     }
@@ -539,8 +539,8 @@ impl Detector {
             stretch.blamed += end.since(last_seen).saturating_sub(host);
             if stretch.blamed >= self.rules.threshold && !stretch.is_elsewhere() {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
-                let asked = stretch.suspected && stretch.shown.is_none();
-                let waits = self.rules.always_driven && self.polls_stay == Some(false) && asked;
+                let may_leave = self.rules.always_driven && self.polls_stay == Some(false);
+                let waits = may_leave && stretch.shown.is_none();
                 self.unconfirmed
                     .push(Unconfirmed::new(stall, stretch.busy_before, waits));
             }

@@ -24,6 +24,8 @@ pub(super) struct Unconfirmed {
     patience: u32,
     /// Ticks to wait for a stack that is being looked at, which may show the same.
     wait: u32,
+    /// The busy counter has counted as much.
+    counted: bool,
 }
 
 impl Unconfirmed {
@@ -33,6 +35,7 @@ impl Unconfirmed {
             busy_before,
             patience: PATIENCE,
             wait: if waits { undecided::PATIENCE } else { 0 },
+            counted: false,
         }
     }
 
@@ -87,18 +90,20 @@ impl Detector {
     /// too. A poll that left its worker by `block_in_place` is not in there.
     pub(super) fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
         let mut findings = Findings::new();
+        let is_left = self.is_left;
         self.unconfirmed.retain_mut(|poll| {
             let busy = sample.before.busy.saturating_sub(poll.busy_before);
+            poll.counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
+            if !poll.counted {
+                poll.patience -= u32::from(went_on);
+                return poll.patience > 0;
+            }
             if poll.wait > 0 {
                 poll.wait -= 1;
-                return true;
+                return poll.wait > 0 || !is_left;
             }
-            if busy >= poll.stall.duration - poll.stall.duration / 10 {
-                findings.push(Finding::Ended(poll.stall));
-                return false;
-            }
-            poll.patience -= u32::from(went_on);
-            poll.patience > 0
+            findings.push(Finding::Ended(poll.stall));
+            false
         });
         findings
     }
