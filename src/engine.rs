@@ -59,7 +59,7 @@ impl WatchedRuntime {
     }
 }
 
-/// What a stack has shown, handed from the reporter back to the watchdog: the serial of the stall, and two
+/// What a stack has shown, handed from the reporter back to the watchdog: the serial of the stall, and three
 /// bits.
 #[derive(Debug, Default)]
 pub(crate) struct LastShown(AtomicU64);
@@ -67,14 +67,18 @@ pub(crate) struct LastShown(AtomicU64);
 impl LastShown {
     const DRIVING: u64 = 1;
     const MOVED_AWAY: u64 = 2;
+    const PARKED: u64 = 3;
+    const UNCLEAR: u64 = 4;
 
     pub(crate) fn put(&self, serial: u64, shown: Shown) {
         let shown = match shown {
             Shown::Driving => LastShown::DRIVING,
             Shown::MovedAway => LastShown::MOVED_AWAY,
+            Shown::Parked => LastShown::PARKED,
+            Shown::Unclear => LastShown::UNCLEAR,
         };
         // Relaxed: the word is all there is to see.
-        self.0.store(serial << 2 | shown, Ordering::Relaxed);
+        self.0.store(serial << 3 | shown, Ordering::Relaxed);
     }
 
     pub(crate) fn take(&self) -> Option<(u64, Shown)> {
@@ -83,12 +87,14 @@ impl LastShown {
             return None;
         }
         let word = self.0.swap(0, Ordering::Relaxed);
-        let shown = match word & 3 {
+        let shown = match word & 7 {
             LastShown::DRIVING => Shown::Driving,
             LastShown::MOVED_AWAY => Shown::MovedAway,
+            LastShown::PARKED => Shown::Parked,
+            LastShown::UNCLEAR => Shown::Unclear,
             _ => return None,
         };
-        Some((word >> 2, shown))
+        Some((word >> 3, shown))
     }
 }
 

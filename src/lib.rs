@@ -39,7 +39,7 @@
 //!
 //! | set-up | sees | names |
 //! |---|---|---|
-//! | [`watch()`] | every worker that is held; a sleeping one for certain, a computing one as likely at first | the runtime, worker and thread |
+//! | [`watch()`] | every worker that is held; a sleeping one for certain, a computing one as likely from 12 thresholds on | the runtime, worker and thread |
 //! | + [`layer()`] or [`watched`](FutureExt::watched) | marked polls for certain, exactly timed | span path, future |
 //! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task | task id, place of spawn |
 //!
@@ -58,7 +58,9 @@
 //!
 //! * Tokio moves a worker's counters every 61 turns of its loop. Without marks, one long computation and
 //!   many short ones in a row look alike until they have lasted 61 × 4 thresholds; until then they are
-//!   [`Certainty::Likely`].
+//!   [`Certainty::Likely`], and before a twentieth of that, not reported.
+//! * In a program that calls `block_in_place`, a long poll is reported once its stack shows that it has
+//!   not left its worker.
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
 //! * A `current_thread` runtime looks the same whether it is held or not being driven. There, a stall
 //!   without a mark is reported once a stack has shown that it is driven, or else when it is over.

@@ -5,8 +5,8 @@ mod seen;
 use seen::{Hogs, Seen, compute, workers};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Builder;
-use tokio_stall::{Certainty, FutureExt as _, Phase, allow_blocking};
+use tokio::runtime;
+use tokio_stall::{Builder, Certainty, FutureExt as _, Phase, allow_blocking};
 use tracing::info_span;
 use tracing_subscriber::prelude::*;
 
@@ -117,6 +117,51 @@ fn a_row_of_short_marked_polls() {
     });
 }
 
+/// As many polls of a millisecond as a worker makes before it says that it has made any, then a pause.
+async fn rows_of_short_polls(rows: u32) {
+    for _ in 0..rows {
+        for _ in 0..Builder::DEFAULT_EVENT_INTERVAL {
+            compute(Duration::from_millis(1));
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+}
+
+#[test]
+fn rows_of_short_polls_with_pauses() {
+    silent(async || {
+        tokio::spawn(rows_of_short_polls(10)).await.unwrap();
+        tokio::spawn(rows_of_short_polls(5).watched("row"))
+            .await
+            .unwrap();
+    });
+}
+
+/// While a poll sleeps in place, another thread takes its worker over and says nothing of that for a row.
+#[test]
+fn block_in_place_beside_rows_of_short_polls() {
+    silent(async || {
+        // Until the program has been looked at, a mark is believed.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let in_place = async || {
+            for _ in 0..16 {
+                tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(30)));
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        };
+        let tasks = [
+            tokio::spawn(rows_of_short_polls(10)),
+            tokio::spawn(rows_of_short_polls(10).watched("row")),
+            tokio::spawn(async move { in_place().await }),
+            tokio::spawn(async move { in_place().await }.watched("in_place")),
+        ];
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn blocking_that_is_allowed_is_counted_instead() {
     with_layer();
@@ -169,7 +214,10 @@ fn blocking_that_is_allowed_is_counted_instead() {
 #[test]
 fn a_current_thread_runtime_that_nobody_drives() {
     with_layer();
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let (builder, seen) = Seen::builder();
     let _watch = builder
         .runtime("cli", runtime.handle().clone())

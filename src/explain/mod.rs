@@ -60,6 +60,9 @@ pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
     if passes("block_in_place") {
         return Some(Shown::MovedAway);
     }
+    if is_parked(frames) {
+        return Some(Shown::Parked);
+    }
     // The scheduler's own functions: the user's call of `block_on` may be to another runtime.
     let loops = [
         "scheduler::current_thread::",
@@ -68,10 +71,31 @@ pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
     if loops.into_iter().any(passes) {
         return Some(Shown::Driving);
     }
-    // That none is there says something only where inlined functions would be seen.
+    // That none is there says something only where inlined functions would be seen, or the pool is.
     let is_named = |frame: &Frame| frame.origin == Origin::Runtime && frame.file.is_some();
-    let all_seen = explained.complete && frames.iter().any(is_named);
-    all_seen.then_some(Shown::MovedAway)
+    let all_seen = frames.iter().any(is_named) || passes("blocking::pool::");
+    (explained.complete && all_seen).then_some(Shown::MovedAway)
+}
+
+/// Whether the thread waits in the runtime's own driver, or for its turn there: for something to do. A
+/// worker that is busy is not the one it waits for.
+fn is_parked(frames: &[Frame]) -> bool {
+    let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
+    let waits = [
+        "driver::Driver::",
+        "driver::IoStack::",
+        "time::Driver::",
+        "::park_internal",
+        "::park_condvar",
+        "::park_driver",
+    ];
+    // Locks and the like are under a name of tokio's own.
+    names
+        .find(|name| {
+            let tokio = name.starts_with("tokio::") || name.starts_with("<tokio::");
+            tokio && !name.contains("tokio::loom::")
+        })
+        .is_some_and(|name| waits.iter().any(|part| name.contains(part)))
 }
 
 /// The frames of the poll that held the worker, as far out as the user's own code goes.

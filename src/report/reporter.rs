@@ -6,13 +6,13 @@
 //! in `sinks`, and figures and `recent()` go on.
 
 use super::known::Known;
-use super::names;
 use super::news::{Announcement, Message, PoolNews, StackNews, StallKey, StallNews};
 use super::sinks::Told;
 use super::{Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::clock::{self, Nanos};
 use crate::engine::Shared;
-use crate::explain::{self, Effort, Explained};
+use crate::explain::{self, Effort, Explained, Explainer};
+use crate::watchdog::detector::Shown;
 use crate::watchdog::workers::wall_clock;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,6 +27,14 @@ const REST: Duration = Duration::from_secs(10);
 /// The thread's main function; ends when the watchdog and the pulse thread have.
 pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>, sinks: SyncSender<Told>) {
     let mut reporter = Reporter::new(sinks);
+    // Beside the reporter, who may have names to look up already.
+    let look = || {
+        Explainer::polls_stay();
+    };
+    let thread = std::thread::Builder::new().name("stall-explainer".to_owned());
+    if thread.spawn(look).is_err() {
+        shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+    }
     loop {
         let idle = reporter.job.is_none() && reporter.later.is_empty();
         let wait = match (idle, reporter.primed) {
@@ -99,7 +107,7 @@ impl Reporter {
         }) = &news.announcement
         else {
             let known = self.known(news.key(), now);
-            known.names = Some(names::look_up(news));
+            known.name(news);
             return;
         };
         let known = self.known(news.key(), now);
@@ -266,16 +274,19 @@ impl Reporter {
     /// added to its report.
     fn explained(&mut self, news: &StackNews, explained: Option<Explained>) {
         let watch = news.runtime.watch.clone();
+        let shown_on = &news.runtime.shown[news.key.worker];
         let known = self.known(news.key, clock::now());
         match (explained, &news.stack) {
             (Some(explained), _) => {
-                if let Some(shown) = explain::shown(&explained) {
-                    news.runtime.shown[news.key.worker].put(news.key.serial, shown);
-                }
+                let shown = explain::shown(&explained).unwrap_or(Shown::Unclear);
+                shown_on.put(news.key.serial, shown);
                 known.add(explained, news.after);
             }
             (None, Err(why)) => known.no_stack = Some(*why),
-            (None, Ok(_)) => known.no_stack = Some(NoStack::Unsupported),
+            (None, Ok(_)) => {
+                shown_on.put(news.key.serial, Shown::Unclear);
+                known.no_stack = Some(NoStack::Unsupported);
+            }
         }
         let Some(id) = known.announced else {
             return;

@@ -15,9 +15,10 @@ pub(crate) mod workers;
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
+use crate::explain::Explainer;
 use crate::explain::cause::SleptIn;
-use crate::report::Phase;
 use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
+use crate::report::{NoStack, Phase};
 use crate::slot::{self, LongPoll};
 use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
 use host::{OwnWait, Quota};
@@ -33,6 +34,9 @@ use workers::{Drivers, Worker};
 pub(crate) const IDLE_TICK: Duration = Duration::from_millis(25);
 /// The shortest tick that is chosen by default.
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
+
+/// A stack asked for is there after some microseconds, unless its thread has no CPU.
+const ANSWER_AFTER: Duration = Duration::from_millis(1);
 
 /// For so long after the start every tick is a short one: threads become known, and evidence about them
 /// needs a first reading.
@@ -63,6 +67,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         stacks: Allowance::new(clock::now()),
         live: Vec::new(),
         live_changed: false,
+        answers_due: None,
     };
     let mut due = clock::now();
     while !shared.stopping() {
@@ -70,6 +75,13 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         if watchdog.is_to_follow() {
             // A runtime that has just joined is looked at right away.
             due = due.min(now);
+        }
+        if let Some(answered) = watchdog.answers_due.filter(|answered| *answered < due) {
+            if now < answered {
+                std::thread::park_timeout(answered.since(now));
+                continue;
+            }
+            watchdog.collect_answers();
         }
         if now < due {
             std::thread::park_timeout(due.since(now));
@@ -99,6 +111,8 @@ struct Watchdog {
     stacks: Allowance,
     live: Vec<Live>,
     live_changed: bool,
+    /// When to collect the stacks that the last tick has asked for.
+    answers_due: Option<Nanos>,
 }
 
 /// One tick, as all workers share it.
@@ -150,6 +164,7 @@ impl Watchdog {
         let all_rest = self.runtimes.iter().all(|watch| watch.rests(now));
         if !all_rest {
             workers::collect_drivers(&mut self.drivers);
+            workers::ask_to_look_around();
         }
         let mut next = IDLE_TICK;
         let mut round = Round {
@@ -187,8 +202,29 @@ impl Watchdog {
             self.send(Message::Stall(Box::new(news)));
         }
         self.speak_for_stuck_sinks();
-        self.shared.ticked(clock::now());
+        let now = clock::now();
+        let mut workers = self.runtimes.iter().flat_map(|watch| &watch.workers);
+        let is_waiting = workers.any(|watch| watch.sampling.is_waiting());
+        self.answers_due = is_waiting.then(|| now.plus(ANSWER_AFTER));
+        self.shared.ticked(now);
         next
+    }
+
+    /// Passes on the stacks that have been taken since the tick. Only once between two ticks: what is not
+    /// there by then is collected at one.
+    fn collect_answers(&mut self) {
+        self.answers_due = None;
+        let mut stacks = Vec::new();
+        for RuntimeWatch { runtime, workers } in &mut self.runtimes {
+            for watch in workers {
+                if let Some(sampled) = watch.sampling.collect_early() {
+                    stacks.push(watch.stack_news(runtime, sampled));
+                }
+            }
+        }
+        for stack in stacks {
+            self.send(Message::Stack(stack));
+        }
     }
 
     fn send(&self, message: Message) {
@@ -378,9 +414,6 @@ impl WorkerWatch {
             runtime.rules.tick,
             &runtime.stats.worker_time[self.worker.index()],
         );
-        if let Some(driver) = self.worker.driver() {
-            driver.slot.line.ask_to_look_around();
-        }
         let records = self.take_records();
         // What the detector has been watching is its own to report. A poll that ended just after the
         // sample was taken is seen to be over only next time.
@@ -397,6 +430,7 @@ impl WorkerWatch {
         let mut ends = new.chain(known);
         self.ends = [ends.next(), ends.next()];
         sample.ends = self.ends;
+        self.detector.polls_stay(Explainer::known_polls_stay());
         let findings = self.detector.observe(&sample);
         for (poll, record) in unseen {
             self.detector.ended_unseen(poll, &record, previous);
@@ -431,21 +465,24 @@ impl WorkerWatch {
             sample.at,
         );
         for sampled in [collected, refused].into_iter().flatten() {
-            let Sampled {
-                serial,
-                after,
-                stack,
-            } = sampled;
-            round.stacks.push(StackNews {
-                key: StallKey {
-                    runtime: runtime.id,
-                    worker: self.worker.index(),
-                    serial,
-                },
-                runtime: runtime.clone(),
-                after,
-                stack,
-            });
+            if let Err(why) = &sampled.stack {
+                self.detector
+                    .show_none(sampled.serial, is_asked_again(*why));
+            }
+            round.stacks.push(self.stack_news(runtime, sampled));
+        }
+    }
+
+    fn stack_news(&self, runtime: &Arc<WatchedRuntime>, sampled: Sampled) -> StackNews {
+        StackNews {
+            key: StallKey {
+                runtime: runtime.id,
+                worker: self.worker.index(),
+                serial: sampled.serial,
+            },
+            runtime: runtime.clone(),
+            after: sampled.after,
+            stack: sampled.stack,
         }
     }
 
@@ -559,6 +596,11 @@ impl Announced {
             last_words: Arc::default(),
         }
     }
+}
+
+/// Whether another stack is asked for at the next tick, if there is still need of one.
+fn is_asked_again(why: NoStack) -> bool {
+    matches!(why, NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn)
 }
 
 /// The marked poll that a finding says is going on.

@@ -1,8 +1,11 @@
 //! When a stack is taken, and whether it shows what it was taken for.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* two system calls to ask, an atomic load to collect, a tick or more later. Nobody waits. Only where
-//! there is no answer is a file opened, to say why.
+//! *Here:* two system calls to ask, an atomic load to collect. Nobody waits. Only where there is no answer is a
+//! file opened, to say why.
+//!
+//! An answer takes some microseconds. It is collected a moment later, so that what the stack shows is known
+//! by the next tick, if it says by itself what it is of; else at that tick.
 //!
 //! A stack is asked for one tick before a stall may be one, when it has become one, and whenever its age
 //! has doubled; of a thread that is still in the sleep it was found in, not again: its stack is the same.
@@ -61,6 +64,10 @@ impl Allowance {
 #[derive(Debug, Default)]
 pub(super) struct Sampling {
     pending: Option<Pending>,
+    /// Answered and collected before the tick that tells whether it is of the stall asked for.
+    early: Option<(RawStack, Stall)>,
+    /// The thread has taken a signal that was collected before the tick.
+    answered_early: bool,
     /// The sleep that the last stack was taken in.
     slept: Option<Sleep>,
     /// What it was last said about that there is no stack of.
@@ -97,17 +104,52 @@ pub(super) struct Sampled {
 impl Sampling {
     /// Nothing has been asked for that is still to come.
     pub(super) fn is_idle(&self) -> bool {
-        self.pending.is_none()
+        self.pending.is_none() && self.early.is_none()
     }
 
     /// The thread has taken the signal that was sent last.
     pub(super) fn is_answered(&self) -> bool {
         let pending = self.pending.as_ref();
-        pending.is_some_and(|pending| pending.request.is_answered())
+        self.answered_early || pending.is_some_and(|pending| pending.request.is_answered())
+    }
+
+    /// Whether a stack has been asked for and not come yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Collects, a moment after it was asked for, a stack that says by itself what it is of.
+    pub(super) fn collect_early(&mut self) -> Option<Sampled> {
+        let pending = self.pending.take()?;
+        let stall = pending.stall;
+        match pending.request.collect() {
+            Ok(stack) => {
+                self.answered_early = stack.is_answered();
+                if is_of(&stack, &stall, true) {
+                    return Some(Sampled {
+                        serial: stall.serial,
+                        after: stall.duration,
+                        stack: Ok(stack),
+                    });
+                }
+                self.early = Some((stack, stall));
+            }
+            Err(request) => self.pending = Some(Pending { request, ..pending }),
+        }
+        None
     }
 
     /// Collects what was asked for at an earlier tick. `watched` is what holds the worker now.
     pub(super) fn collect(&mut self, watched: Option<u64>) -> Option<Sampled> {
+        self.answered_early = false;
+        if let Some((stack, stall)) = self.early.take() {
+            let of_it = is_of(&stack, &stall, watched != Some(stall.serial));
+            return Some(Sampled {
+                serial: stall.serial,
+                after: stall.duration,
+                stack: of_it.then_some(stack).ok_or(NoStack::MovedOn),
+            });
+        }
         let Pending {
             request,
             stall,

@@ -51,6 +51,16 @@ pub(crate) fn collect_drivers(drivers: &mut Drivers) {
     }
 }
 
+/// Asks every thread that has driven a worker to say at its next poll which one it drives now: who takes a
+/// worker over from a poll in `block_in_place` may have driven another one before.
+pub(crate) fn ask_to_look_around() {
+    for slot in crate::slot::all() {
+        if slot.claim().is_some() {
+            slot.line.ask_to_look_around();
+        }
+    }
+}
+
 /// The thread that drives one worker, as far as is known.
 #[derive(Debug)]
 pub(crate) struct Driver {

@@ -15,14 +15,22 @@
 //!
 //! A marked poll is one poll: *certain*. An unmarked stretch may be one long poll or many short ones,
 //! since tokio moves the counters every 61 turns of its loop. It is certain when the thread has been in
-//! one and the same sleep for the threshold, or when even 61 turns of four polls each (tokio runs up to
-//! three tasks from its "next" slot in one turn) cannot all have been shorter than it. Otherwise it is
-//! *likely*, and only if the stretch stands out from what this worker usually does between two
-//! publications.
+//! one and the same sleep for the threshold and drives its worker, or when even 61 turns of four polls each
+//! (tokio runs up to three tasks from its "next" slot in one turn) cannot all have been shorter than it.
+//! Otherwise it is *likely*, and only if it takes more than a row of honest polls, and stands out from what
+//! this worker usually does between two publications.
+//!
+//! # Whose sleep it is
+//!
+//! A poll that enters `block_in_place` leaves its worker to another thread, which may poll 61 turns before
+//! a counter tells of it. Until then the thread that sleeps is taken for the worker's. So a sleep without a
+//! mark proves nothing by itself: the stack must show the thread in a poll, or the thread must be found
+//! where it parks its worker afterwards.
 
 mod sample;
 mod split;
 mod stretch;
+mod undecided;
 mod unseen;
 
 pub use split::TimeSplit;
@@ -34,6 +42,7 @@ use crate::clock::Nanos;
 use sample::Interval;
 use std::time::Duration;
 use stretch::{Announced, Stretch, measured_end, middle};
+use undecided::{ParkPlaces, Undecided};
 use unseen::Unconfirmed;
 
 /// What holds a worker.
@@ -71,6 +80,11 @@ pub(crate) enum Shown {
     Driving,
     /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
     MovedAway,
+    /// It waits in the runtime's driver for something to do, or for its turn there: if the worker is held,
+    /// this thread is not what holds it.
+    Parked,
+    /// There is no stack to be had, or its functions have no names.
+    Unclear,
 }
 
 /// What is known of a stall at this moment.
@@ -126,6 +140,15 @@ pub(crate) struct Detector {
     next_pace: usize,
     /// Long polls that ended before they were announced, until the busy counter confirms them.
     unconfirmed: Vec<Unconfirmed>,
+    /// Sleeps that were over before a stack told whether their thread drove the worker.
+    undecided: Vec<Undecided>,
+    /// Where the thread sleeps while the worker is parked.
+    parks_at: ParkPlaces,
+    /// A stack has shown that polls leave this worker: where there is no stack, nothing is believed.
+    is_left: bool,
+    /// Nothing in this program lets a poll leave its worker, so that no stack is needed to believe one.
+    /// Unknown while the program is being looked at, in its first moments.
+    polls_stay: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,14 +168,15 @@ struct Closing {
     not_after: Nanos,
 }
 
-/// Ticks may be closer together than they should by one part in so many.
-const JITTER: u32 = 16;
 /// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
 const STANDS_OUT: u32 = 4;
-/// … and have been seen at this many ticks.
+/// … have been seen at this many ticks …
 const AGREEING_TICKS: u32 = 3;
-/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many thresholds more.
-const UNKNOWN_THREAD: u32 = 10;
+/// … and take longer than as many polls as fit between two publications, each of this part of the
+/// threshold: 61 turns of one poll that takes a fifth, or of four polls that take a twentieth each.
+const HONEST_POLL: u32 = 20;
+/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many times more.
+const UNKNOWN_THREAD: u32 = 4;
 /// What is usual is taken from this many publications …
 const PACES: usize = 8;
 /// … leaving out this many of the longest, which may be stalls themselves.
@@ -172,6 +196,10 @@ impl Detector {
             paces: [Duration::ZERO; PACES],
             next_pace: 0,
             unconfirmed: Vec::new(),
+            undecided: Vec::new(),
+            parks_at: ParkPlaces::default(),
+            is_left: false,
+            polls_stay: None,
         }
     }
 
@@ -198,7 +226,7 @@ impl Detector {
         let gone_on = went_on || sample.before != sample.after;
         match self.stretch.take() {
             Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
-                stretch.extend(sample, interval);
+                stretch.extend(sample, interval, &self.rules);
                 self.stretch = Some(stretch);
             }
             old => {
@@ -215,6 +243,11 @@ impl Detector {
             }
         }
         findings.extend(self.confirm(sample, went_on));
+        findings.extend(self.decide_by_place(sample));
+        if self.undecided.is_empty() {
+            // Else it may not be this thread that has parked the worker.
+            self.parks_at.follow(sample);
+        }
         findings.extend(self.announce(sample));
         findings
     }
@@ -249,6 +282,7 @@ impl Detector {
             && self.closing.is_none()
             && self.left_behind.is_none()
             && self.unconfirmed.is_empty()
+            && self.undecided.is_empty()
     }
 
     /// Takes in a tick at which an idle worker was parked as before: the sample taken in last holds for this
@@ -266,10 +300,28 @@ impl Detector {
 
     /// Takes in what a stack has shown of what is being watched.
     pub(crate) fn show(&mut self, serial: u64, shown: Shown) {
+        self.is_left |= shown == Shown::MovedAway;
         if let Some(stretch) = &mut self.stretch {
-            if stretch.serial == serial {
+            // What one stack has shown, that there is no other does not undo.
+            if stretch.serial == serial && (shown != Shown::Unclear || stretch.shown.is_none()) {
                 stretch.shown = Some(shown);
             }
+        }
+        self.decide_by_stack(serial, shown);
+    }
+
+    /// Takes in whether polls of this program are known never to leave their worker.
+    pub(crate) fn polls_stay(&mut self, polls_stay: Option<bool>) {
+        self.polls_stay = polls_stay;
+    }
+
+    /// There is no stack of what is being watched; for the moment only, if another is asked for `again`.
+    pub(crate) fn show_none(&mut self, serial: u64, again: bool) {
+        let stretch = self.stretch.filter(|stretch| stretch.serial == serial);
+        let marked = stretch.is_some_and(|stretch| matches!(stretch.held_by, HeldBy::Poll(_)));
+        // A mark is believed without a stack where polls are not known to be able to leave their worker.
+        if !again || marked && self.polls_stay != Some(false) {
+            self.show(serial, Shown::Unclear);
         }
     }
 
@@ -360,7 +412,11 @@ impl Detector {
             Duration::ZERO,
             certainty.unwrap_or(Certainty::Likely),
         );
-        if near && certainty.is_none() && !std::mem::replace(&mut stretch.suspected, true) {
+        // A stack that a verdict depends on is asked for until there is one.
+        let waits = self.rules.always_driven && self.polls_stay != Some(true);
+        let again = waits && stretch.waits_for_a_stack();
+        if near && certainty.is_none() && (again || !stretch.suspected) {
+            stretch.suspected = true;
             return Some(Finding::Suspect(stall));
         }
         let certainty = certainty?;
@@ -405,19 +461,18 @@ impl Detector {
         let stretch = self.stretch.as_ref()?;
         let said = stretch.announced.map(|announced| announced.certainty);
         let now = match stretch.held_by {
-            _ if stretch.shown == Some(Shown::MovedAway) => None,
+            _ if stretch.is_elsewhere() => None,
             HeldBy::CountedOut => Some(Certainty::Certain),
             // A poll seen for the first time may have left its worker just before.
-            HeldBy::Poll(_) => {
-                let long = stretch.blamed >= self.enough(stretch) && stretch.ticks >= 2;
-                long.then_some(Certainty::Certain)
-            }
-            HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
-            HeldBy::Unmarked(_)
-                if stretch.one_sleep() >= self.enough(stretch) || self.counted_out() =>
+            HeldBy::Poll(_)
+                if stretch.blamed < stretch.enough(&self.rules) || stretch.ticks < 2 =>
             {
-                Some(Certainty::Certain)
+                None
             }
+            HeldBy::Poll(_) => self.by_its_mark(stretch.shown),
+            HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
+            HeldBy::Unmarked(_) if self.counted_out() => Some(Certainty::Certain),
+            HeldBy::Unmarked(_) if stretch.long_sleep => self.by_its_sleep(stretch),
             // A sleep that has outlasted a tick is about to prove itself.
             HeldBy::Unmarked(_) if !stretch.one_sleep().is_zero() => None,
             HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
@@ -425,16 +480,29 @@ impl Detector {
         now.max(said)
     }
 
-    /// How long a stretch must have been seen to be a stall: for the threshold. Where it began is between two
-    /// ticks, it is older than it has been seen, and two ticks that are a little close together do.
-    fn enough(&self, stretch: &Stretch) -> Duration {
-        let Rules {
-            threshold, tick, ..
-        } = self.rules;
-        if stretch.earliest == stretch.latest {
-            threshold
-        } else {
-            threshold - tick.min(threshold) / JITTER
+    /// What a long poll with a mark says, by what a stack has shown of its thread: it may have left its worker
+    /// by `block_in_place`, where tokio has that.
+    fn by_its_mark(&self, shown: Option<Shown>) -> Option<Certainty> {
+        match shown {
+            // A mark is believed until there is reason to doubt it.
+            _ if !self.rules.always_driven || self.polls_stay != Some(false) => {
+                Some(Certainty::Certain)
+            }
+            None | Some(Shown::MovedAway | Shown::Parked) => None,
+            Some(Shown::Unclear) if self.is_left => Some(Certainty::Likely),
+            Some(Shown::Unclear | Shown::Driving) => Some(Certainty::Certain),
+        }
+    }
+
+    /// What one long sleep without a mark says, by what a stack has shown of its thread.
+    fn by_its_sleep(&self, stretch: &Stretch) -> Option<Certainty> {
+        if self.polls_stay == Some(true) {
+            return Some(Certainty::Certain);
+        }
+        match stretch.shown? {
+            Shown::Driving => Some(Certainty::Certain),
+            Shown::MovedAway | Shown::Parked => None,
+            Shown::Unclear => (!self.is_left).then_some(Certainty::Likely),
         }
     }
 
@@ -448,13 +516,18 @@ impl Detector {
         let mut paces = self.paces;
         paces.sort_unstable();
         let usual = paces[PACES - 1 - OUTLIERS].saturating_mul(STANDS_OUT);
-        let usual = match stretch.held_by {
-            HeldBy::Unmarked(None) => {
-                usual.max(self.rules.threshold.saturating_mul(UNKNOWN_THREAD))
-            }
-            _ => usual,
+        let Rules {
+            threshold,
+            polls_per_publication,
+            ..
+        } = self.rules;
+        let row = threshold.saturating_mul(polls_per_publication) / HONEST_POLL;
+        let row = match stretch.held_by {
+            HeldBy::Unmarked(None) => row.saturating_mul(UNKNOWN_THREAD),
+            _ => row,
         };
-        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= self.rules.threshold.max(usual)
+        let enough = threshold.max(row).max(usual);
+        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= enough
     }
 
     /// A stretch is over: the end of a stall that was announced, or of one that nobody saw in time.
@@ -484,15 +557,24 @@ impl Detector {
             measured?;
             let host = interval.map_or(Duration::ZERO, |interval| interval.host);
             stretch.blamed += end.since(last_seen).saturating_sub(host);
-            if stretch.blamed >= self.enough(&stretch) {
+            if stretch.blamed >= stretch.enough(&self.rules) && !stretch.is_elsewhere() {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
+                let may_leave = self.rules.always_driven && self.polls_stay == Some(false);
+                let waits = may_leave && stretch.shown.is_none();
                 self.unconfirmed
-                    .push(Unconfirmed::new(stall, stretch.busy_before));
+                    .push(Unconfirmed::new(stall, stretch.busy_before, waits));
             }
             return None;
         }
-        let Some(certainty) = said.or_else(|| self.driven_after_all(&stretch, sample)) else {
-            return self.slept_unseen(&stretch.before?, sample, interval?);
+        let said = said.or_else(|| self.driven_after_all(&stretch, sample));
+        let undecided = said.is_none() && self.rules.always_driven && stretch.long_sleep;
+        if undecided && !self.may_be_decided(&stretch, sample) {
+            return None;
+        }
+        let certainty = match said {
+            Some(certainty) => certainty,
+            None if undecided => Certainty::Certain,
+            None => return self.slept_unseen(&stretch.before?, sample, interval?),
         };
         let (end, error) = middle(last_seen, sample.at);
         stretch.add_tail(end.since(last_seen), interval);
@@ -502,6 +584,10 @@ impl Detector {
         let seen = last_seen.since(stretch.latest);
         if busy >= seen {
             stall.duration = stall.duration.min(busy).max(seen);
+        }
+        if undecided {
+            self.leave_undecided(stall, stretch.shown, sample);
+            return None;
         }
         Some(Finding::Ended(stall))
     }

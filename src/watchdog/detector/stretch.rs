@@ -5,10 +5,13 @@
 
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
-use super::{Certainty, HeldBy, Shown, Stall, Unmoved};
+use super::{Certainty, HeldBy, Rules, Shown, Stall, Unmoved};
 use crate::capture::{Call, ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
 use std::time::Duration;
+
+/// Ticks may be closer together than they should by one part in so many.
+const JITTER: u32 = 16;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stretch {
@@ -29,6 +32,8 @@ pub(super) struct Stretch {
     pub(super) before: Option<Sample>,
     pub(super) busy_before: Duration,
     pub(super) sleep: Option<Sleep>,
+    /// One sleep has lasted for the threshold.
+    pub(super) long_sleep: bool,
     pub(super) ticks: u32,
     pub(super) suspected: bool,
     /// What a stack has shown.
@@ -144,6 +149,7 @@ impl Stretch {
             before: last.copied(),
             busy_before: last.map_or(sample.after, |last| last.after).busy,
             sleep: None,
+            long_sleep: false,
             ticks: 1,
             suspected: false,
             shown: None,
@@ -166,6 +172,7 @@ impl Stretch {
             before: None,
             busy_before: unmoved.busy_before,
             sleep: None,
+            long_sleep: false,
             ticks: 1,
             suspected: false,
             shown: None,
@@ -178,7 +185,7 @@ impl Stretch {
         gone_on && !matches!(self.held_by, HeldBy::Poll(_))
     }
 
-    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>) {
+    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>, rules: &Rules) {
         self.ticks += 1;
         let Some(interval) = interval else {
             return;
@@ -197,7 +204,44 @@ impl Stretch {
             self.blamed += blamed;
             self.split = self.split.plus(interval.split);
             self.follow_sleep(sample, blamed, interval.split.asleep);
+            let unmarked = matches!(self.held_by, HeldBy::Unmarked(_));
+            if unmarked && rules.always_driven && self.one_sleep().is_zero() && !self.is_decided() {
+                // Another sleep, if any, for which another stack must speak.
+                self.shown = None;
+                self.long_sleep = false;
+            }
+            self.long_sleep |= self.one_sleep() >= self.enough(rules);
         }
+    }
+
+    /// How long it must have been seen to be a stall: for the threshold. Where it began is between two ticks, it is
+    /// older than it has been seen, and two ticks that are a little close together do.
+    pub(super) fn enough(&self, rules: &Rules) -> Duration {
+        if self.earliest == self.latest {
+            rules.threshold
+        } else {
+            rules.threshold - rules.tick.min(rules.threshold) / JITTER
+        }
+    }
+
+    /// Whether a long sleep has been, and not been another thread's: what comes after it changes nothing.
+    fn is_decided(&self) -> bool {
+        self.long_sleep && !self.is_elsewhere()
+    }
+
+    /// Whether a stack has shown the thread where it does not hold the worker.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self.shown, Some(Shown::MovedAway | Shown::Parked))
+    }
+
+    /// Whether nothing can be said before a stack is there.
+    pub(super) fn waits_for_a_stack(&self) -> bool {
+        let waits = match self.held_by {
+            HeldBy::Poll(_) => true,
+            HeldBy::Unmarked(_) => !self.one_sleep().is_zero(),
+            HeldBy::CountedOut => false,
+        };
+        waits && self.shown.is_none()
     }
 
     /// Adds the time between the last sample that showed the stretch and its end, to what it was spent on.

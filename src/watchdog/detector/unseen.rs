@@ -7,7 +7,8 @@
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
 use super::stretch::middle;
-use super::{Certainty, Detector, Finding, Findings, HeldBy, Stall};
+use super::{Certainty, Detector, Finding, Findings, HeldBy, Shown, Stall, undecided};
+use crate::capture::ThreadState;
 use crate::slot::LongPoll;
 use std::time::Duration;
 
@@ -21,15 +22,30 @@ pub(super) struct Unconfirmed {
     busy_before: Duration,
     /// Publications to wait for before the poll is taken for one that left its worker.
     patience: u32,
+    /// Ticks to wait for a stack that is being looked at, which may show the same.
+    wait: u32,
+    /// The busy counter has counted as much.
+    counted: bool,
 }
 
 impl Unconfirmed {
-    pub(super) fn new(stall: Stall, busy_before: Duration) -> Unconfirmed {
+    pub(super) fn new(stall: Stall, busy_before: Duration, waits: bool) -> Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
             patience: PATIENCE,
+            wait: if waits { undecided::PATIENCE } else { 0 },
+            counted: false,
         }
+    }
+
+    /// Takes in what a stack has shown; whether the poll may still be a stall.
+    pub(super) fn is_shown(&mut self, serial: u64, shown: Shown) -> bool {
+        if self.stall.serial == serial {
+            self.wait = 0;
+            return !matches!(shown, Shown::MovedAway | Shown::Parked);
+        }
+        true
     }
 }
 
@@ -66,7 +82,7 @@ impl Detector {
                 name: record.name,
             };
             self.unconfirmed
-                .push(Unconfirmed::new(stall, previous.after.busy));
+                .push(Unconfirmed::new(stall, previous.after.busy, false));
         }
     }
 
@@ -74,14 +90,20 @@ impl Detector {
     /// too. A poll that left its worker by `block_in_place` is not in there.
     pub(super) fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
         let mut findings = Findings::new();
+        let is_left = self.is_left;
         self.unconfirmed.retain_mut(|poll| {
             let busy = sample.before.busy.saturating_sub(poll.busy_before);
-            if busy >= poll.stall.duration - poll.stall.duration / 10 {
-                findings.push(Finding::Ended(poll.stall));
-                return false;
+            poll.counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
+            if !poll.counted {
+                poll.patience -= u32::from(went_on);
+                return poll.patience > 0;
             }
-            poll.patience -= u32::from(went_on);
-            poll.patience > 0
+            if poll.wait > 0 {
+                poll.wait -= 1;
+                return poll.wait > 0 || !is_left;
+            }
+            findings.push(Finding::Ended(poll.stall));
+            false
         });
         findings
     }
@@ -103,7 +125,7 @@ impl Detector {
         let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
         let no_marks =
             slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() {
+        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() || self.is_left {
             return None;
         }
         let length = sample.at.since(before.at);
@@ -117,6 +139,12 @@ impl Detector {
         if asleep < self.rules.threshold || busy > length {
             return None;
         }
+        // It may have slept elsewhere, in `block_in_place`, while another thread drove the worker. That it
+        // has come back to where it parks the worker says that it has not.
+        let is_back = self.polls_stay == Some(true) || self.parks_at.holds(sample);
+        if !is_back && matches!(thread.state, ThreadState::Asleep(Some(_))) {
+            return None;
+        }
         let longest_sleep = asleep / (runs - 1).max(1);
         let (since, error) = middle(before.at, sample.at.minus(busy));
         Some(Finding::Ended(Stall {
@@ -125,7 +153,7 @@ impl Detector {
             since,
             duration: busy,
             error: error.min(busy - asleep),
-            certainty: if longest_sleep >= self.rules.threshold {
+            certainty: if longest_sleep >= self.rules.threshold && is_back {
                 Certainty::Certain
             } else {
                 Certainty::Likely

@@ -214,6 +214,34 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
 }
 
 #[test]
+fn a_marked_poll_waits_for_the_stack_that_may_show_it_elsewhere() {
+    // Another thread polls a row meanwhile: when the counters move, they have counted that.
+    let polled = |shown: Option<Shown>| {
+        let mut world = World::polling_since(5).with_stacks();
+        let mut found = Findings::new();
+        let serial = world.detector.watches().map(|serial| serial + 1);
+        for _ in 0..6 {
+            found.extend(world.sleep(TICK));
+        }
+        assert_eq!(found, []);
+        world.end_poll(Some(at(35)));
+        world.publish(ms(61));
+        found.extend(world.compute(TICK));
+        if let (Some(serial), Some(shown)) = (serial, shown) {
+            world.detector.show(serial, shown);
+        }
+        for _ in 0..3 {
+            world.publish(TICK);
+            found.extend(world.compute(TICK));
+        }
+        ended(&found).map(|stall| stall.duration)
+    };
+    assert_eq!(polled(None), None);
+    assert_eq!(polled(Some(Shown::MovedAway)), None);
+    assert_eq!(polled(Some(Shown::Driving)), Some(ms(30)));
+}
+
+#[test]
 fn allowed_blocking_is_not_a_stall_and_does_not_count_towards_one() {
     let mut world = World::polling_since(5);
     world.slot().allowed = true;

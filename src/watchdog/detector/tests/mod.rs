@@ -20,6 +20,20 @@ const CALL: Call = Call {
     sp: 0x7000,
     pc: 0x4000,
 };
+/// Where it parks its worker.
+const PARKED: Call = Call {
+    number: 232,
+    first: 5,
+    sp: 0x7800,
+    pc: 0x4100,
+};
+/// Where it waits for work of the blocking pool.
+const IN_POOL: Call = Call {
+    number: 202,
+    first: 0x9000,
+    sp: 0x7f00,
+    pc: 0x4200,
+};
 
 fn rules() -> Rules {
     Rules {
@@ -51,6 +65,8 @@ struct World {
     own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
+    /// Stacks are taken here, and what they show is told by [`World::show`].
+    stacks: bool,
 }
 
 impl World {
@@ -82,7 +98,14 @@ impl World {
             own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
+            stacks: false,
         }
+    }
+
+    fn with_stacks(mut self) -> World {
+        self.stacks = true;
+        self.detector.polls_stay(Some(false));
+        self
     }
 
     fn wake(mut self) -> World {
@@ -121,6 +144,22 @@ impl World {
 
     fn park(&mut self) {
         self.counters.parks += 1;
+    }
+
+    /// A stack of what is being watched is explained.
+    fn show(&mut self, shown: Shown) {
+        let serial = self.detector.watches().expect("something is watched");
+        self.detector.show(serial, shown);
+    }
+
+    /// The worker is parked for a tick, and its thread, which has run before, asleep in this call.
+    fn parked_at(&mut self, call: Option<Call>) -> Findings {
+        let thread = self.thread.as_mut().expect("the thread is known");
+        if thread.state != ThreadState::Asleep(call) {
+            thread.runs += 1;
+            thread.state = ThreadState::Asleep(call);
+        }
+        self.pass(TICK)
     }
 
     /// Time passes in which the thread computes.
@@ -171,6 +210,10 @@ impl World {
             throttled: self.throttled,
             ends: std::mem::take(&mut self.ends),
         });
+        let suspects = |finding: &Finding| matches!(finding, Finding::Suspect(_));
+        if !self.stacks && findings.iter().any(suspects) {
+            self.show(Shown::Unclear);
+        }
         // A suspicion is not news for anybody but the reporter's look-up.
         findings
             .into_iter()

@@ -4,7 +4,62 @@ use super::*;
 
 #[test]
 fn one_sleep_without_marks_is_certain() {
+    let mut world = World::parked().wake().with_stacks();
+    world.compute(ms(5));
+    world.sleep(TICK);
+    world.sleep(TICK);
+    world.show(Shown::Driving);
+    let stall = began(&world.sleep(TICK)).expect("not likely first");
+    assert_eq!(stall.certainty, Certainty::Certain);
+    world.publish(ms(60));
+    world.park();
+    world.now += 40;
+    assert!(ended(&world.compute(TICK)).is_some());
+}
+
+/// What was sampled while a poll was in `block_in_place`, and another thread polled a row: the sleeper is still
+/// taken for the worker's thread, and the counters stand still.
+fn left_by_block_in_place() -> World {
     let mut world = World::parked().wake();
+    world.compute(ms(2));
+    world.with_stacks()
+}
+
+#[test]
+fn a_sleep_without_marks_says_nothing_before_a_stack_does() {
+    let slept = |shown: Option<Shown>| {
+        let mut world = left_by_block_in_place();
+        let mut found = world.sleep(TICK);
+        found.extend(world.sleep(TICK));
+        if let Some(shown) = shown {
+            world.show(shown);
+        }
+        for _ in 0..5 {
+            found.extend(world.sleep(TICK));
+        }
+        // In the pool afterwards, while the row goes on.
+        world.thread.as_mut().unwrap().state = ThreadState::Asleep(Some(IN_POOL));
+        world.thread.as_mut().unwrap().runs += 1;
+        for _ in 0..5 {
+            found.extend(world.pass(TICK));
+        }
+        found
+    };
+    assert_eq!(slept(None), [], "no stack yet");
+    assert_eq!(slept(Some(Shown::MovedAway)), []);
+    assert_eq!(slept(Some(Shown::Parked)), [], "for another worker");
+    // Where there are no stacks, nothing tells.
+    let stall = began(&slept(Some(Shown::Unclear))).unwrap();
+    assert_eq!(stall.certainty, Certainty::Likely);
+    // Positive control.
+    let stall = began(&slept(Some(Shown::Driving))).unwrap();
+    assert_eq!(stall.certainty, Certainty::Certain);
+}
+
+#[test]
+fn where_no_poll_can_leave_its_worker_no_stack_is_needed() {
+    let mut world = World::parked().wake().with_stacks();
+    world.detector.polls_stay(Some(true));
     world.compute(ms(5));
     let (ticks, found) = world.until_found(|world| world.sleep(TICK));
     let stall = began(&found).unwrap();
@@ -13,10 +68,83 @@ fn one_sleep_without_marks_is_certain() {
         (Certainty::Certain, 3),
         "not likely first"
     );
-    world.publish(ms(60));
+}
+
+#[test]
+fn where_polls_leave_the_worker_only_a_stack_is_believed() {
+    let mut world = left_by_block_in_place();
+    world.sleep(TICK);
+    world.sleep(TICK);
+    world.show(Shown::MovedAway);
+    world.sleep(TICK);
+    world.publish(ms(20));
+    world.compute(ms(2));
+    world.sleep(TICK);
+    world.sleep(TICK);
+    world.show(Shown::Unclear);
+    for _ in 0..5 {
+        assert_eq!(world.sleep(TICK), []);
+    }
+    world.publish(ms(30));
+    world.compute(ms(2));
+    // A marked poll as well: its mark stands while it is in `block_in_place`.
+    world.begin_poll(Some(at(world.now)));
+    for _ in 0..5 {
+        assert_eq!(world.sleep(TICK), []);
+    }
+    // Positive control.
+    world.show(Shown::Driving);
+    assert!(began(&world.sleep(TICK)).is_some());
+}
+
+#[test]
+fn a_sleep_that_ended_before_its_stack_was_explained_is_found_afterwards() {
+    let slept = |shown: Option<Shown>, parks_at: Option<Call>| {
+        let mut world = World::parked().with_stacks();
+        world.parked_at(Some(PARKED));
+        let mut world = world.wake();
+        world.compute(ms(2));
+        let mut found = world.sleep(TICK);
+        found.extend(world.sleep(TICK));
+        let serial = world.detector.watches().unwrap();
+        found.extend(world.sleep(TICK));
+        assert_eq!(found, []);
+        world.publish(ms(17));
+        world.park();
+        found.extend(world.parked_at(parks_at));
+        if let Some(shown) = shown {
+            world.detector.show(serial, shown);
+        }
+        found.extend(world.parked_at(parks_at));
+        ended(&found).map(|stall| stall.certainty)
+    };
+    assert_eq!(slept(Some(Shown::Driving), None), Some(Certainty::Certain));
+    assert_eq!(slept(Some(Shown::MovedAway), None), None);
+    assert_eq!(slept(None, Some(IN_POOL)), None, "it parks no worker there");
+    // The worker's thread has come back to where it parks it.
+    assert_eq!(slept(None, Some(PARKED)), Some(Certainty::Certain));
+}
+
+#[test]
+fn a_row_of_61_polls_of_a_millisecond_is_not_a_stall() {
+    let mut world = World::parked();
+    for _ in 0..20 {
+        world.park();
+        // Awake for 61 ms, then parked for 40: nothing is usual about it.
+        for _ in 0..12 {
+            assert_eq!(world.compute(TICK), []);
+        }
+        world.publish(ms(61));
+        world.park();
+        for _ in 0..8 {
+            assert_eq!(world.parked_at(Some(PARKED)), []);
+        }
+    }
+    // Positive control: more than twice as long is likely.
     world.park();
-    world.now += 40;
-    assert!(ended(&world.compute(TICK)).is_some());
+    let (ticks, found) = world.until_found(|world| world.compute(TICK));
+    assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
+    assert!(TICK * ticks >= ms(122) && TICK * ticks <= ms(132));
 }
 
 #[test]
@@ -24,6 +152,7 @@ fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
     let mut world = World::parked().wake();
     world.sleep(TICK);
     world.sleep(TICK);
+    world.show(Shown::Driving);
     // Woken once, by us, and back in the same call at the same place.
     world.signalled = true;
     world.thread.as_mut().unwrap().runs += 1;

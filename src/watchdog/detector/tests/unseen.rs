@@ -38,8 +38,9 @@ fn a_short_visit_to_block_in_place_between_two_ticks_is_not_a_stall() {
 
 #[test]
 fn a_sleep_between_two_idle_ticks_is_found_afterwards() {
-    let slept = |asleep: u64, runs: u64, seen_once: bool| {
+    let slept_at = |asleep: u64, runs: u64, seen_once: bool, parks_at: Call| {
         let mut world = World::parked();
+        world.parked_at(Some(PARKED));
         world.compute(ms(25));
         if seen_once {
             world.counters.parks += 1;
@@ -52,9 +53,10 @@ fn a_sleep_between_two_idle_ticks_is_found_afterwards() {
         let thread = world.thread.as_mut().unwrap();
         thread.runs += runs - u64::from(seen_once);
         thread.cpu += ms(20 - asleep);
-        thread.state = ThreadState::Asleep(None);
+        thread.state = ThreadState::Asleep(Some(parks_at));
         ended(&world.pass(ms(25))).map(|stall| (stall.certainty, stall.duration))
     };
+    let slept = |asleep, runs, seen_once| slept_at(asleep, runs, seen_once, PARKED);
     for seen_once in [false, true] {
         // Put on a CPU twice: once to wake, once after the only sleep.
         assert_eq!(slept(15, 2, seen_once), Some((Certainty::Certain, ms(20))));
@@ -64,5 +66,10 @@ fn a_sleep_between_two_idle_ticks_is_found_afterwards() {
             "six sleeps"
         );
         assert_eq!(slept(1, 2, seen_once), None, "a burst of work is none");
+        assert_eq!(
+            slept_at(15, 2, seen_once, IN_POOL),
+            None,
+            "perhaps in `block_in_place`, while another thread was busy"
+        );
     }
 }
