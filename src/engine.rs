@@ -336,6 +336,7 @@ pub(crate) fn leave(watch: &Arc<Watch>) {
 impl Engine {
     fn start() -> Result<Engine, StartError> {
         clock::prime();
+        Explainer::polls_stay();
         let shared = Arc::new(Shared::default());
         let (sender, receiver) = sync_channel(CHANNEL);
         let mut engine = Engine {

@@ -142,8 +142,6 @@ fn rows_of_short_polls_with_pauses() {
 #[test]
 fn block_in_place_beside_rows_of_short_polls() {
     silent(async || {
-        // Until the program has been looked at, a mark is believed.
-        tokio::time::sleep(Duration::from_secs(1)).await;
         let in_place = async || {
             for _ in 0..16 {
                 tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(30)));

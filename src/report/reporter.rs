@@ -11,7 +11,7 @@ use super::sinks::Told;
 use super::{Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::clock::{self, Nanos};
 use crate::engine::Shared;
-use crate::explain::{self, Effort, Explained, Explainer};
+use crate::explain::{self, Effort, Explained};
 use crate::watchdog::detector::Shown;
 use crate::watchdog::workers::wall_clock;
 use std::collections::{HashMap, VecDeque};
@@ -27,14 +27,6 @@ const REST: Duration = Duration::from_secs(10);
 /// The thread's main function; ends when the watchdog and the pulse thread have.
 pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>, sinks: SyncSender<Told>) {
     let mut reporter = Reporter::new(sinks);
-    // Beside the reporter, who may have names to look up already.
-    let look = || {
-        Explainer::polls_stay();
-    };
-    let thread = std::thread::Builder::new().name("stall-explainer".to_owned());
-    if thread.spawn(look).is_err() {
-        shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-    }
     loop {
         let idle = reporter.job.is_none() && reporter.later.is_empty();
         let wait = match (idle, reporter.primed) {

@@ -1,6 +1,6 @@
 //! What the program's symbol table says of the program: whether polls in it can leave their worker.
 //!
-//! *Runs on:* `stall-explainer`; what is known, on the watchdog thread.
+//! *Runs on:* whoever starts the first watch; what is known, on the watchdog thread.
 //! *Here:* reads a file, once.
 
 use object::read::elf::ElfFile64;

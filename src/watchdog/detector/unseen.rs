@@ -100,7 +100,11 @@ impl Detector {
             }
             if poll.wait > 0 {
                 poll.wait -= 1;
-                return poll.wait > 0 || !is_left;
+                if poll.wait == 0 && is_left {
+                    // No stack has told, and others have left this worker.
+                    poll.stall.certainty = Certainty::Likely;
+                }
+                return true;
             }
             findings.push(Finding::Ended(poll.stall));
             false
