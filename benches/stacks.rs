@@ -58,6 +58,7 @@ mod linux {
         let first = time(|| take(&watch));
         let after_first = resident();
         let second = time(|| take(&watch));
+        println!("```text");
         println!("the first stack of a process   {first:>10.1?}");
         println!("the second                     {second:>10.1?}");
         println!(
@@ -83,6 +84,7 @@ mod linux {
             "  the same without stacks      {}",
             percentiles(&quiet[quiet.len().saturating_sub(STACKS)..])
         );
+        println!("```");
         gaps.stop.store(true, Ordering::Relaxed);
         runtime.block_on(spinner).expect("it does not panic");
     }

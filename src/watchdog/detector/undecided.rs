@@ -108,7 +108,9 @@ impl Detector {
     /// did, which a thread that has left it does not.
     pub(super) fn decide_by_place(&mut self, sample: &Sample) -> Findings {
         let is_left = self.is_left;
-        let parks = !is_left && self.parks_at.holds(sample);
+        // Where polls can leave their worker, only the stack tells: who has slept in `block_in_place` may park
+        // the worker again before it has been looked at.
+        let parks = !is_left && self.polls_stay != Some(false) && self.parks_at.holds(sample);
         let thread = sample.slot.map(|slot| slot.thread);
         let mut findings = Findings::new();
         self.undecided.retain_mut(|sleep| {

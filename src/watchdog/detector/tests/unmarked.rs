@@ -99,8 +99,9 @@ fn where_polls_leave_the_worker_only_a_stack_is_believed() {
 
 #[test]
 fn a_sleep_that_ended_before_its_stack_was_explained_is_found_afterwards() {
-    let slept = |shown: Option<Shown>, parks_at: Option<Call>| {
+    let slept = |shown: Option<Shown>, parks_at: Option<Call>, polls_stay: Option<bool>| {
         let mut world = World::parked().with_stacks();
+        world.detector.polls_stay(polls_stay);
         world.parked_at(Some(PARKED));
         let mut world = world.wake();
         world.compute(ms(2));
@@ -118,11 +119,18 @@ fn a_sleep_that_ended_before_its_stack_was_explained_is_found_afterwards() {
         found.extend(world.parked_at(parks_at));
         ended(&found).map(|stall| stall.certainty)
     };
-    assert_eq!(slept(Some(Shown::Driving), None), Some(Certainty::Certain));
-    assert_eq!(slept(Some(Shown::MovedAway), None), None);
-    assert_eq!(slept(None, Some(IN_POOL)), None, "it parks no worker there");
-    // The worker's thread has come back to where it parks it.
-    assert_eq!(slept(None, Some(PARKED)), Some(Certainty::Certain));
+    let may_leave = Some(false);
+    let driving = slept(Some(Shown::Driving), None, may_leave);
+    assert_eq!(driving, Some(Certainty::Certain));
+    assert_eq!(slept(Some(Shown::MovedAway), None, may_leave), None);
+    assert_eq!(
+        slept(None, Some(IN_POOL), None),
+        None,
+        "it parks none there"
+    );
+    // The worker's thread has come back to where it parks it: from its poll, if polls cannot leave.
+    assert_eq!(slept(None, Some(PARKED), None), Some(Certainty::Certain));
+    assert_eq!(slept(None, Some(PARKED), may_leave), None);
 }
 
 #[test]
