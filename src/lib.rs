@@ -59,8 +59,8 @@
 //! * Tokio moves a worker's counters every 61 turns of its loop. Without marks, one long computation and
 //!   many short ones in a row look alike until they have lasted 61 × 4 thresholds; until then they are
 //!   [`Certainty::Likely`], and before a twentieth of that, not reported.
-//! * In a program that calls `block_in_place`, a long poll is reported once its stack shows that it has
-//!   not left its worker.
+//! * In a program with `block_in_place` in it, a sleep without a mark is reported once its stack shows that
+//!   the poll has not left its worker; so are marked polls, once one has been seen to leave.
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
 //! * A `current_thread` runtime looks the same whether it is held or not being driven. There, a stall
 //!   without a mark is reported once a stack has shown that it is driven, or else when it is over.

@@ -20,7 +20,7 @@ use crate::explain::cause::SleptIn;
 use crate::report::news::{Announcement, Message, StackNews, StallKey, StallNews, StallThread};
 use crate::report::{NoStack, Phase};
 use crate::slot::{self, LongPoll};
-use detector::{Detector, Ends, Finding, HeldBy, PollKey, Sample, Stall};
+use detector::{Detector, Ends, Finding, HeldBy, PollKey, Refused, Sample, Stall};
 use host::{OwnWait, Quota};
 use ledger::Ledger;
 use sampling::{Allowance, Sampled, Sampling};
@@ -68,6 +68,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
         live: Vec::new(),
         live_changed: false,
         answers_due: None,
+        polls_leave: false,
     };
     let mut due = clock::now();
     while !shared.stopping() {
@@ -113,12 +114,16 @@ struct Watchdog {
     live_changed: bool,
     /// When to collect the stacks that the last tick has asked for.
     answers_due: Option<Nanos>,
+    /// See [`Round`].
+    polls_leave: bool,
 }
 
 /// One tick, as all workers share it.
 struct Round<'a> {
     due: Nanos,
     now: Nanos,
+    /// Polls of this program leave their worker: some worker's thread has been seen in `block_in_place`.
+    polls_leave: bool,
     /// Every worker of every runtime rested when the tick began: who drives them has not been asked.
     all_rest: bool,
     own_wait: Option<Duration>,
@@ -166,13 +171,20 @@ impl Watchdog {
             workers::collect_drivers(&mut self.drivers);
             workers::ask_to_look_around();
         }
+        // Nobody asks while all rest, and the files are cold.
+        let (own_wait, throttled) = if all_rest {
+            (None, Duration::ZERO)
+        } else {
+            (self.own_wait.since_last_time(), self.quota.throttled())
+        };
         let mut next = IDLE_TICK;
         let mut round = Round {
             due,
             now,
+            polls_leave: self.polls_leave,
             all_rest,
-            own_wait: self.own_wait.since_last_time(),
-            throttled: self.quota.throttled(),
+            own_wait,
+            throttled,
             drivers: &self.drivers,
             shared: &self.shared,
             allowance: &mut self.stacks,
@@ -184,7 +196,13 @@ impl Watchdog {
                 next = next.min(watch.runtime.rules.tick);
             }
         }
-        let Round { news, stacks, .. } = round;
+        let Round {
+            news,
+            stacks,
+            polls_leave,
+            ..
+        } = round;
+        self.polls_leave = polls_leave;
         // What a runtime was doing when it was shut down is not going on any more.
         let before = self.live.len();
         self.live.retain(|live| !live.runtime.is_gone());
@@ -431,7 +449,11 @@ impl WorkerWatch {
         self.ends = [ends.next(), ends.next()];
         sample.ends = self.ends;
         self.detector.polls_stay(Explainer::known_polls_stay());
+        if round.polls_leave {
+            self.detector.polls_leave();
+        }
         let findings = self.detector.observe(&sample);
+        round.polls_leave |= self.detector.do_polls_leave();
         for (poll, record) in unseen {
             self.detector.ended_unseen(poll, &record, previous);
         }
@@ -466,8 +488,7 @@ impl WorkerWatch {
         );
         for sampled in [collected, refused].into_iter().flatten() {
             if let Err(why) = &sampled.stack {
-                self.detector
-                    .show_none(sampled.serial, is_asked_again(*why));
+                self.detector.show_none(sampled.serial, reason(*why));
             }
             round.stacks.push(self.stack_news(runtime, sampled));
         }
@@ -598,9 +619,12 @@ impl Announced {
     }
 }
 
-/// Whether another stack is asked for at the next tick, if there is still need of one.
-fn is_asked_again(why: NoStack) -> bool {
-    matches!(why, NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn)
+fn reason(why: NoStack) -> Refused {
+    match why {
+        NoStack::RateLimited => Refused::Rationed,
+        NoStack::Busy | NoStack::MovedOn => Refused::ForNow,
+        _ => Refused::ForGood,
+    }
 }
 
 /// The marked poll that a finding says is going on.

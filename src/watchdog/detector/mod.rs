@@ -87,6 +87,17 @@ pub(crate) enum Shown {
     Unclear,
 }
 
+/// Why there is no stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There will be none.
+    ForGood,
+    /// Others have used up the ration.
+    Rationed,
+    /// Another is asked for at the next tick.
+    ForNow,
+}
+
 /// What is known of a stall at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stall {
@@ -149,6 +160,9 @@ pub(crate) struct Detector {
     /// Nothing in this program lets a poll leave its worker, so that no stack is needed to believe one.
     /// Unknown while the program is being looked at, in its first moments.
     polls_stay: Option<bool>,
+    /// A stack has shown that polls of this program do leave their worker: from then on not even a mark is
+    /// believed before the stack is there.
+    polls_leave: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +182,9 @@ struct Closing {
     not_after: Nanos,
 }
 
+/// Ticks for which a marked poll waits for the stack that has been asked for, where polls may leave their worker:
+/// debug information may have to be read for it.
+const MARKS_WAIT: u32 = undecided::PATIENCE;
 /// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
 const STANDS_OUT: u32 = 4;
 /// … have been seen at this many ticks …
@@ -200,6 +217,7 @@ impl Detector {
             parks_at: ParkPlaces::default(),
             is_left: false,
             polls_stay: None,
+            polls_leave: false,
         }
     }
 
@@ -301,6 +319,7 @@ impl Detector {
     /// Takes in what a stack has shown of what is being watched.
     pub(crate) fn show(&mut self, serial: u64, shown: Shown) {
         self.is_left |= shown == Shown::MovedAway;
+        self.polls_leave |= self.is_left;
         if let Some(stretch) = &mut self.stretch {
             // What one stack has shown, that there is no other does not undo.
             if stretch.serial == serial && (shown != Shown::Unclear || stretch.shown.is_none()) {
@@ -315,12 +334,26 @@ impl Detector {
         self.polls_stay = polls_stay;
     }
 
-    /// There is no stack of what is being watched; for the moment only, if another is asked for `again`.
-    pub(crate) fn show_none(&mut self, serial: u64, again: bool) {
+    /// Takes in that polls of this program leave their worker, as seen anywhere in it.
+    pub(crate) fn polls_leave(&mut self) {
+        self.polls_leave = true;
+    }
+
+    /// Whether that has been seen here.
+    pub(crate) fn do_polls_leave(&self) -> bool {
+        self.polls_leave
+    }
+
+    /// There is no stack of what is being watched.
+    pub(crate) fn show_none(&mut self, serial: u64, why: Refused) {
         let stretch = self.stretch.filter(|stretch| stretch.serial == serial);
         let marked = stretch.is_some_and(|stretch| matches!(stretch.held_by, HeldBy::Poll(_)));
-        // A mark is believed without a stack where polls are not known to be able to leave their worker.
-        if !again || marked && self.polls_stay != Some(false) {
+        let is_final = match why {
+            Refused::ForGood => true,
+            Refused::Rationed => marked && !self.polls_leave,
+            Refused::ForNow => false,
+        };
+        if is_final {
             self.show(serial, Shown::Unclear);
         }
     }
@@ -407,6 +440,7 @@ impl Detector {
         let certainty = self.certainty();
         let near = self.is_near();
         let stretch = self.stretch.as_mut()?;
+        stretch.suspected_for += u32::from(stretch.suspected);
         let stall = stretch.stall_until(
             sample.at,
             Duration::ZERO,
@@ -469,7 +503,7 @@ impl Detector {
             {
                 None
             }
-            HeldBy::Poll(_) => self.by_its_mark(stretch.shown),
+            HeldBy::Poll(_) => self.by_its_mark(stretch),
             HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
             HeldBy::Unmarked(_) if self.counted_out() => Some(Certainty::Certain),
             HeldBy::Unmarked(_) if stretch.long_sleep => self.by_its_sleep(stretch),
@@ -482,10 +516,14 @@ impl Detector {
 
     /// What a long poll with a mark says, by what a stack has shown of its thread: it may have left its worker
     /// by `block_in_place`, where tokio has that.
-    fn by_its_mark(&self, shown: Option<Shown>) -> Option<Certainty> {
-        match shown {
+    fn by_its_mark(&self, stretch: &Stretch) -> Option<Certainty> {
+        match stretch.shown {
             // A mark is believed until there is reason to doubt it.
             _ if !self.rules.always_driven || self.polls_stay != Some(false) => {
+                Some(Certainty::Certain)
+            }
+            // The stack that has been asked for is waited for a little, until there is more reason.
+            None if !self.polls_leave && stretch.suspected_for >= MARKS_WAIT => {
                 Some(Certainty::Certain)
             }
             None | Some(Shown::MovedAway | Shown::Parked) => None,
@@ -560,9 +598,13 @@ impl Detector {
             if stretch.blamed >= stretch.enough(&self.rules) && !stretch.is_elsewhere() {
                 let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
                 let may_leave = self.rules.always_driven && self.polls_stay == Some(false);
-                let waits = may_leave && stretch.shown.is_none();
+                // Also for a stack that came too late to be taken: meanwhile another may show that polls leave.
+                let wait = match stretch.shown {
+                    None if may_leave => undecided::PATIENCE,
+                    _ => 0,
+                };
                 self.unconfirmed
-                    .push(Unconfirmed::new(stall, stretch.busy_before, waits));
+                    .push(Unconfirmed::new(stall, stretch.busy_before, wait));
             }
             return None;
         }

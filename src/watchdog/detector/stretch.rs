@@ -36,6 +36,8 @@ pub(super) struct Stretch {
     pub(super) long_sleep: bool,
     pub(super) ticks: u32,
     pub(super) suspected: bool,
+    /// For so many ticks it has been suspected.
+    pub(super) suspected_for: u32,
     /// What a stack has shown.
     pub(super) shown: Option<Shown>,
     pub(super) announced: Option<Announced>,
@@ -152,6 +154,7 @@ impl Stretch {
             long_sleep: false,
             ticks: 1,
             suspected: false,
+            suspected_for: 0,
             shown: None,
             announced: None,
         };
@@ -175,6 +178,7 @@ impl Stretch {
             long_sleep: false,
             ticks: 1,
             suspected: false,
+            suspected_for: 0,
             shown: None,
             announced: None,
         }

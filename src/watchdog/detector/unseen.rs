@@ -7,7 +7,7 @@
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
 use super::stretch::middle;
-use super::{Certainty, Detector, Finding, Findings, HeldBy, Shown, Stall, undecided};
+use super::{Certainty, Detector, Finding, Findings, HeldBy, Shown, Stall};
 use crate::capture::ThreadState;
 use crate::slot::LongPoll;
 use std::time::Duration;
@@ -29,12 +29,12 @@ pub(super) struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    pub(super) fn new(stall: Stall, busy_before: Duration, waits: bool) -> Unconfirmed {
+    pub(super) fn new(stall: Stall, busy_before: Duration, wait: u32) -> Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
             patience: PATIENCE,
-            wait: if waits { undecided::PATIENCE } else { 0 },
+            wait,
             counted: false,
         }
     }
@@ -82,7 +82,7 @@ impl Detector {
                 name: record.name,
             };
             self.unconfirmed
-                .push(Unconfirmed::new(stall, previous.after.busy, false));
+                .push(Unconfirmed::new(stall, previous.after.busy, 0));
         }
     }
 
@@ -90,7 +90,7 @@ impl Detector {
     /// too. A poll that left its worker by `block_in_place` is not in there.
     pub(super) fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
         let mut findings = Findings::new();
-        let is_left = self.is_left;
+        let leave = self.polls_leave;
         self.unconfirmed.retain_mut(|poll| {
             let busy = sample.before.busy.saturating_sub(poll.busy_before);
             poll.counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
@@ -100,7 +100,7 @@ impl Detector {
             }
             if poll.wait > 0 {
                 poll.wait -= 1;
-                if poll.wait == 0 && is_left {
+                if poll.wait == 0 && leave {
                     // No stack has told, and others have left this worker.
                     poll.stall.certainty = Certainty::Likely;
                 }

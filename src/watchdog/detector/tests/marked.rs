@@ -214,10 +214,20 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
 }
 
 #[test]
-fn a_marked_poll_waits_for_the_stack_that_may_show_it_elsewhere() {
+fn where_polls_leave_a_marked_one_waits_for_the_stack_that_may_show_it_elsewhere() {
+    // None has been seen to: the stack is waited for a little, and not at all where it is rationed.
+    let mut patient = World::polling_since(5).with_stacks();
+    let (ticks, found) = patient.until_found(|world| world.sleep(TICK));
+    assert!(began(&found).is_some() && (3..=2 + MARKS_WAIT).contains(&ticks));
+    let mut refused = World::polling_since(5).with_stacks();
+    refused.sleep(TICK);
+    let serial = refused.detector.watches().unwrap();
+    refused.detector.show_none(serial, Refused::Rationed);
+    assert!(began(&refused.sleep(TICK)).is_some());
     // Another thread polls a row meanwhile: when the counters move, they have counted that.
     let polled = |shown: Option<Shown>| {
         let mut world = World::polling_since(5).with_stacks();
+        world.detector.polls_leave();
         let mut found = Findings::new();
         let serial = world.detector.watches().map(|serial| serial + 1);
         for _ in 0..6 {
