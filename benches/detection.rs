@@ -47,8 +47,8 @@ mod linux {
     const GAP_SPREAD: Duration = Duration::from_millis(25);
     /// Until threads are known and the detector has come to rest.
     const SETTLE: Duration = Duration::from_millis(1_200);
-    /// The last reports are waited for.
-    const LAST_WORDS: Duration = Duration::from_millis(500);
+    /// The last reports are waited for: a poll that a stack was wanted of, and not had, is told of two seconds after.
+    const LAST_WORDS: Duration = Duration::from_millis(2_500);
     /// How long honest work is watched.
     const CONTROL: Duration = Duration::from_secs(20);
     /// And the parts of it that have most in common with a stall.

@@ -18,8 +18,8 @@ pub trait FutureExt: Future + Sized {
     ///
     /// # Cost
     ///
-    /// Creating: finding the name's number, some nanoseconds (allocates when a name is first used). Per
-    /// poll: a handful of stores to the thread's own cache line.
+    /// Creating: finding the name's number, some nanoseconds (allocates when a name is first used), and 8 bytes
+    /// in the future. Per poll: about 15 instructions, most of them stores to the thread's own cache line.
     ///
     /// # Examples
     ///
