@@ -1,8 +1,8 @@
 //! A thread's own way to its slot, and what it says of itself there.
 //!
-//! *Runs on:* worker threads: `mine` inside every poll, the rest at the first mark, when asked to look
+//! *Runs on:* worker threads: `begin` and `end_quickly` inside every poll, the rest at the first mark, when asked to look
 //! around, and at thread exit. The watchdog sets from which length on polls are kept.
-//! *Here:* `mine` is one thread-local load. Taking a slot allocates, once per thread.
+//! *Here:* one thread-local load finds the slot. Taking a slot allocates, once per thread.
 
 use super::line::{Closed, LongPoll};
 use super::registry::{self, Claim, Slot};
@@ -81,7 +81,7 @@ fn take() -> Option<&'static Slot> {
     Some(slot)
 }
 
-/// Begins a mark on the calling thread; returns whose [`end`](Slot::end) ends it.
+/// Begins a mark on the calling thread; returns on whose slot. [`end_quickly`] ends it.
 #[inline]
 pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
     let slot = MINE.get();

@@ -522,7 +522,7 @@ impl Detector {
             _ if !self.rules.always_driven || self.polls_stay != Some(false) => {
                 Some(Certainty::Certain)
             }
-            // The stack that has been asked for is waited for a little, until there is more reason.
+            // A stack that has been asked for may show it elsewhere. It is not waited for without end.
             None if !self.polls_leave && stretch.suspected_for >= MARKS_WAIT => {
                 Some(Certainty::Certain)
             }
