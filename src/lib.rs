@@ -99,6 +99,8 @@ pub use probe::{RuntimeBuilderExt, RuntimeHooks};
 mod slot;
 pub use slot::timing::PollTiming;
 
+mod turns;
+
 mod watchdog;
 
 mod capture;

@@ -12,6 +12,8 @@
 #[cfg(target_os = "linux")]
 mod calls;
 #[cfg(target_os = "linux")]
+pub(crate) mod memory;
+#[cfg(target_os = "linux")]
 mod throttle;
 
 // Only tests measure a thread from within.

@@ -72,6 +72,7 @@ fn take() -> Option<&'static Slot> {
     slot.introduce(
         crate::capture::current_tid(),
         crate::capture::own_bounds(),
+        anchor(),
         thread.name().unwrap_or(""),
     );
     slot.line.ask_to_look_around();
@@ -79,6 +80,17 @@ fn take() -> Option<&'static Slot> {
     MINE.set(slot);
     AT_EXIT.with(|_| ());
     Some(slot)
+}
+
+/// The address of the calling thread's way to its slot.
+pub(crate) fn anchor() -> u64 {
+    MINE.with(|mine| std::ptr::from_ref(mine).addr() as u64)
+}
+
+/// Tokio's number for the task that the calling thread polls; 0 outside of one.
+#[allow(dead_code)] // Where no turns are counted.
+pub(crate) fn own_task() -> u64 {
+    tokio::task::try_id().map_or(0, |id| raw_id(&id))
 }
 
 /// Begins a mark on the calling thread; returns on whose slot. [`end_quickly`] ends it.

@@ -65,7 +65,7 @@ mod registry;
 pub(crate) mod names;
 
 pub(crate) use enrol::{
-    begin, end_quickly, enrol, keep_polls_longer_than, mine, raw_id, reset_marks,
+    anchor, begin, end_quickly, enrol, keep_polls_longer_than, mine, own_task, raw_id, reset_marks,
 };
 pub(crate) use entry::{Kind, Mark, SOURCES};
 pub(crate) use line::{LongPoll, Marks};

@@ -25,6 +25,8 @@ pub(crate) struct Slot {
     tid: AtomicU32,
     /// The bounds of its stack, zeros if they are not known.
     stack: [AtomicU64; 2],
+    /// Where its thread-local way to this slot lies.
+    anchor: AtomicU64,
     claim: AtomicU64,
     /// When the claim was last made: the newer of two claims is the truer.
     claimed_at: AtomicU64,
@@ -91,6 +93,7 @@ impl Slot {
                 tenancy: AtomicU64::new(1),
                 tid: AtomicU32::new(0),
                 stack: [AtomicU64::new(0), AtomicU64::new(0)],
+                anchor: AtomicU64::new(0),
                 claim: AtomicU64::new(0),
                 claimed_at: AtomicU64::new(0),
                 loops: AtomicU64::new(0),
@@ -116,8 +119,16 @@ impl Slot {
     }
 
     /// Says which thread this is. The owner's first act.
-    pub(crate) fn introduce(&self, tid: u32, stack: (usize, usize), thread_name: &str) {
+    pub(crate) fn introduce(
+        &self,
+        tid: u32,
+        stack: (usize, usize),
+        anchor: u64,
+        thread_name: &str,
+    ) {
         self.tid.store(tid, Ordering::Relaxed);
+        // Relaxed: whoever reads it asks for the tenancy before and after.
+        self.anchor.store(anchor, Ordering::Relaxed);
         // Relaxed: read by the signal handler on this very thread.
         self.stack[0].store(stack.0 as u64, Ordering::Relaxed);
         self.stack[1].store(stack.1 as u64, Ordering::Relaxed);
@@ -192,6 +203,13 @@ impl Slot {
     pub(crate) fn stack(&self) -> (usize, usize) {
         let bound = |bound: &AtomicU64| bound.load(Ordering::Relaxed) as usize;
         (bound(&self.stack[0]), bound(&self.stack[1]))
+    }
+
+    /// The address of the owner's thread-local way to this slot: other thread-locals of the program lie a
+    /// fixed way from it. Of use only while the tenancy stays the same.
+    #[allow(dead_code)] // Where no turns are counted.
+    pub(crate) fn anchor(&self) -> u64 {
+        self.anchor.load(Ordering::Relaxed)
     }
 
     /// The owner's name. Takes a lock that the owner may hold for some instructions.

@@ -12,7 +12,7 @@
 mod handler;
 mod letter;
 mod mailbox;
-mod memory;
+
 mod modules;
 mod registers;
 #[cfg(feature = "testing")]

@@ -4,7 +4,7 @@
 //! *Here:* `/proc/self/maps`, not the loader's list: that one is behind a lock, which a stalled `dlopen`
 //! may hold. Memory is copied by the kernel, so a library that is unloaded meanwhile is only missing.
 
-use super::memory;
+use super::super::memory;
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::Endianness;
 use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64};

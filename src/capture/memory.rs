@@ -1,0 +1,204 @@
+//! Reads this process's own memory as a debugger would: what is not there is an answer, not a crash.
+//!
+//! *Runs on:* the watchdog, once a tick for all workers; whichever thread explains a stack; the thread that
+//! learns where tokio keeps its counters.
+//! *Must not:* touch the memory itself. It may be another thread's, or not be there any more: only the kernel
+//! may look.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+/// One piece of memory to be read, and what was read of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// Where it begins.
+    pub(crate) address: u64,
+    /// How many bytes it has, at most [`Piece::MOST`].
+    pub(crate) length: usize,
+    bytes: [u8; Piece::MOST],
+    is_read: bool,
+}
+
+impl Piece {
+    /// The largest piece.
+    pub(crate) const MOST: usize = 512;
+
+    pub(crate) fn new(address: u64, length: usize) -> Piece {
+        Piece {
+            address,
+            length: length.min(Piece::MOST),
+            bytes: [0; Piece::MOST],
+            is_read: false,
+        }
+    }
+
+    /// The bytes, if all of them could be read.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        self.is_read.then_some(&self.bytes[..self.length])
+    }
+
+    /// The 64-bit word at this offset, if it was read.
+    pub(crate) fn word(&self, offset: usize) -> Option<u64> {
+        let bytes = self.bytes()?.get(offset..offset + 8)?;
+        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+    }
+
+    /// The 32-bit word at this offset, if it was read.
+    pub(crate) fn half_word(&self, offset: usize) -> Option<u32> {
+        let bytes = self.bytes()?.get(offset..offset + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    }
+}
+
+/// The most pieces of one system call: the kernel's own limit.
+const AT_ONCE: usize = 1024;
+
+/// Reads all pieces, in one system call if all are there. Each piece is read whole or not at all.
+///
+/// # Cost
+///
+/// About 0.4 µs, and 0.1 µs for each piece. Where the system call is forbidden, 0.3 µs for each piece.
+pub(crate) fn read_all(pieces: &mut [Piece]) {
+    for pieces in pieces.chunks_mut(AT_ONCE) {
+        let mut rest = pieces;
+        while !rest.is_empty() {
+            let Some(read) = read_some(rest) else {
+                return rest.iter_mut().for_each(read_by_file);
+            };
+            // The kernel stops at the first page that is not there. What follows it is asked for again.
+            let next = (read + 1).min(rest.len());
+            rest = &mut rest[next..];
+        }
+    }
+}
+
+/// Reads until a piece is not there; returns how many were. `None` if the system call is forbidden.
+#[allow(unsafe_code)]
+fn read_some(pieces: &mut [Piece]) -> Option<usize> {
+    let part = |base: *mut libc::c_void, length| libc::iovec {
+        iov_base: base,
+        iov_len: length,
+    };
+    let mut local: Vec<libc::iovec> = Vec::with_capacity(pieces.len());
+    let mut remote: Vec<libc::iovec> = Vec::with_capacity(pieces.len());
+    for piece in pieces.iter_mut() {
+        local.push(part(piece.bytes.as_mut_ptr().cast(), piece.length));
+        let address = std::ptr::without_provenance_mut(piece.address as usize);
+        remote.push(part(address, piece.length));
+    }
+    // SAFETY: `local` leads to buffers of ours, each at least as long as it says; the kernel checks `remote`.
+    let copied = unsafe {
+        libc::process_vm_readv(
+            libc::getpid(),
+            local.as_ptr(),
+            local.len() as libc::c_ulong,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
+    };
+    let Ok(mut copied) = usize::try_from(copied) else {
+        let error = std::io::Error::last_os_error().raw_os_error();
+        return (error == Some(libc::EFAULT)).then_some(0);
+    };
+    let mut whole = 0;
+    for piece in pieces {
+        if copied < piece.length {
+            break;
+        }
+        copied -= piece.length;
+        piece.is_read = true;
+        whole += 1;
+    }
+    Some(whole)
+}
+
+/// The same memory as a file, for sandboxes that forbid the system call.
+fn file() -> Option<&'static File> {
+    static OWN: OnceLock<Option<File>> = OnceLock::new();
+    OWN.get_or_init(|| File::open("/proc/self/mem").ok())
+        .as_ref()
+}
+
+fn read_by_file(piece: &mut Piece) {
+    let to = &mut piece.bytes[..piece.length];
+    piece.is_read = file().is_some_and(|file| file.read_exact_at(to, piece.address).is_ok());
+}
+
+/// Copies from `address` into `to` and returns how much could be copied.
+#[allow(unsafe_code)]
+pub(crate) fn read(address: u64, to: &mut [u8]) -> usize {
+    let local = libc::iovec {
+        iov_base: to.as_mut_ptr().cast(),
+        iov_len: to.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(address as usize),
+        iov_len: to.len(),
+    };
+    // SAFETY: `local` is memory of ours, written no further than its length; the kernel checks `remote`.
+    let read = unsafe {
+        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+    };
+    if let Ok(read) = usize::try_from(read) {
+        return read;
+    }
+    if std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT) {
+        return 0;
+    }
+    let read = file().and_then(|file| file.read_at(to, address).ok());
+    read.unwrap_or(0)
+}
+
+/// Whether any memory can be read here: a sandbox may forbid the system call and hide the file.
+pub(crate) fn is_readable() -> bool {
+    let word = 0_u64;
+    read(&raw const word as u64, &mut [0; 8]) == 8
+}
+
+/// Copies exactly so much, or nothing.
+#[allow(dead_code)] // Only stacks need it.
+pub(crate) fn read_exact(address: u64, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    (read(address, &mut bytes) == length).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_read_and_what_is_not_is_not() {
+        let text = *b"stall";
+        let address = text.as_ptr() as u64;
+        assert_eq!(read_exact(address, 5).as_deref(), Some(&text[..]));
+        assert_eq!(read_exact(8, 5), None);
+    }
+
+    #[test]
+    fn a_piece_that_is_not_there_costs_none_of_the_others() {
+        let words = [7_u64, 8, 9];
+        let at = |index: usize| Piece::new(&raw const words[index] as u64, 8);
+        let gone = Piece::new(8, 8);
+        let read = |mut pieces: Vec<Piece>| {
+            read_all(&mut pieces);
+            pieces.iter().map(|piece| piece.word(0)).collect::<Vec<_>>()
+        };
+        let expected = [Some(7), None, Some(9), None];
+        assert_eq!(read(vec![at(0), gone, at(2), gone]), expected);
+        assert_eq!(read(vec![gone, at(1)]), [None, Some(8)]);
+        assert_eq!(read(Vec::new()), []);
+    }
+
+    #[test]
+    fn the_file_shows_the_same() {
+        let word = 0x5741_4c4c_u64;
+        let mut piece = Piece::new(&raw const word as u64, 8);
+        read_by_file(&mut piece);
+        assert_eq!(piece.word(0), Some(word));
+        let mut gone = Piece::new(8, 8);
+        read_by_file(&mut gone);
+        assert_eq!(gone.word(0), None);
+    }
+}

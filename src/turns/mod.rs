@@ -1,0 +1,129 @@
+//! Turns: what each worker's loop counts by itself, and which poll it is in.
+//!
+//! *Runs on:* the watchdog, once a tick for all workers; a thread of its own learns the layout, once per
+//! process.
+//! *Must not:* touch tokio's memory. The kernel reads it, so what is gone is an error and no fault.
+//!
+//! Tokio's scheduler counts the turns of each worker's loop, keeps the number of the task it polls, and hands
+//! the worker's core to the poll. All three are words in memory. None of them is public, so nothing here
+//! knows where they lie: [`learn`] finds them by their behaviour, in runtimes made for it, in the very
+//! program that is running. From then on two looks that find the same words have seen the same poll. That
+//! costs the poll nothing.
+//!
+//! # What is where
+//!
+//! ```text
+//! thread-local of tokio ── task id, seed, ──▶ context (on the stack of the worker's thread)
+//!  (a fixed way from ours)  pointer to it      │  call: from where the task is polled
+//!                                              └▶ core (on the heap, goes with the worker):
+//!                                                  turns, parks, resumed, "next" slot allowed
+//! ```
+//!
+//! The context holds the core only while the thread polls a task, or parks. A thread that has left its worker
+//! by `block_in_place` holds none, and neither does the thread of a `current_thread` runtime that nobody
+//! drives. So these words also say whose the worker is.
+//!
+//! # Which poll it is
+//!
+//! One turn polls one task, and after it up to three from the "next" slot. Two polls of one turn that follow
+//! each other are of different tasks. So the same turn, task and [`Stage`] is the same poll:
+//!
+//! | poll of the turn | task | stage |
+//! |---|---|---|
+//! | from the queue | A | [`Stage::Queue`] |
+//! | first and second from the "next" slot | B, C; never the same one twice in a row | [`Stage::Next`] |
+//! | third | any but C | [`Stage::Last`] |
+//!
+//! On `current_thread` a turn polls one task, or the future of `block_on`, which has no number. Two calls of
+//! `block_on` in a row may be in the same turn; tokio gives each a seed of its own, which tells them apart.
+
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_has_atomic = "64",
+    not(loom)
+))]
+mod learn;
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_has_atomic = "64",
+    not(loom)
+))]
+mod track;
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_has_atomic = "64",
+    not(loom)
+)))]
+#[path = "unsupported.rs"]
+mod track;
+
+pub(crate) use track::{Looks, Track, learn_layout};
+
+use crate::clock::Nanos;
+
+/// Why no turns are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoTurns {
+    /// Not on this system.
+    #[allow(dead_code)] // Only where they are not.
+    Unsupported,
+    /// A sandbox forbids to read one's own memory.
+    Forbidden,
+    /// The scheduler of this tokio keeps its counters in a way that is not known.
+    NotFound,
+    /// They were found, and then did not behave.
+    Disproved,
+}
+
+impl NoTurns {
+    /// The reason in a few words.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            NoTurns::Unsupported => "not on this system",
+            NoTurns::Forbidden => "a sandbox forbids to read own memory",
+            NoTurns::NotFound => "not found in this version of tokio",
+            NoTurns::Disproved => "disproved; looked for again",
+        }
+    }
+}
+
+/// What memory shows of a worker at one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Which poll it is, or would be: two looks with the same number, in which `holds` is true, are in the
+    /// same one.
+    pub(crate) id: PollId,
+    /// The thread has its worker's core: it polls, or parks. A thread that has left its worker has none.
+    pub(crate) holds: bool,
+    /// When the worker last began to work through its queue: when it woke, or last looked for events.
+    pub(crate) resumed: Option<Nanos>,
+}
+
+/// Names one poll of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PollId {
+    /// The turns of the worker's loop so far.
+    pub(crate) turn: u32,
+    /// Tokio's number for the task; 0 for the future of `block_on`, and for what the loop does between polls.
+    pub(crate) task: u64,
+    /// Which of the turn's polls it is.
+    pub(crate) stage: Stage,
+    /// The seed of this call of `block_on`; 0 on a multi-thread runtime.
+    pub(crate) entry: u64,
+}
+
+/// Which of a turn's polls it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// There is only one: the task from the queue, or all there is on a `current_thread` runtime.
+    Queue,
+    /// The first or second one from the "next" slot.
+    Next,
+    /// The third one from the "next" slot.
+    Last,
+    /// One of the first three polls. This program was built so that its calls cannot be told apart.
+    Unclear,
+}

@@ -1,0 +1,378 @@
+//! Follows the words of one worker from tick to tick, and stops believing them when they misbehave.
+//!
+//! *Runs on:* the watchdog thread; `learn_layout` on whoever starts the first watch of a process.
+//! *Must not:* wait, or read memory other than through the kernel.
+//!
+//! What was learned says where to look; each look is checked all the same. The core carries its own count of
+//! parks and unparks, of which tokio publishes a copy: a core whose count is not the published one is not the
+//! worker's. And a pulse is polled in a turn of its own, so the count of turns must move with pulses. A word
+//! that fails is dropped at once, and looked for again a second later.
+
+use super::learn::{self, Layout, Learned};
+use super::{NoTurns, PollId, Stage, Turn};
+use crate::capture::memory::{self, Piece};
+use crate::clock::Nanos;
+use crate::slot::Slot;
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tokio::runtime::RuntimeFlavor;
+
+static LEARNED: OnceLock<Learned> = OnceLock::new();
+
+/// For so long words that have misbehaved are left alone.
+const DISTRUST: Duration = Duration::from_secs(1);
+
+/// Pulses that may have been polled in one turn, as far as two looks at different moments can tell.
+const PULSES_IN_A_TURN: u64 = 2;
+
+/// Learns where the words lie, once per process. Takes some milliseconds, on a thread of its own: the caller
+/// may be inside a runtime.
+pub(crate) fn learn_layout() {
+    LEARNED.get_or_init(|| {
+        let thread = std::thread::Builder::new().name("stall-turns".to_owned());
+        let learned = thread.spawn(learn::learn).ok();
+        // Where there is no thread, or tokio panics for want of one, there are no turns.
+        let learned = learned.and_then(|thread| thread.join().ok());
+        learned.unwrap_or_else(|| Learned::nothing(NoTurns::NotFound))
+    });
+}
+
+fn layout(flavor: RuntimeFlavor) -> Result<&'static Layout, NoTurns> {
+    let Some(learned) = LEARNED.get() else {
+        return Err(NoTurns::NotFound);
+    };
+    let layout = match flavor {
+        RuntimeFlavor::MultiThread => &learned.multi_thread,
+        RuntimeFlavor::CurrentThread => &learned.current_thread,
+        _ => return Err(NoTurns::NotFound),
+    };
+    layout.as_ref().map_err(|why| *why)
+}
+
+/// The system's monotonic clock, by which tokio notes when a worker resumed.
+pub(super) fn monotonic() -> (u64, u32) {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    (seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The pieces of memory that are read together.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    pieces: Vec<Piece>,
+    /// The two clocks when they were read.
+    at: Nanos,
+    monotonic: (u64, u32),
+}
+
+impl Looks {
+    pub(crate) fn clear(&mut self) {
+        self.pieces.clear();
+    }
+
+    /// Reads all that has been asked for, in one system call.
+    pub(crate) fn read(&mut self) {
+        memory::read_all(&mut self.pieces);
+        self.at = crate::clock::now();
+        self.monotonic = monotonic();
+    }
+
+    fn ask(&mut self, address: u64, length: usize) -> usize {
+        self.pieces.push(Piece::new(address, length));
+        self.pieces.len() - 1
+    }
+
+    /// A point of the monotonic clock on the shared one.
+    fn shared(&self, (seconds, nanos): (u64, u32)) -> Option<Nanos> {
+        let then = Duration::new(seconds, nanos);
+        let now = Duration::new(self.monotonic.0, self.monotonic.1);
+        Some(self.at.minus(now.checked_sub(then)?))
+    }
+}
+
+/// One worker's words.
+#[derive(Debug)]
+pub(crate) struct Track {
+    layout: Result<&'static Layout, NoTurns>,
+    /// Where the worker's core lies: one allocation that goes with the worker from thread to thread.
+    core: Option<u64>,
+    /// Where the context lies, of which thread.
+    context: Option<((usize, u64), u64)>,
+    asked: Option<Asked>,
+    /// The turn last seen, and the pulses that its thread had had when it began.
+    last: Option<(u32, (usize, u64), u64)>,
+    /// Turns counted so far.
+    counted: u64,
+    distrusted_until: Option<Nanos>,
+}
+
+/// What has been asked for: which thread, and which pieces.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    thread: (usize, u64),
+    pulses: u64,
+    around: usize,
+    holds: Option<usize>,
+    call: Option<usize>,
+    core: Option<usize>,
+}
+
+/// What a look has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Seen(Turn),
+    /// Something has moved to another place, where the next look will find it.
+    Moved,
+    /// The thread or its worker is not there.
+    Gone,
+    Misbehaved,
+}
+
+impl Track {
+    pub(crate) fn new(flavor: RuntimeFlavor) -> Track {
+        Track {
+            layout: layout(flavor),
+            core: None,
+            context: None,
+            asked: None,
+            last: None,
+            counted: 0,
+            distrusted_until: None,
+        }
+    }
+
+    /// Why there are no turns; `None` if there are, or will be when the worker's thread is known.
+    pub(crate) fn missing(&self) -> Option<NoTurns> {
+        match self.layout {
+            Err(why) => Some(why),
+            Ok(_) => self.distrusted_until.map(|_| NoTurns::Disproved),
+        }
+    }
+
+    /// Turns counted so far.
+    pub(crate) fn counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// Asks for what is to be read of the worker that this thread drives, as far as it says.
+    pub(crate) fn ask(&mut self, slot: &Slot, tenancy: u64, looks: &mut Looks) {
+        self.asked = None;
+        let Ok(layout) = self.layout else {
+            return;
+        };
+        if self.is_distrusted() {
+            return;
+        }
+        let thread = (std::ptr::from_ref(slot).addr(), tenancy);
+        let context = self
+            .context
+            .and_then(|(of, context)| (of == thread).then_some(context));
+        let (from, length) = layout.around();
+        let around = looks.ask(slot.anchor().wrapping_add_signed(from), length);
+        let holds = context.map(|context| looks.ask(context + layout.core as u64, 8));
+        let call = context.zip(layout.call).map(|(context, call)| {
+            looks.ask(context.wrapping_add_signed(call.at), 8)
+        });
+        let (from, length) = layout.in_core();
+        let core = self.core.map(|core| looks.ask(core + from as u64, length));
+        self.asked = Some(Asked {
+            thread,
+            pulses: slot.loops(),
+            around,
+            holds,
+            call,
+            core,
+        });
+    }
+
+    /// Takes what was read. `published` is how often the worker had parked and woken, by the last look before
+    /// the reading and by one after it. Returns `None` if another look is wanted.
+    pub(crate) fn take(
+        &mut self,
+        looks: &Looks,
+        published: RangeInclusive<u64>,
+    ) -> Option<Option<Turn>> {
+        let (Ok(layout), Some(asked)) = (self.layout, self.asked.take()) else {
+            return Some(None);
+        };
+        match self.look(layout, &asked, looks, published) {
+            Look::Seen(turn) => Some(Some(turn)),
+            Look::Gone => Some(None),
+            Look::Moved => None,
+            Look::Misbehaved => {
+                self.core = None;
+                self.context = None;
+                self.last = None;
+                self.distrusted_until = Some(looks.at.plus(DISTRUST));
+                Some(None)
+            }
+        }
+    }
+
+    fn look(
+        &mut self,
+        layout: &Layout,
+        asked: &Asked,
+        looks: &Looks,
+        published: RangeInclusive<u64>,
+    ) -> Look {
+        let piece = |index: usize| &looks.pieces[index];
+        let around = Around::of(piece(asked.around), layout);
+        let Some(around) = around else {
+            return Look::Gone;
+        };
+        let known = self
+            .context
+            .filter(|(thread, context)| *thread == asked.thread && *context == around.context);
+        if around.context != 0 && known.is_none() {
+            self.context = Some((asked.thread, around.context));
+            return Look::Moved;
+        }
+        let held = asked.holds.and_then(|index| piece(index).word(0));
+        let held = held.filter(|_| known.is_some()).unwrap_or(0);
+        if held != 0 && self.core.is_none() {
+            self.core = Some(held);
+            return Look::Moved;
+        }
+        let Some(core) = asked.core.map(piece) else {
+            return Look::Gone;
+        };
+        let Some(core) = InCore::of(core, layout) else {
+            // The runtime has been shut down.
+            self.core = None;
+            return Look::Gone;
+        };
+        // Between its own count and the published one the worker may be one ahead.
+        let parks = *published.start()..=published.end().saturating_add(1);
+        if !parks.contains(&core.parks) {
+            return Look::Misbehaved;
+        }
+        let holds = self.core == Some(held);
+        if self.stands_still_with_pulses(core.turn, asked, holds) {
+            return Look::Misbehaved;
+        }
+        self.distrusted_until = None;
+        let call = asked.call.and_then(|index| piece(index).word(0));
+        Look::Seen(Turn {
+            id: PollId {
+                turn: core.turn,
+                task: around.task,
+                stage: layout.stage(core.last, call),
+                entry: around.entry,
+            },
+            holds,
+            resumed: looks.shared(core.resumed),
+        })
+    }
+
+    /// Counts the turns, and tells whether they stand still while this thread polls pulses, each of which
+    /// takes a turn.
+    fn stands_still_with_pulses(&mut self, turn: u32, asked: &Asked, holds: bool) -> bool {
+        match &mut self.last {
+            Some((last, thread, pulses)) if *last == turn => {
+                if *thread != asked.thread || !holds {
+                    (*thread, *pulses) = (asked.thread, asked.pulses);
+                }
+                asked.pulses.saturating_sub(*pulses) > PULSES_IN_A_TURN
+            }
+            last => {
+                if let Some((before, ..)) = last {
+                    self.counted += u64::from(turn.wrapping_sub(*before));
+                }
+                *last = Some((turn, asked.thread, asked.pulses));
+                false
+            }
+        }
+    }
+
+    fn is_distrusted(&self) -> bool {
+        self.distrusted_until
+            .is_some_and(|until| crate::clock::now() < until)
+    }
+}
+
+/// The words near a thread's anchor.
+struct Around {
+    context: u64,
+    task: u64,
+    entry: u64,
+}
+
+impl Around {
+    fn of(piece: &Piece, layout: &Layout) -> Option<Around> {
+        let (from, _) = layout.around();
+        let at = |place: i64| usize::try_from(place - from).ok();
+        let half = |place| Some(u64::from(piece.half_word(at(place)?)?));
+        Some(Around {
+            context: piece.word(at(layout.context)?)?,
+            task: piece.word(at(layout.task)?)?,
+            entry: match layout.entry {
+                Some([one, two]) => half(one)? << 32 | half(two)?,
+                None => 0,
+            },
+        })
+    }
+}
+
+/// The words of the core.
+struct InCore {
+    turn: u32,
+    parks: u64,
+    resumed: (u64, u32),
+    last: bool,
+}
+
+impl InCore {
+    fn of(piece: &Piece, layout: &Layout) -> Option<InCore> {
+        let (from, _) = layout.in_core();
+        let last = match layout.last {
+            Some(flag) => *piece.bytes()?.get(flag.at - from)? == flag.value,
+            None => false,
+        };
+        Some(InCore {
+            turn: piece.half_word(layout.turn - from)?,
+            parks: piece.word(layout.parks - from)?,
+            resumed: (
+                piece.word(layout.resumed - from)?,
+                piece.half_word(layout.resumed + 8 - from)?,
+            ),
+            last,
+        })
+    }
+}
+
+impl Layout {
+    /// The first byte near the anchor, and how many.
+    fn around(&self) -> (i64, usize) {
+        let [one, two] = self.entry.unwrap_or([self.task; 2]);
+        let first = self.task.min(self.context).min(one).min(two);
+        let last = self.task.max(self.context).max(one).max(two) + 8;
+        (first, usize::try_from(last - first).unwrap_or(0))
+    }
+
+    /// The first byte in the core, and how many.
+    fn in_core(&self) -> (usize, usize) {
+        let flag = self.last.map_or(self.turn, |flag| flag.at);
+        let first = self.turn.min(self.parks).min(self.resumed).min(flag);
+        let last = (self.turn + 4)
+            .max(self.parks + 8)
+            .max(self.resumed + 12)
+            .max(flag + 1);
+        (first, last - first)
+    }
+
+    fn stage(&self, last: bool, call: Option<u64>) -> Stage {
+        if self.last.is_none() {
+            return Stage::Queue;
+        }
+        if last {
+            return Stage::Last;
+        }
+        match (self.call, call) {
+            (Some(known), Some(call)) if call == known.queue => Stage::Queue,
+            (Some(known), Some(call)) if call == known.next => Stage::Next,
+            _ => Stage::Unclear,
+        }
+    }
+}

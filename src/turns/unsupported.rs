@@ -1,0 +1,48 @@
+//! The same face where no turns are counted.
+//!
+//! *Runs on:* the watchdog thread.
+
+#![allow(dead_code)] // A face, and nothing behind it.
+
+use super::{NoTurns, Turn};
+use crate::slot::Slot;
+use std::ops::RangeInclusive;
+use tokio::runtime::RuntimeFlavor;
+
+pub(crate) fn learn_layout() {}
+
+#[derive(Debug, Default)]
+pub(crate) struct Looks {}
+
+impl Looks {
+    pub(crate) fn clear(&mut self) {}
+
+    pub(crate) fn read(&mut self) {}
+}
+
+#[derive(Debug)]
+pub(crate) struct Track {}
+
+impl Track {
+    pub(crate) fn new(_flavor: RuntimeFlavor) -> Track {
+        Track {}
+    }
+
+    pub(crate) fn missing(&self) -> Option<NoTurns> {
+        Some(NoTurns::Unsupported)
+    }
+
+    pub(crate) fn counted(&self) -> u64 {
+        0
+    }
+
+    pub(crate) fn ask(&mut self, _slot: &Slot, _tenancy: u64, _looks: &mut Looks) {}
+
+    pub(crate) fn take(
+        &mut self,
+        _looks: &Looks,
+        _published: RangeInclusive<u64>,
+    ) -> Option<Option<Turn>> {
+        Some(None)
+    }
+}
