@@ -14,6 +14,7 @@ use crate::report::recent::Recent;
 use crate::report::{NoStack, Phase, Profile, StallReport};
 use crate::report::{reporter, sinks};
 use crate::stats::{Stats, Waits};
+use crate::turns::{self, Track};
 use crate::watch::Settings;
 use crate::watchdog::detector::{Rules, Shown, Stall};
 use crate::watchdog::{self, pulses, workers};
@@ -248,6 +249,7 @@ pub(crate) fn join(
     if !workers::COUNTERS_EXIST {
         return Err(StartError::UnsupportedTarget);
     }
+    turns::learn_layout();
     let mut engine = ENGINE.lock();
     let known = engine
         .as_ref()
@@ -298,6 +300,8 @@ pub(crate) fn join(
         None => Engine::start()?,
     };
     for runtime in &new {
+        let flavor = runtime.handle.runtime_flavor();
+        runtime.stats.note_no_turns(Track::new(flavor).missing());
         probe::gather(&runtime.handle, runtime.rules.threshold / 2).wait();
     }
     let shared = running.shared.clone();
@@ -336,7 +340,6 @@ pub(crate) fn leave(watch: &Arc<Watch>) {
 impl Engine {
     fn start() -> Result<Engine, StartError> {
         clock::prime();
-        Explainer::polls_stay();
         let shared = Arc::new(Shared::default());
         let (sender, receiver) = sync_channel(CHANNEL);
         let mut engine = Engine {

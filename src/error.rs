@@ -45,8 +45,6 @@ pub enum StartError {
         /// The name it was to be watched under.
         name: String,
     },
-    /// `event_interval(0)`: tokio does not allow that either.
-    EventIntervalZero,
     /// This target has no 64-bit atomics, so its tokio has no worker counters.
     UnsupportedTarget,
     /// The signal for stacks does not exist, may not be handled, or is used by the C library; or no stacks
@@ -106,10 +104,6 @@ impl fmt::Display for StartError {
             StartError::RuntimeShutDown { name } => write!(
                 f,
                 "the runtime {name:?} has been shut down: start the watch while it is running",
-            ),
-            StartError::EventIntervalZero => f.write_str(
-                "the event interval is 0: leave out `Builder::event_interval`, or pass the number given \
-                 to tokio's builder (61 is its default)",
             ),
             StartError::UnsupportedTarget => f.write_str(
                 "this target has no 64-bit atomics, so tokio publishes no worker counters here: build \

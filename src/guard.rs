@@ -142,6 +142,12 @@ fn status_of(runtime: &WatchedRuntime) -> RuntimeStatus {
                 unknown: time.get(WorkerState::Unknown),
             })
             .collect(),
+        worker_turns: stats
+            .worker_turns
+            .iter()
+            .map(|turns| turns.load(Ordering::Relaxed))
+            .collect(),
+        driver_frozen: stats.driver_frozen(),
     }
 }
 

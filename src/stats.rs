@@ -10,10 +10,11 @@
 use crate::clock::{self, Nanos};
 use crate::report::{Blocking, Cause, StallReport};
 use crate::tally::Tally;
+use crate::turns::NoTurns;
 use crate::watchdog::detector::Certainty;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Figures about one runtime.
@@ -32,6 +33,12 @@ pub(crate) struct Stats {
     probe_sent_at: AtomicU64,
     /// By worker.
     pub(crate) worker_time: Vec<WorkerTime>,
+    /// By worker: the turns of its loop, as far as they are counted.
+    pub(crate) worker_turns: Vec<AtomicU64>,
+    /// Why turns are not counted: 0 if they are.
+    no_turns: AtomicU8,
+    /// Nanoseconds for which nobody waited for sockets and timers, since workers were stalled.
+    driver_frozen: AtomicU64,
     pub(crate) stalls: Stalls,
 }
 
@@ -49,8 +56,37 @@ impl Stats {
             worker_time: std::iter::repeat_with(WorkerTime::default)
                 .take(workers)
                 .collect(),
+            worker_turns: std::iter::repeat_with(AtomicU64::default)
+                .take(workers)
+                .collect(),
+            no_turns: AtomicU8::new(0),
+            driver_frozen: AtomicU64::new(0),
             stalls: Stalls::default(),
         }
+    }
+
+    /// Notes why turns are not counted; `None` if they are.
+    pub(crate) fn note_no_turns(&self, why: Option<NoTurns>) {
+        let index = |why| NoTurns::ALL.iter().position(|known| *known == why);
+        let code = why.and_then(index).map_or(0, |index| index as u8 + 1);
+        self.no_turns.store(code, Ordering::Relaxed);
+    }
+
+    /// Why turns are not counted; `None` if they are.
+    pub(crate) fn no_turns(&self) -> Option<NoTurns> {
+        let code = self.no_turns.load(Ordering::Relaxed);
+        NoTurns::ALL.get(usize::from(code).checked_sub(1)?).copied()
+    }
+
+    /// Adds time for which nobody waited for sockets and timers.
+    pub(crate) fn note_driver_frozen(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.driver_frozen.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// For how long nobody has waited for sockets and timers, since workers were stalled.
+    pub(crate) fn driver_frozen(&self) -> Duration {
+        Duration::from_nanos(self.driver_frozen.load(Ordering::Relaxed))
     }
 
     pub(crate) fn count(&self, certainty: Certainty) {

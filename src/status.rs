@@ -6,6 +6,7 @@
 use crate::capture::ThreadFiles;
 use crate::engine::WatchedRuntime;
 use crate::probe::{self, AllowedBlocking};
+use crate::turns::NoTurns;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,6 +32,11 @@ pub struct Coverage {
     pub thread_evidence: bool,
     /// Stacks of stalled threads are taken. Without, reports have no sites.
     pub stacks: bool,
+    /// The turns of the workers' loops are counted, so that one long poll is told from many short ones without
+    /// a mark.
+    pub turns: bool,
+    /// Why they are not, if they are not.
+    pub no_turns: Option<&'static str>,
 }
 
 impl Coverage {
@@ -42,6 +48,8 @@ impl Coverage {
             all_polls: runtime.stats.all_polls.load(Ordering::Relaxed),
             spans: probe::is_layer_installed(),
             stacks: runtime.watch.signal.is_ok(),
+            turns: runtime.stats.no_turns().is_none(),
+            no_turns: runtime.stats.no_turns().map(NoTurns::as_str),
             thread_evidence: ThreadFiles::open(crate::capture::current_tid()).is_some(),
         }
     }
@@ -52,14 +60,18 @@ impl fmt::Display for Coverage {
         let yes = |seen| if seen { "yes" } else { "no" };
         write!(
             f,
-            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}; stacks: {}",
+            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}; stacks: {}; turns: ",
             self.runtime,
             self.workers,
             if self.all_polls { "all" } else { "marked ones" },
             yes(self.spans),
             yes(self.thread_evidence),
             yes(self.stacks),
-        )
+        )?;
+        match self.no_turns {
+            None => f.write_str("yes"),
+            Some(why) => write!(f, "no ({why})"),
+        }
     }
 }
 
@@ -102,6 +114,15 @@ pub struct RuntimeStatus {
     pub blocking_queue_wait: Option<Waits>,
     /// By worker: what its time went into.
     pub worker_time: Vec<WorkerTime>,
+    /// By worker: the turns of its loop since it was first seen. Zero where
+    /// [turns](Coverage::turns) are not counted.
+    ///
+    /// A turn polls one task from the worker's queue, and up to three from its "next" slot. What a worker was
+    /// busy with, divided by its turns, is the mean length of a turn.
+    pub worker_turns: Vec<u64>,
+    /// For how long nobody has waited for the runtime's sockets and timers, since workers were stalled: all
+    /// of them stood still.
+    pub driver_frozen: Duration,
 }
 
 /// What a worker's time went into, since the watch was started: the ledger.

@@ -19,8 +19,9 @@ use crate::serve::{self, Liveness};
 use crate::slot;
 use crate::slot::timing::{self, PollTiming};
 use crate::status::Coverage;
+use crate::turns::Track;
 use crate::watchdog::detector::Rules;
-use crate::watchdog::{ENDLESS_AFTER, IDLE_TICK, SHORTEST_TICK};
+use crate::watchdog::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK};
 use parking_lot::Mutex;
 use std::fmt;
 #[cfg(feature = "serve")]
@@ -111,7 +112,6 @@ impl Advice {
 pub struct Builder {
     runtimes: Vec<(Option<String>, Handle)>,
     tick: Option<Duration>,
-    event_interval: Option<u32>,
     #[cfg(feature = "serve")]
     serve: Option<SocketAddr>,
     settings: Settings,
@@ -219,8 +219,6 @@ impl Builder {
     /// As many as a thread has places for.
     #[cfg(feature = "metrics")]
     pub const DEFAULT_POLL_LABELS: usize = slot::polls::NAMES;
-    /// Tokio's own default, at which it also publishes a worker's counters.
-    pub const DEFAULT_EVENT_INTERVAL: u32 = 61;
 
     /// All defaults, for the runtime that `start` is called in.
     pub fn new() -> Builder {
@@ -246,19 +244,12 @@ impl Builder {
 
     /// How often an active worker is looked at.
     ///
-    /// By default, this is half the threshold, between 0.5 ms and 25 ms. A stall is reported within the
-    /// threshold and two ticks. While every worker is parked the watchdog looks every 25 ms.
+    /// By default, this is a quarter of the threshold where [turns](Coverage::turns) are counted, and half of
+    /// it elsewhere; between 0.5 ms and 25 ms. A stall is reported within the threshold and two ticks. While
+    /// every worker is parked the watchdog looks once a threshold, between 5 ms and 25 ms, and every 25 ms
+    /// once all have been parked for ten seconds.
     pub fn tick(mut self, tick: Duration) -> Builder {
         self.tick = Some(tick);
-        self
-    }
-
-    /// The number given to tokio's `Builder::event_interval`, if it is not
-    /// [`DEFAULT_EVENT_INTERVAL`](Self::DEFAULT_EVENT_INTERVAL).
-    ///
-    /// It says how many unmarked polls can hide behind one move of a worker's counters.
-    pub fn event_interval(mut self, interval: u32) -> Builder {
-        self.event_interval = Some(interval);
         self
     }
 
@@ -438,7 +429,6 @@ impl Builder {
         let Builder {
             mut runtimes,
             tick,
-            event_interval,
             #[cfg(feature = "serve")]
             serve,
             settings,
@@ -447,13 +437,8 @@ impl Builder {
         if threshold < Builder::MIN_THRESHOLD {
             return Err(StartError::ThresholdTooSmall { threshold });
         }
-        let tick = tick.unwrap_or_else(|| default_tick(threshold));
-        if tick.is_zero() || tick > threshold {
+        if let Some(tick) = tick.filter(|tick| tick.is_zero() || *tick > threshold) {
             return Err(StartError::TickOutOfRange { tick, threshold });
-        }
-        let event_interval = event_interval.unwrap_or(Builder::DEFAULT_EVENT_INTERVAL);
-        if event_interval == 0 {
-            return Err(StartError::EventIntervalZero);
         }
         if runtimes.is_empty() {
             let here = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
@@ -480,15 +465,15 @@ impl Builder {
         });
         let shared = engine::join(runtimes, &watch, |runtime| Rules {
             threshold,
-            tick,
+            tick: tick.unwrap_or_else(|| default_tick(threshold, runtime)),
             milestones: [
                 watch.settings.warn_after,
                 watch.settings.error_after,
                 ENDLESS_AFTER,
             ],
-            polls_per_publication: event_interval.saturating_mul(POLLS_PER_TURN),
             always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread
                 || watch.settings.driven_here && is_driven_here(runtime),
+            multi_thread: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
         })?;
         let view = View { watch, shared };
         if view.watch.settings.log {
@@ -524,16 +509,23 @@ fn signal_for(stacks: Stacks) -> Result<Result<i32, NoStack>, StartError> {
     }
 }
 
-/// The most polls in one turn of a worker's loop: a task, and up to three in a row from its "next" slot.
-const POLLS_PER_TURN: u32 = 4;
-
 fn is_driven_here(runtime: &Handle) -> bool {
     tokio::runtime::worker_index().is_some()
         && Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
 }
 
-fn default_tick(threshold: Duration) -> Duration {
-    (threshold / 2).clamp(SHORTEST_TICK.min(threshold), IDLE_TICK)
+/// Where turns are counted, four ticks make a threshold, so that a poll of 1.25 thresholds is seen for one
+/// whatever the moment it begins at. Without them only what sleeps, or has a mark, is seen that soon.
+fn default_tick(threshold: Duration, runtime: &Handle) -> Duration {
+    let in_a_threshold = match Track::new(runtime.runtime_flavor()).missing() {
+        None => 4,
+        Some(_) => 2,
+    };
+    part_of(threshold, in_a_threshold)
+}
+
+fn part_of(threshold: Duration, parts: u32) -> Duration {
+    (threshold / parts).clamp(SHORTEST_TICK.min(threshold), LONGEST_TICK)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -541,13 +533,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tick_is_half_the_threshold_within_bounds() {
-        let tick = |micros| default_tick(Duration::from_micros(micros));
-        assert_eq!(tick(10_000), Duration::from_millis(5));
-        assert_eq!(tick(1_000_000), Duration::from_millis(25));
-        assert_eq!(tick(600), Duration::from_micros(500));
+    fn the_tick_is_a_part_of_the_threshold_within_bounds() {
+        let tick = |micros, parts| part_of(Duration::from_micros(micros), parts);
+        assert_eq!(tick(10_000, 4), Duration::from_micros(2_500));
+        assert_eq!(tick(10_000, 2), Duration::from_millis(5));
+        assert_eq!(tick(1_000_000, 4), Duration::from_millis(25));
+        assert_eq!(tick(600, 2), Duration::from_micros(500));
         assert_eq!(
-            tick(100),
+            tick(100, 4),
             Duration::from_micros(100),
             "never longer than the threshold"
         );

@@ -46,12 +46,6 @@ fn every_error_names_its_mend_and_starts_nothing() {
         assert!(long.to_string().contains("half the threshold"), "{long}");
     }
 
-    let interval = error(here().event_interval(0));
-    assert!(
-        matches!(interval, StartError::EventIntervalZero),
-        "{interval}"
-    );
-
     let unnamed = error(Builder::new().runtime("", runtime.handle().clone()));
     assert!(matches!(unnamed, StartError::NameEmpty), "{unnamed}");
 

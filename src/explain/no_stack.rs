@@ -23,13 +23,5 @@ impl Explainer {
 
     pub(crate) fn prime(&mut self) {}
 
-    pub(crate) fn polls_stay() -> bool {
-        false
-    }
-
-    pub(crate) fn known_polls_stay() -> Option<bool> {
-        Some(false)
-    }
-
     pub(crate) fn rest(&mut self) {}
 }

@@ -3,7 +3,7 @@
 //! *Runs on:* sent from the pulse thread, and by whoever starts a watch; received on worker threads as an
 //! ordinary poll.
 //! *Here:* a pulse's poll takes well under a microsecond and blocks nothing. Only the gatherings at the
-//! start hold workers, for at most two milliseconds each, so that every worker takes one; there is another
+//! start hold workers, for at most a millisecond each, so that every worker takes one; there is another
 //! one only while some worker is not known.
 
 use crate::clock::{self, Nanos};
@@ -131,7 +131,7 @@ impl Drop for Receiver {
 }
 
 /// The longest a worker is held once, at the start, until the others have come too.
-const LONGEST_GATHERING: Duration = Duration::from_millis(2);
+const LONGEST_GATHERING: Duration = Duration::from_millis(1);
 
 /// The workers of a runtime on their way to be known.
 #[derive(Clone, Debug)]

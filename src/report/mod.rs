@@ -46,6 +46,17 @@ pub(crate) fn seconds<S: serde::Serializer>(
 }
 
 #[cfg(feature = "serde")]
+fn seconds_if_known<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => seconds(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(feature = "serde")]
 fn unix_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)

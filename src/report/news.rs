@@ -32,6 +32,8 @@ pub(crate) struct StallNews {
     pub(crate) stall: Stall,
     /// What it was last seen asleep in.
     pub(crate) slept_in: Option<SleptIn>,
+    /// For how long nobody has waited for the runtime's sockets and timers; `None` if that cannot be told.
+    pub(crate) driver_frozen: Option<Duration>,
     pub(crate) thread: Option<StallThread>,
 }
 

@@ -109,7 +109,10 @@ impl Reporter {
         let names = known.name(news);
         let mut report = StallReport {
             span: names.span,
-            task: names.task,
+            task: names
+                .task
+                .or((news.stall.task != 0).then_some(news.stall.task)),
+            driver_frozen: news.driver_frozen,
             spawned_at: names.spawned_at,
             missing: names.missing,
             thread: news.thread.as_ref().map(|thread| thread.slot.thread_name()),

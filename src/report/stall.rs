@@ -56,7 +56,8 @@ pub struct StallReport {
     pub tid: Option<u32>,
     /// The path of spans and watched names that the poll is in, outermost first: `request > get_user`.
     pub span: Option<String>,
-    /// Tokio's id for the task, where `watch_polls` shows it.
+    /// Tokio's id for the task. `None` for the future given to `block_on`, and where neither turns nor
+    /// `watch_polls` show it.
     pub task: Option<u64>,
     /// The place that spawned the task, as `file:line`, where `watch_polls` shows it.
     pub spawned_at: Option<String>,
@@ -81,6 +82,16 @@ pub struct StallReport {
     pub cause: Cause,
     /// The system call that the thread slept in longest, as far as was seen.
     pub asleep_in: Option<String>,
+    /// For how long, of the time so far, nobody waited in the runtime's driver: no socket and no timer of the
+    /// whole runtime moved. `None` where that cannot be told.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "driver_frozen_seconds",
+            serialize_with = "super::seconds_if_known"
+        )
+    )]
+    pub driver_frozen: Option<Duration>,
     /// The line of the user's own code that held the worker: the innermost on most of the stacks.
     pub site: Option<Site>,
     /// What was on the thread's stack, in the order in which it was found.
@@ -120,7 +131,7 @@ impl StallReport {
             thread: None,
             tid: None,
             span: None,
-            task: None,
+            task: (stall.task != 0).then_some(stall.task),
             spawned_at: None,
             started_at: wall_clock(stall.since),
             duration: stall.duration,
@@ -130,6 +141,7 @@ impl StallReport {
             asleep_in: stall
                 .call
                 .map(|call| crate::capture::call_name(call.number)),
+            driver_frozen: None,
             site: None,
             stacks: Vec::new(),
             advice: None,
@@ -174,6 +186,7 @@ pub(crate) fn example() -> StallReport {
         time: TimeSplit::default(),
         cause: Cause::Blocked(super::Blocking::Sleep),
         asleep_in: Some("clock_nanosleep".to_owned()),
+        driver_frozen: None,
         site: None,
         stacks: Vec::new(),
         advice: None,

@@ -79,6 +79,13 @@ pub(crate) enum NoTurns {
 }
 
 impl NoTurns {
+    pub(crate) const ALL: [NoTurns; 4] = [
+        NoTurns::Unsupported,
+        NoTurns::Forbidden,
+        NoTurns::NotFound,
+        NoTurns::Disproved,
+    ];
+
     /// The reason in a few words.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -100,6 +107,8 @@ pub(crate) struct Turn {
     pub(crate) holds: bool,
     /// When the worker last began to work through its queue: when it woke, or last looked for events.
     pub(crate) resumed: Option<Nanos>,
+    /// When this poll began, if it is the first one since the worker woke.
+    pub(crate) begun: Option<Nanos>,
 }
 
 /// Names one poll of one worker.

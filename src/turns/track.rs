@@ -102,6 +102,8 @@ pub(crate) struct Track {
     asked: Option<Asked>,
     /// The turn last seen, and the pulses that its thread had had when it began.
     last: Option<(u32, (usize, u64), u64)>,
+    /// The turn in which the worker was last seen parked.
+    parked_in: Option<u32>,
     /// Turns counted so far.
     counted: u64,
     distrusted_until: Option<Nanos>,
@@ -137,6 +139,7 @@ impl Track {
             context: None,
             asked: None,
             last: None,
+            parked_in: None,
             counted: 0,
             distrusted_until: None,
         }
@@ -171,9 +174,9 @@ impl Track {
         let (from, length) = layout.around();
         let around = looks.ask(slot.anchor().wrapping_add_signed(from), length);
         let holds = context.map(|context| looks.ask(context + layout.core as u64, 8));
-        let call = context.zip(layout.call).map(|(context, call)| {
-            looks.ask(context.wrapping_add_signed(call.at), 8)
-        });
+        let call = context
+            .zip(layout.call)
+            .map(|(context, call)| looks.ask(context.wrapping_add_signed(call.at), 8));
         let (from, length) = layout.in_core();
         let core = self.core.map(|core| looks.ask(core + from as u64, length));
         self.asked = Some(Asked {
@@ -254,15 +257,24 @@ impl Track {
         }
         self.distrusted_until = None;
         let call = asked.call.and_then(|index| piece(index).word(0));
+        let id = PollId {
+            turn: core.turn,
+            task: around.task,
+            stage: layout.stage(core.last, call),
+            entry: around.entry,
+        };
+        let resumed = looks.shared(core.resumed);
+        if core.parks % 2 == 1 {
+            self.parked_in = Some(core.turn);
+        }
+        let is_first = self
+            .parked_in
+            .is_some_and(|parked| layout.is_first(id, parked));
         Look::Seen(Turn {
-            id: PollId {
-                turn: core.turn,
-                task: around.task,
-                stage: layout.stage(core.last, call),
-                entry: around.entry,
-            },
+            id,
             holds,
-            resumed: looks.shared(core.resumed),
+            resumed,
+            begun: resumed.filter(|_| is_first),
         })
     }
 
@@ -362,8 +374,23 @@ impl Layout {
         (first, last - first)
     }
 
+    fn is_multi_thread(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Whether this is the first poll since the worker was parked in that turn. A multi-thread worker begins
+    /// another turn when it wakes; on `current_thread` the future of `block_on` comes first, in the same turn.
+    fn is_first(&self, poll: PollId, parked: u32) -> bool {
+        let turns = poll.turn.wrapping_sub(parked);
+        if self.is_multi_thread() {
+            turns == 1 && poll.stage == Stage::Queue
+        } else {
+            turns == 0 && poll.task == 0
+        }
+    }
+
     fn stage(&self, last: bool, call: Option<u64>) -> Stage {
-        if self.last.is_none() {
+        if !self.is_multi_thread() {
             return Stage::Queue;
         }
         if last {

@@ -200,7 +200,7 @@ mod tests {
                     own_wait: None,
                     signalled: false,
                     throttled: Duration::ZERO,
-                    ends: [None; 2],
+                    turn: None,
                 },
                 moved_at: at,
                 driven: true,

@@ -1,16 +1,17 @@
 //! Which threads drive a runtime's workers, and one sample of each worker a tick.
 //!
 //! *Runs on:* the watchdog thread; `collect_drivers` also on whoever wants all workers' stacks.
-//! *Here:* atomic loads and `pread` on kept descriptors. Descriptors are opened when a worker's thread
-//! becomes known, and closed when it is another.
+//! *Must not:* wait. Atomic loads, `pread` on kept descriptors, and one reading of memory for all workers.
+//! Descriptors are opened when a worker's thread becomes known, and closed when it is another.
 
 use super::detector::{Counters, Sample, SlotSeen};
-use crate::capture::{ThreadEvidence, ThreadFiles, ThreadState};
+use crate::capture::{Call, CallKind, ThreadEvidence, ThreadFiles, ThreadState, call_kind};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
+use crate::turns::{Looks, NoTurns, Track, Turn};
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::runtime::RuntimeMetrics;
+use tokio::runtime::{RuntimeFlavor, RuntimeMetrics};
 
 /// Whether this target's tokio publishes the counters at all.
 pub(crate) const COUNTERS_EXIST: bool = cfg!(target_has_atomic = "64");
@@ -129,6 +130,8 @@ impl Driver {
 pub(crate) struct Worker {
     index: usize,
     driver: Option<Driver>,
+    track: Track,
+    turn: Option<Turn>,
     last: Option<Counters>,
     /// What the last sample showed: the worker had parked or woken since the one before …
     moved: bool,
@@ -137,10 +140,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(index: usize) -> Worker {
+    pub(crate) fn new(index: usize, flavor: RuntimeFlavor) -> Worker {
         Worker {
             index,
             driver: None,
+            track: Track::new(flavor),
+            turn: None,
             last: None,
             moved: false,
             quiet: false,
@@ -166,6 +171,56 @@ impl Worker {
             (None, driver) => *driver = None,
             (Some(&(slot, at)), Some(driver)) if driver.is(slot) => driver.renew(at),
             (Some(&(slot, at)), driver) => *driver = Some(Driver::new(slot, at)),
+        }
+    }
+
+    /// Asks for what is to be read of this worker, together with what is read of others.
+    pub(crate) fn ask(&mut self, looks: &mut Looks) {
+        self.turn = None;
+        if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
+            self.track.ask(driver.slot, driver.tenancy, looks);
+        }
+    }
+
+    /// Takes what was read. Returns whether another look is wanted, since something lies elsewhere now.
+    pub(crate) fn take(&mut self, looks: &Looks, metrics: &RuntimeMetrics) -> bool {
+        let now = counters(metrics, self.index).parks;
+        let before = self.last.map_or(now, |last| last.parks);
+        let Some(turn) = self.track.take(looks, before..=now) else {
+            return true;
+        };
+        // A slot that has another owner now may have been read half before and half after.
+        let is_same = |driver: &&Driver| driver.tenancy == driver.slot.tenancy();
+        self.turn = turn.filter(|_| self.driver.as_ref().filter(is_same).is_some());
+        false
+    }
+
+    /// Why this worker's turns are not counted, or not yet.
+    pub(crate) fn no_turns(&self) -> Option<NoTurns> {
+        self.track.missing()
+    }
+
+    /// The turns counted so far.
+    pub(crate) fn turns(&self) -> u64 {
+        self.track.counted()
+    }
+
+    /// Whether the worker is parked, and its thread asleep where the kernel wakes it for sockets and timers.
+    pub(crate) fn waits_in_driver(&self) -> bool {
+        let waits = |call: Call| call_kind(call.number) == CallKind::Poll;
+        self.parked_at().is_some_and(waits)
+    }
+
+    /// Whether the worker is parked, and its thread asleep.
+    pub(crate) fn sleeps_parked(&self) -> bool {
+        self.parked_at().is_some()
+    }
+
+    fn parked_at(&self) -> Option<Call> {
+        let evidence = self.driver()?.evidence?;
+        match evidence.state {
+            ThreadState::Asleep(call) if self.last?.parks % 2 == 1 => call,
+            _ => None,
         }
     }
 
@@ -200,12 +255,12 @@ impl Worker {
             late: at.since(due),
             before,
             after,
+            turn: self.turn.filter(|_| slot.is_some()),
             slot,
             thread,
             own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
-            ends: [None; 2],
         }
     }
 

@@ -13,10 +13,10 @@
 //! A [`Place`] belongs to one thread at a time, by `taken`. Its thread writes the other fields between
 //! measurements, and reads and writes them in the handler, which runs on the same thread.
 
+use super::RawStack;
 use super::letter::{Addressee, Letter};
 use super::mailbox::{Mailbox, Round};
 use super::registers::Registers;
-use super::RawStack;
 use crate::capture::usage::own_sleeps;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;

@@ -4,7 +4,6 @@
 //! and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
 //! *Here:* may allocate, read files, and take a tenth of a second the first time.
 
-mod program;
 mod symbols;
 mod unwind;
 
@@ -69,16 +68,6 @@ impl Explainer {
         let here = Explainer::prime as *const () as u64;
         self.unwinder.read_module_of(here);
         self.symbols.frames(here, &self.unwinder);
-    }
-
-    /// Whether no poll of this program can leave its worker, by `block_in_place`. Reads the symbol table.
-    pub(crate) fn polls_stay() -> bool {
-        program::polls_stay()
-    }
-
-    /// The same, if it has been looked up.
-    pub(crate) fn known_polls_stay() -> Option<bool> {
-        program::known_polls_stay()
     }
 
     /// Lets go of what has not been used for a while; the names found stay.

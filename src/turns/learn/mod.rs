@@ -98,7 +98,8 @@ impl Learned {
 
 fn try_to_learn() -> Option<Learned> {
     let bench = Bench::new().ok()?;
-    let first = [Flavor::MultiThread, Flavor::CurrentThread].map(|flavor| bench.first_looks(flavor));
+    let first =
+        [Flavor::MultiThread, Flavor::CurrentThread].map(|flavor| bench.first_looks(flavor));
     // The same place for the threads of both: what was found on a stack by chance is not.
     let task = task_word(&first.concat())?;
     Some(Learned {
@@ -159,7 +160,9 @@ mod tests {
     fn this_build_of_tokio_is_understood() {
         let learned = std::thread::spawn(learn).join().unwrap();
         let multi_thread = learned.multi_thread.expect("a layout of workers");
-        let current_thread = learned.current_thread.expect("a layout of `current_thread`");
+        let current_thread = learned
+            .current_thread
+            .expect("a layout of `current_thread`");
         assert_eq!(multi_thread.task, current_thread.task);
         assert_eq!(multi_thread.context, current_thread.context);
         assert!(multi_thread.last.is_some() && multi_thread.call.is_some());

@@ -54,11 +54,13 @@ fn steadily_rising(looks: &[Near], by: u32) -> HashSet<Chain> {
     };
     let chains = first.contexts.iter().flat_map(|context| {
         context.cores.iter().flat_map(move |core| {
-            (0..core.bytes.len() / 4 * 4).step_by(4).map(move |turn| Chain {
-                context: context.place,
-                core: core.place,
-                turn,
-            })
+            (0..core.bytes.len() / 4 * 4)
+                .step_by(4)
+                .map(move |turn| Chain {
+                    context: context.place,
+                    core: core.place,
+                    turn,
+                })
         })
     });
     let rises = |chain: &Chain| {
@@ -108,10 +110,9 @@ pub(super) fn resumed(looks: &[Seen]) -> Option<usize> {
     let is_in_between = |at: &usize| {
         let mut pairs = looks.windows(2);
         pairs.all(|pair| {
-            let (Some(seconds), Some(nanos)) = (
-                word(&pair[1].core, *at),
-                half_word(&pair[1].core, *at + 8),
-            ) else {
+            let (Some(seconds), Some(nanos)) =
+                (word(&pair[1].core, *at), half_word(&pair[1].core, *at + 8))
+            else {
                 return false;
             };
             nanos < 1_000_000_000 && pair[0].at < (seconds, nanos) && (seconds, nanos) <= pair[1].at
@@ -144,7 +145,9 @@ pub(super) fn call(looks: &[Seen], of_the_queue: &[Seen], chain: Chain) -> Optio
         };
         let queue = same_in(&polls, |nth| nth == 0, on_stack)?;
         let next = same_in(&polls, |nth| nth > 0, on_stack)?;
-        let holds = of_the_queue.iter().all(|look| on_stack(look) == Some(queue));
+        let holds = of_the_queue
+            .iter()
+            .all(|look| on_stack(look) == Some(queue));
         let are_code = is_code(queue) && is_code(next);
         (queue != next && holds && are_code).then_some(CallWord { at, queue, next })
     });
@@ -312,8 +315,20 @@ mod tests {
         let by_itself = [near(5, 5), near(6, 6), near(7, 7)];
         let yielding = [near(10, 10), near(12, 11), near(14, 12)];
         assert_eq!(turn(&by_itself, &yielding), [CHAIN]);
-        assert!(is_let_go(&[near(1, 1), Near { contexts: Vec::new(), ..near(1, 1) }], CHAIN));
-        assert!(!is_let_go(&[near(1, 1), near(2, 2)], CHAIN), "a copy on the stack stays");
+        assert!(is_let_go(
+            &[
+                near(1, 1),
+                Near {
+                    contexts: Vec::new(),
+                    ..near(1, 1)
+                }
+            ],
+            CHAIN
+        ));
+        assert!(
+            !is_let_go(&[near(1, 1), near(2, 2)], CHAIN),
+            "a copy on the stack stays"
+        );
     }
 
     #[test]

@@ -1,48 +1,37 @@
-//! Decides, from one sample a tick, whether a worker is held. Pure: no clock, no threads, no I/O.
+//! Decides, from one look a tick, whether a worker is held. Pure: no clock, no threads, no I/O.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* arithmetic on samples. Time is handed in, so that tests need none.
+//! *Must not:* do anything but arithmetic on what it is given. Time is handed in, so that tests need none.
 //!
-//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *stretch* is
-//! either a marked poll (the same odd epoch in the slot of the worker's thread) or, where there are no
-//! marks, a visit to the runtime's loop that has not come back (the worker is active and neither of its
-//! counters has moved).
+//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *stretch* is a
+//! marked poll (the same odd epoch in the slot of the worker's thread) or a poll that memory shows to be the
+//! same one ([`PollId`]). Where memory cannot be read, it is a visit to the runtime's loop in which neither of
+//! the worker's counters has moved.
 //!
 //! Only time for which the code can be blamed counts towards the threshold: time on a CPU and time
 //! asleep, not time spent waiting for a CPU, nor time for which this whole process stood still.
 //!
-//! # Certain or likely
-//!
-//! A marked poll is one poll: *certain*. An unmarked stretch may be one long poll or many short ones,
-//! since tokio moves the counters every 61 turns of its loop. It is certain when the thread has been in
-//! one and the same sleep for the threshold and drives its worker, or when even 61 turns of four polls each
-//! (tokio runs up to three tasks from its "next" slot in one turn) cannot all have been shorter than it.
-//! Otherwise it is *likely*, and only if it takes more than a row of honest polls, and stands out from what
-//! this worker usually does between two publications.
-//!
-//! # Whose sleep it is
-//!
-//! A poll that enters `block_in_place` leaves its worker to another thread, which may poll 61 turns before
-//! a counter tells of it. Until then the thread that sleeps is taken for the worker's. So a sleep without a
-//! mark proves nothing by itself: the stack must show the thread in a poll, or the thread must be found
-//! where it parks its worker afterwards.
+//! What a long stretch proves is said by one function, [`belief`](belief::belief).
 
+mod belief;
 mod sample;
 mod split;
 mod stretch;
-mod undecided;
 mod unseen;
 
 pub use split::TimeSplit;
 
-pub(crate) use sample::{Counters, Ends, PollKey, Rules, Sample, SlotSeen};
+pub(crate) use belief::Shown;
+pub(crate) use sample::{Counters, Look, PollKey, Rules, Sample, SlotSeen};
 
 use crate::capture::Call;
 use crate::clock::Nanos;
-use sample::Interval;
+use crate::slot::LongPoll;
+use crate::turns::{PollId, Stage};
+use belief::{Sign, Whose, belief};
+use sample::{Ends, Interval};
 use std::time::Duration;
 use stretch::{Announced, Stretch, measured_end, middle};
-use undecided::{ParkPlaces, Undecided};
 use unseen::Unconfirmed;
 
 /// What holds a worker.
@@ -50,12 +39,17 @@ use unseen::Unconfirmed;
 pub(crate) enum HeldBy {
     /// A marked poll.
     Poll(PollKey),
-    /// Something without a mark. The epoch, if a slot is known, is an even one: a mark that comes and
-    /// goes in between is a sign of life.
+    /// A poll on this thread that memory shows to be the same one.
+    Turn(Thread, PollId),
+    /// Something without a mark, where memory shows nothing. The epoch, if a slot is known, is an even one: a
+    /// mark that comes and goes in between is a sign of life.
     Unmarked(Option<PollKey>),
     /// A turn of the runtime's loop that has outlasted all the polls it could consist of.
     CountedOut,
 }
+
+/// Which slot, and which of its owners.
+pub(crate) type Thread = (usize, u64);
 
 /// How sure it is that one poll held its worker for the whole time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,31 +65,6 @@ pub enum Certainty {
     Likely,
     /// One poll, proven by a mark, by one sleep in the kernel, or by counting.
     Certain,
-}
-
-/// What the stack of the worker's thread has shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shown {
-    /// The thread is inside the runtime's `block_on`, or its worker's loop: it drives the worker.
-    Driving,
-    /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
-    MovedAway,
-    /// It waits in the runtime's driver for something to do, or for its turn there: if the worker is held,
-    /// this thread is not what holds it.
-    Parked,
-    /// There is no stack to be had, or its functions have no names.
-    Unclear,
-}
-
-/// Why there is no stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// There will be none.
-    ForGood,
-    /// Others have used up the ration.
-    Rationed,
-    /// Another is asked for at the next tick.
-    ForNow,
 }
 
 /// What is known of a stall at this moment.
@@ -116,6 +85,8 @@ pub(crate) struct Stall {
     pub(crate) call: Option<Call>,
     /// The name its thread left behind, where the poll ended unseen; 0 for none.
     pub(crate) name: u32,
+    /// Tokio's number for the task, where memory shows it; 0 for none.
+    pub(crate) task: u64,
 }
 
 /// News about a worker.
@@ -142,27 +113,16 @@ pub(crate) struct Detector {
     stretches: u64,
     /// An announced poll that has just ended. Boxed: rare, and large.
     closing: Option<Box<Closing>>,
-    /// A poll whose worker went on without it: `block_in_place`, or a mark whose end was lost.
-    left_behind: Option<PollKey>,
-    /// How long the counters have not moved.
+    /// A mark that has outlived its poll, or whose poll has left its worker.
+    outlived: Option<PollKey>,
+    /// How long the worker's turn, or where none is seen its counters, have not moved.
     unmoved: Option<Unmoved>,
-    /// How long the worker took between its last publications, zero where a tick saw it move on.
-    paces: [Duration; PACES],
-    next_pace: usize,
     /// Long polls that ended before they were announced, until the busy counter confirms them.
     unconfirmed: Vec<Unconfirmed>,
-    /// Sleeps that were over before a stack told whether their thread drove the worker.
-    undecided: Vec<Undecided>,
-    /// Where the thread sleeps while the worker is parked.
-    parks_at: ParkPlaces,
-    /// A stack has shown that polls leave this worker: where there is no stack, nothing is believed.
-    is_left: bool,
-    /// Nothing in this program lets a poll leave its worker, so that no stack is needed to believe one.
-    /// Unknown while the program is being looked at, in its first moments.
-    polls_stay: Option<bool>,
-    /// A stack has shown that polls of this program do leave their worker: from then on not even a mark is
-    /// believed before the stack is there.
-    polls_leave: bool,
+    /// When polls that are followed ended, as far as their thread has measured that.
+    ends: Ends,
+    /// Polls of this worker have been seen to leave it.
+    leaves: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +132,7 @@ struct Unmoved {
     split: TimeSplit,
     busy_before: Duration,
 }
+
 /// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
 /// more tick.
 #[derive(Clone, Copy, Debug)]
@@ -182,22 +143,13 @@ struct Closing {
     not_after: Nanos,
 }
 
-/// Ticks for which a marked poll waits for the stack that has been asked for, where polls may leave their worker:
-/// debug information may have to be read for it.
-const MARKS_WAIT: u32 = undecided::PATIENCE;
-/// An unmarked stretch must be this much longer than the usual one to be called a likely stall …
-const STANDS_OUT: u32 = 4;
-/// … have been seen at this many ticks …
-const AGREEING_TICKS: u32 = 3;
-/// … and take longer than as many polls as fit between two publications, each of this part of the
-/// threshold: 61 turns of one poll that takes a fifth, or of four polls that take a twentieth each.
-const HONEST_POLL: u32 = 20;
-/// Where the worker's thread is not known, nothing tells whether it had a CPU: so many times more.
-const UNKNOWN_THREAD: u32 = 4;
-/// What is usual is taken from this many publications …
-const PACES: usize = 8;
-/// … leaving out this many of the longest, which may be stalls themselves.
-const OUTLIERS: usize = 2;
+/// The most polls in one turn of a multi-thread worker: a task, and up to three from its "next" slot.
+const POLLS_IN_A_TURN: u32 = 4;
+/// The most polls between two moves of a worker's counters: tokio publishes them every 61 turns.
+const POLLS_IN_A_PUBLICATION: u32 = 61 * POLLS_IN_A_TURN;
+/// Ticks for which a marked poll waits for a stack, where memory does not show whose the worker is: debug
+/// information may have to be read for it.
+const PATIENCE: u32 = 400;
 
 impl Detector {
     pub(crate) fn new(rules: Rules) -> Detector {
@@ -208,99 +160,27 @@ impl Detector {
             stretch: None,
             stretches: 0,
             closing: None,
-            left_behind: None,
+            outlived: None,
             unmoved: None,
-            paces: [Duration::ZERO; PACES],
-            next_pace: 0,
             unconfirmed: Vec::new(),
-            undecided: Vec::new(),
-            parks_at: ParkPlaces::default(),
-            is_left: false,
-            polls_stay: None,
-            polls_leave: false,
+            ends: [None; 2],
+            leaves: false,
         }
     }
 
-    /// Whether the detector waits for the end of this poll.
-    pub(crate) fn follows(&self, poll: PollKey) -> bool {
-        let held_by = |stretch: Option<Stretch>| stretch.map(|stretch| stretch.held_by);
-        let poll = Some(HeldBy::Poll(poll));
-        held_by(self.stretch) == poll
-            || held_by(self.closing.as_ref().map(|closing| closing.stretch)) == poll
-    }
-
-    /// Takes in one tick's sample.
-    pub(crate) fn observe(&mut self, sample: &Sample) -> Findings {
-        let mut findings = Findings::new();
-        let went_on = self.last.is_some_and(|last| last.after != sample.before);
-        let sample = &self.without_left_behind(sample, went_on);
-        let last = self.last.replace(*sample);
-        let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
-        self.interval = interval;
-        self.follow_counters(last.as_ref(), sample, interval);
-        findings.extend(self.close(sample));
-
-        let holder = self.holder(sample);
-        let gone_on = went_on || sample.before != sample.after;
-        match self.stretch.take() {
-            Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
-                stretch.extend(sample, interval, &self.rules);
-                self.stretch = Some(stretch);
-            }
-            old => {
-                if let Some(old) = old {
-                    findings.extend(self.finish(old, last.as_ref(), sample, interval));
-                } else if let (Some(last), Some(interval)) = (&last, interval) {
-                    findings.extend(self.slept_unseen(last, sample, interval));
-                }
-                let serial = self.next_serial();
-                self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
-                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(serial, unmoved),
-                    _ => Stretch::begin(serial, held_by, last.as_ref(), sample, interval),
-                });
-            }
+    /// Takes in one tick's look, and says what is new.
+    pub(crate) fn observe(&mut self, look: &Look) -> Findings {
+        for (serial, shown) in &look.stacks {
+            self.show(*serial, *shown);
         }
-        findings.extend(self.confirm(sample, went_on));
-        findings.extend(self.decide_by_place(sample));
-        if self.undecided.is_empty() {
-            // Else it may not be this thread that has parked the worker.
-            self.parks_at.follow(sample);
+        let previous = self.last;
+        let unseen = self.sort_records(&look.records);
+        let mut findings = self.follow(&look.sample);
+        for (poll, record) in unseen {
+            self.ended_unseen(poll, &record, previous);
         }
-        findings.extend(self.announce(sample));
+        findings.extend(self.announce(&look.sample));
         findings
-    }
-
-    /// The sample, without the thread if that is seen not to drive the worker any more.
-    ///
-    /// A worker neither parks nor publishes during a poll. Where it does, the poll has left it by
-    /// `block_in_place` and another thread, not yet known, drives it; or the poll's mark has lost its end.
-    fn without_left_behind(&mut self, sample: &Sample, went_on: bool) -> Sample {
-        let marked =
-            |slot: Option<SlotSeen>| slot.filter(SlotSeen::in_poll).map(|slot| slot.poll());
-        let polled = marked(sample.slot);
-        let still = polled.is_some() && polled == self.last.and_then(|last| marked(last.slot));
-        let parked = sample.before.parks % 2 == 1;
-        if polled.is_some() && (parked || still && went_on) {
-            self.left_behind = polled;
-        }
-        if self.left_behind.is_some() && self.left_behind == polled {
-            return Sample {
-                slot: None,
-                thread: None,
-                ..*sample
-            };
-        }
-        self.left_behind = None;
-        *sample
-    }
-
-    /// Whether nothing is being watched, and nothing waited for.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.stretch.is_none()
-            && self.closing.is_none()
-            && self.left_behind.is_none()
-            && self.unconfirmed.is_empty()
-            && self.undecided.is_empty()
     }
 
     /// Takes in a tick at which an idle worker was parked as before: the sample taken in last holds for this
@@ -311,50 +191,129 @@ impl Detector {
         }
     }
 
+    /// Whether nothing is being watched, and nothing waited for.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stretch.is_none()
+            && self.closing.is_none()
+            && self.outlived.is_none()
+            && self.unconfirmed.is_empty()
+    }
+
     /// What is being watched now, by its serial.
     pub(crate) fn watches(&self) -> Option<u64> {
         self.stretch.map(|stretch| stretch.serial)
     }
 
+    /// Since when one thing has held the worker, if it has been seen to at two ticks.
+    pub(crate) fn held_since(&self) -> Option<Nanos> {
+        let stretch = self.stretch.filter(|stretch| stretch.ticks >= 2);
+        stretch.map(|stretch| stretch.latest)
+    }
+
+    /// The sample taken in last.
+    pub(crate) fn last(&self) -> Option<Sample> {
+        self.last
+    }
+
+    /// Follows what holds the worker from the last sample to this one.
+    fn follow(&mut self, sample: &Sample) -> Findings {
+        let mut findings = Findings::new();
+        let went_on = self.last.is_some_and(|last| last.after != sample.before);
+        let sample = &self.without_outlived(sample, went_on);
+        let last = self.last.replace(*sample);
+        let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
+        self.interval = interval;
+        self.follow_counters(last.as_ref(), sample, interval);
+        findings.extend(self.close());
+
+        let holder = self.holder(sample);
+        let gone_on = went_on || sample.before != sample.after;
+        match self.stretch.take() {
+            Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
+                stretch.extend(sample, interval, &self.rules);
+                self.stretch = Some(stretch);
+            }
+            old => {
+                findings.extend(match (old, &last, interval) {
+                    (Some(old), _, _) => self.finish(old, last.as_ref(), sample, interval),
+                    (None, Some(last), Some(interval)) => self.slept_unseen(last, sample, interval),
+                    _ => None,
+                });
+                let serial = self.next_serial();
+                self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
+                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(serial, unmoved),
+                    _ => Stretch::begin(serial, held_by, last.as_ref(), sample, interval),
+                });
+            }
+        }
+        findings.extend(self.confirm(sample, went_on));
+        findings
+    }
+
+    /// Keeps when the polls that are followed ended; hands back the records of the others.
+    fn sort_records(&mut self, records: &[(PollKey, LongPoll)]) -> Vec<(PollKey, LongPoll)> {
+        // What is being watched is told as such. A poll that ended just after the sample was taken is seen to
+        // be over only next time.
+        let (followed, unseen): (Vec<_>, Vec<_>) = records
+            .iter()
+            .copied()
+            .partition(|(poll, _)| self.follows(*poll));
+        let known = self.ends.iter().flatten().copied();
+        let known: Vec<_> = known.filter(|(poll, _)| self.follows(*poll)).collect();
+        let new = followed
+            .into_iter()
+            .map(|(poll, record)| (poll, record.ended));
+        let mut ends = new.chain(known);
+        self.ends = [ends.next(), ends.next()];
+        unseen
+    }
+
+    /// Whether the detector waits for the end of this poll.
+    fn follows(&self, poll: PollKey) -> bool {
+        let held_by = |stretch: Option<Stretch>| stretch.map(|stretch| stretch.held_by);
+        let poll = Some(HeldBy::Poll(poll));
+        held_by(self.stretch) == poll
+            || held_by(self.closing.as_ref().map(|closing| closing.stretch)) == poll
+    }
+
+    /// The sample without a mark that has outlived its poll, as a span guard that is held across an `.await`
+    /// does, and without a thread that has left its worker.
+    ///
+    /// A worker neither parks nor publishes during a poll, and its turn does not move.
+    fn without_outlived(&mut self, sample: &Sample, went_on: bool) -> Sample {
+        let polled = sample.marked();
+        let still = polled.is_some() && polled == self.last.and_then(|last| last.marked());
+        let parked = sample.before.parks % 2 == 1;
+        let moved = went_on
+            || self
+                .last
+                .is_some_and(|last| last.shows_another_poll(sample));
+        if polled.is_some() && (parked || still && moved || sample.is_resumed_since_its_mark()) {
+            self.outlived = polled;
+            self.leaves |= sample.turn.is_none();
+        }
+        if self.outlived.is_none() || self.outlived != polled {
+            self.outlived = None;
+            return *sample;
+        }
+        if sample.turn.is_some() {
+            return sample.unmarked();
+        }
+        Sample {
+            slot: None,
+            thread: None,
+            ..*sample
+        }
+    }
+
     /// Takes in what a stack has shown of what is being watched.
-    pub(crate) fn show(&mut self, serial: u64, shown: Shown) {
-        self.is_left |= shown == Shown::MovedAway;
-        self.polls_leave |= self.is_left;
+    fn show(&mut self, serial: u64, shown: Shown) {
+        self.leaves |= shown == Shown::MovedAway;
         if let Some(stretch) = &mut self.stretch {
             // What one stack has shown, that there is no other does not undo.
             if stretch.serial == serial && (shown != Shown::Unclear || stretch.shown.is_none()) {
                 stretch.shown = Some(shown);
             }
-        }
-        self.decide_by_stack(serial, shown);
-    }
-
-    /// Takes in whether polls of this program are known never to leave their worker.
-    pub(crate) fn polls_stay(&mut self, polls_stay: Option<bool>) {
-        self.polls_stay = polls_stay;
-    }
-
-    /// Takes in that polls of this program leave their worker, as seen anywhere in it.
-    pub(crate) fn polls_leave(&mut self) {
-        self.polls_leave = true;
-    }
-
-    /// Whether that has been seen here.
-    pub(crate) fn do_polls_leave(&self) -> bool {
-        self.polls_leave
-    }
-
-    /// There is no stack of what is being watched.
-    pub(crate) fn show_none(&mut self, serial: u64, why: Refused) {
-        let stretch = self.stretch.filter(|stretch| stretch.serial == serial);
-        let marked = stretch.is_some_and(|stretch| matches!(stretch.held_by, HeldBy::Poll(_)));
-        let is_final = match why {
-            Refused::ForGood => true,
-            Refused::Rationed => marked && !self.polls_leave,
-            Refused::ForNow => false,
-        };
-        if is_final {
-            self.show(serial, Shown::Unclear);
         }
     }
 
@@ -363,42 +322,40 @@ impl Detector {
         self.stretches
     }
 
-    /// The sample taken in last.
-    pub(crate) fn last(&self) -> Option<Sample> {
-        self.last
-    }
-
-    /// What holds the worker in this sample; `None` if it is parked or allowed to block.
+    /// What holds the worker in this sample; `None` if it is parked or allowed to block, and where memory shows
+    /// that this thread has no worker in its hands.
     fn holder(&self, sample: &Sample) -> Option<HeldBy> {
-        if sample.after.parks % 2 == 1 || sample.slot.is_some_and(|slot| slot.allowed) {
+        let is_allowed = sample.slot.is_some_and(|slot| slot.allowed);
+        let is_elsewhere = sample.turn.is_some_and(|turn| !turn.holds);
+        if sample.after.parks % 2 == 1 || is_allowed || is_elsewhere {
             return None;
         }
         let current = self.stretch.map(|stretch| stretch.held_by);
         let said = self
             .stretch
             .is_some_and(|stretch| stretch.announced.is_some());
-        if self.counted_out() && (current == Some(HeldBy::CountedOut) || !said) {
+        if self.counted_out(sample) && (current == Some(HeldBy::CountedOut) || !said) {
             return Some(HeldBy::CountedOut);
         }
-        Some(match sample.slot {
-            Some(slot) if slot.in_poll() => HeldBy::Poll(slot.poll()),
-            slot => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
+        Some(match (sample.slot, sample.turn) {
+            (Some(slot), _) if slot.in_poll() => HeldBy::Poll(slot.poll()),
+            (Some(slot), Some(turn)) => HeldBy::Turn(slot.thread, turn.id),
+            (slot, _) => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
         })
     }
 
-    /// Whether even the most polls that fit between two publications cannot all have been short.
-    fn counted_out(&self) -> bool {
-        let Rules {
-            threshold,
-            polls_per_publication,
-            always_driven,
-            ..
-        } = self.rules;
-        let enough = threshold.saturating_mul(polls_per_publication);
-        always_driven && self.unmoved.is_some_and(|unmoved| unmoved.blamed >= enough)
+    /// Whether even the most polls that fit into what has not moved cannot all have been short.
+    fn counted_out(&self, sample: &Sample) -> bool {
+        let polls = match sample.turn {
+            Some(_) => POLLS_IN_A_TURN,
+            None if self.rules.always_driven => POLLS_IN_A_PUBLICATION,
+            None => return false,
+        };
+        let enough = self.rules.threshold.saturating_mul(polls);
+        self.unmoved.is_some_and(|unmoved| unmoved.blamed >= enough)
     }
 
-    /// Keeps the time for which the counters have not moved, and what is usual for it.
+    /// Keeps the time for which the worker has not moved.
     fn follow_counters(
         &mut self,
         last: Option<&Sample>,
@@ -406,25 +363,17 @@ impl Detector {
         interval: Option<Interval>,
     ) {
         let parked = sample.after.parks % 2 == 1;
-        let seen_looping = last.and_then(|last| last.slot).map(|slot| slot.loops)
-            != sample.slot.map(|slot| slot.loops);
         let excused = sample.slot.is_some_and(|slot| {
             let since = self.unmoved.map(|unmoved| unmoved.since);
             slot.allowed || slot.allowed_until > since
         });
-        let still = last.is_some_and(|last| last.after == sample.after)
-            && !parked
-            && !excused
-            && !seen_looping;
+        let still = last.is_some_and(|last| last.is_unmoved_in(sample)) && !parked && !excused;
         match (&mut self.unmoved, interval) {
             (Some(unmoved), Some(interval)) if still => {
                 unmoved.blamed += interval.blamed();
                 unmoved.split = unmoved.split.plus(interval.split);
             }
             _ => {
-                let took = self.unmoved.take().filter(|_| !excused);
-                self.paces[self.next_pace] = took.map_or(Duration::ZERO, |unmoved| unmoved.blamed);
-                self.next_pace = (self.next_pace + 1) % PACES;
                 self.unmoved = (!parked).then_some(Unmoved {
                     since: sample.at,
                     blamed: Duration::ZERO,
@@ -447,8 +396,7 @@ impl Detector {
             certainty.unwrap_or(Certainty::Likely),
         );
         // A stack that a verdict depends on is asked for until there is one.
-        let waits = self.rules.always_driven && self.polls_stay != Some(true);
-        let again = waits && stretch.waits_for_a_stack();
+        let again = stretch.waits_for_a_stack();
         if near && certainty.is_none() && (again || !stretch.suspected) {
             stretch.suspected = true;
             return Some(Finding::Suspect(stall));
@@ -475,97 +423,51 @@ impl Detector {
         let Some(stretch) = &self.stretch else {
             return false;
         };
-        let Rules {
-            threshold, tick, ..
-        } = self.rules;
-        match stretch.held_by {
-            HeldBy::Poll(_) => stretch.blamed + tick >= threshold,
-            HeldBy::Unmarked(_) => {
-                let slept = stretch.one_sleep();
-                // On a `current_thread` runtime nothing is said without a stack.
-                let wanted = !self.rules.always_driven && self.stands_out(stretch);
-                !slept.is_zero() && slept + tick >= threshold || wanted
-            }
-            HeldBy::CountedOut => false,
-        }
+        let long = match stretch.held_by {
+            HeldBy::Poll(_) | HeldBy::Turn(..) => stretch.blamed,
+            HeldBy::Unmarked(_) => stretch.one_sleep(),
+            HeldBy::CountedOut => return false,
+        };
+        !long.is_zero() && long + self.rules.tick >= stretch.enough(&self.rules)
     }
 
     /// How sure a stall going on is; `None` if there is none.
     fn certainty(&self) -> Option<Certainty> {
         let stretch = self.stretch.as_ref()?;
         let said = stretch.announced.map(|announced| announced.certainty);
-        let now = match stretch.held_by {
-            _ if stretch.is_elsewhere() => None,
-            HeldBy::CountedOut => Some(Certainty::Certain),
-            // A poll seen for the first time may have left its worker just before.
-            HeldBy::Poll(_)
-                if stretch.blamed < stretch.enough(&self.rules) || stretch.ticks < 2 =>
-            {
-                None
-            }
-            HeldBy::Poll(_) => self.by_its_mark(stretch),
-            HeldBy::Unmarked(_) if !self.is_driven(stretch) => None,
-            HeldBy::Unmarked(_) if self.counted_out() => Some(Certainty::Certain),
-            HeldBy::Unmarked(_) if stretch.long_sleep => self.by_its_sleep(stretch),
-            // A sleep that has outlasted a tick is about to prove itself.
-            HeldBy::Unmarked(_) if !stretch.one_sleep().is_zero() => None,
-            HeldBy::Unmarked(_) => self.stands_out(stretch).then_some(Certainty::Likely),
-        };
+        let now = self.sign(stretch).and_then(|sign| {
+            let waited = stretch.suspected_for >= PATIENCE;
+            belief(sign, self.whose(stretch, waited))
+        });
         now.max(said)
     }
 
-    /// What a long poll with a mark says, by what a stack has shown of its thread: it may have left its worker
-    /// by `block_in_place`, where tokio has that.
-    fn by_its_mark(&self, stretch: &Stretch) -> Option<Certainty> {
-        match stretch.shown {
-            // A mark is believed until there is reason to doubt it.
-            _ if !self.rules.always_driven || self.polls_stay != Some(false) => {
-                Some(Certainty::Certain)
+    /// What a stretch is a sign of, if it is long enough to be one.
+    fn sign(&self, stretch: &Stretch) -> Option<Sign> {
+        let is_long = stretch.blamed >= stretch.enough(&self.rules);
+        match stretch.held_by {
+            HeldBy::CountedOut => Some(Sign::CountedOut),
+            // A poll seen for the first time may have left its worker just before.
+            HeldBy::Poll(_) => (is_long && stretch.ticks >= 2).then_some(Sign::Mark),
+            HeldBy::Turn(_, poll) if is_long => {
+                let exact = poll.stage != Stage::Unclear || stretch.outlasts_two(&self.rules);
+                Some(if exact { Sign::Poll } else { Sign::Polls })
             }
-            // A stack that has been asked for may show it elsewhere. It is not waited for without end.
-            None if !self.polls_leave && stretch.suspected_for >= MARKS_WAIT => {
-                Some(Certainty::Certain)
-            }
-            None | Some(Shown::MovedAway | Shown::Parked) => None,
-            Some(Shown::Unclear) if self.is_left => Some(Certainty::Likely),
-            Some(Shown::Unclear | Shown::Driving) => Some(Certainty::Certain),
+            HeldBy::Unmarked(_) if stretch.long_sleep => Some(Sign::Sleep),
+            HeldBy::Turn(..) | HeldBy::Unmarked(_) => None,
         }
     }
 
-    /// What one long sleep without a mark says, by what a stack has shown of its thread.
-    fn by_its_sleep(&self, stretch: &Stretch) -> Option<Certainty> {
-        if self.polls_stay == Some(true) {
-            return Some(Certainty::Certain);
+    /// Whose the worker is, as far as is known.
+    fn whose(&self, stretch: &Stretch, waited: bool) -> Whose {
+        if stretch.holds {
+            return Whose::Held;
         }
-        match stretch.shown? {
-            Shown::Driving => Some(Certainty::Certain),
-            Shown::MovedAway | Shown::Parked => None,
-            Shown::Unclear => (!self.is_left).then_some(Certainty::Likely),
+        let shown = stretch.shown.or(waited.then_some(Shown::Unclear));
+        Whose::Shown {
+            shown,
+            leaves: self.leaves,
         }
-    }
-
-    /// Whether the worker is surely being driven: always on a multi-thread runtime, else by a stack.
-    fn is_driven(&self, stretch: &Stretch) -> bool {
-        self.rules.always_driven || stretch.shown == Some(Shown::Driving)
-    }
-
-    /// Whether an unmarked stretch is long, and longer than this worker's usual ones.
-    fn stands_out(&self, stretch: &Stretch) -> bool {
-        let mut paces = self.paces;
-        paces.sort_unstable();
-        let usual = paces[PACES - 1 - OUTLIERS].saturating_mul(STANDS_OUT);
-        let Rules {
-            threshold,
-            polls_per_publication,
-            ..
-        } = self.rules;
-        let row = threshold.saturating_mul(polls_per_publication) / HONEST_POLL;
-        let row = match stretch.held_by {
-            HeldBy::Unmarked(None) => row.saturating_mul(UNKNOWN_THREAD),
-            _ => row,
-        };
-        let enough = threshold.max(row).max(usual);
-        stretch.ticks >= AGREEING_TICKS && stretch.blamed >= enough
     }
 
     /// A stretch is over: the end of a stall that was announced, or of one that nobody saw in time.
@@ -576,47 +478,13 @@ impl Detector {
         sample: &Sample,
         interval: Option<Interval>,
     ) -> Option<Finding> {
+        if let HeldBy::Poll(_) = stretch.held_by {
+            return self.finish_marked(stretch, last, sample, interval);
+        }
         let last_seen = last.map_or(sample.at, |last| last.at);
         let said = stretch.announced.map(|announced| announced.certainty);
-        if let HeldBy::Poll(_) = stretch.held_by {
-            let measured = measured_end(sample, stretch.held_by);
-            let end = measured.unwrap_or(middle(last_seen, sample.at).0);
-            stretch.add_tail(end.since(last_seen), interval);
-            if let Some(certainty) = said {
-                self.closing = Some(Box::new(Closing {
-                    stretch,
-                    certainty,
-                    not_before: last_seen,
-                    not_after: sample.at,
-                }));
-                return measured.and_then(|_| self.close(sample));
-            }
-            // It ended between two ticks. Blame it for the rest only as far as the host allows.
-            measured?;
-            let host = interval.map_or(Duration::ZERO, |interval| interval.host);
-            stretch.blamed += end.since(last_seen).saturating_sub(host);
-            if stretch.blamed >= stretch.enough(&self.rules) && !stretch.is_elsewhere() {
-                let stall = stretch.stall_until(end, Duration::ZERO, Certainty::Certain);
-                let may_leave = self.rules.always_driven && self.polls_stay == Some(false);
-                // Also for a stack that came too late to be taken: meanwhile another may show that polls leave.
-                let wait = match stretch.shown {
-                    None if may_leave => undecided::PATIENCE,
-                    _ => 0,
-                };
-                self.unconfirmed
-                    .push(Unconfirmed::new(stall, stretch.busy_before, wait));
-            }
-            return None;
-        }
-        let said = said.or_else(|| self.driven_after_all(&stretch, sample));
-        let undecided = said.is_none() && self.rules.always_driven && stretch.long_sleep;
-        if undecided && !self.may_be_decided(&stretch, sample) {
-            return None;
-        }
-        let certainty = match said {
-            Some(certainty) => certainty,
-            None if undecided => Certainty::Certain,
-            None => return self.slept_unseen(&stretch.before?, sample, interval?),
+        let Some(certainty) = said.or_else(|| self.driven_after_all(&stretch, sample)) else {
+            return self.slept_unseen(&stretch.before?, sample, interval?);
         };
         let (end, error) = middle(last_seen, sample.at);
         stretch.add_tail(end.since(last_seen), interval);
@@ -627,17 +495,46 @@ impl Detector {
         if busy >= seen {
             stall.duration = stall.duration.min(busy).max(seen);
         }
-        if undecided {
-            self.leave_undecided(stall, stretch.shown, sample);
-            return None;
-        }
         Some(Finding::Ended(stall))
     }
 
+    fn finish_marked(
+        &mut self,
+        mut stretch: Stretch,
+        last: Option<&Sample>,
+        sample: &Sample,
+        interval: Option<Interval>,
+    ) -> Option<Finding> {
+        let last_seen = last.map_or(sample.at, |last| last.at);
+        let measured = measured_end(&self.ends, stretch.held_by);
+        let end = measured.unwrap_or(middle(last_seen, sample.at).0);
+        stretch.add_tail(end.since(last_seen), interval);
+        if let Some(Announced { certainty, .. }) = stretch.announced {
+            self.closing = Some(Box::new(Closing {
+                stretch,
+                certainty,
+                not_before: last_seen,
+                not_after: sample.at,
+            }));
+            return measured.and_then(|_| self.close());
+        }
+        // It ended between two ticks. Blame it for the rest only as far as the host allows.
+        measured?;
+        let host = interval.map_or(Duration::ZERO, |interval| interval.host);
+        stretch.blamed += end.since(last_seen).saturating_sub(host);
+        if stretch.blamed >= stretch.enough(&self.rules) {
+            let certainty = belief(Sign::Mark, self.whose(&stretch, true))?;
+            let stall = stretch.stall_until(end, Duration::ZERO, certainty);
+            self.unconfirmed
+                .push(Unconfirmed::new(stall, stretch.busy_before));
+        }
+        None
+    }
+
     /// Says that an announced poll is over.
-    fn close(&mut self, sample: &Sample) -> Option<Finding> {
+    fn close(&mut self) -> Option<Finding> {
         let closing = self.closing.take()?;
-        let (end, error) = match measured_end(sample, closing.stretch.held_by) {
+        let (end, error) = match measured_end(&self.ends, closing.stretch.held_by) {
             Some(end) => (end, Duration::ZERO),
             None => middle(closing.not_before, closing.not_after),
         };
@@ -651,13 +548,8 @@ impl Detector {
     /// A `current_thread` runtime proves by its busy counter, once it moves, that it was being driven.
     fn driven_after_all(&self, stretch: &Stretch, sample: &Sample) -> Option<Certainty> {
         let busy = sample.before.busy.saturating_sub(stretch.busy_before);
-        if self.rules.always_driven || busy < stretch.blamed {
-            return None;
-        }
-        if stretch.one_sleep() >= self.rules.threshold {
-            return Some(Certainty::Certain);
-        }
-        self.stands_out(stretch).then_some(Certainty::Likely)
+        let was_driven = !self.rules.always_driven && busy >= stretch.blamed;
+        (was_driven && stretch.long_sleep && !stretch.holds).then_some(Certainty::Certain)
     }
 }
 

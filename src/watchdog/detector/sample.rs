@@ -1,11 +1,14 @@
 //! What one tick sees of one worker, and what the time between two ticks was spent on.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* plain data and arithmetic.
+//! *Must not:* do anything but arithmetic.
 
+use super::Shown;
 use super::split::TimeSplit;
 use crate::capture::{ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
+use crate::slot::LongPoll;
+use crate::turns::Turn;
 use std::time::Duration;
 
 /// What the rules of one runtime are.
@@ -14,13 +17,13 @@ pub(crate) struct Rules {
     pub(crate) threshold: Duration,
     /// The longest time between two samples of an active worker.
     pub(crate) tick: Duration,
-    /// The most polls a worker makes between two publications of its counters.
-    pub(crate) polls_per_publication: u32,
     /// Ages at which a stall is announced besides the doublings: what is logged begins there.
     pub(crate) milestones: [Duration; 3],
-    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose
-    /// counters look the same while nobody is inside its `block_on`.
+    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose counters
+    /// look the same while nobody is inside its `block_on`. Of interest only where memory shows nothing.
     pub(crate) always_driven: bool,
+    /// Whether several polls can be in one turn, and none in the one that parks: a multi-thread runtime.
+    pub(crate) multi_thread: bool,
 }
 
 /// A worker's published counters.
@@ -65,6 +68,16 @@ pub(crate) struct PollKey {
     pub(crate) epoch: u64,
 }
 
+/// What one tick brings to the detector.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) sample: Sample,
+    /// The long polls that the worker's thread has kept a record of since the last tick.
+    pub(crate) records: Vec<(PollKey, LongPoll)>,
+    /// What stacks have shown since the last tick, by the serial of what they were taken of.
+    pub(crate) stacks: Vec<(u64, Shown)>,
+}
+
 /// One tick's view of one worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -77,17 +90,72 @@ pub(crate) struct Sample {
     pub(crate) before: Counters,
     pub(crate) after: Counters,
     pub(crate) slot: Option<SlotSeen>,
+    /// What memory shows of that thread's poll.
+    pub(crate) turn: Option<Turn>,
     pub(crate) thread: Option<ThreadEvidence>,
     /// We have signalled the thread since the last sample, and it has taken the signal.
     pub(crate) signalled: bool,
     /// Time for which a CPU quota has held the process back so far, on all CPUs together.
     pub(crate) throttled: Duration,
-    /// When polls that the detector follows ended, as far as their threads have measured that by now.
-    pub(crate) ends: Ends,
+}
+
+/// A mark is stamped and a worker's resumption noted by two clocks. So much they may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_micros(100);
+
+impl Sample {
+    /// The marked poll that the thread is in.
+    pub(super) fn marked(&self) -> Option<PollKey> {
+        self.slot.filter(SlotSeen::in_poll).map(|slot| slot.poll())
+    }
+
+    /// The same, without its mark.
+    pub(super) fn unmarked(&self) -> Sample {
+        Sample {
+            slot: self.slot.map(|slot| SlotSeen {
+                epoch: slot.epoch + slot.epoch % 2,
+                started: None,
+                ..slot
+            }),
+            ..*self
+        }
+    }
+
+    /// Whether memory shows another poll in the next sample, or that its thread has left its worker.
+    pub(super) fn shows_another_poll(&self, next: &Sample) -> bool {
+        match (self.turn, next.turn) {
+            (Some(turn), Some(next)) => turn.id != next.id || !next.holds,
+            _ => false,
+        }
+    }
+
+    /// Whether the worker has parked, or looked for events, since the mark of the present poll was made.
+    pub(super) fn is_resumed_since_its_mark(&self) -> bool {
+        let started = self.slot.and_then(|slot| slot.started);
+        let resumed = self.turn.and_then(|turn| turn.resumed);
+        let marked = self.marked().and(started);
+        marked
+            .zip(resumed)
+            .is_some_and(|(started, resumed)| resumed > started.plus(CLOCKS_DIFFER))
+    }
+
+    /// Whether nothing has moved until the next sample: not the counters, nor the turn where it is seen.
+    pub(super) fn is_unmoved_in(&self, next: &Sample) -> bool {
+        let loops = |sample: &Sample| sample.slot.map(|slot| slot.loops);
+        let turn_stands = match (self.turn, next.turn) {
+            (Some(turn), Some(next)) => {
+                let of = |turn: Turn| (turn.id.turn, turn.id.entry);
+                turn.holds && next.holds && of(turn) == of(next)
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        self.after == next.after && loops(self) == loops(next) && turn_stands
+    }
 }
 
 /// The measured ends of up to two polls: the one that holds the worker, and the one before.
-pub(crate) type Ends = [Option<(PollKey, Nanos)>; 2];
+pub(super) type Ends = [Option<(PollKey, Nanos)>; 2];
+
 /// What the time between two samples was spent on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Interval {

@@ -1,17 +1,17 @@
 //! A stretch: a run of samples in which one thing held the worker.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* arithmetic on samples.
+//! *Must not:* do anything but arithmetic on samples.
 
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
-use super::{Certainty, HeldBy, Rules, Shown, Stall, Unmoved};
+use super::{Certainty, Ends, HeldBy, Rules, Shown, Stall, Unmoved};
 use crate::capture::{Call, ThreadEvidence, ThreadState};
 use crate::clock::Nanos;
 use std::time::Duration;
 
 /// Ticks may be closer together than they should by one part in so many.
-const JITTER: u32 = 16;
+const JITTER: u32 = 8;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stretch {
@@ -35,6 +35,12 @@ pub(super) struct Stretch {
     /// One sleep has lasted for the threshold.
     pub(super) long_sleep: bool,
     pub(super) ticks: u32,
+    /// The longest time between two samples of it.
+    pub(super) widest: Duration,
+    /// Memory shows the worker in the hands of this thread.
+    pub(super) holds: bool,
+    /// Tokio's number for the task, as far as memory shows it.
+    pub(super) task: u64,
     pub(super) suspected: bool,
     /// For so many ticks it has been suspected.
     pub(super) suspected_for: u32,
@@ -113,17 +119,19 @@ impl Stretch {
         interval: Option<Interval>,
     ) -> Stretch {
         let slot = sample.slot;
-        let measured = slot
-            .filter(|slot| held_by == HeldBy::Poll(slot.poll()))
-            .and_then(|slot| slot.started);
+        let measured = match held_by {
+            HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
+            HeldBy::Turn(..) => sample.turn.and_then(|turn| turn.begun),
+            _ => None,
+        };
         let not_before = last.map_or(sample.at, |last| last.at);
         let resumed = slot
             .and_then(|slot| slot.allowed_until)
             .filter(|until| *until > measured.unwrap_or(not_before));
         let exact = resumed.or(measured);
-        // A marked poll in which the thread is asleep began before the sleep did.
+        // A poll in which the thread is asleep began before the sleep did.
         let asleep = match held_by {
-            HeldBy::Poll(_) => interval.and_then(|interval| interval.last_sleep),
+            HeldBy::Poll(_) | HeldBy::Turn(..) => interval.and_then(|interval| interval.last_sleep),
             _ => None,
         };
         let latest = exact.unwrap_or(sample.at.minus(asleep.unwrap_or_default()));
@@ -153,6 +161,9 @@ impl Stretch {
             sleep: None,
             long_sleep: false,
             ticks: 1,
+            widest: Duration::ZERO,
+            holds: sample.turn.is_some_and(|turn| turn.holds),
+            task: sample.turn.map_or(0, |turn| turn.id.task),
             suspected: false,
             suspected_for: 0,
             shown: None,
@@ -177,6 +188,9 @@ impl Stretch {
             sleep: None,
             long_sleep: false,
             ticks: 1,
+            widest: Duration::ZERO,
+            holds: false,
+            task: 0,
             suspected: false,
             suspected_for: 0,
             shown: None,
@@ -195,6 +209,8 @@ impl Stretch {
             return;
         };
         let blamed = interval.blamed();
+        self.widest = self.widest.max(interval.length);
+        self.holds = sample.turn.is_some_and(|turn| turn.holds);
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
         if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
             // `allow_blocking` was entered and left between two ticks.
@@ -228,6 +244,11 @@ impl Stretch {
         }
     }
 
+    /// Whether one of two polls, with a third between them that no tick has seen, must have been long.
+    pub(super) fn outlasts_two(&self, rules: &Rules) -> bool {
+        self.blamed.saturating_sub(self.widest) >= rules.threshold.saturating_mul(2)
+    }
+
     /// Whether a long sleep has been, and not been another thread's: what comes after it changes nothing.
     fn is_decided(&self) -> bool {
         self.long_sleep && !self.is_elsewhere()
@@ -241,9 +262,9 @@ impl Stretch {
     /// Whether nothing can be said before a stack is there.
     pub(super) fn waits_for_a_stack(&self) -> bool {
         let waits = match self.held_by {
-            HeldBy::Poll(_) => true,
+            HeldBy::Poll(_) => !self.holds,
             HeldBy::Unmarked(_) => !self.one_sleep().is_zero(),
-            HeldBy::CountedOut => false,
+            HeldBy::Turn(..) | HeldBy::CountedOut => false,
         };
         waits && self.shown.is_none()
     }
@@ -303,14 +324,15 @@ impl Stretch {
             split: self.split,
             call: self.calls.longest(),
             name: 0,
+            task: self.task,
         }
     }
 }
 
 /// When the poll ended, if its thread has measured that.
-pub(super) fn measured_end(sample: &Sample, held_by: HeldBy) -> Option<Nanos> {
+pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
     let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
-    sample.ends.iter().flatten().find_map(of_this)
+    ends.iter().flatten().find_map(of_this)
 }
 
 /// The middle between two times, and how far it is from each.

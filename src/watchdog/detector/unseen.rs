@@ -1,14 +1,13 @@
 //! What ended before anybody saw it: long polls and sleeps that were over by the next tick.
 //!
 //! *Runs on:* the watchdog thread.
-//! *Here:* arithmetic on samples. The busy counter has the last word: what it has not counted did not hold
-//! the worker.
+//! *Must not:* do anything but arithmetic on samples. The busy counter has the last word: what it has not counted
+//! did not hold the worker.
 
 use super::sample::{Interval, PollKey, Sample};
 use super::split::TimeSplit;
 use super::stretch::middle;
-use super::{Certainty, Detector, Finding, Findings, HeldBy, Shown, Stall};
-use crate::capture::ThreadState;
+use super::{Certainty, Detector, Finding, Findings, HeldBy, POLLS_IN_A_TURN, Stall};
 use crate::slot::LongPoll;
 use std::time::Duration;
 
@@ -22,36 +21,21 @@ pub(super) struct Unconfirmed {
     busy_before: Duration,
     /// Publications to wait for before the poll is taken for one that left its worker.
     patience: u32,
-    /// Ticks to wait for a stack that is being looked at, which may show the same.
-    wait: u32,
-    /// The busy counter has counted as much.
-    counted: bool,
 }
 
 impl Unconfirmed {
-    pub(super) fn new(stall: Stall, busy_before: Duration, wait: u32) -> Unconfirmed {
+    pub(super) fn new(stall: Stall, busy_before: Duration) -> Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
             patience: PATIENCE,
-            wait,
-            counted: false,
         }
-    }
-
-    /// Takes in what a stack has shown; whether the poll may still be a stall.
-    pub(super) fn is_shown(&mut self, serial: u64, shown: Shown) -> bool {
-        if self.stall.serial == serial {
-            self.wait = 0;
-            return !matches!(shown, Shown::MovedAway | Shown::Parked);
-        }
-        true
     }
 }
 
 impl Detector {
     /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
-    pub(crate) fn ended_unseen(
+    pub(super) fn ended_unseen(
         &mut self,
         poll: PollKey,
         record: &LongPoll,
@@ -66,12 +50,10 @@ impl Detector {
         if started < previous.at {
             return;
         }
-        let host = interval.host;
         let duration = record.ended.since(started);
-        if duration.saturating_sub(host) >= self.rules.threshold {
-            let serial = self.next_serial();
+        if duration.saturating_sub(interval.host) >= self.rules.threshold {
             let stall = Stall {
-                serial,
+                serial: self.next_serial(),
                 held_by: HeldBy::Poll(poll),
                 since: started,
                 duration,
@@ -80,9 +62,10 @@ impl Detector {
                 split: interval.split.part(duration),
                 call: None,
                 name: record.name,
+                task: 0,
             };
             self.unconfirmed
-                .push(Unconfirmed::new(stall, previous.after.busy, 0));
+                .push(Unconfirmed::new(stall, previous.after.busy));
         }
     }
 
@@ -90,30 +73,20 @@ impl Detector {
     /// too. A poll that left its worker by `block_in_place` is not in there.
     pub(super) fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
         let mut findings = Findings::new();
-        let leave = self.polls_leave;
         self.unconfirmed.retain_mut(|poll| {
             let busy = sample.before.busy.saturating_sub(poll.busy_before);
-            poll.counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
-            if !poll.counted {
-                poll.patience -= u32::from(went_on);
-                return poll.patience > 0;
+            if busy >= poll.stall.duration - poll.stall.duration / 10 {
+                findings.push(Finding::Ended(poll.stall));
+                return false;
             }
-            if poll.wait > 0 {
-                poll.wait -= 1;
-                if poll.wait == 0 && leave {
-                    // No stack has told, and others have left this worker.
-                    poll.stall.certainty = Certainty::Likely;
-                }
-                return true;
-            }
-            findings.push(Finding::Ended(poll.stall));
-            false
+            poll.patience -= u32::from(went_on);
+            poll.patience > 0
         });
         findings
     }
 
-    /// Without marks, and over before a stretch of it could be seen: the worker was active once, and its
-    /// thread slept beyond the threshold while it was busy.
+    /// Without marks, and over before it had been seen for long: the worker was parked before and is parked
+    /// again, after one turn that took as long as the busy counter says.
     ///
     /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
     /// sleeps is known from below.
@@ -123,15 +96,11 @@ impl Detector {
         sample: &Sample,
         interval: Interval,
     ) -> Option<Finding> {
-        let (thread_before, thread) = (before.thread?, sample.thread?);
-        let (slot_before, slot) = (before.slot?, sample.slot?);
-        let parks = sample.before.parks.wrapping_sub(before.after.parks);
-        let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
-        let no_marks =
-            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        if !no_marks || !(1..=2).contains(&parks) || runs == 0 || slot.in_poll() || self.is_left {
+        if !self.is_one_turn(before, sample) {
             return None;
         }
+        let (thread_before, thread) = (before.thread?, sample.thread?);
+        let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
         let length = sample.at.since(before.at);
         let busy = sample.before.busy.saturating_sub(before.after.busy);
         let computed = thread.cpu.saturating_sub(thread_before.cpu);
@@ -139,29 +108,26 @@ impl Detector {
             .run_queue
             .saturating_sub(thread_before.run_queue)
             .max(interval.host);
-        let asleep = busy.saturating_sub(computed).saturating_sub(waited);
-        if asleep < self.rules.threshold || busy > length {
+        let own = busy.saturating_sub(waited);
+        let asleep = own.saturating_sub(computed);
+        let longest_sleep = asleep / runs.saturating_sub(1).max(1);
+        let polls = if self.rules.multi_thread {
+            POLLS_IN_A_TURN
+        } else {
+            1
+        };
+        let is_long = own / polls >= self.rules.threshold;
+        if busy > length || !is_long && longest_sleep < self.rules.threshold {
             return None;
         }
-        // It may have slept elsewhere, in `block_in_place`, while another thread drove the worker. That it
-        // has come back to where it parks the worker says that it has not.
-        let is_back = self.polls_stay == Some(true) || self.parks_at.holds(sample);
-        if !is_back && matches!(thread.state, ThreadState::Asleep(Some(_))) {
-            return None;
-        }
-        let longest_sleep = asleep / (runs - 1).max(1);
         let (since, error) = middle(before.at, sample.at.minus(busy));
         Some(Finding::Ended(Stall {
             serial: self.next_serial(),
-            held_by: HeldBy::Unmarked(Some(slot.poll())),
+            held_by: HeldBy::CountedOut,
             since,
             duration: busy,
-            error: error.min(busy - asleep),
-            certainty: if longest_sleep >= self.rules.threshold && is_back {
-                Certainty::Certain
-            } else {
-                Certainty::Likely
-            },
+            error: error.min(busy - own),
+            certainty: Certainty::Certain,
             split: TimeSplit {
                 cpu: computed.min(busy - asleep),
                 asleep,
@@ -170,6 +136,27 @@ impl Detector {
             },
             call: None,
             name: 0,
+            task: 0,
         }))
+    }
+
+    /// Whether the worker was parked at both looks, and has made one turn with polls in between, all of it
+    /// unmarked and in the hands of this thread.
+    fn is_one_turn(&self, before: &Sample, sample: &Sample) -> bool {
+        let (Some(turn_before), Some(turn)) = (before.turn, sample.turn) else {
+            return false;
+        };
+        let (Some(slot_before), Some(slot)) = (before.slot, sample.slot) else {
+            return false;
+        };
+        let parked =
+            |sample: &Sample| sample.before.parks % 2 == 1 && sample.before == sample.after;
+        let turns = turn.id.turn.wrapping_sub(turn_before.id.turn);
+        // One more in which a multi-thread worker finds nothing to do, and parks.
+        let one = if self.rules.multi_thread { 2 } else { 1 };
+        let no_marks =
+            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
+        let held = turn_before.holds && turn.holds;
+        no_marks && held && turns == one && parked(before) && parked(sample)
     }
 }

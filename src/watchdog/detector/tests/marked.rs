@@ -46,7 +46,7 @@ fn two_ticks_a_little_close_together_are_a_threshold_where_the_start_is_not_know
         began(&findings).is_some()
     };
     assert!(long([495, 497], None));
-    assert!(!long([480, 480], None));
+    assert!(!long([460, 460], None));
     assert!(
         !long([199, 300], Some(at(501))),
         "a start that is known is exact"
@@ -63,10 +63,8 @@ fn a_sleep_that_began_before_the_first_look_counts_from_its_beginning() {
         world.thread.as_mut().unwrap().runs += runs;
         assert_eq!(world.fall_asleep(ms(1), ms(4)), []);
         assert_eq!(world.pass(ms(5)), []);
-        let poll = world.slot().poll();
         world.end_poll(Some(at(17)));
         world.publish(ms(17));
-        world.ends = [Some((poll, at(17))), None];
         let now = world.compute(ms(5));
         world.publish(ms(5));
         (now, world.compute(ms(5)))
@@ -113,7 +111,7 @@ fn an_end_that_is_measured_late_is_still_exact() {
     // The thread lost its CPU between the end of its poll and the record of it.
     let (mut world, poll) = stalled();
     assert_eq!(world.compute(TICK), []);
-    world.ends = [Some((poll, at(16))), None];
+    world.record(poll, at(16));
     assert_eq!(ended(&world.compute(TICK)).unwrap().duration, ms(11));
     // Without a record the end is known to within the tick in which it fell.
     let (mut world, _) = stalled();
@@ -171,36 +169,11 @@ fn block_in_place_is_not_a_stall() {
 }
 
 #[test]
-fn block_in_place_is_not_a_stall_when_the_worker_parks_and_comes_back() {
-    let mut world = World::polling_since(5);
-    // By the first look at this poll its worker has gone on elsewhere, and is parked.
-    world.park();
-    assert_eq!(world.sleep(TICK), []);
-    for _ in 0..20 {
-        assert_eq!(world.sleep(TICK), []);
-    }
-    // It wakes for a task that takes a while, on a thread we do not know. Our thread's sleep proves
-    // nothing about it.
-    world.counters.parks += 1;
-    for _ in 0..5 {
-        assert_eq!(world.sleep(TICK), []);
-    }
-    world.publish(ms(25));
-    // Positive control: a thread we do not know is found out as well, if it takes long enough.
-    let (ticks, found) = world.until_found(|world| world.sleep(TICK));
-    assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
-    assert!(TICK * ticks >= THRESHOLD * UNKNOWN_THREAD);
-}
-
-#[test]
 fn what_a_stack_shows_in_block_in_place_is_no_stall() {
-    let polled = |shown: Option<Shown>| {
-        let mut world = World::polling_since(5);
+    let polled = |shown: Shown| {
+        let mut world = World::polling_since(5).with_stacks();
         world.compute(TICK);
-        let serial = world.detector.watches().unwrap();
-        if let Some(shown) = shown {
-            world.detector.show(serial, shown);
-        }
+        world.show(shown);
         let mut found = Findings::new();
         for _ in 0..6 {
             found.extend(world.sleep(TICK));
@@ -209,46 +182,36 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
         found.extend(world.compute(TICK));
         found
     };
-    assert_eq!(polled(Some(Shown::MovedAway)), Findings::new());
-    assert!(began(&polled(None)).is_some());
+    assert_eq!(polled(Shown::MovedAway), []);
+    assert!(began(&polled(Shown::Driving)).is_some());
 }
 
 #[test]
-fn where_polls_leave_a_marked_one_waits_for_the_stack_that_may_show_it_elsewhere() {
-    // None has been seen to: the stack is waited for a little, and not at all where it is rationed.
-    let mut patient = World::polling_since(5).with_stacks();
-    let (ticks, found) = patient.until_found(|world| world.sleep(TICK));
-    assert!(began(&found).is_some() && (3..=2 + MARKS_WAIT).contains(&ticks));
-    let mut refused = World::polling_since(5).with_stacks();
-    refused.sleep(TICK);
-    let serial = refused.detector.watches().unwrap();
-    refused.detector.show_none(serial, Refused::Rationed);
-    assert!(began(&refused.sleep(TICK)).is_some());
-    // Another thread polls a row meanwhile: when the counters move, they have counted that.
-    let polled = |shown: Option<Shown>| {
-        let mut world = World::polling_since(5).with_stacks();
-        world.detector.polls_leave();
-        let mut found = Findings::new();
-        let serial = world.detector.watches().map(|serial| serial + 1);
-        for _ in 0..6 {
-            found.extend(world.sleep(TICK));
-        }
-        assert_eq!(found, []);
-        world.end_poll(Some(at(35)));
-        world.publish(ms(61));
-        found.extend(world.compute(TICK));
-        if let (Some(serial), Some(shown)) = (serial, shown) {
-            world.detector.show(serial, shown);
-        }
-        for _ in 0..3 {
-            world.publish(TICK);
-            found.extend(world.compute(TICK));
-        }
-        ended(&found).map(|stall| stall.duration)
-    };
-    assert_eq!(polled(None), None);
-    assert_eq!(polled(Some(Shown::MovedAway)), None);
-    assert_eq!(polled(Some(Shown::Driving)), Some(ms(30)));
+fn a_mark_waits_for_a_stack_but_not_for_ever() {
+    let mut world = World::polling_since(5).with_stacks();
+    let (ticks, found) = world.until_found(|world| world.sleep(TICK));
+    assert!(began(&found).is_some() && ticks > PATIENCE);
+    let mut world = World::polling_since(5).with_stacks();
+    world.sleep(TICK);
+    world.show(Shown::Unclear);
+    let stall = began(&world.sleep(TICK)).expect("there is no stack");
+    assert_eq!(stall.certainty, Certainty::Certain);
+}
+
+#[test]
+fn a_mark_without_a_stack_is_only_likely_once_polls_have_left_the_worker() {
+    let mut world = World::polling_since(5).with_stacks();
+    world.sleep(TICK);
+    world.show(Shown::MovedAway);
+    world.sleep(TICK);
+    world.end_poll(None);
+    world.publish(TICK);
+    world.compute(TICK);
+    world.begin_poll(Some(at(world.now)));
+    world.sleep(TICK);
+    world.show(Shown::Unclear);
+    let stall = began(&world.sleep(TICK)).unwrap();
+    assert_eq!(stall.certainty, Certainty::Likely);
 }
 
 #[test]

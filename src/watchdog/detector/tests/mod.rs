@@ -3,11 +3,13 @@
 mod host;
 mod marked;
 mod model;
+mod turns;
 mod unmarked;
 mod unseen;
 
 use super::*;
 use crate::capture::{Call, ThreadEvidence, ThreadState};
+use crate::turns::Turn;
 
 const TICK: Duration = Duration::from_millis(5);
 const THRESHOLD: Duration = Duration::from_millis(10);
@@ -27,21 +29,14 @@ const PARKED: Call = Call {
     sp: 0x7800,
     pc: 0x4100,
 };
-/// Where it waits for work of the blocking pool.
-const IN_POOL: Call = Call {
-    number: 202,
-    first: 0x9000,
-    sp: 0x7f00,
-    pc: 0x4200,
-};
 
 fn rules() -> Rules {
     Rules {
         threshold: THRESHOLD,
         tick: TICK,
-        polls_per_publication: 244,
         milestones: [ms(60), ms(1_000), ms(10_000)],
         always_driven: true,
+        multi_thread: true,
     }
 }
 
@@ -61,7 +56,9 @@ struct World {
     counters: Counters,
     slot: Option<SlotSeen>,
     thread: Option<ThreadEvidence>,
-    ends: Ends,
+    turn: Option<Turn>,
+    records: Vec<(PollKey, LongPoll)>,
+    shown: Vec<(u64, Shown)>,
     own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
@@ -94,7 +91,9 @@ impl World {
                 runs: 1,
                 state: ThreadState::Unknown,
             }),
-            ends: [None; 2],
+            turn: None,
+            records: Vec::new(),
+            shown: Vec::new(),
             own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
@@ -104,8 +103,34 @@ impl World {
 
     fn with_stacks(mut self) -> World {
         self.stacks = true;
-        self.detector.polls_stay(Some(false));
         self
+    }
+
+    /// Memory shows turns, of which this is one.
+    fn with_turns(mut self) -> World {
+        self.turn = Some(Turn {
+            id: PollId {
+                turn: 100,
+                task: 7,
+                stage: Stage::Queue,
+                entry: 0,
+            },
+            holds: true,
+            resumed: None,
+            begun: None,
+        });
+        self
+    }
+
+    fn turn(&mut self) -> &mut Turn {
+        self.turn.as_mut().expect("turns are seen")
+    }
+
+    /// The worker's loop goes on to the next turn.
+    fn next_turn(&mut self) {
+        let turn = self.turn();
+        turn.id.turn += 1;
+        turn.begun = None;
     }
 
     fn wake(mut self) -> World {
@@ -134,7 +159,20 @@ impl World {
     fn end_poll(&mut self, ended: Option<Nanos>) {
         let poll = self.slot().poll();
         self.slot().epoch += 1;
-        self.ends = [ended.map(|ended| (poll, ended)), None];
+        if let Some(ended) = ended {
+            self.record(poll, ended);
+        }
+    }
+
+    /// The thread leaves a record of a poll.
+    fn record(&mut self, poll: PollKey, ended: Nanos) {
+        let record = LongPoll {
+            epoch: poll.epoch,
+            started: self.slot().started,
+            ended,
+            name: 0,
+        };
+        self.records.push((poll, record));
     }
 
     /// The worker returns to its loop and publishes.
@@ -149,7 +187,7 @@ impl World {
     /// A stack of what is being watched is explained.
     fn show(&mut self, shown: Shown) {
         let serial = self.detector.watches().expect("something is watched");
-        self.detector.show(serial, shown);
+        self.shown.push((serial, shown));
     }
 
     /// The worker is parked for a tick, and its thread, which has run before, asleep in this call.
@@ -198,17 +236,22 @@ impl World {
     /// Time passes of which the thread's clocks know nothing.
     fn pass(&mut self, time: Duration) -> Findings {
         self.now += u64::try_from(time.as_millis()).unwrap();
-        let findings = self.detector.observe(&Sample {
+        let sample = Sample {
             at: at(self.now),
             late: std::mem::take(&mut self.late),
             before: self.counters,
             after: self.counters,
             slot: self.slot,
+            turn: self.turn,
             thread: self.thread,
             own_wait: self.own_wait.take(),
             signalled: std::mem::take(&mut self.signalled),
             throttled: self.throttled,
-            ends: std::mem::take(&mut self.ends),
+        };
+        let findings = self.detector.observe(&Look {
+            sample,
+            records: std::mem::take(&mut self.records),
+            stacks: std::mem::take(&mut self.shown),
         });
         let suspects = |finding: &Finding| matches!(finding, Finding::Suspect(_));
         if !self.stacks && findings.iter().any(suspects) {

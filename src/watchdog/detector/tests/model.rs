@@ -19,7 +19,199 @@ fn piece() -> impl Strategy<Value = Piece> {
     ]
 }
 
+/// What a worker does next, in microseconds.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A poll, by how much of it is computing and how much asleep, and whether it is from the "next" slot.
+    Poll {
+        computing: u64,
+        asleep: u64,
+        next: bool,
+    },
+    Park(u64),
+    /// The poll is in `block_in_place`, while another thread makes turns.
+    Left(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let poll = |longest: u64| {
+        (0..longest, 0..longest, any::<bool>()).prop_map(|(computing, asleep, next)| Step::Poll {
+            computing,
+            asleep,
+            next,
+        })
+    };
+    prop_oneof![
+        8 => poll(400),
+        6 => poll(5_000),
+        3 => poll(9_000),
+        1 => (100..30_000u64).prop_map(Step::Park),
+        1 => (100..60_000u64).prop_map(Step::Left),
+    ]
+}
+
+/// One step, played: from when to when, what memory shows meanwhile, and the thread's clocks at its beginning.
+struct Played {
+    from: u64,
+    to: u64,
+    turn: Turn,
+    parks: u64,
+    computing: u64,
+    is_poll: bool,
+    cpu: u64,
+    runs: u64,
+    busy: u64,
+}
+
+/// Plays the steps as tokio would: tasks A and B take turns in one turn of the loop, up to four polls.
+fn play(steps: &[Step]) -> Vec<Played> {
+    let (mut now, mut turn, mut nth, mut parks, mut cpu, mut runs, mut busy) =
+        (0, 0, 0, 2, 0, 0, 0);
+    let mut after_park = None;
+    let mut played = Vec::new();
+    for step in steps {
+        let (length, computing, is_poll, holds) = match *step {
+            Step::Poll {
+                computing, asleep, ..
+            } => (computing + asleep, computing, true, true),
+            Step::Park(length) => (length, 0, false, true),
+            Step::Left(length) => (length, 0, false, false),
+        };
+        let is_next = matches!(step, Step::Poll { next: true, .. });
+        let goes_on = is_next && nth < 3 && played.last().is_some_and(|last: &Played| last.is_poll);
+        nth = if goes_on { nth + 1 } else { 0 };
+        turn += u32::from(!goes_on);
+        if let Step::Park(_) = step {
+            parks += 1;
+        }
+        let first = is_poll && after_park == Some(turn - u32::from(nth == 0)) && nth == 0;
+        played.push(Played {
+            from: now,
+            to: now + length,
+            turn: Turn {
+                id: PollId {
+                    turn,
+                    task: if is_poll { 1 + nth % 2 } else { 0 },
+                    stage: [Stage::Queue, Stage::Next, Stage::Next, Stage::Last][nth as usize],
+                    entry: 0,
+                },
+                holds,
+                resumed: None,
+                begun: first.then(|| micros(now)),
+            },
+            parks,
+            computing,
+            is_poll,
+            cpu,
+            runs,
+            busy,
+        });
+        now += length;
+        cpu += computing;
+        runs += 2;
+        match step {
+            Step::Park(_) => {
+                parks += 1;
+                busy = now;
+                after_park = Some(turn);
+            }
+            Step::Left(length) => {
+                // The other thread has made turns, and the worker is the first thread's again.
+                turn += 1 + (*length / 1_000) as u32;
+                after_park = None;
+            }
+            Step::Poll { .. } => after_park = after_park.filter(|parked| *parked + 1 > turn),
+        }
+    }
+    played
+}
+
+fn micros(at: u64) -> Nanos {
+    Nanos(1_000_000_000 + at * 1_000)
+}
+
+/// What a look at this moment sees.
+fn seen(step: &Played, now: u64) -> Sample {
+    let into = now - step.from;
+    let is_computing = into < step.computing;
+    let counters = Counters {
+        parks: step.parks,
+        busy: Duration::from_micros(step.busy),
+    };
+    Sample {
+        at: micros(now),
+        late: Duration::ZERO,
+        own_wait: None,
+        before: counters,
+        after: counters,
+        slot: World::parked().slot,
+        turn: Some(step.turn),
+        thread: Some(ThreadEvidence {
+            cpu: Duration::from_micros(step.cpu + into.min(step.computing)),
+            run_queue: Duration::ZERO,
+            runs: step.runs + u64::from(!is_computing),
+            state: if is_computing {
+                ThreadState::OnCpu
+            } else {
+                ThreadState::Asleep(Some(CALL))
+            },
+        }),
+        signalled: false,
+        throttled: Duration::ZERO,
+    }
+}
+
 proptest! {
+    /// Without marks, by what memory shows: no verdict without a poll of the threshold, and no poll of 1.25
+    /// thresholds without a certain one, whatever the worker does and however its ticks fall.
+    #[test]
+    fn an_unmarked_poll_is_a_stall_if_it_is_long(
+        steps in prop::collection::vec(step(), 1..200),
+        jitter in prop::collection::vec(0..150u64, 64),
+    ) {
+        let tick = THRESHOLD / 4;
+        let mut detector = Detector::new(Rules { tick, ..rules() });
+        let played = play(&steps);
+        let end = played.last().map_or(0, |step| step.to);
+        let mut verdicts = Vec::new();
+        let due = (0..end / 2_500).zip(jitter.iter().cycle());
+        for (nth, jitter) in due {
+            let now = nth * 2_500 + jitter;
+            let Some(step) = played.iter().find(|step| (step.from..step.to).contains(&now)) else {
+                continue;
+            };
+            for finding in detector.observe(&Look {
+                sample: seen(step, now),
+                records: Vec::new(),
+                stacks: Vec::new(),
+            }) {
+                match finding {
+                    Finding::Began(stall) | Finding::Ongoing(stall) => verdicts.push((now, stall)),
+                    Finding::Ended(stall) => verdicts.push((now - 2_500, stall)),
+                    Finding::Suspect(_) => {}
+                }
+            }
+        }
+        let polls = || played.iter().filter(|step| step.is_poll);
+        // What two ticks that come close together forgive.
+        let shortest = 10_000 - 2_500 / 8;
+        // Up to four polls of one turn are counted out together.
+        let turn_of = |turn: u32| polls().filter(move |step| step.turn.id.turn == turn);
+        for (at, stall) in &verdicts {
+            let during = polls().filter(|step| step.from <= *at && micros(step.to) >= stall.since);
+            let mut longest = during.map(|step| {
+                let turn: u64 = turn_of(step.turn.id.turn).map(|step| step.to - step.from).sum();
+                (step.to - step.from).max(turn / 4)
+            });
+            prop_assert!(longest.any(|longest| longest >= shortest), "{stall:?} at {at}");
+        }
+        for poll in polls().filter(|step| step.to - step.from >= 12_500 && step.to <= end - 5_000) {
+            let mut told = verdicts.iter().filter(|(_, stall)| stall.certainty == Certainty::Certain);
+            let is_told = told.any(|(at, stall)| *at >= poll.from && stall.since <= micros(poll.to));
+            prop_assert!(is_told, "{} to {}", poll.from, poll.to);
+        }
+    }
+
     /// Against the obvious model: a timed poll is a stall if its own time, without the time it wanted a
     /// CPU, reaches the threshold. Seen at every millisecond the detector is never early, and late by at
     /// most a tick for each wait, whose end it cannot place within one.

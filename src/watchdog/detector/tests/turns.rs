@@ -1,0 +1,203 @@
+//! Polls that memory tells apart: one long poll is certain at the threshold, and a row of short ones is nothing.
+
+use super::*;
+
+/// A worker at work, seen once, whose turns are seen.
+fn at_work() -> World {
+    let mut world = World::parked().wake().with_turns();
+    world.compute(TICK);
+    world.next_turn();
+    world
+}
+
+/// What comes of three ticks and a bit in one poll.
+fn held(mut world: World, step: fn(&mut World) -> Findings) -> Findings {
+    let mut found = Findings::new();
+    for _ in 0..4 {
+        found.extend(step(&mut world));
+    }
+    found
+}
+
+#[test]
+fn one_unmarked_poll_is_certain_at_the_threshold() {
+    for step in [
+        |world: &mut World| world.compute(TICK),
+        |world: &mut World| world.sleep(TICK),
+    ] {
+        let mut world = at_work();
+        let (ticks, found) = world.until_found(step);
+        let stall = began(&found).expect("no likely stall first");
+        assert_eq!((stall.certainty, stall.task), (Certainty::Certain, 7));
+        assert_eq!(ticks, 3, "first seen, and for two ticks more");
+    }
+}
+
+#[test]
+fn the_first_poll_after_a_park_is_known_from_its_beginning() {
+    let mut world = World::parked().with_turns();
+    world.compute(TICK);
+    let mut world = world.wake();
+    world.next_turn();
+    world.turn().begun = Some(at(7));
+    world.compute(TICK);
+    world.compute(TICK);
+    let stall = began(&world.compute(ms(2))).expect("10 ms are reached");
+    assert_eq!((stall.since, stall.duration), (at(7), ms(10)));
+    assert_eq!(stall.error, Duration::ZERO);
+}
+
+#[test]
+fn rows_of_short_polls_are_none() {
+    type Goes = fn(&mut Turn);
+    let rows: [(&str, Goes); 4] = [
+        ("one task that yields", |turn| turn.id.turn += 2),
+        ("many tasks", |turn| {
+            turn.id.turn += 1;
+            turn.id.task += 1;
+        }),
+        ("two tasks of one turn", |turn| {
+            turn.id.task = 15 - turn.id.task;
+            turn.id.turn += u32::from(turn.id.task == 7);
+        }),
+        ("calls of block_on", |turn| turn.id.entry += 1),
+    ];
+    for (row, goes) in rows {
+        let mut world = at_work();
+        for _ in 0..1_000 {
+            assert_eq!(world.compute(ms(9)), [], "{row}");
+            goes(world.turn());
+        }
+        // Positive control: the last one does not end.
+        assert!(
+            began(&held(world, |world| world.compute(TICK))).is_some(),
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn a_task_that_is_polled_twice_in_one_turn_is_in_two_polls() {
+    // From the queue, and again from the "next" slot, with a short poll between that no tick sees.
+    let mut world = at_work();
+    assert_eq!(world.compute(ms(9)), []);
+    world.turn().id.stage = Stage::Next;
+    assert_eq!(world.compute(ms(9)), []);
+    world.turn().id.stage = Stage::Last;
+    assert_eq!(world.compute(ms(9)), []);
+    // The turn has taken as long as four polls by then, whatever they were.
+    let stall = began(&held(world, |world| world.compute(TICK))).unwrap();
+    assert_eq!(stall.certainty, Certainty::Certain);
+}
+
+#[test]
+fn where_calls_cannot_be_told_apart_a_poll_is_likely_first() {
+    let mut world = at_work();
+    world.turn().id.stage = Stage::Unclear;
+    let (_, found) = world.until_found(|world| world.compute(TICK));
+    assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
+    let surer = |found: &Findings| {
+        found.iter().find_map(|finding| match finding {
+            Finding::Ongoing(stall) if stall.certainty == Certainty::Certain => Some(*stall),
+            _ => None,
+        })
+    };
+    let (_, found) = world.until_found(|world| {
+        let mut found = world.compute(TICK);
+        found.retain(|finding| surer(&vec![*finding]).is_some());
+        found
+    });
+    let blamed = surer(&found).unwrap().duration;
+    assert!(
+        blamed >= THRESHOLD * 2 + TICK && blamed <= THRESHOLD * 3,
+        "{blamed:?}"
+    );
+}
+
+#[test]
+fn a_poll_that_has_left_its_worker_is_none() {
+    // In `block_in_place`, with another thread at work for the worker, or none to be had.
+    for turns in [1, 0] {
+        let mut world = at_work();
+        world.begin_poll(Some(at(world.now)));
+        world.compute(ms(4));
+        world.turn().holds = false;
+        for _ in 0..1_000 {
+            world.turn().id.turn += turns;
+            assert_eq!(world.sleep(TICK), []);
+        }
+        // It comes back. What it does then counts from then on, without the old mark's beginning.
+        world.turn().holds = true;
+        world.next_turn();
+        world.compute(TICK);
+        let back = world.now;
+        let (_, found) = world.until_found(|world| world.compute(TICK));
+        let stall = began(&found).unwrap();
+        assert!(stall.since >= at(back - 5), "{:?}", stall.since);
+    }
+}
+
+#[test]
+fn a_mark_that_outlives_its_poll_is_no_mark() {
+    // A span guard held across an `.await`: the mark stands, and turn after turn goes by.
+    let mut world = at_work();
+    world.begin_poll(Some(at(world.now)));
+    for _ in 0..1_000 {
+        assert_eq!(world.compute(ms(9)), []);
+        world.next_turn();
+    }
+    // Positive control: a poll inside of it.
+    assert!(began(&held(world, |world| world.compute(TICK))).is_some());
+}
+
+#[test]
+fn a_mark_made_before_the_worker_resumed_says_nothing_of_this_poll() {
+    let mut world = at_work();
+    world.begin_poll(Some(at(world.now)));
+    world.next_turn();
+    world.turn().resumed = Some(at(world.now + 24));
+    assert_eq!(world.compute(ms(25)), []);
+    assert_eq!(world.compute(ms(4)), [], "four milliseconds old");
+}
+
+#[test]
+fn a_current_thread_runtime_that_nobody_drives_is_none() {
+    let mut world = at_work();
+    world.detector = Detector::new(Rules {
+        always_driven: false,
+        multi_thread: false,
+        ..rules()
+    });
+    world.turn().holds = false;
+    for _ in 0..1_000 {
+        assert_eq!(world.compute(TICK), []);
+    }
+    // Positive control: driven, no stack is needed.
+    world.turn().holds = true;
+    assert!(began(&held(world, |world| world.compute(TICK))).is_some());
+}
+
+#[test]
+fn a_turn_of_many_short_marks_is_certain_when_it_has_outlasted_four_polls() {
+    let mut world = at_work();
+    let (ticks, found) = world.until_found(|world| {
+        world.slot().epoch += 1;
+        world.compute(TICK)
+    });
+    let stall = began(&found).unwrap();
+    assert_eq!(stall.held_by, HeldBy::CountedOut);
+    assert!(TICK * ticks >= THRESHOLD * POLLS_IN_A_TURN);
+}
+
+#[test]
+fn waiting_for_a_cpu_is_not_blamed_on_an_unmarked_poll_either() {
+    let mut world = at_work();
+    world.compute(ms(4));
+    for _ in 0..100 {
+        assert_eq!(world.starve(TICK), []);
+    }
+    world.thread.as_mut().unwrap().run_queue += TICK * 100;
+    world.compute(ms(4));
+    // Positive control.
+    assert!(began(&held(world, |world| world.compute(TICK))).is_some());
+}

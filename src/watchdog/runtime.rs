@@ -1,0 +1,125 @@
+//! One runtime under watch: its workers, and whether anything of it waits for sockets and timers.
+//!
+//! *Runs on:* the watchdog thread.
+//! *Must not:* wait for anybody.
+
+use super::Round;
+use super::driver::EventDriver;
+use super::worker::WorkerWatch;
+use super::workers::Drivers;
+use crate::clock::{self, Nanos};
+use crate::engine::WatchedRuntime;
+use crate::turns::Looks;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// For so long after the start every tick is a short one: threads become known, and evidence about them
+/// needs a first reading.
+const SETTLING: Duration = Duration::from_secs(1);
+
+pub(super) struct RuntimeWatch {
+    pub(super) runtime: Arc<WatchedRuntime>,
+    pub(super) workers: Vec<WorkerWatch>,
+    driver: EventDriver,
+}
+
+impl RuntimeWatch {
+    pub(super) fn new(runtime: Arc<WatchedRuntime>) -> RuntimeWatch {
+        let workers = (0..runtime.metrics.num_workers())
+            .map(|index| WorkerWatch::new(index, &runtime))
+            .collect();
+        RuntimeWatch {
+            runtime,
+            workers,
+            driver: EventDriver::default(),
+        }
+    }
+
+    /// Whether nothing can have happened to any worker since the last tick.
+    pub(super) fn rests(&self, now: Nanos) -> bool {
+        let mut workers = self.workers.iter();
+        workers.all(|watch| watch.rests(&self.runtime, now))
+    }
+
+    /// Notes who drives the workers that do not rest, and asks for what is to be read of them.
+    pub(super) fn ask(&mut self, drivers: &Drivers, looks: &mut Looks, now: Nanos) {
+        if self.runtime.is_gone() {
+            return;
+        }
+        for watch in &mut self.workers {
+            watch.is_asked = !watch.rests(&self.runtime, now);
+            if watch.is_asked {
+                watch.worker.follow(self.runtime.id, drivers);
+                watch.worker.ask(looks);
+            }
+        }
+    }
+
+    /// Takes what was read, and asks again for what lies elsewhere now. Returns whether there is any.
+    pub(super) fn take(&mut self, looks: &Looks, again: &mut Looks) -> bool {
+        let mut any = false;
+        for watch in self.workers.iter_mut().filter(|watch| watch.is_asked) {
+            watch.is_asked = watch.worker.take(looks, &self.runtime.metrics);
+            if watch.is_asked {
+                watch.worker.ask(again);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Looks at all workers; returns whether any is active.
+    pub(super) fn tick(&mut self, round: &mut Round<'_>) -> bool {
+        if self.runtime.is_gone() {
+            self.workers.clear();
+            return false;
+        }
+        self.driver
+            .follow(self.workers.iter().map(WorkerWatch::place), round.now);
+        let is_stalled = self.workers.iter().any(WorkerWatch::is_stalled);
+        if let Some(frozen) = self.driver.frozen_now().filter(|_| is_stalled) {
+            self.runtime.stats.note_driver_frozen(frozen);
+        }
+        let RuntimeWatch {
+            runtime,
+            workers,
+            driver,
+        } = self;
+        let mut active = false;
+        for watch in workers.iter_mut() {
+            if round.all_rest || watch.rests(runtime, round.now) {
+                watch.detector.rested(round.now);
+            } else {
+                watch.looked_at = round.now;
+                for finding in watch.tick(runtime, round) {
+                    let news = watch.news(runtime, round.shared, driver, finding);
+                    round.news.push(news);
+                }
+            }
+            active |= watch.is_active(runtime);
+        }
+        self.note(active);
+        active || clock::now().since(self.runtime.watch.started_at) < SETTLING
+    }
+
+    /// Notes what is seen of the runtime.
+    fn note(&self, active: bool) {
+        let stats = &self.runtime.stats;
+        let drivers = || self.workers.iter().map(|watch| watch.worker.driver());
+        let enrolled = drivers().flatten().count();
+        let sees_all = |driver: &super::workers::Driver| driver.slot.are_all_polls_seen();
+        let all_polls = drivers().all(|driver| driver.is_some_and(sees_all));
+        stats.enrolled.store(enrolled, Ordering::Relaxed);
+        stats.all_polls.store(all_polls, Ordering::Relaxed);
+        stats.active.fetch_or(active, Ordering::Relaxed);
+        stats.note_no_turns(
+            self.workers
+                .iter()
+                .find_map(|watch| watch.worker.no_turns()),
+        );
+        for (watch, turns) in self.workers.iter().zip(&stats.worker_turns) {
+            turns.store(watch.worker.turns(), Ordering::Relaxed);
+        }
+    }
+}
