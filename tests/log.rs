@@ -90,6 +90,15 @@ async fn stalls_are_logged_by_their_length_and_not_without_end() {
         start.fields.contains("2 workers") && start.fields.contains("threshold_seconds=0.005"),
         "{start:?}"
     );
+    let coverage = &watch.coverage()[0];
+    let turns = format!("turns={} ", coverage.turns);
+    assert!(start.fields.contains(&turns), "{turns}in {start:?}");
+    if let Some(why) = coverage.no_turns {
+        assert!(
+            start.fields.contains(&format!("no_turns={why:?} ")),
+            "{start:?}"
+        );
+    }
 
     stall("worth_a_warning", Duration::from_millis(100)).await;
     let warning = log.wait("worth_a_warning");

@@ -83,6 +83,13 @@ async fn every_metric_of_the_list_is_there_and_nothing_else() {
             .count(),
         2
     );
+    assert_eq!(first.with("tokio_stall_worker_turns_total", &[]).count(), 2);
+    for part in ["_sum", "_count"] {
+        let frozen = format!("tokio_stall_driver_frozen_seconds{part}");
+        let frozen: Vec<f64> = first.with(&frozen, &[]).map(|(_, value)| value).collect();
+        assert_eq!(frozen, [0.0], "{part}");
+    }
+    assert_eq!(first.with("tokio_stall_coverage", &[]).count(), 6);
 
     seen.marked_stall_until_told().await;
     async { tokio::task::yield_now().await }
@@ -192,6 +199,75 @@ async fn a_stall_is_told_while_it_lasts_and_after_it() {
         1.0,
         "counters stay"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_are_told_by_worker_where_they_are_counted() {
+    let (watch, _, recorded) = watch("turns", PrometheusBuilder::new());
+    let turns = |scraped: &Scraped| scraped.sum("tokio_stall_worker_turns_total", &[]);
+    let first = recorded.whole();
+    for _ in 0..1_000 {
+        tokio::spawn(tokio::task::yield_now()).await.unwrap();
+    }
+    let seen = [label("runtime", "turns"), label("sees", "turns")];
+    let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+    let sees_turns = |scraped: &Scraped| scraped.sum("tokio_stall_coverage", &seen);
+    if !watch.coverage()[0].turns {
+        recorded.wait(|scraped| sees_turns(scraped) == 0.0);
+        assert_eq!(turns(&recorded.now()), 0.0);
+        return;
+    }
+    let last = recorded.wait(|scraped| turns(scraped) >= turns(&first) + 1_000.0);
+    assert_eq!(sees_turns(&last), 1.0);
+    let by_worker: Vec<f64> = ["0", "1"]
+        .map(|worker| {
+            last.sum(
+                "tokio_stall_worker_turns_total",
+                &[&label("worker", worker)],
+            )
+        })
+        .into();
+    assert_eq!(by_worker.iter().sum::<f64>(), turns(&last));
+    let status: u64 = watch.status().runtimes[0].worker_turns.iter().sum();
+    assert!(status as f64 >= turns(&last), "{status} is told later");
+}
+
+/// The only worker waits in the driver when it has nothing to do. While it is held nobody does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stall_of_the_only_worker_freezes_the_driver() {
+    let runtime = seen::workers(1);
+    let (watch, seen, recorded) = {
+        let _inside = runtime.enter();
+        watch("frozen", PrometheusBuilder::new())
+    };
+    let deadline = Instant::now() + FOREVER;
+    // What is frozen is known once the worker has been seen in the driver.
+    loop {
+        let began = runtime.block_on(seen.marked_stall_until_told());
+        if seen.wait_for_end(began.id).driver_frozen.is_some() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "never seen: {began}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let frozen = |scraped: &Scraped| scraped.sum("tokio_stall_driver_frozen_seconds_sum", &[]);
+    let before = frozen(&recorded.whole());
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let stalled = runtime.spawn(async move { held.recv().ok() }.watched("held"));
+    let during = recorded.wait(|scraped| frozen(scraped) > before + 0.1);
+    recorded.wait(|scraped| frozen(scraped) > frozen(&during));
+    release.send(()).unwrap();
+    runtime.block_on(stalled).unwrap();
+    let ended = seen.wait(|report| {
+        report.phase == tokio_stall::Phase::Ended && report.duration > Duration::from_millis(100)
+    });
+    let of_stall = ended.driver_frozen.expect("known by now");
+    assert!(!of_stall.is_zero() && of_stall <= ended.duration, "{ended}");
+    let text = ended.to_string();
+    assert!(text.contains("driver    was frozen for"), "{text}");
+    let status = watch.status().runtimes[0].driver_frozen;
+    recorded.wait(|scraped| (frozen(scraped) - status.as_secs_f64()).abs() < 1e-6);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use seen::{Hogs, Seen, compute, workers};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime;
-use tokio_stall::{Builder, Certainty, FutureExt as _, Phase, allow_blocking};
+use tokio_stall::{Certainty, FutureExt as _, Phase, allow_blocking};
 use tracing::info_span;
 use tracing_subscriber::prelude::*;
 
@@ -117,10 +117,13 @@ fn a_row_of_short_marked_polls() {
     });
 }
 
+/// After so many turns a worker publishes its counters.
+const ROW: u32 = 61;
+
 /// As many polls of a millisecond as a worker makes before it says that it has made any, then a pause.
 async fn rows_of_short_polls(rows: u32) {
     for _ in 0..rows {
-        for _ in 0..Builder::DEFAULT_EVENT_INTERVAL {
+        for _ in 0..ROW {
             compute(Duration::from_millis(1));
             tokio::task::yield_now().await;
         }

@@ -124,6 +124,7 @@ fn emit(report: &StallReport, error_after: Duration) {
                 asleep_seconds = report.time.asleep.as_secs_f64(),
                 host_seconds = report.time.host().as_secs_f64(),
                 asleep_in = report.asleep_in,
+                driver_frozen_seconds = report.driver_frozen.map(|frozen| frozen.as_secs_f64()),
                 advice = report.advice,
                 suppressed = report.suppressed,
                 "{}",
@@ -148,6 +149,8 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         spans = coverage.spans,
         thread_evidence = coverage.thread_evidence,
         stacks = coverage.stacks,
+        turns = coverage.turns,
+        no_turns = coverage.no_turns,
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
     );

@@ -74,7 +74,9 @@ impl fmt::Display for StallReport {
         }
         f.write_str(match self.certainty {
             Certainty::Certain => ", certain",
-            Certainty::Likely => ", likely: one long poll, or many short ones in a row",
+            Certainty::Likely => {
+                ", likely: one long poll, or a few in one turn of the worker's loop"
+            }
         })?;
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
@@ -88,6 +90,17 @@ impl fmt::Display for StallReport {
             if self.cause.is_host() {
                 f.write_str(" (mostly the host)")?;
             }
+        }
+        if let Some(frozen) = self.driver_frozen.filter(|frozen| !frozen.is_zero()) {
+            let (was, so_far) = match self.phase {
+                Phase::Ended => ("was ", ""),
+                _ => ("", " so far"),
+            };
+            let frozen = Human(frozen);
+            write!(
+                f,
+                "\n  driver    {was}frozen for {frozen}{so_far}: no socket and no timer of this runtime moved"
+            )?;
         }
         if let Some(stack) = self.telling_stack() {
             Stack(stack, self.stacks.len()).fmt(f)?;
@@ -368,6 +381,31 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_driver_is_told_after_the_cause() {
+        let mut report = report();
+        report.time.asleep = report.duration;
+        report.driver_frozen = Some(Duration::from_micros(122_300));
+        let frozen = "why       blocked/sleep: asleep in clock_nanosleep 127 ms\n  \
+                      driver    frozen for 122 ms so far: no socket and no timer of this runtime moved\n";
+        assert!(report.to_string().contains(frozen), "{report}");
+        report.phase = Phase::Ended;
+        let frozen =
+            "\n  driver    was frozen for 122 ms: no socket and no timer of this runtime moved\n";
+        assert!(report.to_string().contains(frozen), "{report}");
+    }
+
+    #[test]
+    fn a_driver_that_ran_on_or_is_not_known_is_not_mentioned() {
+        for driver_frozen in [None, Some(Duration::ZERO)] {
+            let report = StallReport {
+                driver_frozen,
+                ..report()
+            };
+            assert!(!report.to_string().contains("driver"), "{report}");
+        }
+    }
+
+    #[test]
     fn a_report_says_what_it_does_not_know() {
         let unsure = StallReport {
             phase: Phase::Ended,
@@ -387,7 +425,7 @@ mod tests {
         );
         assert_eq!(
             unsure.to_string(),
-            "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: one long poll, or many short ones in a row\n  \
+            "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: one long poll, or a few in one turn of the worker's loop\n  \
              missing   no name: no span, `watched` or `watch_polls` marked this poll\n  \
              unlogged  4 stalls since the last one shown"
         );
@@ -415,5 +453,12 @@ mod tests {
         assert_eq!(value["span"], "request > get_user");
         assert_eq!(value["phase"], "ongoing");
         assert_eq!(value["certainty"], "certain");
+        assert_eq!(value["driver_frozen_seconds"], serde_json::Value::Null);
+        let frozen = StallReport {
+            driver_frozen: Some(Duration::from_millis(120)),
+            ..report()
+        };
+        let value = serde_json::to_value(frozen).unwrap();
+        assert_eq!(value["driver_frozen_seconds"], 0.12);
     }
 }

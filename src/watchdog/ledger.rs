@@ -201,6 +201,7 @@ mod tests {
                     signalled: false,
                     throttled: Duration::ZERO,
                     turn: None,
+                    settled: true,
                 },
                 moved_at: at,
                 driven: true,

@@ -132,6 +132,8 @@ pub(crate) struct Worker {
     driver: Option<Driver>,
     track: Track,
     turn: Option<Turn>,
+    /// The slot's epoch before memory was read.
+    epoch: Option<u64>,
     last: Option<Counters>,
     /// What the last sample showed: the worker had parked or woken since the one before …
     moved: bool,
@@ -146,6 +148,7 @@ impl Worker {
             driver: None,
             track: Track::new(flavor),
             turn: None,
+            epoch: None,
             last: None,
             moved: false,
             quiet: false,
@@ -177,7 +180,9 @@ impl Worker {
     /// Asks for what is to be read of this worker, together with what is read of others.
     pub(crate) fn ask(&mut self, looks: &mut Looks) {
         self.turn = None;
+        self.epoch = None;
         if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
+            self.epoch = Some(driver.slot.line.observe().epoch);
             self.track.ask(driver.slot, driver.tenancy, looks);
         }
     }
@@ -256,6 +261,7 @@ impl Worker {
             before,
             after,
             turn: self.turn.filter(|_| slot.is_some()),
+            settled: slot.is_none_or(|slot| self.turn.is_none() || self.epoch == Some(slot.epoch)),
             slot,
             thread,
             own_wait: None,

@@ -52,7 +52,7 @@ pub struct Metric {
 pub const BUCKETS: &[f64] = &crate::tally::BOUNDS;
 /// The same, from the default threshold up: no stall is shorter.
 const STALL_BUCKETS: &[f64] = BUCKETS.split_at(3).1;
-/// What counts is the sum; and a bound has to be a fraction, since Prometheus 2 and 3 write whole ones
+/// Only the sum counts; and a bound has to be a fraction, since Prometheus 2 and 3 write whole ones
 /// differently.
 const LEDGER_BUCKETS: &[f64] = &[0.5];
 
@@ -96,7 +96,7 @@ metrics! {
     );
     COVERAGE = metric(
         "tokio_stall_coverage", Gauge, &["runtime", "sees"],
-        "Whether the detector sees this: the threads of all workers, every poll, span names, causes, stacks.",
+        "Whether the detector sees this: the threads of all workers, every poll, span names, causes, stacks, turns.",
     );
     WORKERS = metric(
         "tokio_stall_workers", Gauge, &["runtime"],
@@ -125,6 +125,14 @@ metrics! {
     WORKER_TIME = with_buckets(metric(
         "tokio_stall_worker_time_seconds", Histogram, &["runtime", "state"],
         "What the time of workers goes into, added about once a second: the sums of all states add up to wall time.",
+    ), LEDGER_BUCKETS);
+    WORKER_TURNS = metric(
+        "tokio_stall_worker_turns_total", Counter, &["runtime", "worker"],
+        "Turns of the worker's loop, where they are counted. A turn polls one task, and up to three more. Workers beyond a limit are \"other\".",
+    );
+    DRIVER_FROZEN = with_buckets(metric(
+        "tokio_stall_driver_frozen_seconds", Histogram, &["runtime"],
+        "Time in which no socket and no timer of the runtime moved, because stalls left nobody to wait for them. Added about once a second; only the sum counts.",
     ), LEDGER_BUCKETS);
     SCHEDULER_LAG = metric(
         "tokio_stall_scheduler_lag_seconds", Histogram, &["runtime"],

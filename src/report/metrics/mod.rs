@@ -11,6 +11,14 @@
 //! as 0, and is touched every second, so that exporters with an idle timeout keep it. When the watch ends, its
 //! gauges are set to 0.
 //!
+//! Times that add up are histograms whose sum counts, since a counter of the facade is a whole number. Two of
+//! the figures are made to be divided: this is the mean length of a turn of a worker's loop.
+//!
+//! ```promql
+//! sum by (runtime) (rate(tokio_stall_worker_time_seconds_sum{state=~"cpu|blocked|contention"}[5m]))
+//!   / sum by (runtime) (rate(tokio_stall_worker_turns_total[5m]))
+//! ```
+//!
 //! The facade in use is `metrics` 0.24. A recorder made for another version is not seen by this crate, and hears
 //! nothing, without an error.
 //!

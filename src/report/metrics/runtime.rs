@@ -13,11 +13,15 @@ use crate::tally::Seen;
 use crate::watchdog::detector::Certainty;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_metrics::{RuntimeIntervals, RuntimeMonitor};
 
 /// Workers that are told apart.
 const WORKERS: usize = 128;
+
+/// The parts of the coverage, as labels.
+const SEES: [&str; 6] = ["workers", "polls", "spans", "causes", "stacks", "turns"];
 
 /// No share is taken of a time as short as the one before the first look.
 const SHORT: Duration = Duration::from_millis(10);
@@ -30,6 +34,8 @@ pub(super) struct Told {
     sites: HashMap<SpanSite, u64>,
     other_sites: u64,
     worker_time: Vec<[Duration; WorkerState::ALL.len()]>,
+    worker_turns: Vec<u64>,
+    driver_frozen: Duration,
     scheduler_lag: Seen,
     queue_wait: Seen,
     intervals: RuntimeIntervals,
@@ -48,6 +54,8 @@ impl Told {
             sites: HashMap::new(),
             other_sites: 0,
             worker_time: vec![Default::default(); workers],
+            worker_turns: vec![0; workers],
+            driver_frozen: Duration::ZERO,
             scheduler_lag: Seen::default(),
             queue_wait: Seen::default(),
             intervals: RuntimeMonitor::new(&runtime.handle).intervals(),
@@ -82,13 +90,14 @@ impl Told {
         let coverage = Coverage::of(&runtime);
         let all_known = coverage.known_threads == coverage.workers;
         let seen = [
-            ("workers", all_known),
-            ("polls", coverage.all_polls),
-            ("spans", coverage.spans),
-            ("causes", coverage.thread_evidence),
-            ("stacks", coverage.stacks),
+            all_known,
+            coverage.all_polls,
+            coverage.spans,
+            coverage.thread_evidence,
+            coverage.stacks,
+            coverage.turns,
         ];
-        for (sees, seen) in seen {
+        for (sees, seen) in SEES.into_iter().zip(seen) {
             out.set(&list::COVERAGE, &[name, sees], f64::from(u8::from(seen)));
         }
         out.set(&list::WORKERS, &[name], coverage.workers as f64);
@@ -107,6 +116,11 @@ impl Told {
                 );
             }
         }
+        self.tell_turns(out, name);
+        let frozen = stats.driver_frozen();
+        let more = frozen - std::mem::replace(&mut self.driver_frozen, frozen);
+        let count = u32::from(!more.is_zero());
+        out.record(&list::DRIVER_FROZEN, &[name], more.as_secs_f64(), count);
         let lag = &stats.scheduler_lag.tally;
         out.tally(&list::SCHEDULER_LAG, &[name], lag, &mut self.scheduler_lag);
         let wait = &stats.blocking_queue_wait.tally;
@@ -132,6 +146,18 @@ impl Told {
                 stalls.durations(place),
                 told,
             );
+        }
+    }
+
+    fn tell_turns(&mut self, out: &Out<'_>, name: &str) {
+        let turns = self.runtime.stats.worker_turns.iter();
+        for (worker, (turns, told)) in turns.zip(&mut self.worker_turns).enumerate() {
+            let turns = turns.load(Ordering::Relaxed);
+            let label = match worker {
+                0..WORKERS => worker.to_string(),
+                _ => OTHER.to_owned(),
+            };
+            out.grow(&list::WORKER_TURNS, &[name, &label], turns, told);
         }
     }
 
@@ -198,7 +224,7 @@ impl Told {
     pub(super) fn silence(&self, out: &Out<'_>) {
         let name = self.runtime.name.as_str();
         self.tell_ages(out, &Ages::new(), Nanos::default());
-        for sees in ["workers", "polls", "spans", "causes", "stacks"] {
+        for sees in SEES {
             out.set(&list::COVERAGE, &[name, sees], 0.0);
         }
         let gauges = [

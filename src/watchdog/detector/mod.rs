@@ -322,12 +322,12 @@ impl Detector {
         self.stretches
     }
 
-    /// What holds the worker in this sample; `None` if it is parked or allowed to block, and where memory shows
-    /// that this thread has no worker in its hands.
+    /// What holds the worker in this sample; `None` if it is parked or allowed to block, if it went from poll to
+    /// poll meanwhile, and where memory shows that this thread has no worker in its hands.
     fn holder(&self, sample: &Sample) -> Option<HeldBy> {
         let is_allowed = sample.slot.is_some_and(|slot| slot.allowed);
         let is_elsewhere = sample.turn.is_some_and(|turn| !turn.holds);
-        if sample.after.parks % 2 == 1 || is_allowed || is_elsewhere {
+        if sample.after.parks % 2 == 1 || is_allowed || is_elsewhere || !sample.settled {
             return None;
         }
         let current = self.stretch.map(|stretch| stretch.held_by);

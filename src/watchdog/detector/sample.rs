@@ -92,6 +92,8 @@ pub(crate) struct Sample {
     pub(crate) slot: Option<SlotSeen>,
     /// What memory shows of that thread's poll.
     pub(crate) turn: Option<Turn>,
+    /// No mark was made or ended while the thread was looked at: what was read belongs together.
+    pub(crate) settled: bool,
     pub(crate) thread: Option<ThreadEvidence>,
     /// We have signalled the thread since the last sample, and it has taken the signal.
     pub(crate) signalled: bool,
@@ -99,13 +101,17 @@ pub(crate) struct Sample {
     pub(crate) throttled: Duration,
 }
 
-/// A mark is stamped and a worker's resumption noted by two clocks. So much they may differ.
+/// A mark is stamped and a worker's resumption noted by two clocks. So much they may differ …
 const CLOCKS_DIFFER: Duration = Duration::from_micros(100);
+/// … and by one part in so many of the time that has passed since.
+const CLOCKS_DRIFT: u32 = 1000;
 
 impl Sample {
     /// The marked poll that the thread is in.
     pub(super) fn marked(&self) -> Option<PollKey> {
-        self.slot.filter(SlotSeen::in_poll).map(|slot| slot.poll())
+        self.slot
+            .filter(|slot| slot.in_poll() && self.settled)
+            .map(|slot| slot.poll())
     }
 
     /// The same, without its mark.
@@ -133,9 +139,18 @@ impl Sample {
         let started = self.slot.and_then(|slot| slot.started);
         let resumed = self.turn.and_then(|turn| turn.resumed);
         let marked = self.marked().and(started);
-        marked
-            .zip(resumed)
-            .is_some_and(|(started, resumed)| resumed > started.plus(CLOCKS_DIFFER))
+        marked.zip(resumed).is_some_and(|(started, resumed)| {
+            let drift = self.at.since(started) / CLOCKS_DRIFT;
+            resumed > started.plus(CLOCKS_DIFFER + drift)
+        })
+    }
+
+    /// When the present poll began, if that is known, and if no mark has been made since the last look: a mark
+    /// is a stall of its own.
+    pub(super) fn begun(&self, last: Option<&Sample>) -> Option<Nanos> {
+        let epoch = |sample: &Sample| sample.slot.map(|slot| slot.poll());
+        let unmarked = last.is_some_and(|last| epoch(last) == epoch(self));
+        self.turn?.begun.filter(|_| unmarked)
     }
 
     /// Whether nothing has moved until the next sample: not the counters, nor the turn where it is seen.
@@ -149,7 +164,8 @@ impl Sample {
             (None, None) => true,
             _ => false,
         };
-        self.after == next.after && loops(self) == loops(next) && turn_stands
+        let settled = self.settled && next.settled;
+        settled && self.after == next.after && loops(self) == loops(next) && turn_stands
     }
 }
 

@@ -121,7 +121,7 @@ impl Stretch {
         let slot = sample.slot;
         let measured = match held_by {
             HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
-            HeldBy::Turn(..) => sample.turn.and_then(|turn| turn.begun),
+            HeldBy::Turn(..) => sample.begun(last),
             _ => None,
         };
         let not_before = last.map_or(sample.at, |last| last.at);

@@ -146,6 +146,7 @@ fn seen(step: &Played, now: u64) -> Sample {
         after: counters,
         slot: World::parked().slot,
         turn: Some(step.turn),
+        settled: true,
         thread: Some(ThreadEvidence {
             cpu: Duration::from_micros(step.cpu + into.min(step.computing)),
             run_queue: Duration::ZERO,

@@ -201,3 +201,34 @@ fn waiting_for_a_cpu_is_not_blamed_on_an_unmarked_poll_either() {
     // Positive control.
     assert!(began(&held(world, |world| world.compute(TICK))).is_some());
 }
+
+#[test]
+fn what_follows_a_mark_in_the_same_poll_is_not_as_old_as_the_poll() {
+    let mut world = World::parked().with_turns();
+    world.compute(TICK);
+    let mut world = world.wake();
+    world.next_turn();
+    world.turn().begun = Some(at(5));
+    world.begin_poll(Some(at(5)));
+    let (_, found) = world.until_found(|world| world.sleep(TICK));
+    assert!(began(&found).is_some());
+    world.end_poll(Some(at(world.now)));
+    // The mark's end, and a moment more of the same poll.
+    let found = world.compute(ms(2));
+    assert!(ended(&found).is_some() && began(&found).is_none());
+    assert_eq!(world.compute(ms(2)), []);
+}
+
+#[test]
+fn a_look_that_met_two_polls_is_of_neither() {
+    // Memory was read in one poll, and the mark is the next one's.
+    let mut world = at_work();
+    world.begin_poll(None);
+    world.settled = false;
+    assert_eq!(world.compute(TICK), []);
+    world.next_turn();
+    let (ticks, found) = world.until_found(|world| world.compute(TICK));
+    let stall = began(&found).unwrap();
+    assert!(matches!(stall.held_by, HeldBy::Poll(_)), "{stall:?}");
+    assert_eq!(ticks, 3);
+}
