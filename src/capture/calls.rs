@@ -14,6 +14,11 @@ pub(crate) fn call_name(number: i64) -> String {
     }
 }
 
+/// Whether a thread in this call waits for whatever the kernel has to tell: a runtime's driver does.
+pub(crate) fn waits_for_events(number: i64) -> bool {
+    find(number).is_some_and(|(_, name, _)| name.starts_with("epoll_"))
+}
+
 /// What the call waits for.
 pub(crate) fn call_kind(number: i64) -> CallKind {
     find(number).map_or(CallKind::Other, |(_, _, kind)| *kind)

@@ -28,7 +28,7 @@ pub(crate) use usage::{Usage, own_usage, stolen};
 mod evidence;
 pub(crate) use evidence::{
     ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
-    is_signal_blocked,
+    is_signal_blocked, waits_for_events,
 };
 
 // Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.

@@ -4,7 +4,7 @@
 //! *Here:* for a tick kept descriptors and `pread` only, about 1 µs for everything; what opens a file says so.
 //! No disturbance of the thread, no privilege needed for threads of the own process.
 
-pub(crate) use super::calls::{call_kind, call_name};
+pub(crate) use super::calls::{call_kind, call_name, waits_for_events};
 pub(crate) use super::throttle::Throttle;
 use super::{Call, Descriptor, ThreadEvidence, ThreadState};
 use std::fs::File;

@@ -40,6 +40,10 @@ impl ThreadFiles {
 }
 
 /// Calls are of no kind here.
+pub(crate) fn waits_for_events(_number: i64) -> bool {
+    false
+}
+
 pub(crate) fn call_kind(_number: i64) -> CallKind {
     CallKind::Other
 }

@@ -2,9 +2,9 @@
 //!
 //! *Runs on:* sent from the pulse thread, and by whoever starts a watch; received on worker threads as an
 //! ordinary poll.
-//! *Here:* a pulse's poll takes well under a microsecond and blocks nothing. Only the gatherings at the
-//! start hold workers, for at most a millisecond each, so that every worker takes one; there is another
-//! one only while some worker is not known.
+//! *Must not:* block: a pulse's poll takes well under a microsecond. Only the gatherings hold workers, for at
+//! most a millisecond each at the start, so that every worker takes one, and for less than that later on,
+//! while some worker is not known.
 
 use crate::clock::{self, Nanos};
 use crate::slot;

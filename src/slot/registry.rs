@@ -84,7 +84,7 @@ static FIRST: OnceLock<&'static Slot> = OnceLock::new();
 impl Slot {
     const_unless_loom! {
         /// A slot already owned by the calling thread.
-        pub(super) fn owned() -> Slot {
+        pub(crate) fn owned() -> Slot {
             Slot {
                 line: Line::new(),
                 pace: Pace::new(),

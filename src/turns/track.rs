@@ -403,3 +403,204 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::learn::{CallWord, LastFlag};
+    use super::*;
+    use std::mem::offset_of;
+
+    /// The memory of a worker and its thread, as a tokio of another layout might have it.
+    #[repr(C)]
+    struct Memory {
+        context: u64,
+        task: u64,
+        seed: [u32; 2],
+        core: u64,
+        call: u64,
+        turn: u32,
+        last: u8,
+        parks: u64,
+        resumed: (u64, u32),
+    }
+
+    const CALL: CallWord = CallWord {
+        at: 8,
+        queue: 100,
+        next: 200,
+    };
+
+    fn layout(multi_thread: bool) -> &'static Layout {
+        let core = offset_of!(Memory, turn);
+        Box::leak(Box::new(Layout {
+            task: offset_of!(Memory, task) as i64,
+            context: 0,
+            entry: (!multi_thread).then_some([16, 20]),
+            core: 0,
+            turn: 0,
+            parks: offset_of!(Memory, parks) - core,
+            resumed: offset_of!(Memory, resumed) - core,
+            last: multi_thread.then_some(LastFlag {
+                at: offset_of!(Memory, last) - core,
+                value: 1,
+            }),
+            call: multi_thread.then_some(CALL),
+        }))
+    }
+
+    /// A worker in a poll, its memory, and what follows it.
+    struct World {
+        memory: Box<Memory>,
+        slot: Slot,
+        track: Track,
+        published: u64,
+    }
+
+    impl World {
+        fn new(multi_thread: bool) -> World {
+            let mut memory = Box::new(Memory {
+                context: 0,
+                task: 7,
+                seed: [1, 2],
+                core: 0,
+                call: CALL.queue,
+                turn: 40,
+                last: 0,
+                parks: 4,
+                resumed: (0, 0),
+            });
+            memory.context = &raw const memory.core as u64;
+            memory.core = &raw const memory.turn as u64;
+            let slot = Slot::owned();
+            slot.introduce(1, (0, 0), &raw const *memory as u64, "worker");
+            let track = Track {
+                layout: Ok(layout(multi_thread)),
+                ..Track::new(RuntimeFlavor::MultiThread)
+            };
+            World {
+                memory,
+                slot,
+                track,
+                published: 4,
+            }
+        }
+
+        /// One tick's looks at the worker.
+        fn look(&mut self) -> Option<Turn> {
+            let mut looks = Looks::default();
+            for _ in 0..3 {
+                looks.clear();
+                self.track.ask(&self.slot, 1, &mut looks);
+                looks.read();
+                if let Some(turn) = self.track.take(&looks, self.published..=self.published) {
+                    return turn;
+                }
+            }
+            panic!("nothing comes to rest in three looks");
+        }
+
+        fn id(&mut self) -> PollId {
+            self.look().expect("turns are seen").id
+        }
+    }
+
+    #[test]
+    fn the_first_tick_finds_everything() {
+        let mut world = World::new(true);
+        let turn = world.look().unwrap();
+        assert!(turn.holds);
+        let id = PollId {
+            turn: 40,
+            task: 7,
+            stage: Stage::Queue,
+            entry: 0,
+        };
+        assert_eq!(turn.id, id);
+        assert_eq!(world.id(), id, "the same poll");
+        for (call, last, stage) in [
+            (CALL.next, 0, Stage::Next),
+            (CALL.next, 1, Stage::Last),
+            (3, 0, Stage::Unclear),
+        ] {
+            world.memory.call = call;
+            world.memory.last = last;
+            assert_eq!(world.id().stage, stage);
+        }
+        let mut world = World::new(false);
+        assert_eq!(world.id().entry, 1 << 32 | 2);
+    }
+
+    #[test]
+    fn a_thread_without_a_core_has_left_its_worker() {
+        let mut world = World::new(true);
+        assert!(world.look().unwrap().holds);
+        let core = std::mem::take(&mut world.memory.core);
+        assert!(!world.look().unwrap().holds, "it is in `block_in_place`");
+        world.memory.core = core + 8;
+        assert!(!world.look().unwrap().holds, "it has another worker's");
+        world.memory.core = core;
+        assert!(world.look().unwrap().holds);
+        world.memory.context = 0;
+        assert!(!world.look().unwrap().holds, "it is in no runtime");
+    }
+
+    #[test]
+    fn a_core_that_counts_other_parks_is_dropped_and_looked_for_again() {
+        let mut world = World::new(true);
+        assert!(world.look().is_some() && world.track.missing().is_none());
+        world.memory.parks = 5;
+        assert!(world.look().is_some(), "not published yet");
+        world.memory.parks = 6;
+        assert_eq!(world.look(), None);
+        assert_eq!(world.track.missing(), Some(NoTurns::Disproved));
+        world.memory.parks = 4;
+        assert_eq!(world.look(), None, "left alone for a while");
+        world.track.distrusted_until = Some(Nanos(1));
+        assert!(world.look().is_some());
+        assert_eq!(world.track.missing(), None);
+    }
+
+    #[test]
+    fn a_word_that_stands_still_with_pulses_does_not_count_turns() {
+        let mut world = World::new(true);
+        world.look();
+        for _ in 0..PULSES_IN_A_TURN {
+            world.slot.reset_marks();
+        }
+        assert!(world.look().is_some());
+        world.memory.turn += 1;
+        assert!(world.look().is_some());
+        for _ in 0..=PULSES_IN_A_TURN {
+            world.slot.reset_marks();
+        }
+        assert_eq!(world.look(), None);
+        assert_eq!(world.track.counted(), 1);
+    }
+
+    #[test]
+    fn a_poll_is_known_from_its_beginning_if_it_is_the_first_since_the_worker_woke() {
+        for (multi_thread, turns, task) in [(true, 1, 7), (false, 0, 0)] {
+            let mut world = World::new(multi_thread);
+            (world.memory.parks, world.published) = (5, 5);
+            world.look();
+            (world.memory.parks, world.published) = (6, 6);
+            world.memory.turn += turns;
+            world.memory.task = task;
+            world.memory.resumed = monotonic();
+            let before = crate::clock::now();
+            let begun = world.look().unwrap().begun.expect("it has just begun");
+            assert!(begun <= before && before.since(begun) < Duration::from_secs(1));
+            world.memory.turn += 1;
+            world.memory.task = 8;
+            assert_eq!(world.look().unwrap().begun, None, "the next one");
+        }
+    }
+
+    #[test]
+    fn memory_that_is_gone_is_no_turn() {
+        let mut world = World::new(true);
+        world.look();
+        world.slot.introduce(1, (0, 0), 8, "worker");
+        assert_eq!(world.look(), None);
+    }
+}

@@ -32,6 +32,9 @@ const LOOK: Duration = Duration::from_millis(25);
 
 /// How often the workers are asked to gather at the start, until all are known.
 const GATHERINGS: u32 = 20;
+/// How long a worker is held later on, so that one that `block_in_place` has given to another thread is known
+/// again.
+const SHORT_GATHERING: Duration = Duration::from_micros(200);
 
 struct Spacing {
     pulse: Duration,
@@ -92,12 +95,13 @@ impl Round {
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
         }
-        if self.pulse_at <= now {
+        let is_due = self.pulse_at <= now;
+        if is_due {
             runtime.pulse.send();
         }
         // A runtime that has become busy need not wait for the rest of its idle spacing.
         self.pulse_at = next(self.pulse_at, now, spacing.pulse);
-        self.gather_again(runtime);
+        self.gather_again(runtime, is_due);
         self.follow_probe(runtime, shared, reporter);
         if self.probe.is_none() && self.probe_at <= now {
             let probe = Probe::send(runtime);
@@ -114,16 +118,20 @@ impl Round {
             .max(Duration::from_millis(1))
     }
 
-    /// A worker that was kept from a CPU while the others gathered is not known yet. Later on, single
-    /// pulses must do: to gather holds workers.
-    fn gather_again(&mut self, runtime: &WatchedRuntime) {
+    /// A worker that was kept from a CPU while the others gathered is not known yet, nor is one that has been
+    /// given to another thread.
+    fn gather_again(&mut self, runtime: &WatchedRuntime, is_due: bool) {
         let all_known =
             runtime.stats.enrolled.load(Ordering::Relaxed) == runtime.metrics.num_workers();
-        if self.gatherings < GATHERINGS {
-            self.gatherings += 1;
-            if !all_known && self.gatherings > 1 {
-                gather(&runtime.handle, runtime.rules.threshold / 2);
-            }
+        let is_start = self.gatherings < GATHERINGS;
+        self.gatherings += u32::from(is_start);
+        if all_known || self.gatherings <= 1 {
+            return;
+        }
+        if is_start {
+            gather(&runtime.handle, runtime.rules.threshold / 2);
+        } else if is_due {
+            gather(&runtime.handle, SHORT_GATHERING);
         }
     }
 

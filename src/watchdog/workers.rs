@@ -5,7 +5,7 @@
 //! Descriptors are opened when a worker's thread becomes known, and closed when it is another.
 
 use super::detector::{Counters, Sample, SlotSeen};
-use crate::capture::{Call, CallKind, ThreadEvidence, ThreadFiles, ThreadState, call_kind};
+use crate::capture::{Call, ThreadEvidence, ThreadFiles, ThreadState, waits_for_events};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
 use crate::turns::{Looks, NoTurns, Track, Turn};
@@ -212,8 +212,8 @@ impl Worker {
 
     /// Whether the worker is parked, and its thread asleep where the kernel wakes it for sockets and timers.
     pub(crate) fn waits_in_driver(&self) -> bool {
-        let waits = |call: Call| call_kind(call.number) == CallKind::Poll;
-        self.parked_at().is_some_and(waits)
+        self.parked_at()
+            .is_some_and(|call| waits_for_events(call.number))
     }
 
     /// Whether the worker is parked, and its thread asleep.
