@@ -37,7 +37,7 @@ mod linux {
     const STALLS: usize = 70;
     const THRESHOLD: Duration = Builder::DEFAULT_THRESHOLD;
     /// The detector's own choice at this threshold.
-    const TICK: Duration = Duration::from_millis(THRESHOLD.as_millis() as u64 / 2);
+    const TICK: Duration = Duration::from_micros(THRESHOLD.as_micros() as u64 / 4);
     /// From this many thresholds on, no stall may be missed.
     const SURE: f64 = 1.25;
     /// The longest stall, in thresholds.
@@ -54,7 +54,7 @@ mod linux {
     /// And the parts of it that have most in common with a stall.
     const SHORT_CONTROL: Duration = Duration::from_secs(5);
     /// A started report may be off from the true start by so much and still be of that stall.
-    const SLACK: Duration = TICK;
+    const SLACK: Duration = Duration::from_millis(5);
 
     const SHARES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
 
@@ -405,6 +405,8 @@ mod linux {
         (watch, ear)
     }
 
+    /// After so many turns a worker publishes its counters.
+    const ROW: usize = 61;
     const GOLDEN: f64 = 0.618_033_988_749_895;
     const SILVER: f64 = 0.414_213_562_373_095;
 
@@ -662,7 +664,7 @@ mod linux {
         while Instant::now() < until {
             match kind {
                 Work::Rows => {
-                    for _ in 0..Builder::DEFAULT_EVENT_INTERVAL {
+                    for _ in 0..ROW {
                         honest.poll();
                         tokio::task::yield_now().await;
                     }

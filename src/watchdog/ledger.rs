@@ -132,7 +132,8 @@ impl Ledger {
         }
         let contention = contention.min(wall - cpu);
         let awake = cpu + contention;
-        let blocked = if now.runs == before.runs {
+        let is_asleep = matches!(now.state, ThreadState::Asleep(_));
+        let blocked = if now.runs == before.runs && !is_asleep {
             // Never put on a CPU anew, so it has never slept: the time is a stolen CPU's, or an error.
             Duration::ZERO
         } else {
@@ -286,6 +287,16 @@ mod tests {
         let (blocked, all) = life.figures();
         assert!(blocked >= 3000 && all == blocked, "{blocked} of {all} ms");
         assert!(life.time.unpublished() >= ms(3990));
+        // One sleep of a whole page, in which the thread is never put on a CPU anew.
+        let mut life = Life::new();
+        life.thread().state = ThreadState::Asleep(None);
+        for _ in 0..400 {
+            // What `busy` adds.
+            life.thread().runs -= 1;
+            life.busy(10, 0, 0, false);
+        }
+        let (blocked, all) = life.figures();
+        assert!(blocked >= 3000 && all == blocked, "{blocked} of {all} ms");
     }
 
     #[test]
@@ -328,6 +339,7 @@ mod tests {
     #[test]
     fn a_thread_that_never_slept_was_not_blocked() {
         let mut life = Life::new();
+        life.thread().state = ThreadState::OnCpu;
         life.sample.after.parks = 2;
         for _ in 0..40 {
             life.sample.at = life.sample.at.plus(ms(50));

@@ -323,6 +323,11 @@ fn waited(before: &ThreadEvidence, now: &ThreadEvidence, length: Duration) -> Du
     match now.state {
         // This wait has not ended.
         ThreadState::Waiting => off_cpu,
+        // It has been on one CPU all the time, as far as the kernel knows: what is missing was taken from the
+        // whole machine.
+        ThreadState::OnCpu if before.state == ThreadState::OnCpu && before.runs == now.runs => {
+            off_cpu
+        }
         _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
     }
 }

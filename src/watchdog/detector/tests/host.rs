@@ -104,6 +104,7 @@ fn other_work_a_quota_and_a_stopped_process_are_told_apart() {
         let mut world = World::polling_since(5);
         world.compute(ms(15));
         world.thread.as_mut().unwrap().run_queue += ms(waited);
+        world.thread.as_mut().unwrap().runs += 1;
         world.late = ms(late);
         world.own_wait = own_wait.map(ms);
         world.throttled += ms(throttled);
@@ -145,4 +146,18 @@ fn what_is_not_known_is_said_to_be_unknown() {
     let (_, found) = world.until_found(|world| world.pass(TICK));
     let stall = began(&found).unwrap();
     assert_eq!(stall.split, TimeSplit::unknown(stall.duration));
+}
+
+#[test]
+fn time_that_is_taken_from_the_whole_machine_is_not_blamed() {
+    let mut world = World::polling_since(5);
+    // On one CPU, never taken off it, and it has computed for less time than has passed.
+    for _ in 0..20 {
+        world.thread.as_mut().unwrap().cpu += Duration::from_micros(100);
+        world.thread.as_mut().unwrap().state = ThreadState::OnCpu;
+        assert_eq!(world.pass(TICK), []);
+    }
+    // Positive control: it has slept meanwhile.
+    let (_, found) = world.until_found(|world| world.sleep(TICK));
+    assert!(began(&found).is_some());
 }
