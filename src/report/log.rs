@@ -10,6 +10,7 @@ use super::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::clock::Nanos;
 use crate::engine::{Watch, WatchedRuntime};
 use crate::status::Coverage;
+use crate::turns::NoTurns;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -153,6 +154,21 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         no_turns = coverage.no_turns,
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
+    );
+}
+
+/// Says that a runtime's turns are not counted any more.
+pub(super) fn turns_lost(runtime: &WatchedRuntime, why: NoTurns) {
+    if !runtime.watch.settings.log {
+        return;
+    }
+    tracing::warn!(
+        target: TARGET,
+        runtime = runtime.name,
+        no_turns = why.as_str(),
+        "turns of {:?} are not counted: {}; polls without a mark are told apart only if they sleep",
+        runtime.name,
+        why.as_str(),
     );
 }
 

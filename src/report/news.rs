@@ -9,6 +9,7 @@ use crate::clock::Nanos;
 use crate::engine::WatchedRuntime;
 use crate::explain::cause::SleptIn;
 use crate::slot::{Marks, Slot};
+use crate::turns::NoTurns;
 use crate::watchdog::detector::Stall;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,6 +21,14 @@ pub(crate) enum Message {
     Stall(Box<StallNews>),
     Stack(StackNews),
     PoolWait(PoolNews),
+    TurnsLost(TurnsLost),
+}
+
+/// A runtime's turns are not counted any more.
+#[derive(Debug)]
+pub(crate) struct TurnsLost {
+    pub(crate) runtime: Arc<WatchedRuntime>,
+    pub(crate) why: NoTurns,
 }
 
 /// What the watchdog found out about a worker.

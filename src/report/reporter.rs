@@ -44,6 +44,7 @@ pub(crate) fn run(shared: &Arc<Shared>, news: &Receiver<Message>, sinks: SyncSen
             Some(Message::Stall(news)) => reporter.stall_in_turn(*news, shared, now),
             Some(Message::Stack(news)) => reporter.stack(news, shared),
             Some(Message::PoolWait(news)) => reporter.pool_wait(&news, shared),
+            Some(Message::TurnsLost(news)) => reporter.tell(Told::TurnsLost(news), shared),
             None => reporter.look_closer(shared),
         }
         reporter.finish_job(shared, false);

@@ -5,6 +5,7 @@
 //! thread: what must not be lost has been counted and kept before a report comes here.
 
 use super::log::{self, Log};
+use super::news::TurnsLost;
 use super::{PoolWaitReport, StallReport};
 use crate::clock;
 use crate::engine::{Shared, Watch};
@@ -27,6 +28,7 @@ pub(crate) enum Told {
         report: PoolWaitReport,
         watch: Arc<Watch>,
     },
+    TurnsLost(TurnsLost),
 }
 
 /// The thread's main function; ends when the reporter has.
@@ -54,6 +56,9 @@ pub(crate) fn run(shared: &Shared, reports: &Receiver<Told>) {
                     guarded(shared, || on_pool_wait(&report));
                 }
                 guarded(shared, || log.pool_wait(&report, &watch, now));
+            }
+            Told::TurnsLost(TurnsLost { runtime, why }) => {
+                guarded(shared, || log::turns_lost(&runtime, why));
             }
         }
         shared.sinks_busy_since.store(0, Ordering::Relaxed);

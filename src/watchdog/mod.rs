@@ -19,7 +19,7 @@ pub(crate) mod workers;
 use crate::clock::{self, Nanos};
 use crate::engine::{Live, Shared, WatchedRuntime};
 use crate::report::Phase;
-use crate::report::news::{Message, StackNews, StallNews};
+use crate::report::news::{Message, StackNews, StallNews, TurnsLost};
 use crate::slot;
 use crate::turns::Looks;
 use host::{OwnWait, Quota};
@@ -133,6 +133,7 @@ struct Round<'a> {
     shared: &'a Shared,
     allowance: &'a mut Allowance,
     news: Vec<StallNews>,
+    turns_lost: Vec<TurnsLost>,
     stacks: Vec<StackNews>,
 }
 
@@ -163,6 +164,7 @@ impl Watchdog {
             shared: &self.shared,
             allowance: &mut self.stacks,
             news: Vec::new(),
+            turns_lost: Vec::new(),
             stacks: Vec::new(),
         };
         for watch in &mut self.runtimes {
@@ -171,7 +173,12 @@ impl Watchdog {
                 self.active_at = now;
             }
         }
-        let Round { news, stacks, .. } = round;
+        let Round {
+            news,
+            stacks,
+            turns_lost,
+            ..
+        } = round;
         // What a runtime was doing when it was shut down is not going on any more.
         let before = self.live.len();
         self.live.retain(|live| !live.runtime.is_gone());
@@ -187,6 +194,9 @@ impl Watchdog {
         }
         for news in news {
             self.send(Message::Stall(Box::new(news)));
+        }
+        for news in turns_lost {
+            self.send(Message::TurnsLost(news));
         }
         self.speak_for_stuck_sinks();
         let now = clock::now();

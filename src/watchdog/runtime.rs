@@ -9,6 +9,7 @@ use super::worker::WorkerWatch;
 use super::workers::Drivers;
 use crate::clock::{self, Nanos};
 use crate::engine::WatchedRuntime;
+use crate::report::news::TurnsLost;
 use crate::turns::Looks;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +23,12 @@ pub(super) struct RuntimeWatch {
     pub(super) runtime: Arc<WatchedRuntime>,
     pub(super) workers: Vec<WorkerWatch>,
     driver: EventDriver,
+    /// When it was last said that turns are not counted any more.
+    said_lost: Option<Nanos>,
 }
+
+/// Between two words about turns that are not counted any more: they may come and go.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 impl RuntimeWatch {
     pub(super) fn new(runtime: Arc<WatchedRuntime>) -> RuntimeWatch {
@@ -33,6 +39,7 @@ impl RuntimeWatch {
             runtime,
             workers,
             driver: EventDriver::default(),
+            said_lost: None,
         }
     }
 
@@ -85,6 +92,7 @@ impl RuntimeWatch {
             runtime,
             workers,
             driver,
+            ..
         } = self;
         let mut active = false;
         for watch in workers.iter_mut() {
@@ -100,7 +108,29 @@ impl RuntimeWatch {
             active |= watch.is_active(runtime);
         }
         self.note(active);
+        round.turns_lost.extend(self.turns_lost(round.now));
         active || clock::now().since(self.runtime.watch.started_at) < SETTLING
+    }
+
+    /// Notes whether turns are counted, and returns what is to be said if they are not any more.
+    fn turns_lost(&mut self, now: Nanos) -> Option<TurnsLost> {
+        let stats = &self.runtime.stats;
+        let before = stats.no_turns();
+        let why = self
+            .workers
+            .iter()
+            .find_map(|watch| watch.worker.no_turns());
+        stats.note_no_turns(why);
+        let why = why.filter(|_| before.is_none())?;
+        let is_new = |said: Nanos| now.since(said) >= SAID_AGAIN_AFTER;
+        if !self.said_lost.is_none_or(is_new) {
+            return None;
+        }
+        self.said_lost = Some(now);
+        Some(TurnsLost {
+            runtime: self.runtime.clone(),
+            why,
+        })
     }
 
     /// Notes what is seen of the runtime.
@@ -113,11 +143,6 @@ impl RuntimeWatch {
         stats.enrolled.store(enrolled, Ordering::Relaxed);
         stats.all_polls.store(all_polls, Ordering::Relaxed);
         stats.active.fetch_or(active, Ordering::Relaxed);
-        stats.note_no_turns(
-            self.workers
-                .iter()
-                .find_map(|watch| watch.worker.no_turns()),
-        );
         for (watch, turns) in self.workers.iter().zip(&stats.worker_turns) {
             turns.store(watch.worker.turns(), Ordering::Relaxed);
         }

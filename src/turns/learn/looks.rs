@@ -158,7 +158,7 @@ impl Bench {
     }
 
     /// Looks in polls before which the worker was parked and woken from another thread.
-    pub(super) fn from_outside(&self, flavor: Flavor, chain: Chain) -> Vec<Seen> {
+    pub(super) fn woken_from_outside(&self, flavor: Flavor, chain: Chain) -> Vec<Seen> {
         let look = move || Seen::look(chain);
         let looks = (0..POLLS).map(|_| match flavor {
             Flavor::MultiThread => {
@@ -307,12 +307,12 @@ impl Near {
         let anchor = slot::anchor();
         let from = task - NEAR;
         let words = read_words(anchor.wrapping_add_signed(from), 2 * NEAR as usize / 8);
-        let contexts = words.iter().enumerate().filter_map(|(index, word)| {
-            is_on_stack(*word).then(|| Context {
-                place: from + index as i64 * 8,
-                address: *word,
-                cores: cores(*word),
-            })
+        let contexts = words.iter().enumerate();
+        let contexts = contexts.filter(|(_, word)| is_on_stack(**word));
+        let contexts = contexts.map(|(index, word)| Context {
+            place: from + index as i64 * 8,
+            address: *word,
+            cores: cores(*word),
         });
         Near {
             from,

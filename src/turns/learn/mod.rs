@@ -135,7 +135,7 @@ fn shared_part(bench: &Bench, flavor: Flavor, task: i64) -> Option<(Chain, Layou
     let chain = turn(&by_itself, &yielding)
         .into_iter()
         .find(|chain| is_let_go(&let_go, *chain))?;
-    let from_outside = bench.from_outside(flavor, chain);
+    let from_outside = bench.woken_from_outside(flavor, chain);
     Some((
         chain,
         Layout {
