@@ -11,6 +11,9 @@
 
 #[cfg(target_os = "linux")]
 mod rounds;
+#[cfg(target_os = "linux")]
+#[path = "../examples/unmarked/rows.rs"]
+mod rows;
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -25,18 +28,13 @@ fn main() {
 #[cfg(target_os = "linux")]
 mod linux {
     use super::rounds::{self, Row};
-    use futures::StreamExt as _;
-    use futures::stream::FuturesUnordered;
+    use super::rows::{self, GoesOn, MS, compute, goes_on_for};
     use parking_lot::Mutex;
-    use rustix::time::{ClockId, clock_gettime};
     use std::collections::HashMap;
-    use std::future::poll_fn;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::Poll;
     use std::time::{Duration, Instant, SystemTime};
     use tokio::runtime::{self, Runtime};
-    use tokio::sync::mpsc;
     use tokio::task::yield_now;
     use tokio_stall::{Builder, Certainty, Guard, Phase, StallReport};
 
@@ -53,7 +51,6 @@ mod linux {
     /// How long a row of short polls goes on, unless told otherwise.
     const SECONDS: u64 = 10;
 
-    const MS: Duration = Duration::from_millis(1);
     /// Ordinary work of the saturated service.
     const ORDINARY: Duration = Duration::from_micros(50);
 
@@ -68,64 +65,47 @@ mod linux {
 
     const SILENT: &[Row] = &[
         row("rows of 61 polls of 1 ms by many tasks", || {
-            silent(workers(), async |goes_on| {
-                while goes_on() {
-                    many_tasks(MS).await;
-                    tokio::time::sleep(40 * MS).await;
-                }
-            })
+            silent(workers(), rows::rows_with_pauses)
         }),
         row("one task that yields every 1 ms", || {
-            silent(workers(), async |goes_on| yields(goes_on, MS).await)
+            silent(workers(), |goes_on| rows::yields(goes_on, MS))
         }),
         row("one task that yields every 9 ms", || {
-            silent(workers(), async |goes_on| yields(goes_on, 9 * MS).await)
+            silent(workers(), |goes_on| rows::yields(goes_on, 9 * MS))
         }),
         row("one task that wakes itself every 3 ms", || {
-            silent(workers(), async |goes_on| wakes_itself(goes_on).await)
+            silent(workers(), |goes_on| rows::wakes_itself(goes_on, 3 * MS))
         }),
         row("ping-pong of 1 ms and 3 ms", || {
-            silent(workers(), async |goes_on| {
-                ping_pong(goes_on, MS, 3 * MS).await
-            })
+            silent(workers(), |goes_on| rows::ping_pong(goes_on, MS, 3 * MS))
         }),
         row("ping-pong of 6 ms and nothing", || {
-            silent(workers(), async |goes_on| {
-                ping_pong(goes_on, 6 * MS, Duration::ZERO).await;
+            silent(workers(), |goes_on| {
+                rows::ping_pong(goes_on, 6 * MS, Duration::ZERO)
             })
         }),
         row("polls of 5 ms by many tasks, workers saturated", || {
-            silent(workers(), async |goes_on| {
-                while goes_on() {
-                    many_tasks(5 * MS).await;
-                }
-            })
+            silent(workers(), |goes_on| rows::many_tasks(goes_on, 5 * MS))
         }),
         row("`FuturesUnordered` and `select!`, 4 ms a poll", || {
-            silent(workers(), async |goes_on| together(goes_on).await)
+            silent(workers(), rows::together)
         }),
         row("`block_in_place`, alone", || {
-            silent(workers(), async |goes_on| in_place(goes_on, 0).await)
+            silent(workers(), |goes_on| rows::in_place(goes_on, 0))
         }),
         row("`block_in_place`, then short polls, beside rows", || {
-            silent(workers(), async |goes_on| {
-                let beside = tokio::spawn(yields(goes_on.clone(), MS));
-                in_place(goes_on, 20).await;
-                beside.await.expect("it does not panic");
-            })
+            silent(workers(), rows::in_place_beside_rows)
+        }),
+        row("short turns, as many as there are", || {
+            silent(workers(), |goes_on| rows::yields(goes_on, Duration::ZERO))
         }),
         row("a `current_thread` runtime driven now and then", undriven),
-        row("short turns, as many as there are", || {
-            silent(workers(), async |goes_on| {
-                yields(goes_on, Duration::ZERO).await
-            })
-        }),
-        row("all rows on `current_thread`", || {
+        row("rows on `current_thread`", || {
             silent(current_thread(), async |goes_on| {
                 let rows = [
-                    tokio::spawn(yields(goes_on.clone(), 9 * MS)),
-                    tokio::spawn(wakes_itself(goes_on.clone())),
-                    tokio::spawn(ping_pong(goes_on, 6 * MS, MS)),
+                    tokio::spawn(rows::yields(goes_on.clone(), 9 * MS)),
+                    tokio::spawn(rows::wakes_itself(goes_on.clone(), 3 * MS)),
+                    tokio::spawn(rows::ping_pong(goes_on, 6 * MS, MS)),
                 ];
                 for row in rows {
                     row.await.expect("it does not panic");
@@ -288,24 +268,17 @@ mod linux {
         figures
     }
 
-    type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
-
     fn seconds() -> Duration {
         let seconds = std::env::var("TOKIO_STALL_SECONDS").ok();
         let seconds = seconds.and_then(|seconds| seconds.parse().ok());
         Duration::from_secs(seconds.unwrap_or(SECONDS))
     }
 
-    fn goes_on() -> GoesOn {
-        let until = Instant::now() + seconds();
-        Arc::new(move || Instant::now() < until)
-    }
-
     /// Runs what is not to be reported, and then one stall that must be.
     fn silent(runtime: Runtime, row: impl AsyncFnOnce(GoesOn)) -> Vec<f64> {
         let (watch, heard) = watch(&runtime);
         let start = Instant::now();
-        runtime.block_on(row(goes_on()));
+        runtime.block_on(row(goes_on_for(seconds())));
         told(start, &watch, &heard, || {
             runtime.block_on(async {
                 let stall = tokio::spawn(async { compute(40 * MS) });
@@ -318,12 +291,7 @@ mod linux {
         let runtime = current_thread();
         let (watch, heard) = watch(&runtime);
         let start = Instant::now();
-        let goes_on = goes_on();
-        while goes_on() {
-            runtime.block_on(async { compute(6 * MS) });
-            runtime.block_on(async { yield_now().await });
-            compute(30 * MS);
-        }
+        rows::driven_now_and_then(&runtime, &goes_on_for(seconds()));
         told(start, &watch, &heard, || {
             runtime.block_on(async { compute(40 * MS) });
         })
@@ -346,106 +314,5 @@ mod linux {
         }
         let turns: u64 = watch.status().runtimes[0].worker_turns.iter().sum();
         vec![took.as_secs_f64(), reports as f64, turns as f64]
-    }
-
-    async fn many_tasks(length: Duration) {
-        let tasks: Vec<_> = (0..122)
-            .map(|_| tokio::spawn(async move { compute(length) }))
-            .collect();
-        for task in tasks {
-            task.await.expect("it does not panic");
-        }
-    }
-
-    async fn yields(goes_on: GoesOn, length: Duration) {
-        let task = async move {
-            while goes_on() {
-                compute(length);
-                yield_now().await;
-            }
-        };
-        tokio::spawn(task).await.expect("it does not panic");
-    }
-
-    async fn wakes_itself(goes_on: GoesOn) {
-        let task = poll_fn(move |cx| {
-            compute(3 * MS);
-            if !goes_on() {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        });
-        tokio::spawn(task).await.expect("it does not panic");
-    }
-
-    /// Two tasks that wake each other: tokio polls them from the "next" slot.
-    async fn ping_pong(goes_on: GoesOn, ping: Duration, pong: Duration) {
-        let (to_pong, mut from_ping) = mpsc::unbounded_channel();
-        let (to_ping, mut from_pong) = mpsc::unbounded_channel();
-        let other = tokio::spawn(async move {
-            while from_ping.recv().await.is_some() {
-                compute(pong);
-                to_ping.send(()).ok();
-            }
-        });
-        let one = tokio::spawn(async move {
-            while goes_on() {
-                compute(ping);
-                to_pong.send(()).expect("it listens");
-                from_pong.recv().await.expect("it answers");
-            }
-        });
-        one.await.expect("it does not panic");
-        other.await.expect("it does not panic");
-    }
-
-    async fn together(goes_on: GoesOn) {
-        let task = async move {
-            while goes_on() {
-                let mut futures: FuturesUnordered<_> =
-                    (0..4).map(|_| async { compute(MS) }).collect();
-                while futures.next().await.is_some() {}
-                yield_now().await;
-                let (send, mut receive) = mpsc::channel(4);
-                send.send(()).await.expect("there is room");
-                tokio::select! {
-                    _ = receive.recv() => compute(2 * MS),
-                    () = yield_now() => compute(2 * MS),
-                }
-                yield_now().await;
-            }
-        };
-        tokio::spawn(task).await.expect("it does not panic");
-    }
-
-    async fn in_place(goes_on: GoesOn, polls: usize) {
-        let task = async move {
-            while goes_on() {
-                tokio::task::block_in_place(|| std::thread::sleep(30 * MS));
-                for _ in 0..polls {
-                    compute(MS);
-                    yield_now().await;
-                }
-                tokio::time::sleep(5 * MS).await;
-            }
-        };
-        tokio::spawn(task).await.expect("it does not panic");
-    }
-
-    #[inline(never)]
-    fn compute(time: Duration) {
-        let start = cpu_time();
-        while cpu_time() - start < time {
-            for _ in 0..500 {
-                std::hint::spin_loop();
-            }
-        }
-    }
-
-    /// The CPU time of this thread.
-    fn cpu_time() -> Duration {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     }
 }

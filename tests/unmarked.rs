@@ -2,24 +2,23 @@
 //! all, not even as likely. Nothing here has a layer, a `watched` future or a hook.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "../examples/unmarked/rows.rs"]
+mod rows;
 mod seen;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
-use seen::{Hogs, Seen, compute, workers};
-use std::future::poll_fn;
-use std::task::Poll;
+use rows::{GoesOn, MS, compute, goes_on_for};
+use seen::{Hogs, Seen, workers};
 use std::time::Duration;
 use tokio::runtime::{self, Runtime};
-use tokio::sync::mpsc;
 use tokio_stall::{Certainty, Guard, Phase, StallReport};
 
 /// Far over the threshold of 10 ms.
 const LONG: Duration = Duration::from_millis(100);
-/// For so long a row goes on.
-const ROW: Duration = Duration::from_millis(1_500);
 
-const MS: Duration = Duration::from_millis(1);
+/// For so long a row goes on.
+fn goes_on() -> GoesOn {
+    goes_on_for(Duration::from_millis(1_500))
+}
 
 fn current_thread() -> Runtime {
     let mut builder = runtime::Builder::new_current_thread();
@@ -49,168 +48,71 @@ fn silent(runtime: &Runtime, quiet: impl AsyncFnOnce() + Send + 'static) {
     });
 }
 
-/// Until the row is over.
-fn rows() -> impl Fn() -> bool {
-    let until = std::time::Instant::now() + ROW;
-    move || std::time::Instant::now() < until
-}
-
-/// Many tasks, each of one poll of so long, on both workers.
-async fn many_tasks(length: Duration) {
-    let goes_on = rows();
-    while goes_on() {
-        let tasks: Vec<_> = (0..122)
-            .map(|_| tokio::spawn(async move { compute(length) }))
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-    }
-}
-
-/// One task that computes and yields, again and again.
-async fn yields(length: Duration) {
-    let goes_on = rows();
-    tokio::spawn(async move {
-        while goes_on() {
-            compute(length);
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
-}
-
-/// One task that computes and wakes itself, again and again.
-async fn wakes_itself(length: Duration) {
-    let goes_on = rows();
-    tokio::spawn(poll_fn(move |cx| {
-        compute(length);
-        if !goes_on() {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }))
-    .await
-    .unwrap();
-}
-
-/// Two tasks that wake each other, so that tokio polls them from the "next" slot, four in a turn.
-async fn ping_pong(ping: Duration, pong: Duration) {
-    let goes_on = rows();
-    let (to_pong, mut from_ping) = mpsc::unbounded_channel();
-    let (to_ping, mut from_pong) = mpsc::unbounded_channel();
-    let other = tokio::spawn(async move {
-        while from_ping.recv().await.is_some() {
-            compute(pong);
-            to_ping.send(()).ok();
-        }
-    });
-    let one = tokio::spawn(async move {
-        while goes_on() {
-            compute(ping);
-            to_pong.send(()).unwrap();
-            from_pong.recv().await.unwrap();
-        }
-    });
-    one.await.unwrap();
-    other.await.unwrap();
-}
-
 #[test]
 fn many_tasks_of_a_millisecond() {
-    silent(&workers(2), async || many_tasks(MS).await);
+    silent(&workers(2), async || {
+        rows::rows_with_pauses(goes_on()).await
+    });
 }
 
 #[test]
 fn many_tasks_of_five_milliseconds_on_all_workers() {
-    silent(&workers(2), async || many_tasks(5 * MS).await);
+    silent(&workers(2), async || {
+        rows::many_tasks(goes_on(), 5 * MS).await
+    });
 }
 
 #[test]
 fn a_task_that_yields_every_millisecond() {
-    silent(&workers(2), async || yields(MS).await);
+    silent(&workers(2), async || rows::yields(goes_on(), MS).await);
 }
 
 #[test]
 fn a_task_that_yields_every_nine_milliseconds() {
-    silent(&workers(2), async || yields(9 * MS).await);
+    silent(&workers(2), async || rows::yields(goes_on(), 9 * MS).await);
 }
 
 #[test]
 fn a_task_that_wakes_itself() {
-    silent(&workers(2), async || wakes_itself(3 * MS).await);
+    silent(&workers(2), async || {
+        rows::wakes_itself(goes_on(), 3 * MS).await
+    });
 }
 
 #[test]
 fn two_tasks_that_wake_each_other() {
     silent(&workers(2), async || {
-        ping_pong(MS, MS).await;
-        ping_pong(3 * MS, 3 * MS).await;
+        rows::ping_pong(goes_on(), MS, MS).await;
+        rows::ping_pong(goes_on(), 3 * MS, 3 * MS).await;
         // The short one between two long ones is seen by nobody, and the turn takes more than the threshold.
-        ping_pong(6 * MS, Duration::ZERO).await;
+        rows::ping_pong(goes_on(), 6 * MS, Duration::ZERO).await;
     });
 }
 
 #[test]
 fn futures_polled_together_within_the_threshold() {
-    silent(&workers(2), async || {
-        let goes_on = rows();
-        tokio::spawn(async move {
-            while goes_on() {
-                let mut together: FuturesUnordered<_> =
-                    (0..4).map(|_| async { compute(MS) }).collect();
-                while together.next().await.is_some() {
-                    tokio::task::yield_now().await;
-                }
-                let (send, mut receive) = mpsc::channel(4);
-                send.send(()).await.unwrap();
-                tokio::select! {
-                    _ = receive.recv() => compute(MS),
-                    () = tokio::task::yield_now() => compute(MS),
-                }
-            }
-        })
-        .await
-        .unwrap();
-    });
+    silent(&workers(2), async || rows::together(goes_on()).await);
 }
 
 #[test]
 fn block_in_place_alone_and_followed_by_short_polls() {
     silent(&workers(2), async || {
-        for _ in 0..10 {
-            let asleep = async { tokio::task::block_in_place(|| std::thread::sleep(LONG / 2)) };
-            tokio::spawn(asleep).await.unwrap();
-        }
-        let goes_on = rows();
-        let in_place = tokio::spawn(async move {
-            while goes_on() {
-                tokio::task::block_in_place(|| std::thread::sleep(LONG / 4));
-                compute(MS);
-                tokio::task::yield_now().await;
-            }
-        });
-        tokio::join!(many_tasks(MS), yields(3 * MS), async {
-            in_place.await.unwrap()
-        });
+        rows::in_place(goes_on(), 0).await;
+        rows::in_place_beside_rows(goes_on()).await;
     });
 }
 
 #[test]
 fn a_million_short_turns() {
     silent(&workers(2), async || {
-        let tasks: Vec<_> = (0..4)
-            .map(|_| {
-                tokio::spawn(async {
-                    for _ in 0..250_000 {
-                        tokio::task::yield_now().await;
-                    }
-                })
+        let turns = [(); 4].map(|()| {
+            tokio::spawn(async {
+                for _ in 0..250_000 {
+                    tokio::task::yield_now().await;
+                }
             })
-            .collect();
-        for task in tasks {
+        });
+        for task in turns {
             task.await.unwrap();
         }
     });
@@ -219,11 +121,11 @@ fn a_million_short_turns() {
 #[test]
 fn rows_on_a_current_thread_runtime() {
     silent(&current_thread(), async || {
-        many_tasks(MS).await;
-        yields(9 * MS).await;
-        ping_pong(6 * MS, Duration::ZERO).await;
+        rows::rows_with_pauses(goes_on()).await;
+        rows::yields(goes_on(), 9 * MS).await;
+        rows::ping_pong(goes_on(), 6 * MS, Duration::ZERO).await;
         // In the future of `block_on` itself.
-        let goes_on = rows();
+        let goes_on = goes_on();
         while goes_on() {
             compute(9 * MS);
             tokio::task::yield_now().await;
@@ -232,20 +134,13 @@ fn rows_on_a_current_thread_runtime() {
 }
 
 #[test]
-fn calls_of_block_on_one_after_another() {
+fn a_current_thread_runtime_that_is_driven_now_and_then() {
     let runtime = current_thread();
     let (builder, seen) = Seen::builder();
     let builder = builder.runtime("cli", runtime.handle().clone());
     let watch = builder.start().unwrap();
     assert_counts_turns(&watch);
-    let goes_on = rows();
-    runtime.block_on(async { tokio::spawn(async {}).await.unwrap() });
-    while goes_on() {
-        // Neither the turn nor a counter moves between these.
-        runtime.block_on(async { compute(6 * MS) });
-    }
-    // Nobody drives the runtime.
-    compute(LONG);
+    rows::driven_now_and_then(&runtime, &goes_on());
     seen.assert_nothing();
     // Positive control.
     runtime.block_on(async { compute(LONG) });
@@ -258,9 +153,9 @@ fn calls_of_block_on_one_after_another() {
 fn rows_on_a_machine_with_more_to_do_than_cpus() {
     silent(&workers(2), async || {
         let _hogs = Hogs::start(4);
-        yields(3 * MS).await;
-        many_tasks(2 * MS).await;
-        ping_pong(3 * MS, MS).await;
+        rows::yields(goes_on(), 3 * MS).await;
+        rows::rows_with_pauses(goes_on()).await;
+        rows::ping_pong(goes_on(), 3 * MS, MS).await;
     });
 }
 

@@ -1,0 +1,166 @@
+//! Tells long polls from rows of short ones without layer, wrapper or hook: nothing here marks a poll.
+//!
+//! ```text
+//! cargo run --release --example unmarked
+//! cargo run --release --example unmarked -- 600    # each row of short polls for ten minutes
+//! ```
+//!
+//! Each row must be silent, with no report at all, and is followed by a stall that must be found, for certain
+//! and while it lasts. Otherwise the exit code is 1.
+
+mod rows;
+
+use rows::{GoesOn, MS, compute, goes_on_for};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+use tokio_stall::{Certainty, Guard, StallReport};
+
+/// How long each row goes on, unless told otherwise.
+const SECONDS: f64 = 1.0;
+
+/// The stall after each row.
+const STALL: Duration = Duration::from_millis(120);
+
+/// For so long its report is waited for: the debug information of a large program takes a while to read.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The first and the latest report of each stall.
+type Reports = Arc<Mutex<BTreeMap<u64, (StallReport, StallReport)>>>;
+
+fn main() -> ExitCode {
+    let seconds = std::env::args().nth(1).map(|argument| argument.parse());
+    let Ok(seconds) = seconds.unwrap_or(Ok(SECONDS)) else {
+        eprintln!("unmarked: not a number of seconds; try `-- 600`");
+        return ExitCode::from(2);
+    };
+    let time = Duration::from_secs_f64(seconds);
+    let mut clean = true;
+    clean &= row(
+        "many tasks of 1 ms, with pauses",
+        time,
+        rows::rows_with_pauses,
+    );
+    clean &= row("many tasks of 5 ms on all workers", time, |goes_on| {
+        rows::many_tasks(goes_on, 5 * MS)
+    });
+    clean &= row("a task that yields every 1 ms", time, |goes_on| {
+        rows::yields(goes_on, MS)
+    });
+    clean &= row("a task that yields every 9 ms", time, |goes_on| {
+        rows::yields(goes_on, 9 * MS)
+    });
+    clean &= row("a task that wakes itself every 3 ms", time, |goes_on| {
+        rows::wakes_itself(goes_on, 3 * MS)
+    });
+    clean &= row("ping-pong of 1 ms and 3 ms", time, |goes_on| {
+        rows::ping_pong(goes_on, MS, 3 * MS)
+    });
+    clean &= row("ping-pong of 6 ms and nothing", time, |goes_on| {
+        rows::ping_pong(goes_on, 6 * MS, Duration::ZERO)
+    });
+    clean &= row("`FuturesUnordered` and `select!`", time, rows::together);
+    clean &= row("`block_in_place`", time, |goes_on| {
+        rows::in_place(goes_on, 0)
+    });
+    clean &= row(
+        "`block_in_place` beside rows",
+        time,
+        rows::in_place_beside_rows,
+    );
+    clean &= row("as many turns as there are", time, |goes_on| {
+        rows::yields(goes_on, Duration::ZERO)
+    });
+    clean &= current_thread("a `current_thread` runtime, driven now and then", time);
+    if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// A row on two workers, and then a stall.
+fn row<F>(name: &str, time: Duration, row: impl FnOnce(GoesOn) -> F) -> bool
+where
+    F: Future<Output = ()>,
+{
+    let mut builder = Builder::new_multi_thread();
+    let runtime = builder
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (watch, reports) = watch(&runtime);
+    runtime.block_on(row(goes_on_for(time)));
+    judge(name, &watch, &reports, || {
+        runtime.block_on(async { tokio::spawn(async { compute(STALL) }).await.ok() });
+    })
+}
+
+fn current_thread(name: &str, time: Duration) -> bool {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (watch, reports) = watch(&runtime);
+    rows::driven_now_and_then(&runtime, &goes_on_for(time));
+    judge(name, &watch, &reports, || {
+        runtime.block_on(async { compute(STALL) });
+    })
+}
+
+fn watch(runtime: &Runtime) -> (Guard, Reports) {
+    let reports = Reports::default();
+    let heard = reports.clone();
+    let watch = tokio_stall::Builder::new()
+        .runtime("rows", runtime.handle().clone())
+        .on_stall(move |report| {
+            let mut reports = heard.lock().expect("nobody panics with it");
+            let known = reports.entry(report.id);
+            known.or_insert_with(|| (report.clone(), report.clone())).1 = report.clone();
+        })
+        .start()
+        .expect("nothing else is watched");
+    (watch, reports)
+}
+
+/// Holds what was reported against what happened, and prints a line of it.
+fn judge(name: &str, watch: &Guard, reports: &Reports, stall: impl FnOnce()) -> bool {
+    let false_alarms = reports.lock().expect("nobody panics with it").clone();
+    stall();
+    let since = Instant::now();
+    let found = loop {
+        let reports = reports.lock().expect("nobody panics with it").clone();
+        let mut reports = reports.into_iter();
+        if let Some(found) = reports.find(|(id, _)| !false_alarms.contains_key(id)) {
+            break Some(found.1.0);
+        }
+        if since.elapsed() > PATIENCE {
+            break None;
+        }
+        std::thread::sleep(MS);
+    };
+    let turns: u64 = watch.status().runtimes[0].worker_turns.iter().sum();
+    let verdict = match &found {
+        _ if !watch.coverage()[0].turns => "turns are not counted",
+        _ if !false_alarms.is_empty() => "a false alarm",
+        None => "its stall was missed",
+        Some(first) if first.certainty != Certainty::Certain => "its stall was only likely",
+        Some(first) if first.duration >= STALL => "its stall was found too late",
+        Some(_) => "",
+    };
+    println!(
+        "{:<50} {turns:>9} turns  {}",
+        name,
+        if verdict.is_empty() { "ok" } else { verdict }
+    );
+    for (_, report) in false_alarms.values() {
+        println!("{report}\n");
+    }
+    if let Some(first) = found.filter(|_| !verdict.is_empty()) {
+        println!("{first}\n{}", watch.coverage()[0]);
+    }
+    verdict.is_empty()
+}
