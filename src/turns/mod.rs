@@ -60,7 +60,7 @@ mod track;
 #[path = "unsupported.rs"]
 mod track;
 
-pub(crate) use track::{Looks, Track, learn_layout};
+pub(crate) use track::{Inside, Looks, Track, learn_layout};
 
 use crate::clock::Nanos;
 

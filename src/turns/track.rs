@@ -91,6 +91,29 @@ impl Looks {
     }
 }
 
+/// The threads that are inside some runtime, and where their contexts lie.
+#[derive(Debug, Default)]
+pub(crate) struct Inside(Vec<(&'static Slot, u64)>);
+
+impl Inside {
+    /// Looks at all threads that have a slot, in one system call.
+    pub(crate) fn look(looks: &mut Looks) -> Inside {
+        let Ok(layout) = layout(RuntimeFlavor::MultiThread) else {
+            return Inside::default();
+        };
+        let owned = |slot: &&'static Slot| slot.tenancy() % 2 == 1 && slot.anchor() != 0;
+        let slots: Vec<&'static Slot> = crate::slot::all().filter(owned).collect();
+        looks.clear();
+        for slot in &slots {
+            looks.ask(slot.anchor().wrapping_add_signed(layout.context), 8);
+        }
+        looks.read();
+        let contexts = looks.pieces.iter().map(|piece| piece.word(0).unwrap_or(0));
+        let inside = slots.into_iter().zip(contexts);
+        Inside(inside.filter(|(_, context)| *context != 0).collect())
+    }
+}
+
 /// One worker's words.
 #[derive(Debug)]
 pub(crate) struct Track {
@@ -156,6 +179,21 @@ impl Track {
     /// Turns counted so far.
     pub(crate) fn counted(&self) -> u64 {
         self.counted
+    }
+
+    /// The thread that has this worker in its hands, whatever threads say. Reads a word of each thread, in one
+    /// system call.
+    pub(crate) fn find(&self, inside: &Inside, looks: &mut Looks) -> Option<&'static Slot> {
+        let (Ok(layout), Some(core)) = (self.layout, self.core) else {
+            return None;
+        };
+        looks.clear();
+        for (_, context) in &inside.0 {
+            looks.ask(context + layout.core as u64, 8);
+        }
+        looks.read();
+        let mut found = inside.0.iter().zip(&looks.pieces);
+        found.find_map(|((slot, _), piece)| (piece.word(0) == Some(core)).then_some(*slot))
     }
 
     /// Asks for what is to be read of the worker that this thread drives, as far as it says.

@@ -20,6 +20,15 @@ impl Looks {
     pub(crate) fn read(&mut self) {}
 }
 
+#[derive(Debug, Default)]
+pub(crate) struct Inside {}
+
+impl Inside {
+    pub(crate) fn look(_looks: &mut Looks) -> Inside {
+        Inside {}
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Track {}
 
@@ -30,6 +39,10 @@ impl Track {
 
     pub(crate) fn missing(&self) -> Option<NoTurns> {
         Some(NoTurns::Unsupported)
+    }
+
+    pub(crate) fn find(&self, _inside: &Inside, _looks: &mut Looks) -> Option<&'static Slot> {
+        None
     }
 
     pub(crate) fn counted(&self) -> u64 {

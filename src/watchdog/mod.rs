@@ -103,6 +103,23 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
     }
 }
 
+/// Reads what has been asked for, and what turns out to lie elsewhere, which a context and then a core may do.
+fn take(runtimes: &mut [RuntimeWatch], looks: &mut Looks, again: &mut Looks) {
+    const TRIES: usize = 3;
+    for _ in 0..TRIES {
+        looks.read();
+        again.clear();
+        let mut any = false;
+        for watch in &mut *runtimes {
+            any |= watch.take(looks, again);
+        }
+        if !any {
+            break;
+        }
+        std::mem::swap(looks, again);
+    }
+}
+
 struct Watchdog {
     shared: Arc<Shared>,
     reporter: SyncSender<Message>,
@@ -209,24 +226,20 @@ impl Watchdog {
 
     /// Reads the turns of all workers that do not rest, in one system call, and then what has moved meanwhile.
     fn read_turns(&mut self, now: Nanos) {
-        /// A context, and then a core, can turn out to lie elsewhere.
-        const TRIES: usize = 3;
         let [looks, again] = &mut self.looks;
         looks.clear();
         for watch in &mut self.runtimes {
             watch.ask(&self.drivers, looks, now);
         }
-        for _ in 0..TRIES {
-            looks.read();
-            again.clear();
-            let mut any = false;
-            for watch in &mut self.runtimes {
-                any |= watch.take(looks, again);
-            }
-            if !any {
-                break;
-            }
-            std::mem::swap(looks, again);
+        take(&mut self.runtimes, looks, again);
+        // Who has the others in their hands is looked for in the same way, and they are read once more.
+        again.clear();
+        let (mut inside, mut any) = (None, false);
+        for watch in &mut self.runtimes {
+            any |= watch.find_lost(&mut inside, looks, again, now);
+        }
+        if any {
+            take(&mut self.runtimes, again, looks);
         }
     }
 

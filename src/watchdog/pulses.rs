@@ -95,13 +95,12 @@ impl Round {
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
         }
-        let is_due = self.pulse_at <= now;
-        if is_due {
+        if self.pulse_at <= now {
             runtime.pulse.send();
         }
         // A runtime that has become busy need not wait for the rest of its idle spacing.
         self.pulse_at = next(self.pulse_at, now, spacing.pulse);
-        self.gather_again(runtime, is_due);
+        self.gather_again(runtime);
         self.follow_probe(runtime, shared, reporter);
         if self.probe.is_none() && self.probe_at <= now {
             let probe = Probe::send(runtime);
@@ -109,7 +108,7 @@ impl Round {
             self.probe = Some(probe);
         }
         self.probe_at = next(self.probe_at, now, spacing.probe);
-        if self.probe.is_some() || self.gatherings < GATHERINGS {
+        if self.probe.is_some() || self.gatherings < GATHERINGS || !all_known(runtime) {
             return LOOK;
         }
         self.pulse_at
@@ -120,19 +119,18 @@ impl Round {
 
     /// A worker that was kept from a CPU while the others gathered is not known yet, nor is one that has been
     /// given to another thread.
-    fn gather_again(&mut self, runtime: &WatchedRuntime, is_due: bool) {
-        let all_known =
-            runtime.stats.enrolled.load(Ordering::Relaxed) == runtime.metrics.num_workers();
+    fn gather_again(&mut self, runtime: &WatchedRuntime) {
         let is_start = self.gatherings < GATHERINGS;
         self.gatherings += u32::from(is_start);
-        if all_known || self.gatherings <= 1 {
+        if all_known(runtime) || self.gatherings <= 1 {
             return;
         }
-        if is_start {
-            gather(&runtime.handle, runtime.rules.threshold / 2);
-        } else if is_due {
-            gather(&runtime.handle, SHORT_GATHERING);
-        }
+        let longest = if is_start {
+            runtime.rules.threshold / 2
+        } else {
+            SHORT_GATHERING
+        };
+        gather(&runtime.handle, longest);
     }
 
     /// Notes how long the probe under way has waited, and says so from the threshold on.
@@ -182,6 +180,11 @@ impl Round {
             self.probe = None;
         }
     }
+}
+
+/// Whether it is known of each worker which thread drives it.
+fn all_known(runtime: &WatchedRuntime) -> bool {
+    runtime.stats.enrolled.load(Ordering::Relaxed) == runtime.metrics.num_workers()
 }
 
 /// The next time for something that was due at `due`.

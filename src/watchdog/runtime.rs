@@ -10,7 +10,7 @@ use super::workers::Drivers;
 use crate::clock::{self, Nanos};
 use crate::engine::WatchedRuntime;
 use crate::report::news::TurnsLost;
-use crate::turns::Looks;
+use crate::turns::{Inside, Looks};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -71,6 +71,31 @@ impl RuntimeWatch {
             if watch.is_asked {
                 watch.worker.ask(again);
                 any = true;
+            }
+        }
+        any
+    }
+
+    /// Looks for the threads of workers that are at work in other hands than was thought, and asks for what is
+    /// to be read of them. Returns whether there are any.
+    pub(super) fn find_lost(
+        &mut self,
+        inside: &mut Option<Inside>,
+        looks: &mut Looks,
+        again: &mut Looks,
+        now: Nanos,
+    ) -> bool {
+        let mut any = false;
+        let runtime = &self.runtime;
+        let is_asked = |watch: &&mut WorkerWatch| !watch.rests(runtime, now);
+        for watch in self.workers.iter_mut().filter(is_asked) {
+            if watch.worker.is_lost(&runtime.metrics) {
+                let inside = inside.get_or_insert_with(|| Inside::look(looks));
+                watch.is_asked = watch.worker.find(inside, looks);
+                if watch.is_asked {
+                    watch.worker.ask(again);
+                    any = true;
+                }
             }
         }
         any

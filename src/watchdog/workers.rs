@@ -8,7 +8,7 @@ use super::detector::{Counters, Sample, SlotSeen};
 use crate::capture::{Call, ThreadEvidence, ThreadFiles, ThreadState, waits_for_events};
 use crate::clock::{self, Nanos};
 use crate::slot::{Claim, Slot};
-use crate::turns::{Looks, NoTurns, Track, Turn};
+use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::runtime::{RuntimeFlavor, RuntimeMetrics};
@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     earlier: Option<ThreadEvidence>,
     /// The worker goes on while this thread does not run: it drives it no more.
     replaced: bool,
+    /// Found by what it has in its hands, not by what it says.
+    found: bool,
 }
 
 impl Driver {
@@ -86,7 +88,14 @@ impl Driver {
             evidence: None,
             earlier: None,
             replaced: false,
+            found: false,
         }
+    }
+
+    /// Whether it has been found more lately than that, and is still there.
+    fn is_found_since(&self, claimed_at: Option<Nanos>) -> bool {
+        let is_later = claimed_at.is_none_or(|at| at <= self.claimed_at);
+        self.found && is_later && self.tenancy == self.slot.tenancy()
     }
 
     /// Which slot and which of its owners.
@@ -134,6 +143,8 @@ pub(crate) struct Worker {
     turn: Option<Turn>,
     /// The slot's epoch before memory was read.
     epoch: Option<u64>,
+    /// At the tick before, it was at work, and in nobody's hands that are known.
+    was_lost: bool,
     last: Option<Counters>,
     /// What the last sample showed: the worker had parked or woken since the one before …
     moved: bool,
@@ -149,6 +160,7 @@ impl Worker {
             track: Track::new(flavor),
             turn: None,
             epoch: None,
+            was_lost: false,
             last: None,
             moved: false,
             quiet: false,
@@ -170,7 +182,10 @@ impl Worker {
             runtime,
             worker: self.index,
         };
-        match (drivers.get(&claim), &mut self.driver) {
+        let newest = drivers.get(&claim);
+        let is_found = |driver: &Driver| driver.is_found_since(newest.map(|(_, at)| *at));
+        match (newest, &mut self.driver) {
+            (_, Some(driver)) if is_found(driver) => {}
             (None, driver) => *driver = None,
             (Some(&(slot, at)), Some(driver)) if driver.is(slot) => driver.renew(at),
             (Some(&(slot, at)), driver) => *driver = Some(Driver::new(slot, at)),
@@ -198,6 +213,32 @@ impl Worker {
         let is_same = |driver: &&Driver| driver.tenancy == driver.slot.tenancy();
         self.turn = turn.filter(|_| self.driver.as_ref().filter(is_same).is_some());
         false
+    }
+
+    /// Whether the worker is at work, in other hands than those of the thread that is taken to drive it.
+    pub(crate) fn is_lost(&mut self, metrics: &RuntimeMetrics) -> bool {
+        let is_held = self.turn.is_some_and(|turn| turn.holds);
+        self.was_lost &= !is_held;
+        !is_held && counters(metrics, self.index).parks % 2 == 0
+    }
+
+    /// Looks for the thread that has it in its hands, among all that have a slot. Returns whether there is one.
+    pub(crate) fn find(&mut self, inside: &Inside, looks: &mut Looks) -> bool {
+        let Some(slot) = self.track.find(inside, looks) else {
+            // Between two polls it is in nobody's hands.
+            let is_elsewhere = self.turn.is_some() && self.was_lost;
+            self.was_lost = self.turn.is_some();
+            if let Some(driver) = self.driver.as_mut().filter(|_| is_elsewhere) {
+                driver.replaced = true;
+            }
+            return false;
+        };
+        self.was_lost = false;
+        self.driver = Some(Driver {
+            found: true,
+            ..Driver::new(slot, clock::now())
+        });
+        true
     }
 
     /// Why this worker's turns are not counted, or not yet.
@@ -235,7 +276,7 @@ impl Worker {
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
     pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, due: Nanos) -> Sample {
-        let thread = self.look_at_thread();
+        let thread = self.look_at_thread(metrics);
         let before = counters(metrics, self.index);
         let slot = self.driver().map(|driver| {
             let line = &driver.slot.line;
@@ -277,8 +318,8 @@ impl Worker {
     }
 
     /// A worker that was parked all the time needs no second look.
-    fn look_at_thread(&mut self) -> Option<ThreadEvidence> {
-        let (quiet, moved) = (self.quiet, self.moved);
+    fn look_at_thread(&mut self, metrics: &RuntimeMetrics) -> Option<ThreadEvidence> {
+        let (quiet, moved) = (self.rests(metrics), self.moved);
         let driver = self.driver.as_mut().filter(|driver| !driver.replaced)?;
         if quiet && driver.evidence.is_some() {
             driver.earlier = driver.evidence;

@@ -86,6 +86,16 @@ impl TimeSplit {
         }
     }
 
+    /// The split of the last part of the same time, where the worker was parked before: asleep, as far as it was.
+    pub(super) fn since_parked(self, part: Duration) -> TimeSplit {
+        let before = self.total().saturating_sub(part);
+        let awake = TimeSplit {
+            asleep: self.asleep.saturating_sub(before),
+            ..self
+        };
+        awake.part(part)
+    }
+
     /// The split of a part of the same time, as if it had been spent evenly.
     pub(super) fn part(self, part: Duration) -> TimeSplit {
         let whole = self.total();

@@ -141,10 +141,13 @@ impl Stretch {
             Some(interval) => {
                 let seen = age.min(interval.length);
                 let unseen = TimeSplit::unknown(age - seen);
-                (
-                    seen.saturating_sub(interval.host),
-                    interval.split.part(seen).plus(unseen),
-                )
+                let was_parked = last.is_some_and(|last| last.after.parks % 2 == 1);
+                let split = if was_parked {
+                    interval.split.since_parked(seen)
+                } else {
+                    interval.split.part(seen)
+                };
+                (seen.saturating_sub(interval.host), split.plus(unseen))
             }
             None => (Duration::ZERO, TimeSplit::unknown(age)),
         };

@@ -40,11 +40,15 @@ fn the_first_poll_after_a_park_is_known_from_its_beginning() {
     let mut world = world.wake();
     world.next_turn();
     world.turn().begun = Some(at(7));
-    world.compute(TICK);
+    world.thread.as_mut().unwrap().runs += 1;
+    world.fall_asleep(ms(3), ms(2));
+    world.thread.as_mut().unwrap().runs += 1;
     world.compute(TICK);
     let stall = began(&world.compute(ms(2))).expect("10 ms are reached");
     assert_eq!((stall.since, stall.duration), (at(7), ms(10)));
     assert_eq!(stall.error, Duration::ZERO);
+    // Before it began, the thread was asleep.
+    assert_eq!((stall.split.cpu, stall.split.asleep), (ms(10), ms(0)));
 }
 
 #[test]
