@@ -428,7 +428,8 @@ impl Detector {
             HeldBy::Unmarked(_) => stretch.one_sleep(),
             HeldBy::CountedOut => return false,
         };
-        !long.is_zero() && long + self.rules.tick >= stretch.enough(&self.rules)
+        let enough = stretch.enough(&self.rules).min(self.rules.threshold);
+        !long.is_zero() && long + self.rules.tick >= enough
     }
 
     /// How sure a stall going on is; `None` if there is none.

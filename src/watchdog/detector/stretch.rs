@@ -12,6 +12,11 @@ use std::time::Duration;
 
 /// Ticks may be closer together than they should by one part in so many.
 const JITTER: u32 = 8;
+/// The kernel's figures of what the host has taken may be too small by one part in so many, since switching from
+/// one thread to another takes time as well …
+const HOST_ERROR: u32 = 32;
+/// … but never by more than this part of the threshold.
+const MOST_HOST_ERROR: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stretch {
@@ -24,6 +29,8 @@ pub(super) struct Stretch {
     pub(super) latest: Nanos,
     /// Time for which the code is to blame, from `latest` on.
     pub(super) blamed: Duration,
+    /// Time that the host has taken meanwhile.
+    host: Duration,
     /// What the time since `latest` was spent on, up to the last sample.
     pub(super) split: TimeSplit,
     /// The system calls that the thread was seen asleep in.
@@ -157,6 +164,7 @@ impl Stretch {
             earliest: exact.unwrap_or(not_before),
             latest,
             blamed,
+            host: Duration::ZERO,
             split,
             calls: Calls::default(),
             before: last.copied(),
@@ -184,6 +192,7 @@ impl Stretch {
             earliest: unmoved.since,
             latest: unmoved.since,
             blamed: unmoved.blamed,
+            host: Duration::ZERO,
             split: unmoved.split,
             calls: Calls::default(),
             before: None,
@@ -213,6 +222,7 @@ impl Stretch {
         };
         let blamed = interval.blamed();
         self.widest = self.widest.max(interval.length);
+        self.host += interval.host;
         self.holds = sample.turn.is_some_and(|turn| turn.holds);
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
         if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
@@ -240,11 +250,12 @@ impl Stretch {
     /// How long it must have been seen to be a stall: for the threshold. Where it began is between two ticks, it is
     /// older than it has been seen, and two ticks that are a little close together do.
     pub(super) fn enough(&self, rules: &Rules) -> Duration {
-        if self.earliest == self.latest {
+        let known = if self.earliest == self.latest {
             rules.threshold
         } else {
             rules.threshold - rules.tick.min(rules.threshold) / JITTER
-        }
+        };
+        known + (self.host / HOST_ERROR).min(rules.threshold / MOST_HOST_ERROR)
     }
 
     /// Whether one of two polls, with a third between them that no tick has seen, must have been long.

@@ -241,7 +241,8 @@ proptest! {
                     prop_assert_eq!(stall.split.total(), ms(age), "the parts add up");
                 }
                 prop_assert!(!reported || own >= 10, "too early, after {} ms of its own", own);
-                prop_assert!(reported || own < 10 + waits, "too late, after {} ms of its own", own);
+                // A quarter of the threshold more, where the host has taken much.
+                prop_assert!(reported || own < 13 + waits, "too late, after {} ms of its own", own);
             }
             if let Piece::Starve(length) = piece {
                 waits += 1;
