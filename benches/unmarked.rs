@@ -263,7 +263,9 @@ mod linux {
             figures[0] += 1.0;
             figures[1] += f64::from(*first < made[stall].end);
             figures[2] += f64::from(report.certainty == Certainty::Likely);
-            figures[3] += f64::from(site.is_some_and(|site| site.contains("unmarked.rs")));
+            figures[3] += f64::from(
+                site.is_some_and(|site| site.contains("unmarked.rs") || site.contains("rows.rs")),
+            );
         }
         figures
     }

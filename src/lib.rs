@@ -39,9 +39,9 @@
 //!
 //! | set-up | sees | names |
 //! |---|---|---|
-//! | [`watch()`] | every worker that is held; a sleeping one for certain, a computing one as likely from 12 thresholds on | the runtime, worker and thread |
-//! | + [`layer()`] or [`watched`](FutureExt::watched) | marked polls for certain, exactly timed | span path, future |
-//! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task | task id, place of spawn |
+//! | [`watch()`] | every poll that holds its worker, computing or asleep, for certain | the runtime, worker, thread and task |
+//! | + [`layer()`] or [`watched`](FutureExt::watched) | the same, exactly timed where there is a mark | span path, future |
+//! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task, exactly timed | place of spawn |
 //!
 //! # Features
 //!
@@ -56,14 +56,13 @@
 //!
 //! # Limits
 //!
-//! * Tokio moves a worker's counters every 61 turns of its loop. Without marks, one long computation and
-//!   many short ones in a row look alike until they have lasted 61 × 4 thresholds; until then they are
-//!   [`Certainty::Likely`], and before a twentieth of that, not reported.
-//! * In a program with `block_in_place` in it, a sleep without a mark is reported once its stack shows that
-//!   the poll has not left its worker; so are marked polls, once one has been seen to leave.
+//! * Without marks, one long poll is told from many short ones by what the process's own memory shows of
+//!   tokio's scheduler: on Linux with 64 bits, unless a sandbox forbids to read it. [`Coverage::turns`] says
+//!   whether it is so. Elsewhere a computing poll without a mark is reported once it has outlasted 61 × 4
+//!   thresholds, and a sleeping one once a stack has shown whose its worker is.
+//! * Where a build leaves tokio's calls of tasks indistinguishable (`opt-level = "z"`), a poll without a mark is
+//!   [`Certainty::Likely`] until it has lasted for two thresholds and a tick.
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
-//! * A `current_thread` runtime looks the same whether it is held or not being driven. There, a stall
-//!   without a mark is reported once a stack has shown that it is driven, or else when it is over.
 //! * Proof of sleep, and telling host trouble from code, need Linux; stacks, Linux on x86-64 or aarch64.
 //!   Elsewhere [`Coverage`] says so.
 //! * Lines need debug information. With `debug = 1` in the release profile all is there; with

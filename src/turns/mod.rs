@@ -133,6 +133,7 @@ pub(crate) enum Stage {
     Next,
     /// The third one from the "next" slot.
     Last,
-    /// One of the first three polls. This program was built so that its calls cannot be told apart.
+    /// Any but the last: this program was built so that its calls cannot be told apart. The same turn and task
+    /// may then be two polls, from the queue and from the "next" slot, with another task's between them.
     Unclear,
 }

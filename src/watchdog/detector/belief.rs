@@ -12,7 +12,8 @@ pub(super) enum Sign {
     Mark,
     /// One poll, by what memory shows of it.
     Poll,
-    /// One poll, or up to three of one turn: this build's calls of tasks cannot be told apart.
+    /// One poll, or two of the same task in one turn with a third between them: this build's calls of tasks
+    /// cannot be told apart.
     Polls,
     /// One sleep of the thread, without a mark, where memory shows nothing.
     Sleep,

@@ -60,10 +60,11 @@ pub(crate) type Thread = (usize, u64);
 )]
 #[non_exhaustive]
 pub enum Certainty {
-    /// One long poll, or many short ones in a row: nothing at hand tells them apart. Never a reason to
-    /// alert or to fail a test.
+    /// One long poll, or two polls of the same task in one turn of the worker's loop, with a third between
+    /// them: this build does not tell them apart. Or a marked poll that may have left its worker. Never a
+    /// reason to alert or to fail a test.
     Likely,
-    /// One poll, proven by a mark, by one sleep in the kernel, or by counting.
+    /// One poll, proven by its turn and task, by a mark, by one sleep in the kernel, or by counting.
     Certain,
 }
 
