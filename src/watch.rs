@@ -246,8 +246,8 @@ impl Builder {
     ///
     /// By default, this is a quarter of the threshold where [turns](Coverage::turns) are counted, and half of
     /// it elsewhere; between 0.5 ms and 25 ms. A stall is reported within the threshold and two ticks. While
-    /// every worker is parked the watchdog looks once a threshold, between 5 ms and 25 ms, and every 25 ms
-    /// once all have been parked for ten seconds.
+    /// every worker is parked the watchdog looks twice a threshold, after a second once, each at least every
+    /// 25 ms and at most every 5 ms, and after ten seconds every 25 ms.
     pub fn tick(mut self, tick: Duration) -> Builder {
         self.tick = Some(tick);
         self

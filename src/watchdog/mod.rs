@@ -37,8 +37,10 @@ pub(crate) const LONGEST_TICK: Duration = Duration::from_millis(25);
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 /// The shortest tick while every worker is parked.
 const SHORTEST_IDLE_TICK: Duration = Duration::from_millis(5);
-/// For so long after a worker was last active, the tick is short enough that no stall is over before it.
+/// For so long after a worker was last active, the tick is short enough that no stall is over before it …
 const RESTED_AFTER: Duration = Duration::from_secs(10);
+/// … and for so long, short enough that a stall is seen early, whatever came before it.
+const CALM_AFTER: Duration = Duration::from_secs(1);
 
 /// A stack asked for is there after some microseconds, unless its thread has no CPU.
 const ANSWER_AFTER: Duration = Duration::from_millis(1);
@@ -243,14 +245,16 @@ impl Watchdog {
         }
     }
 
-    /// The tick while every worker is parked. Whatever begins between two of them is seen before it has lasted
-    /// for the threshold, but not in a program that has done nothing for a while.
+    /// The tick while every worker is parked, and none has moved. Whatever begins between two of them is seen
+    /// before it has lasted for the threshold, but not in a program that has done nothing for a while.
     fn idle_tick(&self, now: Nanos) -> Duration {
-        if now.since(self.active_at) >= RESTED_AFTER {
+        let idle_for = now.since(self.active_at);
+        if idle_for >= RESTED_AFTER {
             return LONGEST_TICK;
         }
+        let parts = if idle_for < CALM_AFTER { 2 } else { 1 };
         let rules = self.runtimes.iter().map(|watch| watch.runtime.rules);
-        let shortest = rules.map(|rules| rules.threshold).min();
+        let shortest = rules.map(|rules| rules.threshold / parts).min();
         shortest
             .unwrap_or(LONGEST_TICK)
             .clamp(SHORTEST_IDLE_TICK, LONGEST_TICK)

@@ -221,7 +221,8 @@ impl WorkerWatch {
                     || last.at.since(self.moved_at) < UNDRIVEN_AFTER
             }
         };
-        last.after.parks % 2 == 0 && lively
+        let has_moved = self.moved_at == last.at;
+        last.after.parks % 2 == 0 && lively || has_moved
     }
 
     /// Turns a finding into what the reporter needs to know.

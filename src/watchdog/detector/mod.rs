@@ -134,6 +134,18 @@ struct Unmoved {
     busy_before: Duration,
 }
 
+impl Unmoved {
+    /// From now on, unless the worker is parked.
+    fn from(sample: &Sample) -> Option<Unmoved> {
+        (sample.after.parks % 2 == 0).then_some(Unmoved {
+            since: sample.at,
+            blamed: Duration::ZERO,
+            split: TimeSplit::default(),
+            busy_before: sample.after.busy,
+        })
+    }
+}
+
 /// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
 /// more tick.
 #[derive(Clone, Copy, Debug)]
@@ -235,6 +247,10 @@ impl Detector {
                 self.stretch = Some(stretch);
             }
             old => {
+                if old.is_some_and(|old| old.announced.is_some()) {
+                    // What has been told once does not count again.
+                    self.unmoved = Unmoved::from(sample);
+                }
                 findings.extend(match (old, &last, interval) {
                     (Some(old), _, _) => self.finish(old, last.as_ref(), sample, interval),
                     (None, Some(last), Some(interval)) => self.slept_unseen(last, sample, interval),
@@ -375,12 +391,7 @@ impl Detector {
                 unmoved.split = unmoved.split.plus(interval.split);
             }
             _ => {
-                self.unmoved = (!parked).then_some(Unmoved {
-                    since: sample.at,
-                    blamed: Duration::ZERO,
-                    split: TimeSplit::default(),
-                    busy_before: sample.after.busy,
-                });
+                self.unmoved = Unmoved::from(sample);
             }
         }
     }
