@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// The answer to a request that is not coming, so that a mistake here does not hang the program.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -15,6 +15,9 @@ const TRAFFIC_INTERVAL: Duration = Duration::from_millis(20);
 /// Clients that call without a pause, and for how long, when the server is to be saturated.
 const CROWD: usize = 8;
 const RUSH_HOUR: Duration = Duration::from_secs(1);
+
+/// How long the rush has been under way when the one request goes out that matters.
+const HEADWAY: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -64,6 +67,18 @@ impl Client {
 
     /// Keeps the server as busy as it gets.
     pub(crate) async fn saturate(&self) -> Result<(), Failure> {
+        end(self.start_rush()).await
+    }
+
+    /// Asks once, while the server is as busy as it gets.
+    pub(crate) async fn get_in_a_rush(&self, path: &str) -> Result<(), Failure> {
+        let crowd = self.start_rush();
+        sleep(HEADWAY).await;
+        self.get(path).await?;
+        end(crowd).await
+    }
+
+    fn start_rush(&self) -> JoinSet<Result<(), Failure>> {
         let until = Instant::now() + RUSH_HOUR;
         let mut crowd = JoinSet::new();
         for _ in 0..CROWD {
@@ -75,9 +90,14 @@ impl Client {
                 Ok::<_, Failure>(())
             });
         }
-        while let Some(member) = crowd.join_next().await {
-            member??;
-        }
-        Ok(())
+        crowd
     }
+}
+
+/// Waits until everybody has gone home.
+async fn end(mut crowd: JoinSet<Result<(), Failure>>) -> Result<(), Failure> {
+    while let Some(member) = crowd.join_next().await {
+        member??;
+    }
+    Ok(())
 }

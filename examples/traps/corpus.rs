@@ -13,6 +13,8 @@ pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) expects: Expects,
+    /// Whether its report must have the name of its span: so it does if polls are marked.
+    pub(crate) named: bool,
     pub(crate) drive: Drive,
     pub(crate) over: Over,
     /// The trap it belongs to, unless it is a control.
@@ -32,12 +34,23 @@ pub(crate) enum Kind {
 pub(crate) enum Expects {
     /// A certain stall, with all that is to be said about it.
     Stall(Diagnosis),
+    /// A stall of less than two thresholds: one that is likely will do, and so will a report at its
+    /// end.
+    ShortStall(Diagnosis),
     /// That the blocking pool is exhausted.
     PoolWait,
     /// Nothing.
     Silence,
-    /// Nothing of which it is certain: nothing marks these polls.
-    NothingCertain,
+}
+
+impl Expects {
+    /// What is to be said about a stall, if one is expected.
+    pub(crate) fn diagnosis(&self) -> Option<&Diagnosis> {
+        match self {
+            Expects::Stall(right) | Expects::ShortStall(right) => Some(right),
+            Expects::PoolWait | Expects::Silence => None,
+        }
+    }
 }
 
 /// What is right to say about a stall.
@@ -68,8 +81,12 @@ impl Diagnosis {
         self.causes.contains(&cause)
     }
 
-    pub(crate) fn is_advice(&self, advice: &str) -> bool {
-        advice.contains(self.advice)
+    /// Whether `advice` is right, for this cause. Where the host is the cause, so is its advice.
+    pub(crate) fn is_advice(&self, advice: &str, cause: Option<Cause>) -> bool {
+        advice.contains(match cause {
+            Some(Cause::Contention) => "Give the process more CPU",
+            _ => self.advice,
+        })
     }
 }
 
@@ -78,6 +95,8 @@ impl Diagnosis {
 pub(crate) enum Drive {
     /// Sends one request.
     Once,
+    /// Sends one request while it keeps the server busy with ordinary ones.
+    OnceInARush,
     /// Keeps the server busy with ordinary requests.
     Saturate,
 }
@@ -91,14 +110,15 @@ pub(crate) enum Over {
     WhenRecorded,
 }
 
-/// Everything with a name that begins with `prefix`.
-pub(crate) fn entries(prefix: &str) -> Vec<Entry> {
+/// Everything with a name that begins with `prefix`, for polls that are `marked` or not.
+pub(crate) fn entries(prefix: &str, marked: bool) -> Vec<Entry> {
     let traps = traps::ALL.iter().flat_map(|trap| {
         let caught = Entry {
             name: trap.name.to_owned(),
             kind: Kind::Trap,
             expects: trap.caught,
-            drive: Drive::Once,
+            named: marked,
+            drive: trap.drive,
             over: Over::WhenRecorded,
             trap: Some(trap.name),
         };
@@ -119,7 +139,8 @@ pub(crate) fn entries(prefix: &str) -> Vec<Entry> {
     let controls = controls::ALL.iter().map(|control| Entry {
         name: control.name.to_owned(),
         kind: Kind::Control,
-        expects: control.expects,
+        expects: Expects::Silence,
+        named: marked,
         drive: control.drive,
         over: Over::WhenAnswered,
         trap: None,

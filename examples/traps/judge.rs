@@ -72,6 +72,10 @@ impl Judge {
         let opened = Instant::now();
         match entry.drive {
             Drive::Once => self.client.get(&format!("/{}", entry.name)).await?,
+            Drive::OnceInARush => {
+                let path = format!("/{}", entry.name);
+                self.client.get_in_a_rush(&path).await?;
+            }
             Drive::Saturate => self.client.saturate().await?,
         }
         let truth = match entry.over {

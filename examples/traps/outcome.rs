@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
 
-/// A duration may be off by one tick of the watchdog: half the threshold of ten milliseconds.
+/// A duration is right within half a threshold; the threshold is ten milliseconds.
 const TICK: Duration = Duration::from_millis(5);
 
 /// And by this part of itself, for the note in the record is made a little later than the poll began.
@@ -30,9 +30,9 @@ pub(crate) struct Outcome {
 pub(crate) enum Fault {
     Missed,
     Misnamed,
-    /// Reported as likely, where marks make it certain.
+    /// Reported as likely, where it is promised to be certain.
     Unsure,
-    /// Reported only once it was over.
+    /// Reported only once it was over, where it is promised while it lasts.
     Late,
     /// The last report did not come.
     Unfinished,
@@ -49,15 +49,10 @@ impl Outcome {
         truth: Option<Blocked>,
         mut sightings: Vec<Sighting>,
     ) -> Outcome {
-        let caught = match (entry.expects, truth) {
-            (Expects::Stall(_) | Expects::PoolWait, Some(truth)) => {
-                take_best(&mut sightings, entry.expects, truth)
-            }
+        let caught = match truth {
+            Some(truth) if entry.kind == Kind::Trap => take_best(&mut sightings, &entry, truth),
             _ => None,
         };
-        if entry.expects == Expects::NothingCertain {
-            sightings.retain(|sighting| sighting.certain);
-        }
         Outcome {
             entry,
             truth,
@@ -94,7 +89,7 @@ impl Outcome {
     /// How far the measured duration is off.
     pub(crate) fn error(&self) -> Option<Duration> {
         let measured = self.caught.as_ref()?.measured?;
-        Some(measured.duration.abs_diff(self.truth?.lasted()))
+        Some(measured.abs_diff(self.truth?.lasted()))
     }
 
     /// Whether the report shows the code that blocked; `None` where no code is expected.
@@ -114,15 +109,13 @@ impl Outcome {
     fn is_advice_right(&self) -> Option<bool> {
         self.holds(|right, caught| {
             let advice = caught.advice.as_ref();
-            advice.is_some_and(|advice| right.is_advice(advice))
+            advice.is_some_and(|advice| right.is_advice(advice, caught.cause))
         })
     }
 
     /// Holds the report of a stall against what is right. Without a report, nothing is.
     fn holds(&self, is_right: impl FnOnce(&Diagnosis, &Sighting) -> bool) -> Option<bool> {
-        let Expects::Stall(right) = &self.entry.expects else {
-            return None;
-        };
+        let right = self.entry.expects.diagnosis()?;
         let caught = self.caught.as_ref();
         Some(caught.is_some_and(|caught| is_right(right, caught)))
     }
@@ -142,13 +135,14 @@ impl Outcome {
     }
 
     fn find_faults(&self, caught: &Sighting, faults: &mut Vec<Fault>) {
-        if !is_named(caught, self.entry.expects) {
+        let is_short = matches!(self.entry.expects, Expects::ShortStall(_));
+        if !is_named(caught, &self.entry) {
             faults.push(Fault::Misnamed);
         }
-        if !caught.certain {
+        if !caught.certain && !is_short {
             faults.push(Fault::Unsure);
         }
-        if !self.was_seen_during() {
+        if !self.was_seen_during() && !is_short {
             faults.push(Fault::Late);
         }
         match (self.error(), self.allowed_error(caught)) {
@@ -177,9 +171,10 @@ impl Outcome {
     }
 }
 
-/// Takes out what is about the trap: best a certain report of its name, else any of its time.
-fn take_best(sightings: &mut Vec<Sighting>, expects: Expects, truth: Blocked) -> Option<Sighting> {
-    let subject = match expects {
+/// Takes out what is about the trap: best a certain report of its name, or of its place where names
+/// are not to be had, else any of its time.
+fn take_best(sightings: &mut Vec<Sighting>, entry: &Entry, truth: Blocked) -> Option<Sighting> {
+    let subject = match entry.expects {
         Expects::PoolWait => Subject::Pool,
         _ => Subject::Poll,
     };
@@ -187,18 +182,29 @@ fn take_best(sightings: &mut Vec<Sighting>, expects: Expects, truth: Blocked) ->
         .iter()
         .enumerate()
         .filter(|(_, sighting)| sighting.subject == subject && sighting.began < truth.until)
-        .min_by_key(|(_, sighting)| (!is_named(sighting, expects), !sighting.certain))?;
+        .min_by_key(|(_, sighting)| (!is_of_trap(sighting, entry), !sighting.certain))?;
     Some(sightings.remove(best))
 }
 
-/// Whether the report says where to look. With `tokio_unstable` this includes the task.
-fn is_named(sighting: &Sighting, expects: Expects) -> bool {
-    match expects {
-        Expects::Stall(right) => {
+/// Whether the report is of the trap, and not of something else at the same time.
+fn is_of_trap(sighting: &Sighting, entry: &Entry) -> bool {
+    match entry.expects.diagnosis() {
+        Some(right) if !entry.named => {
+            let site = sighting.site.as_ref();
+            site.is_some_and(|site| right.is_site(site))
+        }
+        _ => is_named(sighting, entry),
+    }
+}
+
+/// Whether the report has the names that there are. With `tokio_unstable` this includes the task.
+fn is_named(sighting: &Sighting, entry: &Entry) -> bool {
+    match entry.expects.diagnosis() {
+        Some(right) if entry.named => {
             let is_task_named = sighting.task.is_some() && sighting.spawned_at.is_some();
             sighting.name() == Some(right.span) && (is_task_named || !cfg!(tokio_unstable))
         }
-        Expects::PoolWait | Expects::Silence | Expects::NothingCertain => true,
+        _ => true,
     }
 }
 

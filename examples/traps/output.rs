@@ -2,7 +2,7 @@
 
 use crate::corpus::{Entry, Kind};
 use crate::outcome::{Outcome, Summary};
-use crate::sightings::{Measured, Sighting};
+use crate::sightings::Sighting;
 use serde::Serialize;
 use std::fmt::Display;
 use std::path::Path;
@@ -34,8 +34,11 @@ impl Output {
             // For whoever looks into it; standard output has a fixed form.
             if !outcome.faults().is_empty() {
                 eprintln!("traps: {}: {}", outcome.entry.name, verdict(outcome));
+                if let Some(truth) = outcome.truth {
+                    eprintln!("  {truth:?}");
+                }
                 for sighting in outcome.caught.iter().chain(&outcome.false_alarms) {
-                    eprintln!("  {sighting:?}");
+                    explain(sighting);
                 }
             }
         }
@@ -50,9 +53,19 @@ impl Output {
             Output::Json => print_json(&LastLine { summary }),
         }
         for stray in strays {
-            eprintln!("traps: reported while nothing was run: {stray:?}");
+            eprintln!("traps: reported while nothing was run");
+            explain(stray);
         }
     }
+}
+
+/// Shows the latest report of a sighting, and the times that only the judge knows.
+fn explain(sighting: &Sighting) {
+    let Sighting {
+        began, announced, ..
+    } = sighting;
+    eprintln!("  began {began:?}, announced {announced:?}");
+    eprintln!("  {}", sighting.text.replace('\n', "\n  "));
 }
 
 fn print_table(outcomes: &[Outcome]) {
@@ -125,7 +138,7 @@ fn true_duration(outcome: &Outcome) -> Option<Duration> {
 }
 
 fn measured_duration(shown: Option<&Sighting>) -> Option<Duration> {
-    shown?.measured.map(|Measured { duration, .. }| duration)
+    shown?.measured
 }
 
 /// One entry, as JSON.

@@ -25,23 +25,32 @@ pub(crate) const WORKERS: usize = 2;
 /// Few, so that the pool can be exhausted.
 pub(crate) const BLOCKING_THREADS: usize = 4;
 
-pub(crate) fn runtime() -> io::Result<Runtime> {
+/// The runtime of the service. Its polls are `marked` where tokio lets them be.
+pub(crate) fn runtime(marked: bool) -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     builder
         .enable_all()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS);
     #[cfg(tokio_unstable)]
-    builder.watch_polls();
+    if marked {
+        builder.watch_polls();
+    }
+    #[cfg(not(tokio_unstable))]
+    let _ = marked;
     builder.build()
 }
 
 /// Everything the service answers. Prepares, and measures the work of, those traps that will run.
-pub(crate) fn routes(entries: &[Entry], setup: &Setup<'_>) -> Result<Router, Failure> {
+pub(crate) fn routes(
+    entries: &[Entry],
+    setup: &Setup<'_>,
+    marked: bool,
+) -> Result<Router, Failure> {
     let mut router = Router::new()
         .route("/ping", get(ping))
         .route("/users/{id}", get(get_user))
-        .merge(controls::routes());
+        .merge(controls::routes(marked));
     for trap in traps::ALL {
         if entries.iter().any(|entry| entry.trap == Some(trap.name)) {
             router = router.merge((trap.routes)(setup)?);

@@ -1,7 +1,7 @@
 //! What was reported: the reports of each stall, put together as they come in.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout_at;
 use tokio_stall::{Cause, Certainty, Phase, PoolWaitReport, Site, StallReport};
@@ -47,21 +47,16 @@ pub(crate) struct Sighting {
     pub(crate) began: Instant,
     /// When it was first reported as something that goes on.
     pub(crate) announced: Option<Instant>,
-    /// From the last report, if there was one.
-    pub(crate) measured: Option<Measured>,
+    /// How long it took, by the last report if there was one.
+    pub(crate) measured: Option<Duration>,
+    /// The latest report, as its user sees it.
+    pub(crate) text: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
     Poll,
     Pool,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Measured {
-    pub(crate) duration: Duration,
-    /// What the report itself says it may be wrong by.
-    pub(crate) error: Duration,
 }
 
 /// What has been seen, and not been judged yet.
@@ -110,11 +105,10 @@ impl Sightings {
     fn add(&mut self, at: Instant, news: News) {
         match news {
             News::Stall(report) => {
-                let measured = Measured {
-                    duration: report.duration,
-                    error: report.duration_error,
-                };
-                let sighting = self.sighting(Subject::Poll, report.id, at, report.phase, measured);
+                let text = report.to_string();
+                let began = instant(report.started_at) + report.duration_error;
+                let key = (Subject::Poll, report.id);
+                let sighting = self.sighting(key, began, at, report.phase, report.duration);
                 sighting.certain |= report.certainty == Certainty::Certain;
                 sighting.span = report.span.or(sighting.span.take());
                 sighting.task = report.task.or(sighting.task);
@@ -122,14 +116,14 @@ impl Sightings {
                 sighting.site = report.site;
                 sighting.cause = Some(report.cause);
                 sighting.advice = report.advice;
+                sighting.text = text;
             }
             News::PoolWait(report) => {
-                let measured = Measured {
-                    duration: report.waited,
-                    error: Duration::ZERO,
-                };
-                let sighting = self.sighting(Subject::Pool, report.id, at, report.phase, measured);
+                let began = instant(report.started_at);
+                let key = (Subject::Pool, report.id);
+                let sighting = self.sighting(key, began, at, report.phase, report.waited);
                 sighting.certain = true;
+                sighting.text = report.to_string();
             }
         }
     }
@@ -137,14 +131,14 @@ impl Sightings {
     /// The sighting that a report belongs to, with what all kinds of reports tell.
     fn sighting(
         &mut self,
-        subject: Subject,
-        id: u64,
+        key: (Subject, u64),
+        began: Instant,
         at: Instant,
         phase: Phase,
-        measured: Measured,
+        duration: Duration,
     ) -> &mut Sighting {
-        let sighting = self.seen.entry((subject, id)).or_insert_with(|| Sighting {
-            subject,
+        let sighting = self.seen.entry(key).or_insert_with(|| Sighting {
+            subject: key.0,
             certain: false,
             span: None,
             task: None,
@@ -152,19 +146,25 @@ impl Sightings {
             site: None,
             cause: None,
             advice: None,
-            began: at
-                .checked_sub(measured.duration.saturating_sub(measured.error))
-                .unwrap_or(at),
+            began,
             announced: None,
             measured: None,
+            text: String::new(),
         });
         if phase == Phase::Ended {
-            sighting.measured = Some(measured);
+            sighting.measured = Some(duration);
         } else {
             sighting.announced.get_or_insert(at);
         }
         sighting
     }
+}
+
+/// The time by the clock that the judge has. A report may take its time to arrive, so it does not tell.
+fn instant(by_the_wall_clock: SystemTime) -> Instant {
+    let now = Instant::now();
+    let age = by_the_wall_clock.elapsed().unwrap_or_default();
+    now.checked_sub(age).unwrap_or(now)
 }
 
 impl Sighting {

@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate;
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -29,6 +29,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Cpu],
         advice: "Move the computation",
     }),
+    drive: Drive::Once,
     twin: Twin::InBackground,
     routes,
 };

@@ -6,7 +6,7 @@
 //! free.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::Expects;
+use crate::corpus::{Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use crate::server::BLOCKING_THREADS;
@@ -21,6 +21,7 @@ use tracing::instrument;
 pub(crate) const TRAP: Trap = Trap {
     name: "blocking-pool",
     caught: Expects::PoolWait,
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -26,6 +26,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Cpu],
         advice: "drop it",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

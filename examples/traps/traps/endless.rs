@@ -6,7 +6,7 @@
 //! ends.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -27,6 +27,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Lock)],
         advice: "tokio::sync::mpsc",
     }),
+    drive: Drive::Once,
     twin: Twin::None,
     routes,
 };

@@ -5,7 +5,7 @@
 //! which reads on a thread of the blocking pool.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -30,6 +30,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::File)],
         advice: "tokio::fs",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

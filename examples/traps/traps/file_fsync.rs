@@ -5,7 +5,7 @@
 //! `tokio::fs`.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -29,6 +29,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::File), Cause::Cpu],
         advice: "tokio::fs",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

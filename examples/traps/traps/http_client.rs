@@ -5,7 +5,7 @@
 //! waits while the worker goes on.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -28,6 +28,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Network)],
         advice: "async HTTP client",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

@@ -6,7 +6,7 @@
 
 use super::{Setup, Trap, Twin};
 use crate::calibrate::{self, TARGET};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -29,6 +29,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Cpu],
         advice: "JSON",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

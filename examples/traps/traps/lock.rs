@@ -5,7 +5,7 @@
 //! task waits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside;
 use crate::record::Record;
@@ -25,6 +25,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Lock)],
         advice: "critical section",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

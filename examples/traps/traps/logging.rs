@@ -5,7 +5,7 @@
 //! events go through `tracing_appender::non_blocking`: a queue, and a thread that writes.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -30,6 +30,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::File)],
         advice: "non-blocking writer",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

@@ -6,6 +6,7 @@
 
 mod background;
 mod blocking_pool;
+mod computing;
 mod cpu_pbkdf2;
 mod cpu_sum;
 mod database;
@@ -23,7 +24,7 @@ mod nested_runtime;
 mod pool;
 mod sleep;
 
-use crate::corpus::Expects;
+use crate::corpus::{Drive, Expects};
 use crate::failure::Failure;
 use crate::record::Record;
 use axum::Router;
@@ -49,6 +50,14 @@ pub(crate) const ALL: &[Trap] = &[
     blocking_pool::TRAP,
     drop_boxes::TRAP,
     endless::TRAP,
+    computing::idle::<15>("computing-15"),
+    computing::idle::<20>("computing-20"),
+    computing::idle::<30>("computing-30"),
+    computing::idle::<60>("computing-60"),
+    computing::saturated::<15>("computing-15/saturated"),
+    computing::saturated::<20>("computing-20/saturated"),
+    computing::saturated::<30>("computing-30/saturated"),
+    computing::saturated::<60>("computing-60/saturated"),
 ];
 
 #[derive(Debug)]
@@ -56,6 +65,7 @@ pub(crate) struct Trap {
     pub(crate) name: &'static str,
     /// What the detector should report.
     pub(crate) caught: Expects,
+    pub(crate) drive: Drive,
     pub(crate) twin: Twin,
     /// Prepares the trap, and gives its routes. Called before there is a runtime to disturb.
     pub(crate) routes: fn(&Setup<'_>) -> Result<Router, Failure>,

@@ -5,7 +5,7 @@
 //! worker, say for tokio's timers, it would be forever; so here a thread fulfils it. The twin awaits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -29,6 +29,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Lock)],
         advice: "block_on",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

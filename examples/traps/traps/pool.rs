@@ -5,7 +5,7 @@
 //! its connections out by a `tokio::sync::Semaphore`, for which the task waits.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside;
 use crate::record::Record;
@@ -28,6 +28,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Lock)],
         advice: "async pool",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };

@@ -5,7 +5,7 @@
 //! which frees the worker.
 
 use super::{Setup, Trap, Twin};
-use crate::corpus::{Diagnosis, Expects};
+use crate::corpus::{Diagnosis, Drive, Expects};
 use crate::failure::Failure;
 use crate::outside::SLOW;
 use crate::record::Record;
@@ -25,6 +25,7 @@ pub(crate) const TRAP: Trap = Trap {
         causes: &[Cause::Blocked(Blocking::Sleep)],
         advice: "tokio::time::sleep",
     }),
+    drive: Drive::Once,
     twin: Twin::Waits,
     routes,
 };
