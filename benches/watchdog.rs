@@ -58,6 +58,7 @@ mod linux {
         workers: 2,
         tasks: 0,
         busy: 4,
+        turns: true,
     };
 
     /// What is watched.
@@ -69,6 +70,8 @@ mod linux {
         tasks: usize,
         /// Tasks that compute and yield while the process is busy.
         busy: usize,
+        /// Turns are counted, which takes twice as many ticks.
+        turns: bool,
     }
 
     impl Setup {
@@ -93,12 +96,17 @@ mod linux {
 
         /// As the detector chooses it.
         fn tick(self) -> Duration {
-            (self.threshold / 2).clamp(Duration::from_micros(500), IDLE_TICK)
+            let in_a_threshold = if self.turns { 4 } else { 2 };
+            (self.threshold / in_a_threshold).clamp(Duration::from_micros(500), LONGEST_TICK)
+        }
+
+        /// While all workers are parked, and have been for a second.
+        fn idle_tick(self) -> Duration {
+            self.threshold.clamp(Duration::from_millis(5), LONGEST_TICK)
         }
     }
 
-    /// The detector's, while all workers are parked.
-    const IDLE_TICK: Duration = Duration::from_millis(25);
+    const LONGEST_TICK: Duration = Duration::from_millis(25);
 
     const OURS: &str = "default: 10 ms, 2 workers";
     const ONLY_WAKES: &str = "a thread that only wakes as often";
@@ -106,6 +114,17 @@ mod linux {
     const DEFAULTS: &[Row] = &[
         row(OURS, || watched(DEFAULT)),
         row(ONLY_WAKES, || only_waking(DEFAULT)),
+        row("the same without turns", || {
+            watched(Setup {
+                turns: false,
+                ..DEFAULT
+            })
+        }),
+        row("a tick of the same length, without turns", || {
+            let runtime = runtime(DEFAULT.workers);
+            let builder = builder(&runtime, DEFAULT).turns(false).tick(DEFAULT.tick());
+            watched_by(&runtime, builder, DEFAULT)
+        }),
     ];
 
     const THRESHOLDS: &[Row] = &[
@@ -296,19 +315,32 @@ mod linux {
             .expect("a runtime")
     }
 
-    fn watch(runtime: &Runtime, threshold: Duration) -> Guard {
+    fn builder(runtime: &Runtime, setup: Setup) -> Builder {
         Builder::new()
             .runtime("bench", runtime.handle().clone())
-            .threshold(threshold)
+            .threshold(setup.threshold)
+            .turns(setup.turns)
             .log(false)
-            .start()
-            .expect("nothing else is watched")
+    }
+
+    fn watch(runtime: &Runtime, threshold: Duration) -> Guard {
+        let setup = Setup {
+            threshold,
+            ..DEFAULT
+        };
+        let watch = builder(runtime, setup).start();
+        watch.expect("nothing else is watched")
     }
 
     /// The detector's threads in an idle process, then in a busy one.
     fn watched(setup: Setup) -> Vec<f64> {
         let runtime = runtime(setup.workers);
-        let watch = watch(&runtime, setup.threshold);
+        let builder = builder(&runtime, setup);
+        watched_by(&runtime, builder, setup)
+    }
+
+    fn watched_by(runtime: &Runtime, builder: Builder, setup: Setup) -> Vec<f64> {
+        let watch = builder.start().expect("nothing else is watched");
         leave_waiting(runtime.handle(), setup.tasks);
         std::thread::sleep(SETTLE);
         let counts = || {
@@ -320,7 +352,7 @@ mod linux {
             std::thread::sleep(IDLE);
         });
         figures.extend(window("stall-", "stall-watchdog", counts, || {
-            be_busy(&runtime, setup.busy);
+            be_busy(runtime, setup.busy);
         }));
         figures
     }
@@ -346,7 +378,7 @@ mod linux {
                     due += if is_busy.load(Ordering::Relaxed) {
                         setup.tick()
                     } else {
-                        IDLE_TICK
+                        setup.idle_tick()
                     };
                     due = due.max(now);
                 }
@@ -462,7 +494,7 @@ mod linux {
             for task in tasks.collect::<Vec<_>>() {
                 runtime.block_on(task).expect("it does not panic");
             }
-            std::thread::sleep(2 * IDLE_TICK);
+            std::thread::sleep(2 * LONGEST_TICK);
             if watch.as_ref().is_none_or(is_known) {
                 break;
             }

@@ -300,8 +300,11 @@ pub(crate) fn join(
         None => Engine::start()?,
     };
     for runtime in &new {
-        let flavor = runtime.handle.runtime_flavor();
-        runtime.stats.note_no_turns(Track::new(flavor).missing());
+        let track = Track::new(
+            runtime.handle.runtime_flavor(),
+            runtime.watch.settings.turns,
+        );
+        runtime.stats.note_no_turns(track.missing());
         probe::gather(&runtime.handle, runtime.rules.threshold / 2).wait();
     }
     let shared = running.shared.clone();

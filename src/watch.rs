@@ -143,6 +143,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Target,
     /// Started by the thread that drives the runtime, for as long as it does.
     driven_here: bool,
+    /// Whether turns are to be counted.
+    pub(crate) turns: bool,
     stacks: Stacks,
     pub(crate) own_code: OwnCode,
     pub(crate) advice: Advice,
@@ -176,6 +178,7 @@ impl Default for Settings {
             #[cfg(feature = "metrics")]
             metrics: Target::default(),
             driven_here: false,
+            turns: true,
             stacks: Stacks::Auto,
             own_code: OwnCode::default(),
             advice: Advice::default(),
@@ -250,6 +253,16 @@ impl Builder {
     /// 25 ms and at most every 5 ms, and after ten seconds every 25 ms.
     pub fn tick(mut self, tick: Duration) -> Builder {
         self.tick = Some(tick);
+        self
+    }
+
+    /// Whether the turns of the workers' loops are counted, which tells one long poll from many short ones where
+    /// nothing marks them. By default, they are.
+    ///
+    /// Tokio does not publish them: they are words of its scheduler's memory, found by how they behave, and
+    /// read through the kernel. Nothing is written. [`Coverage::turns`] says whether they could be found.
+    pub fn turns(mut self, counted: bool) -> Builder {
+        self.settings.turns = counted;
         self
     }
 
@@ -465,7 +478,10 @@ impl Builder {
         });
         let shared = engine::join(runtimes, &watch, |runtime| Rules {
             threshold,
-            tick: tick.unwrap_or_else(|| default_tick(threshold, runtime)),
+            tick: tick.unwrap_or_else(|| {
+                let track = Track::new(runtime.runtime_flavor(), watch.settings.turns);
+                default_tick(threshold, track.missing().is_none())
+            }),
             milestones: [
                 watch.settings.warn_after,
                 watch.settings.error_after,
@@ -473,7 +489,6 @@ impl Builder {
             ],
             always_driven: runtime.runtime_flavor() == RuntimeFlavor::MultiThread
                 || watch.settings.driven_here && is_driven_here(runtime),
-            multi_thread: runtime.runtime_flavor() == RuntimeFlavor::MultiThread,
         })?;
         let view = View { watch, shared };
         if view.watch.settings.log {
@@ -516,16 +531,9 @@ fn is_driven_here(runtime: &Handle) -> bool {
 
 /// Where turns are counted, four ticks make a threshold, so that a poll of 1.25 thresholds is seen for one
 /// whatever the moment it begins at. Without them only what sleeps, or has a mark, is seen that soon.
-fn default_tick(threshold: Duration, runtime: &Handle) -> Duration {
-    let in_a_threshold = match Track::new(runtime.runtime_flavor()).missing() {
-        None => 4,
-        Some(_) => 2,
-    };
-    part_of(threshold, in_a_threshold)
-}
-
-fn part_of(threshold: Duration, parts: u32) -> Duration {
-    (threshold / parts).clamp(SHORTEST_TICK.min(threshold), LONGEST_TICK)
+fn default_tick(threshold: Duration, counts_turns: bool) -> Duration {
+    let in_a_threshold = if counts_turns { 4 } else { 2 };
+    (threshold / in_a_threshold).clamp(SHORTEST_TICK.min(threshold), LONGEST_TICK)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -534,13 +542,13 @@ mod tests {
 
     #[test]
     fn the_tick_is_a_part_of_the_threshold_within_bounds() {
-        let tick = |micros, parts| part_of(Duration::from_micros(micros), parts);
-        assert_eq!(tick(10_000, 4), Duration::from_micros(2_500));
-        assert_eq!(tick(10_000, 2), Duration::from_millis(5));
-        assert_eq!(tick(1_000_000, 4), Duration::from_millis(25));
-        assert_eq!(tick(600, 2), Duration::from_micros(500));
+        let tick = |micros, turns| default_tick(Duration::from_micros(micros), turns);
+        assert_eq!(tick(10_000, true), Duration::from_micros(2_500));
+        assert_eq!(tick(10_000, false), Duration::from_millis(5));
+        assert_eq!(tick(1_000_000, true), Duration::from_millis(25));
+        assert_eq!(tick(600, false), Duration::from_micros(500));
         assert_eq!(
-            tick(100, 4),
+            tick(100, true),
             Duration::from_micros(100),
             "never longer than the threshold"
         );

@@ -217,8 +217,9 @@ fn prometheus_sees_a_stall_before_it_ends_and_never_loses_its_target() {
     );
     drop(release);
 
+    // A machine with more to do than CPUs may bring another stall about.
     prometheus.wait("the end", || {
-        prometheus.value("sum(tokio_stall_stall_duration_seconds_count)") == Some(WORKERS as f64)
+        prometheus.value("sum(tokio_stall_stall_duration_seconds_count)") >= Some(WORKERS as f64)
     });
     prometheus.wait("the alerts' end", || prometheus.firing().is_empty());
     // Counters that begin at zero have an increase, extrapolated to the whole window as ever.

@@ -270,3 +270,26 @@ fn a_runtime_whose_only_worker_is_held_has_a_frozen_driver() {
         assert!(status.runtimes[0].driver_frozen >= LONG / 2, "{status:?}");
     });
 }
+
+#[test]
+fn switched_off_there_are_only_marks() {
+    workers(2).block_on(async {
+        let (builder, seen) = Seen::builder();
+        let watch = builder.turns(false).start().unwrap();
+        let coverage = &watch.coverage()[0];
+        assert_eq!(
+            (coverage.turns, coverage.no_turns),
+            (false, Some("switched off by `Builder::turns`"))
+        );
+        tokio::spawn(async { compute(LONG) }).await.unwrap();
+        seen.assert_nothing();
+        tokio::spawn(tokio_stall::FutureExt::watched(
+            async { compute(LONG) },
+            "marked",
+        ))
+        .await
+        .unwrap();
+        let ended = seen.wait(|report| report.phase == Phase::Ended);
+        assert_eq!(ended.span.as_deref(), Some("marked"), "{ended}");
+    });
+}

@@ -76,14 +76,17 @@ pub(crate) enum NoTurns {
     NotFound,
     /// They were found, and then did not behave.
     Disproved,
+    /// By [`Builder::turns`](crate::Builder::turns).
+    Off,
 }
 
 impl NoTurns {
-    pub(crate) const ALL: [NoTurns; 4] = [
+    pub(crate) const ALL: [NoTurns; 5] = [
         NoTurns::Unsupported,
         NoTurns::Forbidden,
         NoTurns::NotFound,
         NoTurns::Disproved,
+        NoTurns::Off,
     ];
 
     /// The reason in a few words.
@@ -93,6 +96,7 @@ impl NoTurns {
             NoTurns::Forbidden => "a sandbox forbids to read own memory",
             NoTurns::NotFound => "not found in this version of tokio",
             NoTurns::Disproved => "disproved; looked for again",
+            NoTurns::Off => "switched off by `Builder::turns`",
         }
     }
 }
@@ -125,6 +129,7 @@ pub(crate) struct PollId {
 }
 
 /// Which of a turn's polls it is.
+#[allow(dead_code)] // Where no turns are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// There is only one: the task from the queue, or all there is on a `current_thread` runtime.

@@ -155,9 +155,14 @@ enum Look {
 }
 
 impl Track {
-    pub(crate) fn new(flavor: RuntimeFlavor) -> Track {
+    /// What to follow a worker of such a runtime by; nothing, if turns are not `wanted`.
+    pub(crate) fn new(flavor: RuntimeFlavor, wanted: bool) -> Track {
         Track {
-            layout: layout(flavor),
+            layout: if wanted {
+                layout(flavor)
+            } else {
+                Err(NoTurns::Off)
+            },
             core: None,
             context: None,
             asked: None,
@@ -513,7 +518,7 @@ mod tests {
             slot.introduce(1, (0, 0), &raw const *memory as u64, "worker");
             let track = Track {
                 layout: Ok(layout(multi_thread)),
-                ..Track::new(RuntimeFlavor::MultiThread)
+                ..Track::new(RuntimeFlavor::MultiThread, true)
             };
             World {
                 memory,

@@ -33,7 +33,7 @@ impl Inside {
 pub(crate) struct Track {}
 
 impl Track {
-    pub(crate) fn new(_flavor: RuntimeFlavor) -> Track {
+    pub(crate) fn new(_flavor: RuntimeFlavor, _wanted: bool) -> Track {
         Track {}
     }
 

@@ -14,6 +14,7 @@ use crate::explain::cause::SleptIn;
 use crate::report::news::{Announcement, StackNews, StallKey, StallNews, StallThread};
 use crate::report::{NoStack, Phase};
 use crate::slot::LongPoll;
+use crate::turns::Track;
 use crate::watchdog::detector::{Detector, Finding, HeldBy, Look, PollKey, Sample, Shown, Stall};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -47,8 +48,10 @@ struct Announced {
 
 impl WorkerWatch {
     pub(super) fn new(index: usize, runtime: &WatchedRuntime) -> WorkerWatch {
+        let flavor = runtime.handle.runtime_flavor();
+        let track = Track::new(flavor, runtime.watch.settings.turns);
         WorkerWatch {
-            worker: Worker::new(index, runtime.handle.runtime_flavor()),
+            worker: Worker::new(index, track),
             detector: Detector::new(runtime.rules),
             sampling: Sampling::default(),
             is_asked: false,

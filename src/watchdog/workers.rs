@@ -11,7 +11,7 @@ use crate::slot::{Claim, Slot};
 use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::runtime::{RuntimeFlavor, RuntimeMetrics};
+use tokio::runtime::RuntimeMetrics;
 
 /// Whether this target's tokio publishes the counters at all.
 pub(crate) const COUNTERS_EXIST: bool = cfg!(target_has_atomic = "64");
@@ -153,11 +153,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(index: usize, flavor: RuntimeFlavor) -> Worker {
+    pub(crate) fn new(index: usize, track: Track) -> Worker {
         Worker {
             index,
             driver: None,
-            track: Track::new(flavor),
+            track,
             turn: None,
             epoch: None,
             was_lost: false,

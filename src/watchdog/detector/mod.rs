@@ -251,11 +251,8 @@ impl Detector {
                     // What has been told once does not count again.
                     self.unmoved = Unmoved::from(sample);
                 }
-                findings.extend(match (old, &last, interval) {
-                    (Some(old), _, _) => self.finish(old, last.as_ref(), sample, interval),
-                    (None, Some(last), Some(interval)) => self.slept_unseen(last, sample, interval),
-                    _ => None,
-                });
+                let over = old.and_then(|old| self.finish(old, last.as_ref(), sample, interval));
+                findings.extend(over);
                 let serial = self.next_serial();
                 self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
                     (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(serial, unmoved),
@@ -496,9 +493,7 @@ impl Detector {
         }
         let last_seen = last.map_or(sample.at, |last| last.at);
         let said = stretch.announced.map(|announced| announced.certainty);
-        let Some(certainty) = said.or_else(|| self.driven_after_all(&stretch, sample)) else {
-            return self.slept_unseen(&stretch.before?, sample, interval?);
-        };
+        let certainty = said.or_else(|| self.driven_after_all(&stretch, sample))?;
         let (end, error) = middle(last_seen, sample.at);
         stretch.add_tail(end.since(last_seen), interval);
         let mut stall = stretch.stall_until(end, error, certainty);

@@ -22,8 +22,6 @@ pub(crate) struct Rules {
     /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose counters
     /// look the same while nobody is inside its `block_on`. Of interest only where memory shows nothing.
     pub(crate) always_driven: bool,
-    /// Whether several polls can be in one turn, and none in the one that parks: a multi-thread runtime.
-    pub(crate) multi_thread: bool,
 }
 
 /// A worker's published counters.

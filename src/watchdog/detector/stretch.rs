@@ -35,8 +35,6 @@ pub(super) struct Stretch {
     pub(super) split: TimeSplit,
     /// The system calls that the thread was seen asleep in.
     pub(super) calls: Calls,
-    /// The last sample that did not show it.
-    pub(super) before: Option<Sample>,
     pub(super) busy_before: Duration,
     pub(super) sleep: Option<Sleep>,
     /// One sleep has lasted for the threshold.
@@ -159,44 +157,47 @@ impl Stretch {
             None => (Duration::ZERO, TimeSplit::unknown(age)),
         };
         let mut stretch = Stretch {
-            serial,
-            held_by,
             earliest: exact.unwrap_or(not_before),
-            latest,
-            blamed,
-            host: Duration::ZERO,
             split,
-            calls: Calls::default(),
-            before: last.copied(),
-            busy_before: last.map_or(sample.after, |last| last.after).busy,
-            sleep: None,
-            long_sleep: false,
-            ticks: 1,
-            widest: Duration::ZERO,
+            blamed,
             holds: sample.turn.is_some_and(|turn| turn.holds),
             task: sample.turn.map_or(0, |turn| turn.id.task),
-            suspected: false,
-            suspected_for: 0,
-            shown: None,
-            announced: None,
+            ..Stretch::new(
+                serial,
+                held_by,
+                latest,
+                last.map_or(sample.after, |last| last.after).busy,
+            )
         };
         stretch.follow_sleep(sample, Duration::ZERO, stretch.split.asleep);
         stretch
     }
 
-    /// The stretch from the last move of the counters on.
+    /// The stretch since the worker was last seen to move.
     pub(super) fn counted_out(serial: u64, unmoved: &Unmoved) -> Stretch {
         Stretch {
-            serial,
-            held_by: HeldBy::CountedOut,
-            earliest: unmoved.since,
-            latest: unmoved.since,
             blamed: unmoved.blamed,
-            host: Duration::ZERO,
             split: unmoved.split,
+            ..Stretch::new(
+                serial,
+                HeldBy::CountedOut,
+                unmoved.since,
+                unmoved.busy_before,
+            )
+        }
+    }
+
+    fn new(serial: u64, held_by: HeldBy, since: Nanos, busy_before: Duration) -> Stretch {
+        Stretch {
+            serial,
+            held_by,
+            earliest: since,
+            latest: since,
+            blamed: Duration::ZERO,
+            host: Duration::ZERO,
+            split: TimeSplit::default(),
             calls: Calls::default(),
-            before: None,
-            busy_before: unmoved.busy_before,
+            busy_before,
             sleep: None,
             long_sleep: false,
             ticks: 1,

@@ -1,13 +1,11 @@
-//! What ended before anybody saw it: long polls and sleeps that were over by the next tick.
+//! Marked polls that ended before anybody saw them, by the records that their threads keep.
 //!
 //! *Runs on:* the watchdog thread.
 //! *Must not:* do anything but arithmetic on samples. The busy counter has the last word: what it has not counted
 //! did not hold the worker.
 
-use super::sample::{Interval, PollKey, Sample};
-use super::split::TimeSplit;
-use super::stretch::middle;
-use super::{Certainty, Detector, Finding, Findings, HeldBy, POLLS_IN_A_TURN, Stall};
+use super::sample::{PollKey, Sample};
+use super::{Certainty, Detector, Finding, Findings, HeldBy, Stall};
 use crate::slot::LongPoll;
 use std::time::Duration;
 
@@ -83,80 +81,5 @@ impl Detector {
             poll.patience > 0
         });
         findings
-    }
-
-    /// Without marks, and over before it had been seen for long: the worker was parked before and is parked
-    /// again, after one turn that took as long as the busy counter says.
-    ///
-    /// A thread that was put on a CPU n times has slept n − 1 times in between, so the longest of these
-    /// sleeps is known from below.
-    pub(super) fn slept_unseen(
-        &mut self,
-        before: &Sample,
-        sample: &Sample,
-        interval: Interval,
-    ) -> Option<Finding> {
-        if !self.is_one_turn(before, sample) {
-            return None;
-        }
-        let (thread_before, thread) = (before.thread?, sample.thread?);
-        let runs = u32::try_from(thread.runs.wrapping_sub(thread_before.runs)).ok()?;
-        let length = sample.at.since(before.at);
-        let busy = sample.before.busy.saturating_sub(before.after.busy);
-        let computed = thread.cpu.saturating_sub(thread_before.cpu);
-        let waited = thread
-            .run_queue
-            .saturating_sub(thread_before.run_queue)
-            .max(interval.host);
-        let own = busy.saturating_sub(waited);
-        let asleep = own.saturating_sub(computed);
-        let longest_sleep = asleep / runs.saturating_sub(1).max(1);
-        let polls = if self.rules.multi_thread {
-            POLLS_IN_A_TURN
-        } else {
-            1
-        };
-        let is_long = own / polls >= self.rules.threshold;
-        if busy > length || !is_long && longest_sleep < self.rules.threshold {
-            return None;
-        }
-        let (since, error) = middle(before.at, sample.at.minus(busy));
-        Some(Finding::Ended(Stall {
-            serial: self.next_serial(),
-            held_by: HeldBy::CountedOut,
-            since,
-            duration: busy,
-            error: error.min(busy - own),
-            certainty: Certainty::Certain,
-            split: TimeSplit {
-                cpu: computed.min(busy - asleep),
-                asleep,
-                run_queue: (busy - asleep).saturating_sub(computed),
-                ..TimeSplit::default()
-            },
-            call: None,
-            name: 0,
-            task: 0,
-        }))
-    }
-
-    /// Whether the worker was parked at both looks, and has made one turn with polls in between, all of it
-    /// unmarked and in the hands of this thread.
-    fn is_one_turn(&self, before: &Sample, sample: &Sample) -> bool {
-        let (Some(turn_before), Some(turn)) = (before.turn, sample.turn) else {
-            return false;
-        };
-        let (Some(slot_before), Some(slot)) = (before.slot, sample.slot) else {
-            return false;
-        };
-        let parked =
-            |sample: &Sample| sample.before.parks % 2 == 1 && sample.before == sample.after;
-        let turns = turn.id.turn.wrapping_sub(turn_before.id.turn);
-        // One more in which a multi-thread worker finds nothing to do, and parks.
-        let one = if self.rules.multi_thread { 2 } else { 1 };
-        let no_marks =
-            slot_before.poll() == slot.poll() && slot_before.allowed_until == slot.allowed_until;
-        let held = turn_before.holds && turn.holds;
-        no_marks && held && turns == one && parked(before) && parked(sample)
     }
 }

@@ -36,7 +36,6 @@ fn rules() -> Rules {
         tick: TICK,
         milestones: [ms(60), ms(1_000), ms(10_000)],
         always_driven: true,
-        multi_thread: true,
     }
 }
 

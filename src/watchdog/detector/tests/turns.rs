@@ -169,7 +169,6 @@ fn a_current_thread_runtime_that_nobody_drives_is_none() {
     let mut world = at_work();
     world.detector = Detector::new(Rules {
         always_driven: false,
-        multi_thread: false,
         ..rules()
     });
     world.turn().holds = false;

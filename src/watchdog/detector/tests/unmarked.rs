@@ -153,7 +153,6 @@ fn current_thread() -> World {
     let mut world = World::parked().wake();
     world.detector = Detector::new(Rules {
         always_driven: false,
-        multi_thread: false,
         ..rules()
     });
     world
