@@ -57,7 +57,8 @@ async fn all_threads_known(watch: &Guard) {
 #[test]
 fn a_computing_worker_is_reported_while_it_computes_and_for_certain() {
     plain(async || {
-        let (_watch, seen) = Seen::watch();
+        let (watch, seen) = Seen::watch();
+        all_threads_known(&watch).await;
         tokio::spawn(async { compute(Duration::from_millis(300)) })
             .await
             .unwrap();

@@ -93,6 +93,9 @@ fn where_the_call_is_forbidden_the_file_shows_turns() {
         let (watch, seen) = Seen::watch();
         assert!(watch.coverage()[0].turns, "{}", watch.coverage()[0]);
         is_silent(&seen).await;
+        while watch.coverage()[0].known_threads < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         tokio::spawn(async { compute(LONG) }).await.unwrap();
         let began = seen.wait(|report| report.phase == Phase::Began);
         assert_eq!(began.certainty, Certainty::Certain, "{began}");

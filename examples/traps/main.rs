@@ -8,15 +8,15 @@
 //! cargo run --release --example traps -- --unmarked
 //! ```
 //!
-//! The service is a real axum server with two workers; a client in the same process, on a thread and
-//! a runtime of its own, calls it over HTTP, with light traffic on other routes all the time. For
-//! each of the 26 traps there is a route that blocks for real, and mostly beside it, as its twin, a
-//! route that does the same without blocking. Each trap must be reported while it lasts, by its name,
-//! and with the right duration, line of code, cause and advice. Twins and controls must not be
-//! reported at all. Otherwise the exit code is 1.
+//! The service is a real axum server with two workers; a client in the same process, on a thread
+//! and a runtime of its own, calls it over HTTP, with light traffic on other routes all the time.
+//! For each of the 26 traps there is a route that blocks for real, and mostly beside it, as its
+//! twin, a route that does the same without blocking. Each trap must be reported while it lasts, by
+//! its name, and with the right duration, line of code, cause and advice. Twins and controls must
+//! not be reported at all. Otherwise the exit code is 1.
 //!
-//! With `--unmarked` neither the detector's layer nor its wrapper marks a poll, as in a service that
-//! has only started the detector. No trap has a name then, and all the rest must be as right.
+//! With `--unmarked` neither the detector's layer nor its wrapper marks a poll, as in a service
+//! that has only started the detector. No trap has a name then, and all the rest must be as right.
 //!
 //! ```text
 //! client ──▶ server ──▶ traps, controls ──▶ record (what really happened) ──▶ judge ──▶ output

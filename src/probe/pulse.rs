@@ -3,7 +3,7 @@
 //! *Runs on:* sent from the pulse thread, and by whoever starts a watch; received on worker threads as an
 //! ordinary poll.
 //! *Must not:* block: a pulse's poll takes well under a microsecond. Only the gatherings hold workers, for at
-//! most a millisecond each at the start, so that every worker takes one, and for less than that later on,
+//! most two milliseconds each at the start, so that every worker takes one, and for less than that later on,
 //! while some worker is not known.
 
 use crate::clock::{self, Nanos};
@@ -131,7 +131,7 @@ impl Drop for Receiver {
 }
 
 /// The longest a worker is held once, at the start, until the others have come too.
-const LONGEST_GATHERING: Duration = Duration::from_millis(1);
+const LONGEST_GATHERING: Duration = Duration::from_millis(2);
 
 /// The workers of a runtime on their way to be known.
 #[derive(Clone, Debug)]

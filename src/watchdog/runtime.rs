@@ -58,7 +58,7 @@ impl RuntimeWatch {
             watch.is_asked = !watch.rests(&self.runtime, now);
             if watch.is_asked {
                 watch.worker.follow(self.runtime.id, drivers);
-                watch.worker.ask(looks);
+                watch.worker.ask(looks, &self.runtime.metrics);
             }
         }
     }
@@ -69,7 +69,7 @@ impl RuntimeWatch {
         for watch in self.workers.iter_mut().filter(|watch| watch.is_asked) {
             watch.is_asked = watch.worker.take(looks, &self.runtime.metrics);
             if watch.is_asked {
-                watch.worker.ask(again);
+                watch.worker.ask(again, &self.runtime.metrics);
                 any = true;
             }
         }
@@ -93,7 +93,7 @@ impl RuntimeWatch {
                 let inside = inside.get_or_insert_with(|| Inside::look(looks));
                 watch.is_asked = watch.worker.find(inside, looks);
                 if watch.is_asked {
-                    watch.worker.ask(again);
+                    watch.worker.ask(again, &runtime.metrics);
                     any = true;
                 }
             }

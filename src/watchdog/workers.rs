@@ -141,8 +141,10 @@ pub(crate) struct Worker {
     driver: Option<Driver>,
     track: Track,
     turn: Option<Turn>,
-    /// The slot's epoch before memory was read.
+    /// The slot's epoch before memory was read …
     epoch: Option<u64>,
+    /// … and how often the worker had parked and woken.
+    parks: u64,
     /// At the tick before, it was at work, and in nobody's hands that are known.
     was_lost: bool,
     last: Option<Counters>,
@@ -160,6 +162,7 @@ impl Worker {
             track,
             turn: None,
             epoch: None,
+            parks: 0,
             was_lost: false,
             last: None,
             moved: false,
@@ -193,8 +196,9 @@ impl Worker {
     }
 
     /// Asks for what is to be read of this worker, together with what is read of others.
-    pub(crate) fn ask(&mut self, looks: &mut Looks) {
+    pub(crate) fn ask(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics) {
         self.turn = None;
+        self.parks = counters(metrics, self.index).parks;
         self.epoch = None;
         if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
             self.epoch = Some(driver.slot.line.observe().epoch);
@@ -204,9 +208,8 @@ impl Worker {
 
     /// Takes what was read. Returns whether another look is wanted, since something lies elsewhere now.
     pub(crate) fn take(&mut self, looks: &Looks, metrics: &RuntimeMetrics) -> bool {
-        let now = counters(metrics, self.index).parks;
-        let before = self.last.map_or(now, |last| last.parks);
-        let Some(turn) = self.track.take(looks, before..=now) else {
+        let published = self.parks..=counters(metrics, self.index).parks;
+        let Some(turn) = self.track.take(looks, published) else {
             return true;
         };
         // A slot that has another owner now may have been read half before and half after.

@@ -2,9 +2,10 @@
 //!
 //! People measure their handlers in an idle service, see a few thresholds at most, and leave it at
 //! that. It is a stall all the same, and the shorter it is the less time there is to find it. In a
-//! saturated service its worker is never idle either, so only the poll itself tells it from ordinary
-//! traffic. Each computation takes its time by the CPU clock of its thread: time for which others
-//! have the CPU is not its fault. The right way is that of the other computations, hence no twin.
+//! saturated service its worker is never idle either, so only the poll itself tells it from
+//! ordinary traffic. Each computation takes its time by the CPU clock of its thread: time for which
+//! others have the CPU is not its fault. The right way is that of the other computations, hence no
+//! twin.
 
 use super::{Setup, Trap, Twin};
 use crate::corpus::{Diagnosis, Drive, Expects};
