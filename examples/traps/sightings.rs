@@ -160,7 +160,7 @@ impl Sightings {
     }
 }
 
-/// The time by the judge's own clock. Reports take a while to arrive, so their arrival does not tell.
+/// The time by the judge's clock. Reports take a while to arrive, so their arrival does not tell.
 fn instant(by_the_wall_clock: SystemTime) -> Instant {
     let now = Instant::now();
     let age = by_the_wall_clock.elapsed().unwrap_or_default();

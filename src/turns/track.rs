@@ -78,6 +78,11 @@ impl Looks {
         self.monotonic = monotonic();
     }
 
+    /// When they were read last.
+    pub(crate) fn read_at(&self) -> Nanos {
+        self.at
+    }
+
     fn ask(&mut self, address: u64, length: usize) -> usize {
         self.pieces.push(Piece::new(address, length));
         self.pieces.len() - 1

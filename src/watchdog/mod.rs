@@ -151,6 +151,8 @@ struct Round<'a> {
     throttled: Duration,
     shared: &'a Shared,
     allowance: &'a mut Allowance,
+    /// For a look at one worker.
+    looks: &'a mut Looks,
     news: Vec<StallNews>,
     turns_lost: Vec<TurnsLost>,
     stacks: Vec<StackNews>,
@@ -182,6 +184,7 @@ impl Watchdog {
             throttled,
             shared: &self.shared,
             allowance: &mut self.stacks,
+            looks: &mut self.looks[0],
             news: Vec::new(),
             turns_lost: Vec::new(),
             stacks: Vec::new(),

@@ -106,7 +106,7 @@ impl WorkerWatch {
             signalled,
             own_wait: round.own_wait,
             throttled: round.throttled,
-            ..self.worker.sample(&runtime.metrics, round.due)
+            ..self.worker.sample(&runtime.metrics, round.due, round.looks)
         };
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;

@@ -36,6 +36,9 @@ fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
     }
 }
 
+/// Readings that are no further apart belong together.
+const AT_ONCE: Duration = Duration::from_micros(200);
+
 /// The slots of threads that say they drive a worker, by what they say. Rebuilt each tick.
 pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
 
@@ -122,15 +125,31 @@ impl Driver {
     ///
     /// Each look comes before the counters are read. What moved them between the last two readings was
     /// done after the look before the first reading and before this look, or this thread did not do it.
-    fn look(&mut self, counters_moved: bool) -> Option<ThreadEvidence> {
+    fn look(&mut self, counters_moved: bool) -> (Option<ThreadEvidence>, Nanos) {
         let before_the_move = std::mem::replace(&mut self.earlier, self.evidence);
-        self.evidence = self.files.as_ref().and_then(ThreadFiles::look);
-        let now = self.evidence?;
-        self.replaced |= counters_moved
-            && before_the_move.is_some_and(|then| {
-                now.runs == then.runs && now.cpu == then.cpu && now.state != ThreadState::OnCpu
-            });
-        self.evidence
+        let at = self.look_at_once();
+        let has_not_run = |now: ThreadEvidence, then: ThreadEvidence| {
+            now.runs == then.runs && now.cpu == then.cpu && now.state != ThreadState::OnCpu
+        };
+        let stands = self.evidence.zip(before_the_move);
+        self.replaced |= counters_moved && stands.is_some_and(|(now, then)| has_not_run(now, then));
+        (self.evidence, at)
+    }
+
+    /// Reads the thread's clocks and the shared one together: where the watchdog loses its CPU in between, the time
+    /// would be blamed on the thread.
+    fn look_at_once(&mut self) -> Nanos {
+        const TRIES: usize = 3;
+        let mut at = clock::now();
+        for _ in 0..TRIES {
+            let before = at;
+            self.evidence = self.files.as_ref().and_then(ThreadFiles::look);
+            at = clock::now();
+            if at.since(before) < AT_ONCE {
+                break;
+            }
+        }
+        at
     }
 }
 
@@ -145,6 +164,8 @@ pub(crate) struct Worker {
     epoch: Option<u64>,
     /// … and how often the worker had parked and woken.
     parks: u64,
+    /// When it was read.
+    read_at: Nanos,
     /// At the tick before, it was at work, and in nobody's hands that are known.
     was_lost: bool,
     last: Option<Counters>,
@@ -163,6 +184,7 @@ impl Worker {
             turn: None,
             epoch: None,
             parks: 0,
+            read_at: Nanos::default(),
             was_lost: false,
             last: None,
             moved: false,
@@ -208,6 +230,7 @@ impl Worker {
 
     /// Takes what was read. Returns whether another look is wanted, since something lies elsewhere now.
     pub(crate) fn take(&mut self, looks: &Looks, metrics: &RuntimeMetrics) -> bool {
+        self.read_at = looks.read_at();
         let published = self.parks..=counters(metrics, self.index).parks;
         let Some(turn) = self.track.take(looks, published) else {
             return true;
@@ -278,8 +301,13 @@ impl Worker {
     /// # Cost
     ///
     /// Some cached loads for a parked worker; one to two microseconds for an active one.
-    pub(crate) fn sample(&mut self, metrics: &RuntimeMetrics, due: Nanos) -> Sample {
-        let thread = self.look_at_thread(metrics);
+    pub(crate) fn sample(
+        &mut self,
+        metrics: &RuntimeMetrics,
+        due: Nanos,
+        looks: &mut Looks,
+    ) -> Sample {
+        let (thread, at) = self.look_at_thread(metrics);
         let before = counters(metrics, self.index);
         let slot = self.driver().map(|driver| {
             let line = &driver.slot.line;
@@ -297,15 +325,17 @@ impl Worker {
         let last = self.last.replace(after);
         self.moved = last.is_some_and(|last| last.parks != after.parks);
         self.quiet = after.parks % 2 == 1 && last == Some(after);
-        // The process may have been stopped since the tick woke; so lateness is taken here.
-        let at = clock::now();
+        let turn = self.turn.filter(|_| slot.is_some());
+        let same_mark = slot.is_none_or(|slot| self.epoch == Some(slot.epoch));
+        let settled = turn.is_none() || same_mark && self.is_still(looks, metrics, at);
         Sample {
             at,
+            // The process may have been stopped since the tick woke; so lateness is taken here.
             late: at.since(due),
             before,
             after,
-            turn: self.turn.filter(|_| slot.is_some()),
-            settled: slot.is_none_or(|slot| self.turn.is_none() || self.epoch == Some(slot.epoch)),
+            turn,
+            settled,
             slot,
             thread,
             own_wait: None,
@@ -320,15 +350,31 @@ impl Worker {
         self.quiet && self.last == Some(counters(metrics, self.index))
     }
 
-    /// A worker that was parked all the time needs no second look.
-    fn look_at_thread(&mut self, metrics: &RuntimeMetrics) -> Option<ThreadEvidence> {
+    /// What the thread did, and when. A worker that was parked all the time needs no second look.
+    fn look_at_thread(&mut self, metrics: &RuntimeMetrics) -> (Option<ThreadEvidence>, Nanos) {
         let (quiet, moved) = (self.rests(metrics), self.moved);
-        let driver = self.driver.as_mut().filter(|driver| !driver.replaced)?;
+        let Some(driver) = self.driver.as_mut().filter(|driver| !driver.replaced) else {
+            return (None, clock::now());
+        };
         if quiet && driver.evidence.is_some() {
             driver.earlier = driver.evidence;
-            return driver.evidence;
+            return (driver.evidence, clock::now());
         }
         driver.look(moved)
+    }
+
+    /// Whether the poll that memory showed still goes on, asked again where the watchdog has lost its CPU
+    /// between that reading and the look at the thread.
+    fn is_still(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics, at: Nanos) -> bool {
+        let then = self.turn.map(|turn| (turn.id, turn.holds));
+        if at.since(self.read_at) < AT_ONCE {
+            return true;
+        }
+        looks.clear();
+        self.ask(looks, metrics);
+        looks.read();
+        let is_read = !self.take(looks, metrics);
+        is_read && self.turn.map(|turn| (turn.id, turn.holds)) == then
     }
 }
 

@@ -90,7 +90,8 @@ pub(crate) struct Sample {
     pub(crate) slot: Option<SlotSeen>,
     /// What memory shows of that thread's poll.
     pub(crate) turn: Option<Turn>,
-    /// No mark was made or ended while the thread was looked at: what was read belongs together.
+    /// No mark was made or ended while the thread was looked at, and memory shows the same poll: what was read
+    /// belongs together.
     pub(crate) settled: bool,
     pub(crate) thread: Option<ThreadEvidence>,
     /// We have signalled the thread since the last sample, and it has taken the signal.
