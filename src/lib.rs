@@ -60,8 +60,8 @@
 //!   tokio's scheduler: on Linux with 64 bits, unless a sandbox forbids to read it. [`Coverage::turns`] says
 //!   whether it is so. Elsewhere a computing poll without a mark is reported once it has outlasted 61 × 4
 //!   thresholds, and a sleeping one once a stack has shown whose its worker is.
-//! * Where a build leaves tokio's calls of tasks indistinguishable (`opt-level = "z"`), a poll without a mark is
-//!   [`Certainty::Likely`] until it has lasted for two thresholds and a tick.
+//! * Where a build leaves tokio's calls of tasks indistinguishable (`opt-level = "z"`), a computing poll without a
+//!   mark is reported once it has lasted for two thresholds and a tick.
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
 //! * Proof of sleep, and telling host trouble from code, need Linux; stacks, Linux on x86-64 or aarch64.
 //!   Elsewhere [`Coverage`] says so.

@@ -127,8 +127,21 @@ fn read_by_file(piece: &mut Piece) {
 }
 
 /// Copies from `address` into `to` and returns how much could be copied.
-#[allow(unsafe_code)]
 pub(crate) fn read(address: u64, to: &mut [u8]) -> usize {
+    if let Ok(read) = read_by_call(address, to) {
+        return read;
+    }
+    if std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT) {
+        return 0;
+    }
+    let read = file().and_then(|file| file.read_at(to, address).ok());
+    read.unwrap_or(0)
+}
+
+/// The same by the system call alone, which a signal handler may make. `Err` if nothing can be read, or if it is
+/// forbidden; `errno` says which.
+#[allow(unsafe_code)]
+pub(crate) fn read_by_call(address: u64, to: &mut [u8]) -> Result<usize, ()> {
     let local = libc::iovec {
         iov_base: to.as_mut_ptr().cast(),
         iov_len: to.len(),
@@ -141,14 +154,7 @@ pub(crate) fn read(address: u64, to: &mut [u8]) -> usize {
     let read = unsafe {
         libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
     };
-    if let Ok(read) = usize::try_from(read) {
-        return read;
-    }
-    if std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT) {
-        return 0;
-    }
-    let read = file().and_then(|file| file.read_at(to, address).ok());
-    read.unwrap_or(0)
+    usize::try_from(read).map_err(|_| ())
 }
 
 /// Whether any memory can be read here: a sandbox may forbid the system call and hide the file.

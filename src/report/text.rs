@@ -74,9 +74,7 @@ impl fmt::Display for StallReport {
         }
         f.write_str(match self.certainty {
             Certainty::Certain => ", certain",
-            Certainty::Likely => {
-                ", likely: one long poll, or a few in one turn of the worker's loop"
-            }
+            Certainty::Likely => ", likely: the poll may have left its worker",
         })?;
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
@@ -425,7 +423,7 @@ mod tests {
         );
         assert_eq!(
             unsure.to_string(),
-            "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: one long poll, or a few in one turn of the worker's loop\n  \
+            "stall #17   runtime \"api\", worker 1, 127 ms (± 2.50 ms), likely: the poll may have left its worker\n  \
              missing   no name: no span, `watched` or `watch_polls` marked this poll\n  \
              unlogged  4 stalls since the last one shown"
         );

@@ -112,7 +112,8 @@ fn is_in_call(pc: u64) -> bool {
     const CALL: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
     let mut code = [0; 4];
     let code = &mut code[..CALL.len()];
-    let mut is_call = |at: u64| super::super::memory::read(at, code) == CALL.len() && code == CALL;
+    let mut is_call =
+        |at: u64| super::super::memory::read_by_call(at, code) == Ok(CALL.len()) && code == CALL;
     is_call(pc) || is_call(pc.wrapping_sub(CALL.len() as u64))
 }
 

@@ -12,9 +12,6 @@ pub(super) enum Sign {
     Mark,
     /// One poll, by what memory shows of it.
     Poll,
-    /// One poll, or two of the same task in one turn with a third between them: this build's calls of tasks
-    /// cannot be told apart.
-    Polls,
     /// One sleep of the thread, without a mark, where memory shows nothing.
     Sleep,
     /// More time than all polls that it can consist of may take.
@@ -54,7 +51,7 @@ pub(crate) enum Shown {
 pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
     use Certainty::{Certain, Likely};
     let (shown, leaves) = match whose {
-        Whose::Held => return Some(if sign == Sign::Polls { Likely } else { Certain }),
+        Whose::Held => return Some(Certain),
         Whose::Shown { shown, leaves } => (shown, leaves),
     };
     match (sign, shown) {
@@ -65,7 +62,7 @@ pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
         (Sign::Mark, Some(Shown::Unclear)) => Some(if leaves { Likely } else { Certain }),
         (Sign::Sleep, Some(Shown::Unclear)) | (Sign::Mark | Sign::Sleep, None) => None,
         // Memory has shown a poll, and does not show its thread any more.
-        (Sign::Poll | Sign::Polls, _) => None,
+        (Sign::Poll, _) => None,
     }
 }
 
@@ -107,15 +104,8 @@ mod tests {
             let whose = Whose::Shown { shown, leaves };
             assert_eq!(belief(sign, whose), expected, "{sign:?} {whose:?}");
         }
-        let held = [
-            (Sign::Mark, Certain),
-            (Sign::Poll, Certain),
-            (Sign::Polls, Likely),
-            (Sign::Sleep, Certain),
-            (Sign::CountedOut, Certain),
-        ];
-        for (sign, expected) in held {
-            assert_eq!(belief(sign, Whose::Held), Some(expected), "{sign:?}");
+        for sign in [Sign::Mark, Sign::Poll, Sign::Sleep, Sign::CountedOut] {
+            assert_eq!(belief(sign, Whose::Held), certain, "{sign:?}");
         }
     }
 }

@@ -60,9 +60,8 @@ pub(crate) type Thread = (usize, u64);
 )]
 #[non_exhaustive]
 pub enum Certainty {
-    /// One long poll, or two polls of the same task in one turn of the worker's loop, with a third between
-    /// them: this build does not tell them apart. Or a marked poll that may have left its worker. Never a
-    /// reason to alert or to fail a test.
+    /// A marked poll that may have left its worker by `block_in_place`: turns are not counted, and there is
+    /// no stack to tell. Never a reason to alert or to fail a test.
     Likely,
     /// One poll, proven by its turn and task, by a mark, by one sleep in the kernel, or by counting.
     Certain,
@@ -460,8 +459,10 @@ impl Detector {
             // A poll seen for the first time may have left its worker just before.
             HeldBy::Poll(_) => (is_long && stretch.ticks >= 2).then_some(Sign::Mark),
             HeldBy::Turn(_, poll) if is_long => {
-                let exact = poll.stage != Stage::Unclear || stretch.outlasts_two(&self.rules);
-                Some(if exact { Sign::Poll } else { Sign::Polls })
+                let is_one = poll.stage != Stage::Unclear
+                    || stretch.one_sleep() >= stretch.enough(&self.rules)
+                    || stretch.outlasts_two(&self.rules);
+                is_one.then_some(Sign::Poll)
             }
             HeldBy::Unmarked(_) if stretch.long_sleep => Some(Sign::Sleep),
             HeldBy::Turn(..) | HeldBy::Unmarked(_) => None,

@@ -95,27 +95,24 @@ fn a_task_that_is_polled_twice_in_one_turn_is_in_two_polls() {
 }
 
 #[test]
-fn where_calls_cannot_be_told_apart_a_poll_is_likely_first() {
-    let mut world = at_work();
-    world.turn().id.stage = Stage::Unclear;
-    let (_, found) = world.until_found(|world| world.compute(TICK));
-    assert_eq!(began(&found).unwrap().certainty, Certainty::Likely);
-    let surer = |found: &Findings| {
-        found.iter().find_map(|finding| match finding {
-            Finding::Ongoing(stall) if stall.certainty == Certainty::Certain => Some(*stall),
-            _ => None,
-        })
+fn where_calls_cannot_be_told_apart_a_poll_must_outlast_two() {
+    let found = |step: fn(&mut World) -> Findings| {
+        let mut world = at_work();
+        world.turn().id.stage = Stage::Unclear;
+        let (_, found) = world.until_found(step);
+        let stall = began(&found).unwrap();
+        assert_eq!(stall.certainty, Certainty::Certain);
+        stall.duration
     };
-    let (_, found) = world.until_found(|world| {
-        let mut found = world.compute(TICK);
-        found.retain(|finding| surer(&vec![*finding]).is_some());
-        found
-    });
-    let blamed = surer(&found).unwrap().duration;
+    let computed = found(|world| world.compute(TICK));
+    let enough = THRESHOLD * 2 + TICK;
     assert!(
-        blamed >= THRESHOLD * 2 + TICK && blamed <= THRESHOLD * 3,
-        "{blamed:?}"
+        computed >= enough && computed <= enough + TICK * 2,
+        "{computed:?}"
     );
+    // One sleep is in one poll.
+    let slept = found(|world| world.sleep(TICK));
+    assert!(slept <= THRESHOLD + TICK * 2, "{slept:?}");
 }
 
 #[test]
