@@ -8,6 +8,7 @@ mod seen;
 
 use rows::{GoesOn, MS, compute, goes_on_for};
 use seen::{Hogs, Seen, workers};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
 use tokio_stall::{Certainty, Guard, Phase, StallReport};
@@ -179,6 +180,11 @@ fn rows_on_a_machine_with_more_to_do_than_cpus() {
     });
 }
 
+/// The stalls that were told of. They are numbered for the whole process, in which other tests run.
+fn ids(seen: &Seen) -> HashSet<u64> {
+    seen.all().iter().map(|report| report.id).collect()
+}
+
 /// What a stall of a hundred milliseconds looks like while it lasts, wherever it comes from.
 fn is_found(seen: &Seen, fits: impl Fn(&StallReport) -> bool) -> StallReport {
     // The wait for its end would be another stall.
@@ -203,13 +209,8 @@ fn computing_and_sleeping_are_found_in_tasks_and_in_block_on() {
                 .unwrap();
             let slept = is_found(&seen, |report| report.id > computed.id);
             assert!(slept.time.asleep >= LONG / 2, "{slept}");
-            let ids = seen.all().iter().map(|report| report.id).max();
-            assert_eq!(
-                ids,
-                Some(2),
-                "two stalls in a row are two: {:#?}",
-                seen.all()
-            );
+            let ids = ids(&seen);
+            assert_eq!(ids.len(), 2, "two stalls in a row are two: {ids:?}");
         });
     }
     // The future of `block_on` of a `current_thread` runtime runs on its worker.
@@ -229,13 +230,15 @@ fn the_task_of_a_report_is_the_one_that_stalls() {
     workers(2).block_on(async {
         let (watch, seen) = Seen::watch();
         assert_counts_turns(&watch);
-        for nth in 1..=3 {
+        for _ in 0..3 {
+            let known = ids(&seen);
             let task = tokio::spawn(async {
                 compute(LONG);
                 tokio::task::id().to_string()
             });
             let id = task.await.unwrap();
-            let ended = seen.wait_for_end(nth);
+            let ended =
+                seen.wait(|report| report.phase == Phase::Ended && !known.contains(&report.id));
             assert_eq!(ended.task.map(|task| task.to_string()), Some(id), "{ended}");
         }
     });
@@ -267,9 +270,7 @@ fn workers_that_are_busy_already_are_watched() {
             assert!(seen.all().len() > known);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let ids: std::collections::HashSet<u64> =
-            seen.all().iter().map(|report| report.id).collect();
-        assert_eq!(ids.len(), 3, "nothing but these: {:#?}", seen.all());
+        assert_eq!(ids(&seen).len(), 3, "nothing but these: {:#?}", seen.all());
         let turns = &watch.status().runtimes[0].worker_turns;
         assert!(turns.iter().sum::<u64>() > 1_000, "{turns:?}");
     });
