@@ -249,7 +249,9 @@ pub(crate) fn join(
     if !workers::COUNTERS_EXIST {
         return Err(StartError::UnsupportedTarget);
     }
-    turns::learn_layout();
+    if watch.settings.turns {
+        turns::learn_layout();
+    }
     let mut engine = ENGINE.lock();
     let known = engine
         .as_ref()

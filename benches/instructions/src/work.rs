@@ -205,6 +205,9 @@ fn multi_thread() -> runtime::Builder {
 fn set_timing(timing: PollTiming) {
     let runtime = multi_thread().build().expect("a runtime");
     let watch = tokio_stall::Builder::new()
+        // Everything is a stall at callgrind's pace, and it does not survive the signals.
+        .turns(false)
+        .stacks(tokio_stall::Stacks::Off)
         .runtime("counts", runtime.handle().clone())
         .poll_timing(timing)
         .start();
