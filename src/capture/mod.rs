@@ -2,8 +2,9 @@
 //!
 //! *Runs on:* the watchdog thread looks and asks; the stalled thread copies its stack, in a signal handler;
 //! whoever explains the stack reads which files are mapped.
-//! *Here:* on the watchdog no lock, no waiting, and no allocation but where a file is opened; in the handler
-//! still less, see `stack/handler.rs`. What cannot be read is `None`, never an error.
+//! *Must not:* lock or wait on the watchdog, nor allocate there but where a file is opened and for the list of
+//! what is read of memory; in the handler still less is allowed, see `stack/handler.rs`. What cannot be read is
+//! `None`, never an error.
 //!
 //! A stall is only blamed on code for the time in which the thread computed or slept in a call of its
 //! own. Time in which it wanted a CPU and had none belongs to the host. [`ThreadEvidence`] tells the two
