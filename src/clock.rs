@@ -4,7 +4,7 @@
 //! *Here:* reads only, no allocation after the first read.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 static CLOCK: OnceLock<quanta::Clock> = OnceLock::new();
 
@@ -44,4 +44,10 @@ pub(crate) fn now() -> Nanos {
 /// Calibrates the clock, which takes some milliseconds, so that no poll ever pays for it.
 pub(crate) fn prime() {
     now();
+}
+
+/// The wall clock at a point on the shared clock.
+pub(crate) fn wall_clock(at: Nanos) -> SystemTime {
+    let today = SystemTime::now();
+    today.checked_sub(now().since(at)).unwrap_or(today)
 }

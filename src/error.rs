@@ -3,9 +3,8 @@
 //! *Runs on:* the thread that calls `start`.
 //! *Here:* plain data. Starting is the only thing that can fail; nothing has been started then.
 
-use std::fmt;
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 /// The watch could not be started, and nothing was.
 ///

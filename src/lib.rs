@@ -72,59 +72,63 @@
 //!   restarts; see [`Stacks`].
 
 mod clock;
+mod error;
 mod sync;
 mod tally;
 
-mod error;
-pub use error::StartError;
-
-mod watch;
-pub use watch::{Builder, Stacks, watch};
-
-mod guard;
-pub use guard::Guard;
-
-mod status;
-pub use status::{Coverage, RuntimeStatus, Status, Waits, WorkerTime};
-
-mod engine;
-mod stats;
-
-mod probe;
-pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking, layer};
-#[cfg(not(loom))]
-pub use probe::{RuntimeBuilderExt, RuntimeHooks};
+mod os;
+mod report;
 
 mod slot;
-pub use slot::timing::PollTiming;
 
+// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.
+#[cfg_attr(
+    not(all(
+        feature = "stacks",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(loom)
+    )),
+    path = "capture/unsupported.rs"
+)]
+mod capture;
+mod probe;
 mod turns;
 
-mod watchdog;
-
-mod capture;
+mod detect;
 
 mod explain;
 
-mod report;
+mod engine;
+
+mod reporter;
+mod watchdog;
+
 #[cfg(feature = "metrics")]
-pub use report::metrics;
+pub mod metrics;
+#[cfg(feature = "prometheus")]
+pub use metrics::prometheus;
+#[cfg(feature = "serve")]
+mod serve;
+
+mod start;
+// Under loom there is no runtime to test on.
+#[cfg(all(feature = "testing", not(loom)))]
+pub mod testing;
+
+#[cfg(feature = "serve")]
+pub use engine::Liveness;
+pub use engine::{Coverage, Stacks};
+pub use error::StartError;
+pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking, layer};
+#[cfg(not(loom))]
+pub use probe::{RuntimeBuilderExt, RuntimeHooks};
 pub use report::{
     Blocking, Cause, Certainty, FoldedBy, Frame, Headline, Missing, NoStack, Origin, Phase,
     PoolWaitReport, Profile, Site, SiteTotals, StackSample, StallReport, TimeSplit, WorkerStack,
 };
-
-#[cfg(feature = "prometheus")]
-pub mod prometheus;
-
-#[cfg(feature = "serve")]
-mod serve;
-#[cfg(feature = "serve")]
-pub use serve::Liveness;
-
-// Under loom there is no runtime to test on.
-#[cfg(all(feature = "testing", not(loom)))]
-pub mod testing;
+pub use slot::PollTiming;
+pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -11,6 +11,11 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+/// What a label says where there is nothing to say.
+pub(crate) const UNNAMED: &str = "unnamed";
+/// What it says beyond the limit.
+pub(crate) const OTHER: &str = "other";
+
 /// Upper bounds of the buckets, in seconds; one bucket more takes what is longer.
 pub(crate) const BOUNDS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,

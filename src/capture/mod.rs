@@ -1,140 +1,149 @@
-//! Evidence about a thread, taken from outside it: what the kernel says it is doing, and its stack.
+//! The stack of a thread, taken from outside it: one directed signal, whose handler copies registers and
+//! stack; nothing is unwound there.
 //!
-//! *Runs on:* the watchdog thread looks and asks; the stalled thread copies its stack, in a signal handler;
-//! whoever explains the stack reads which files are mapped.
-//! *Must not:* lock or wait on the watchdog, nor allocate there but where a file is opened and for the list of
-//! what is read of memory; in the handler still less is allowed, see `stack/handler.rs`. What cannot be read is
-//! `None`, never an error.
+//! *Runs on:* the watchdog asks and collects, as does whoever wants all workers' stacks; the stalled thread
+//! answers in the signal handler; whoever explains the stack reads. A thread tells its bounds as it takes
+//! its slot.
+//! *Here:* nobody waits. A request is collected a tick later, or withdrawn.
 //!
-//! A stall is only blamed on code for the time in which the thread computed or slept in a call of its
-//! own. Time in which it wanted a CPU and had none belongs to the host. [`ThreadEvidence`] tells the two
-//! apart; the unsafe of this crate lives in this directory.
+//! There are [`MAILBOXES`] buffers for the whole process. They are zero pages of the program until they
+//! are used, and from then on as large as the deepest stack that was copied into them.
 
-#[cfg(target_os = "linux")]
-mod calls;
-#[cfg(target_os = "linux")]
-pub(crate) mod memory;
-#[cfg(target_os = "linux")]
-mod throttle;
-
-// Only tests measure a thread from within.
-#[cfg(all(feature = "testing", not(loom)))]
-#[cfg_attr(not(target_os = "linux"), path = "no_usage.rs")]
-mod usage;
-#[cfg(all(feature = "testing", not(loom)))]
-pub(crate) use usage::{Usage, own_usage, stolen};
-
-#[cfg_attr(target_os = "linux", path = "procfs.rs")]
-#[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
-mod evidence;
-pub(crate) use evidence::{
-    ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
-    is_signal_blocked, waits_for_events,
-};
-
-// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.
-#[cfg_attr(
-    not(all(
-        feature = "stacks",
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(loom)
-    )),
-    path = "no_stack.rs"
-)]
-pub(crate) mod stack;
-#[cfg(all(feature = "testing", not(loom)))]
-pub(crate) use stack::SleepTimer;
-pub(crate) use stack::{
-    Addressee, DEFAULT_SIGNAL, MAILBOXES, RawStack, Request, install, is_replaced, is_usable,
-    own_bounds,
-};
-
-// The model checker needs no signals, only the protocol.
-#[cfg(all(test, loom))]
-mod loom;
-#[cfg(all(test, loom))]
-#[path = "stack/mailbox.rs"]
+mod handler;
+mod letter;
 mod mailbox;
 
-use std::time::Duration;
+mod modules;
+mod registers;
+#[cfg(feature = "testing")]
+mod sleeping;
 
-/// What a thread was doing at one moment, and its clocks so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ThreadEvidence {
-    /// CPU time used since the thread began, exact to the moment.
-    pub(crate) cpu: Duration,
-    /// Time spent waiting for a CPU, as of the last time it got one.
-    pub(crate) run_queue: Duration,
-    /// How often it was put on a CPU. Unchanged, and not on one now: it has not run in between.
-    pub(crate) runs: u64,
-    /// What it was doing.
-    pub(crate) state: ThreadState,
+pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
+pub(crate) use letter::{Addressee, Extent};
+pub(crate) use modules::{Mapped, Module, UnwindSections, mapped};
+pub(crate) use registers::Registers;
+#[cfg(feature = "testing")]
+pub(crate) use sleeping::SleepTimer;
+
+use crate::report::NoStack;
+use letter::Letter;
+use mailbox::{Mailbox, Round};
+
+/// Stacks that can be on their way to the reporter at one time.
+pub(crate) const MAILBOXES: usize = 8;
+
+static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY) }; MAILBOXES];
+
+/// A thread has been asked for its stack. Dropping the request withdraws it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    mailbox: &'static Mailbox<Letter>,
+    round: Round,
 }
 
-/// What a thread was doing at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ThreadState {
-    /// Executing: its CPU clock moved while we looked.
-    OnCpu,
-    /// Ready to execute, without a CPU to do so.
-    Waiting,
-    /// Asleep in this system call; `None` if asleep outside of one, as in a page fault.
-    Asleep(Option<Call>),
-    /// Not to be told on this system.
-    Unknown,
+impl Request {
+    /// Asks a thread for its stack, by this signal.
+    ///
+    /// # Cost
+    ///
+    /// Two system calls, about 1 µs; it is answered some 50 to 150 µs later.
+    #[allow(unsafe_code)]
+    pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
+        let tid = addressee.slot.tid();
+        if tid == 0 {
+            return Err(NoStack::ThreadGone);
+        }
+        if handler::is_taken_away(signal) {
+            return Err(NoStack::SignalTaken);
+        }
+        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
+        let claimed = POOL.iter().find_map(|mailbox| {
+            let round = mailbox.request(tid, question)?;
+            Some(Request { mailbox, round })
+        });
+        let request = claimed.ok_or(NoStack::Busy)?;
+        // SAFETY: sends a signal to a thread of this process, whose handler is installed. A number that
+        // has been given to another thread reaches the handler there, which tells the two apart.
+        let failed = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } != 0;
+        if failed {
+            return Err(NoStack::ThreadGone);
+        }
+        Ok(request)
+    }
+
+    /// Whether the stack has been copied.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.mailbox.collect(self.round)
+    }
+
+    /// The stack, if it has been copied by now; else the request again.
+    pub(crate) fn collect(self) -> Result<RawStack, Request> {
+        if self.mailbox.collect(self.round) {
+            let stack = RawStack {
+                mailbox: self.mailbox,
+                round: self.round,
+            };
+            // The round goes on in the stack.
+            std::mem::forget(self);
+            Ok(stack)
+        } else {
+            Err(self)
+        }
+    }
 }
 
-/// A system call that a thread is asleep in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) number: i64,
-    /// The first argument, often a descriptor.
-    pub(crate) first: u64,
-    /// The stack pointer and the next instruction. With them, one sleep is told from the next.
-    pub(crate) sp: u64,
-    pub(crate) pc: u64,
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.mailbox.withdraw(self.round);
+    }
 }
 
-/// What a descriptor leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Descriptor {
-    Socket,
-    /// A file, a device, a pipe or a terminal.
-    File,
-    Other,
+/// A copied stack. Dropping it gives its buffer back.
+#[derive(Debug)]
+pub(crate) struct RawStack {
+    mailbox: &'static Mailbox<Letter>,
+    round: Round,
 }
 
-/// Why a stack could not be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)] // The first where stacks are taken, the others where they are not.
-pub(crate) enum NotTaken {
-    /// Not on this system, or not in this build.
-    Unsupported,
-    /// The thread has exited.
-    ThreadGone,
-    /// All buffers are in use.
-    Busy,
-    /// Somebody has taken the signal's handler away.
-    SignalTaken,
+impl RawStack {
+    /// Which poll the thread was in: its slot's epoch at that moment.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.read(|letter| letter.epoch)
+    }
+
+    pub(crate) fn registers(&self) -> Registers {
+        self.read(|letter| letter.registers)
+    }
+
+    /// The next instruction and the stack pointer.
+    pub(crate) fn position(&self) -> (u64, u64) {
+        let Registers { pc, sp, .. } = self.registers();
+        (pc, sp)
+    }
+
+    /// It was that thread that answered, and not another one under the same number.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.extent() != Extent::Nothing
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        self.read(|letter| letter.extent)
+    }
+
+    /// Hands over the words of the stack, from the stack pointer (rounded down to a word) on.
+    pub(crate) fn with_words<R>(&self, f: impl FnOnce(&[u64]) -> R) -> R {
+        self.read(|letter| f(letter.stack()))
+    }
+
+    fn read<R>(&self, read: impl FnOnce(&Letter) -> R) -> R {
+        self.mailbox
+            .read(self.round, read)
+            .expect("a stack holds its mailbox until it is dropped")
+    }
 }
 
-/// What a system call makes its thread wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CallKind {
-    /// A time.
-    Sleep,
-    /// Another thread.
-    Lock,
-    /// A file's content or directory.
-    File,
-    /// Whatever its first argument, a descriptor, leads to.
-    Descriptor,
-    /// A peer.
-    Network,
-    /// One of several descriptors.
-    Poll,
-    /// Another process.
-    Process,
-    Other,
+impl Drop for RawStack {
+    fn drop(&mut self) {
+        self.mailbox.withdraw(self.round);
+    }
 }

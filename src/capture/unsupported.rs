@@ -1,77 +1,100 @@
-//! The same face where the system gives no evidence about threads: everything is unknown.
+//! The same face where no stacks are taken: without the feature `stacks`, or on another system.
 //!
 //! *Runs on:* whoever asks.
 //! *Here:* nothing at all.
 
-use super::{CallKind, Descriptor, ThreadEvidence};
-use std::time::Duration;
+#![allow(dead_code)] // A face, and nothing behind it.
 
-/// There is no number for a thread here.
-pub(crate) fn current_tid() -> u32 {
-    0
+use crate::report::NoStack;
+use crate::slot::Slot;
+
+/// Which thread would be asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addressee {
+    pub(crate) slot: &'static Slot,
+    pub(crate) tenancy: u64,
 }
 
-/// Not to be told here.
-pub(crate) fn debugger_attached() -> bool {
+/// There are none; an even number for whoever divides it.
+pub(crate) const MAILBOXES: usize = 2;
+
+/// There is none.
+pub(crate) const DEFAULT_SIGNAL: i32 = 0;
+
+pub(crate) fn is_usable(_signal: i32) -> bool {
     false
 }
 
-/// Calls have no names here, and none is ever seen.
-pub(crate) fn call_name(number: i64) -> String {
-    format!("system call {number}")
+pub(crate) fn install(_signal: i32) -> Result<(), NoStack> {
+    Err(NoStack::Unsupported)
 }
 
-/// Nothing can be opened here.
+pub(crate) fn is_replaced(_signal: i32) -> bool {
+    false
+}
+
+/// Never made.
 #[derive(Debug)]
-pub(crate) struct ThreadFiles {}
+pub(crate) struct Request {}
 
-impl ThreadFiles {
-    pub(crate) fn open(_tid: u32) -> Option<ThreadFiles> {
-        None
+impl Request {
+    pub(crate) fn send(addressee: Addressee, _signal: i32) -> Result<Request, NoStack> {
+        let Addressee {
+            slot: _,
+            tenancy: _,
+        } = addressee;
+        Err(NoStack::Unsupported)
     }
 
-    pub(crate) fn look(&self) -> Option<ThreadEvidence> {
-        None
-    }
-
-    pub(crate) fn run_queue(&self) -> Option<Duration> {
-        None
-    }
-}
-
-/// Calls are of no kind here.
-pub(crate) fn waits_for_events(_number: i64) -> bool {
-    false
-}
-
-pub(crate) fn call_kind(_number: i64) -> CallKind {
-    CallKind::Other
-}
-
-/// Not to be told here.
-pub(crate) fn descriptor(_number: u64) -> Descriptor {
-    Descriptor::Other
-}
-
-/// No signals are sent here.
-pub(crate) fn is_signal_blocked(_tid: u32, _signal: i32) -> bool {
-    false
-}
-
-/// There are no control groups here.
-#[derive(Debug)]
-pub(crate) struct Throttle {}
-
-impl Throttle {
-    pub(crate) fn open() -> Throttle {
-        Throttle {}
-    }
-
-    pub(crate) fn has_quota(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         false
     }
 
-    pub(crate) fn read(&self) -> Duration {
-        Duration::ZERO
+    pub(crate) fn collect(self) -> Result<RawStack, Request> {
+        Err(self)
     }
 }
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct RawStack {}
+
+impl RawStack {
+    pub(crate) fn epoch(&self) -> u64 {
+        0
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn position(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct SleepTimer {}
+
+impl SleepTimer {
+    pub(crate) fn new(_addressee: Addressee, _signal: i32) -> Option<SleepTimer> {
+        None
+    }
+
+    pub(crate) fn begin(&mut self) {}
+
+    pub(crate) fn pause(&mut self) {}
+
+    pub(crate) fn go_on(&mut self) {}
+
+    pub(crate) fn end(&mut self) -> Option<RawStack> {
+        None
+    }
+}
+
+// The model checker needs no signals, only the protocol.
+#[cfg(all(test, loom))]
+mod loom;
+#[cfg(all(test, loom))]
+mod mailbox;

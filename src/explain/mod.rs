@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod advice;
-pub(crate) mod cause;
-pub(crate) mod site;
+mod cause;
+mod own_code;
 
 // Where `capture::stack` takes none, there is none to explain: the same condition.
 #[cfg_attr(
@@ -21,10 +21,12 @@ pub(crate) mod site;
     path = "no_stack.rs"
 )]
 mod stack;
+pub(crate) use cause::{SleptIn, cause};
+pub(crate) use own_code::OwnCode;
 pub(crate) use stack::Explainer;
 
+use crate::detect::Shown;
 use crate::report::{Frame, Origin};
-use crate::watchdog::detector::Shown;
 
 /// A stack, unwound and named.
 #[derive(Debug)]
@@ -37,15 +39,6 @@ pub(crate) struct Explained {
     pub(crate) truncated: bool,
     /// It came to a call that nothing explains.
     pub(crate) lost: bool,
-}
-
-/// How much may be done to explain a stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effort {
-    /// Only what takes less than a millisecond: places whose names are known.
-    Little,
-    /// Whatever it takes: debug information may have to be read.
-    Any,
 }
 
 /// What the stack says of the worker that its thread is taken to drive. Nothing, if functions have no
@@ -96,60 +89,4 @@ fn is_parked(frames: &[Frame]) -> bool {
             tokio && !name.contains("tokio::loom::")
         })
         .is_some_and(|name| waits.iter().any(|part| name.contains(part)))
-}
-
-/// The frames of the poll that held the worker, as far out as the user's own code goes.
-///
-/// The outermost of tokio's frames is its scheduler's, or that of `block_on`, below which the caller of
-/// `block_on` is not the poll's. From there inwards come tokio and the standard library, and then the poll.
-pub(crate) fn of_the_poll(frames: &[Frame]) -> &[Frame] {
-    let scheduler = frames
-        .iter()
-        .rposition(|frame| frame.origin == Origin::Runtime)
-        .unwrap_or(frames.len());
-    let is_below = |frame: &Frame| matches!(frame.origin, Origin::Runtime | Origin::Std);
-    let end = frames[..scheduler]
-        .iter()
-        .rposition(|frame| !is_below(frame))
-        .map_or(0, |outermost| outermost + 1);
-    let poll = &frames[..end];
-    let own = poll.iter().rposition(|frame| frame.origin == Origin::Own);
-    &poll[..own.map_or(end, |outermost| outermost + 1)]
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_poll_ends_where_the_scheduler_begins() {
-        let kept = |origins: &str| {
-            let frames: Vec<Frame> = origins
-                .chars()
-                .map(|origin| Frame {
-                    function: Some("f".to_owned()),
-                    file: None,
-                    line: None,
-                    module: None,
-                    offset: 0,
-                    build_id: None,
-                    origin: match origin {
-                        'o' => Origin::Own,
-                        'd' => Origin::Dependency,
-                        's' => Origin::Std,
-                        'r' => Origin::Runtime,
-                        _ => Origin::System,
-                    },
-                    inlined: false,
-                })
-                .collect();
-            origins[..of_the_poll(&frames).len()].to_owned()
-        };
-        assert_eq!(kept("lssodoodrsrrssl"), "lssodoo", "on a worker");
-        assert_eq!(kept("lssodrsrrosl"), "lsso", "below `block_on` in `main`");
-        assert_eq!(kept("lsrrsosrrsrr"), "lsrrso", "a runtime inside the poll");
-        assert_eq!(kept("lsddrr"), "lsdd", "nothing of their own");
-        assert_eq!(kept("lssodl"), "lsso", "a scheduler without names");
-        assert_eq!(kept("lrrl"), "l", "between two polls");
-    }
 }

@@ -3,9 +3,10 @@
 //! *Runs on:* whoever asks.
 //! *Here:* nothing at all.
 
-use super::site::OwnCode;
-use super::{Effort, Explained};
+use super::Explained;
+use super::own_code::OwnCode;
 use crate::capture::RawStack;
+use crate::report::NoStack;
 
 /// Never has anything to explain.
 #[derive(Debug, Default)]
@@ -16,9 +17,8 @@ impl Explainer {
         &mut self,
         _stack: &RawStack,
         _own: &OwnCode,
-        _effort: Effort,
-    ) -> Option<Explained> {
-        None
+    ) -> Result<Explained, NoStack> {
+        Err(NoStack::Unsupported)
     }
 
     pub(crate) fn prime(&mut self) {}

@@ -7,17 +7,17 @@
 mod allow;
 mod future;
 mod layer;
-// Only tests measure a thread from within.
-#[cfg(all(feature = "testing", not(loom)))]
-pub(crate) mod meter;
 mod pulse;
 // Under loom, tokio's builder has no hooks.
 #[cfg(not(loom))]
 mod runtime;
 
+#[cfg(all(feature = "testing", not(loom)))]
+pub(crate) use allow::UNMEASURED;
 pub(crate) use allow::allowed;
 pub use allow::{AllowedBlocking, allow_blocking};
-pub use future::{FutureExt, Watched};
+pub use future::FutureExt;
+pub use future::Watched;
 pub(crate) use layer::{SpanName, is_layer_installed, resolve_span};
 pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Pulse, gather};

@@ -8,10 +8,9 @@ use std::fmt;
 use tokio::runtime::Builder;
 
 #[cfg(tokio_unstable)]
-use {
-    crate::slot::{Mark, names},
-    tokio::runtime::TaskMeta,
-};
+use crate::slot::{Mark, names};
+#[cfg(tokio_unstable)]
+use tokio::runtime::TaskMeta;
 
 /// Lets the runtime itself mark its polls.
 pub trait RuntimeBuilderExt {

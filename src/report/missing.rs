@@ -83,6 +83,17 @@ impl fmt::Display for Missing {
     }
 }
 
+impl NoStack {
+    /// Whether no other stack of the same stall is to be expected.
+    pub(crate) fn is_final(self) -> bool {
+        let another_is_asked_for = matches!(
+            self,
+            NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn
+        );
+        !another_is_asked_for
+    }
+}
+
 impl fmt::Display for NoStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

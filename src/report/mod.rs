@@ -1,38 +1,39 @@
-//! What a person gets to read: reports, and the places they go to.
+//! Reports: what a person gets to read, as plain data.
 //!
-//! *Runs on:* the threads `stall-reporter` and `stall-sinks`; the types are the user's.
-//! *Here:* may allocate; `sinks` may log and call the user's code. Holds nothing that the watchdog needs.
+//! *Runs on:* every thread. Made by the reporter; the types are the user's.
+//! *Must not:* know who finds stalls and how.
 
-pub(crate) mod limiter;
-pub(crate) mod log;
-#[cfg(feature = "metrics")]
-pub mod metrics;
-pub(crate) mod news;
-pub(crate) mod recent;
-pub(crate) mod reporter;
-pub(crate) mod sinks;
-
+mod cause;
+mod certainty;
 mod frame;
-mod known;
 mod missing;
-mod names;
 mod pool_wait;
 mod profile;
-pub(crate) mod stall;
+mod recent;
+pub(crate) mod site;
+mod split;
+mod stall;
+mod stderr;
 mod text;
-pub(crate) mod worker_stacks;
+mod worker_stack;
 
-pub use crate::explain::cause::{Blocking, Cause};
-pub use crate::watchdog::detector::{Certainty, TimeSplit};
+pub use cause::{Blocking, Cause};
+pub use certainty::Certainty;
 pub use frame::{Frame, Origin, Site, StackSample};
 pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;
 pub use profile::{FoldedBy, Profile, SiteTotals};
+pub(crate) use recent::Recent;
+pub(crate) use site::of_the_poll;
+pub use split::TimeSplit;
+#[cfg(all(test, not(loom)))]
+pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
+pub(crate) use stderr::write_last_words;
 pub use text::Headline;
 #[cfg(all(feature = "testing", not(loom)))]
 pub(crate) use text::Human;
-pub use worker_stacks::WorkerStack;
+pub use worker_stack::WorkerStack;
 
 #[cfg(feature = "serde")]
 use std::time::{Duration, SystemTime};

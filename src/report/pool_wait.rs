@@ -3,7 +3,7 @@
 //! *Runs on:* made by the reporter thread; the type is the user's.
 //! *Here:* plain data and how it is written.
 
-use super::Phase;
+use super::stall::Phase;
 use super::text::Human;
 use std::fmt;
 use std::time::{Duration, SystemTime};

@@ -3,7 +3,9 @@
 //! *Runs on:* the reporter thread adds, guards copy.
 //! *Here:* bounded tables. What does not fit is still counted, without its site.
 
-use super::{Cause, Frame, Origin, Site, StallReport};
+use super::cause::Cause;
+use super::frame::{Frame, Origin, Site};
+use super::stall::StallReport;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -211,7 +213,7 @@ impl Profile {
 /// From the poll on: what lies below is tokio's own and always the same.
 fn folded(runtime: &str, frames: &[Frame]) -> String {
     let mut text = runtime.replace([';', ' '], "_");
-    let of_the_poll = crate::explain::of_the_poll(frames);
+    let of_the_poll = super::site::of_the_poll(frames);
     let shown = of_the_poll
         .iter()
         .rev()

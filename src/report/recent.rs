@@ -3,7 +3,8 @@
 //! *Runs on:* the reporter thread writes, guards read.
 //! *Here:* a ring with a fixed number of places.
 
-use super::{PoolWaitReport, StallReport};
+use super::pool_wait::PoolWaitReport;
+use super::stall::StallReport;
 use std::collections::VecDeque;
 
 /// The last stalls and pool waits of one watch.

@@ -4,12 +4,13 @@
 //! are the user's.
 //! *Here:* plain data.
 
+use super::cause::Cause;
+use super::certainty::Certainty;
+use super::frame::{Site, StackSample};
+use super::missing::Missing;
 use super::profile::without_fields;
-use super::{Cause, Certainty, Headline, Missing, Site, StackSample, TimeSplit};
-use crate::engine::WatchedRuntime;
-use crate::explain::cause::{self, SleptIn};
-use crate::watchdog::detector::Stall;
-use crate::watchdog::workers::wall_clock;
+use super::split::TimeSplit;
+use super::text::Headline;
 use std::time::{Duration, SystemTime};
 
 /// Where in its life a stall is.
@@ -40,7 +41,8 @@ pub enum Phase {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct StallReport {
-    /// Counts the stalls of this process, from 1.
+    /// The number of this stall. Later stalls of a process have larger numbers; some numbers are left out, as
+    /// each suspected poll takes one.
     pub id: u64,
     /// Whether it goes on.
     pub phase: Phase,
@@ -96,6 +98,8 @@ pub struct StallReport {
     pub site: Option<Site>,
     /// What was on the thread's stack, in the order in which it was found.
     pub stacks: Vec<StackSample>,
+    /// Which of `stacks` the site, the cause and the advice are from: the earliest at the site found most often.
+    pub telling_stack: Option<usize>,
     /// What to write instead.
     pub advice: Option<String>,
     /// Stalls at this site since the watch was started, this one included; 0 if the site is not known.
@@ -113,45 +117,6 @@ pub struct StallReport {
 }
 
 impl StallReport {
-    /// A report without names and stacks.
-    pub(crate) fn unnamed(
-        id: u64,
-        phase: Phase,
-        runtime: &WatchedRuntime,
-        worker: usize,
-        stall: &Stall,
-        slept_in: Option<SleptIn>,
-    ) -> StallReport {
-        StallReport {
-            id,
-            phase,
-            certainty: stall.certainty,
-            runtime: runtime.name.clone(),
-            worker,
-            thread: None,
-            tid: None,
-            span: None,
-            task: (stall.task != 0).then_some(stall.task),
-            spawned_at: None,
-            started_at: wall_clock(stall.since),
-            duration: stall.duration,
-            duration_error: stall.error,
-            time: stall.split,
-            cause: cause::cause(&stall.split, runtime.rules.threshold, slept_in, &[]),
-            asleep_in: stall
-                .call
-                .map(|call| crate::capture::call_name(call.number)),
-            driver_frozen: None,
-            site: None,
-            stacks: Vec::new(),
-            advice: None,
-            seen_here: 0,
-            lost_here: Duration::ZERO,
-            missing: Vec::new(),
-            suppressed: 0,
-        }
-    }
-
     /// The path of spans without their fields: a set that does not grow with what is served.
     pub(crate) fn span_names(&self) -> Option<String> {
         self.span.as_deref().map(without_fields)
@@ -189,6 +154,7 @@ pub(crate) fn example() -> StallReport {
         driver_frozen: None,
         site: None,
         stacks: Vec::new(),
+        telling_stack: None,
         advice: None,
         seen_here: 0,
         lost_here: Duration::ZERO,

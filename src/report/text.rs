@@ -3,7 +3,9 @@
 //! *Runs on:* whoever writes a report down.
 //! *Here:* formatting only.
 
-use super::{Certainty, Frame, Origin, Phase, Site, StackSample, StallReport};
+use super::certainty::Certainty;
+use super::frame::{Frame, Origin, StackSample};
+use super::stall::{Phase, StallReport};
 use std::fmt;
 use std::time::Duration;
 
@@ -100,7 +102,7 @@ impl fmt::Display for StallReport {
                 "\n  driver    {was}frozen for {frozen}{so_far}: no socket and no timer of this runtime moved"
             )?;
         }
-        if let Some(stack) = self.telling_stack() {
+        if let Some(stack) = self.shown_stack() {
             Stack(stack, self.stacks.len()).fmt(f)?;
         }
         if let Some((module, build_id)) = self.unnamed_module() {
@@ -152,7 +154,7 @@ const CALLED: usize = 6;
 impl fmt::Display for Stack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stack(sample, stacks) = self;
-        let shown = crate::explain::of_the_poll(&sample.frames);
+        let shown = crate::report::site::of_the_poll(&sample.frames);
         let mut lines = Vec::new();
         for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
             let kept = match (run.iter().all(is_own), lines.is_empty()) {
@@ -195,31 +197,15 @@ fn is_own(frame: &Frame) -> bool {
 impl StallReport {
     /// The program, if its functions have no names here, and what to look them up with.
     fn unnamed_module(&self) -> Option<(&str, &str)> {
-        let frames = &self.telling_stack()?.frames;
+        let frames = &self.shown_stack()?.frames;
         let is_unnamed =
             |frame: &&Frame| frame.function.is_none() && frame.origin != Origin::System;
         let frame = frames.iter().find(is_unnamed)?;
         frame.module.as_deref().zip(frame.build_id.as_deref())
     }
 
-    /// The earliest stack at the site found most often: computing stalls rarely show the same stack twice,
-    /// but the same site.
-    pub(crate) fn telling_stack(&self) -> Option<&StackSample> {
-        let sites: Vec<_> = self
-            .stacks
-            .iter()
-            .map(|stack| crate::explain::site::site(&stack.frames))
-            .collect();
-        let found = |site: &Option<Site>| -> u32 {
-            let same = self.stacks.iter().zip(&sites);
-            same.filter(|(_, other)| *other == site)
-                .map(|(stack, _)| stack.count)
-                .sum()
-        };
-        let by_site = self.stacks.iter().zip(&sites).rev();
-        by_site
-            .max_by_key(|(_, site)| (site.is_some(), found(site)))
-            .map(|(stack, _)| stack)
+    fn shown_stack(&self) -> Option<&StackSample> {
+        self.stacks.get(self.telling_stack?)
     }
 }
 
@@ -293,9 +279,10 @@ impl fmt::Display for Human {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::cause::Cause;
+    use super::super::missing::Missing;
+    use super::super::stall::example as report;
     use super::*;
-    use crate::report::stall::example as report;
-    use crate::report::{Cause, Missing};
 
     fn frame(function: &str, origin: Origin, place: Option<(&str, u32)>) -> Frame {
         Frame {
@@ -332,7 +319,7 @@ mod tests {
             ),
         ];
         frames.extend(std::iter::repeat_n(runtime, 14));
-        report.site = crate::explain::site::site(&frames);
+        report.site = crate::report::site::site(&frames);
         report.stacks = vec![StackSample {
             after: Duration::from_millis(8),
             count: 1,
@@ -340,6 +327,7 @@ mod tests {
             complete: true,
         }];
         report.advice = Some("use tokio::time::sleep(…).await".to_owned());
+        report.telling_stack = Some(0);
         (report.seen_here, report.lost_here) = (3, Duration::from_millis(381));
         assert_eq!(
             report.headline().to_string(),

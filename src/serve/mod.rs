@@ -4,12 +4,9 @@
 //! *Here:* touches no watched runtime. Whatever clients do, they hold this thread up and nothing else.
 
 mod connections;
-mod health;
 mod routes;
 
-pub use health::Liveness;
-
-use crate::guard::View;
+use crate::engine::View;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;

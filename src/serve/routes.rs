@@ -4,9 +4,9 @@
 //! *Here:* texts that are made at most ten times a second each, however often they are asked for.
 
 use crate::clock::{self, Nanos};
-use crate::guard::View;
-use crate::prometheus;
-use crate::report::metrics::{Exporter, Target};
+use crate::engine::{Target, View};
+use crate::metrics::Exporter;
+use crate::metrics::prometheus;
 use crate::report::{Certainty, FoldedBy, StallReport};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};

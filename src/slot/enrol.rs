@@ -4,9 +4,10 @@
 //! around, and at thread exit. The watchdog sets from which length on polls are kept.
 //! *Here:* one thread-local load finds the slot. Taking a slot allocates, once per thread.
 
+use super::entry::Mark;
 use super::line::{Closed, LongPoll};
+use super::names;
 use super::registry::{self, Claim, Slot};
-use super::{Mark, names};
 use crate::clock;
 use crate::sync::Ordering;
 use std::cell::Cell;
@@ -70,8 +71,8 @@ fn take() -> Option<&'static Slot> {
     let slot = registry::take();
     let thread = std::thread::current();
     slot.introduce(
-        crate::capture::current_tid(),
-        crate::capture::own_bounds(),
+        crate::os::current_tid(),
+        crate::os::own_bounds(),
         anchor(),
         thread.name().unwrap_or(""),
     );

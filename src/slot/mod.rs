@@ -56,6 +56,7 @@
 //! Checked by `loom.rs`: one owner and one reader, polls, nested names, and requests in every
 //! interleaving.
 
+mod drivers;
 mod enrol;
 mod entry;
 mod line;
@@ -64,6 +65,7 @@ mod registry;
 
 pub(crate) mod names;
 
+pub(crate) use drivers::{Drivers, collect_drivers};
 pub(crate) use enrol::{
     anchor, begin, end_quickly, enrol, keep_polls_longer_than, mine, own_task, raw_id, reset_marks,
 };
@@ -72,6 +74,7 @@ pub(crate) use line::{LongPoll, Marks};
 pub(crate) use registry::{Claim, Slot, all};
 
 pub(crate) mod timing;
+pub use timing::PollTiming;
 
 #[cfg(all(test, loom))]
 mod loom;

@@ -53,11 +53,11 @@ impl PollTimes {
 /// What stands in a place.
 pub(crate) fn name_of(place: usize) -> &'static str {
     match place {
-        UNNAMED => crate::stats::UNNAMED,
+        UNNAMED => crate::tally::UNNAMED,
         place => NAMED
             .get(place)
             .and_then(OnceLock::get)
-            .unwrap_or(&crate::stats::OTHER),
+            .unwrap_or(&crate::tally::OTHER),
     }
 }
 

@@ -301,7 +301,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Slot> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::Mark;
+    use super::super::entry::Mark;
     use super::*;
 
     #[test]

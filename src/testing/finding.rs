@@ -5,11 +5,11 @@
 //! *Here:* the stack is unwound and named, which takes some ten milliseconds the first time. Not measured.
 
 use super::baseline::Baseline;
+use super::meter::{Allowed, Cost, Known, Met};
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
-use crate::explain::site::{self, OwnCode};
-use crate::explain::{Effort, Explainer, advice};
-use crate::probe::meter::{Allowed, Cost, Known, Met};
+use crate::explain::{Explainer, OwnCode, advice};
+use crate::report::site;
 use crate::report::{Blocking, Cause, Frame, Human, Site};
 use parking_lot::Mutex;
 use std::fmt;
@@ -129,11 +129,9 @@ fn explain(stack: &RawStack) -> Vec<Frame> {
     let _allowed = Allowed::begin();
     crate::probe::allow_blocking("a test names what it has found", || {
         let mut explainer = EXPLAINER.lock();
-        let explained = explainer.get_or_insert_with(Explainer::default).explain(
-            stack,
-            &OwnCode::default(),
-            Effort::Any,
-        );
+        let explained = explainer
+            .get_or_insert_with(Explainer::default)
+            .explain(stack, &OwnCode::default());
         explained.map_or(Vec::new(), |explained| explained.frames)
     })
 }
@@ -206,7 +204,7 @@ impl fmt::Display for BlockingCall {
 
 impl BlockingCall {
     fn write_stack(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = crate::explain::of_the_poll(&self.stack);
+        let shown = crate::report::of_the_poll(&self.stack);
         let shown = if shown.is_empty() { &self.stack } else { shown };
         let is_own = |frame: &&Frame| frame.origin == crate::report::Origin::Own;
         let called = shown.iter().take_while(|frame| !is_own(frame)).take(CALLED);

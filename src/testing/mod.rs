@@ -10,7 +10,7 @@
 //! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, and says more |
 //!
 //! None sees what other tests of the same process do. Blocking that is meant is wrapped in
-//! [`allow_blocking`](crate::allow_blocking); what an existing code base cannot mend at once goes into a
+//! [`allow_blocking`](crate::probe::allow_blocking); what an existing code base cannot mend at once goes into a
 //! [`baseline()`].
 //!
 //! # How it is decided
@@ -24,6 +24,7 @@
 
 mod baseline;
 mod finding;
+mod meter;
 mod never_blocks;
 mod runtime;
 mod verdict;
@@ -31,6 +32,7 @@ mod watch;
 
 pub use baseline::{Baseline, baseline};
 pub use finding::BlockingCall;
-pub use never_blocks::{NeverBlocks, assert_never_blocks};
+pub use never_blocks::NeverBlocks;
+pub use never_blocks::assert_never_blocks;
 pub use runtime::{Runtime, block_on, runtime, runtime_from};
 pub use watch::{Expectation, Watch, watch, watch_with};

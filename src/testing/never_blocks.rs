@@ -5,9 +5,9 @@
 
 use super::baseline::Baseline;
 use super::finding::{self, Outcome};
+use super::meter::Measurement;
 use super::verdict::{self, Excuse};
-use crate::capture;
-use crate::probe::meter::Measurement;
+use crate::os;
 use crate::report::Human;
 use pin_project_lite::pin_project;
 use std::future::Future;
@@ -26,7 +26,7 @@ use std::time::Duration;
 ///
 /// What the host does is listed on standard error and never fails: waits for a CPU, page faults, locks inside of
 /// the runtime, the allocator and the kernel whose holder has no CPU. What is inside of
-/// [`allow_blocking`](crate::allow_blocking), `spawn_blocking` or `block_in_place` does not count.
+/// [`allow_blocking`](crate::probe::allow_blocking), `spawn_blocking` or `block_in_place` does not count.
 ///
 /// In each poll the first sleep of 50 µs or more is judged: one that is excused hides those after it.
 ///
@@ -157,14 +157,14 @@ impl<F: Future> Future for NeverBlocks<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         *this.polls += 1;
-        let stolen_before = this.cpu_budget.and_then(|_| capture::stolen());
+        let stolen_before = this.cpu_budget.and_then(|_| os::stolen());
         let measurement = Measurement::begin();
         let result = this.future.poll(cx);
         let (cost, met) = measurement.end();
         let mut budget = *this.cpu_budget;
         if let (Some(most), Some(known)) = (budget, cost.known) {
             if known.cpu > most {
-                let stolen = capture::stolen().zip(stolen_before);
+                let stolen = os::stolen().zip(stolen_before);
                 let stolen = stolen.map(|(after, before)| after.saturating_sub(before));
                 budget = Some(verdict::with_stolen(most, stolen.unwrap_or_default()));
             }

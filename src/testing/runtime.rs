@@ -9,8 +9,8 @@
 
 use super::baseline::Baseline;
 use super::finding::{self, BlockingCall, Outcome};
+use super::meter::Measurement;
 use super::never_blocks::Excused;
-use crate::probe::meter::Measurement;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use std::cell::RefCell;

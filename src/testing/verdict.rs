@@ -7,7 +7,7 @@
 //! sleep is not one of the few that no code can avoid. Waiting for a CPU and being preempted count for nothing,
 //! so a busy machine changes no verdict.
 
-use crate::probe::meter::{Cost, Known};
+use super::meter::{Cost, Known};
 use crate::report::{Blocking, Frame, Origin};
 use std::time::Duration;
 

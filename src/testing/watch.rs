@@ -6,10 +6,12 @@
 
 use super::baseline::Baseline;
 use super::verdict::{self, Slept};
-use crate::explain;
-use crate::report::{Blocking, Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport};
+use crate::probe;
+use crate::report::{
+    Blocking, Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport, of_the_poll,
+};
 use crate::slot::{self, Mark, names};
-use crate::{Builder, Guard, probe};
+use crate::start::{Builder, Guard};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,7 +72,7 @@ use tokio::runtime::Handle;
 /// ```
 #[track_caller]
 pub fn watch() -> Watch {
-    let builder = if crate::capture::own_usage().is_some() {
+    let builder = if crate::os::own_usage().is_some() {
         Builder::new().tick(TICK)
     } else {
         eprintln!(
@@ -322,7 +324,7 @@ impl Watch {
                 .map(|of| of.workers - of.known_threads)
                 .sum::<usize>()
         };
-        crate::allow_blocking("a test waits for the detector", || {
+        crate::probe::allow_blocking("a test waits for the detector", || {
             let deadline = Instant::now() + PATIENCE;
             while unknown() > 0 && Instant::now() < deadline {
                 for runtime in self.guard.runtimes() {
@@ -342,7 +344,7 @@ impl Watch {
     /// Waits until the detector has seen and said all that has happened until now.
     #[track_caller]
     fn settle(&self) {
-        crate::allow_blocking("a test waits for the detector", || {
+        crate::probe::allow_blocking("a test waits for the detector", || {
             let deadline = Instant::now() + PATIENCE;
             let ticks = || self.guard.status().ticks;
             let enough = ticks() + 3;
@@ -420,10 +422,10 @@ fn blame(report: &StallReport) -> Blame {
     if report.certainty != Certainty::Certain {
         return Blame::Nobody;
     }
-    let unknown = report.cause == Cause::Unknown && crate::capture::own_usage().is_some();
+    let unknown = report.cause == Cause::Unknown && crate::os::own_usage().is_some();
     let is_excused = || {
         let slept = report.stacks.iter().map(|stack| {
-            let frames = explain::of_the_poll(&stack.frames);
+            let frames = of_the_poll(&stack.frames);
             verdict::slept(frames)
         });
         let slept: Vec<Slept> = slept.collect();

@@ -10,8 +10,8 @@
 
 use super::learn::{self, Layout, Learned};
 use super::{NoTurns, PollId, Stage, Turn};
-use crate::capture::memory::{self, Piece};
 use crate::clock::Nanos;
+use crate::os::memory::{self, Piece};
 use crate::slot::Slot;
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;

@@ -3,8 +3,8 @@
 //! *Runs on:* the watchdog thread, once a tick.
 //! *Here:* `pread` on kept descriptors.
 
-use crate::capture::{self, ThreadFiles, Throttle};
 use crate::clock::{self, Nanos};
+use crate::os::{self, ThreadFiles, Throttle};
 use std::time::Duration;
 
 /// How long the watchdog itself has waited for a CPU.
@@ -16,7 +16,7 @@ pub(super) struct OwnWait {
 impl OwnWait {
     pub(super) fn new() -> OwnWait {
         OwnWait {
-            files: ThreadFiles::open(capture::current_tid()),
+            files: ThreadFiles::open(os::current_tid()),
             so_far: Duration::ZERO,
         }
     }

@@ -6,10 +6,9 @@
 //! what it finds, as far as there is room. That is also why nothing here logs through a subscriber, which may
 //! be the very thing that is stuck.
 
-pub(crate) mod detector;
-mod driver;
+mod episode;
 mod host;
-mod ledger;
+mod out;
 pub(crate) mod pulses;
 mod runtime;
 mod sampling;
@@ -17,24 +16,20 @@ mod worker;
 pub(crate) mod workers;
 
 use crate::clock::{self, Nanos};
-use crate::engine::{Live, Shared, WatchedRuntime};
-use crate::report::Phase;
-use crate::report::news::{Message, StackNews, StallNews, TurnsLost};
-use crate::slot;
+use crate::engine::{
+    ENDLESS_AFTER, LONGEST_TICK, Live, Message, StallNews, TurnsLost, WatchedRuntime,
+};
+use crate::report::{Phase, write_last_words};
+use crate::slot::{self, Drivers, collect_drivers};
 use crate::turns::Looks;
 use host::{OwnWait, Quota};
+pub(crate) use out::Out;
 use runtime::RuntimeWatch;
 use sampling::Allowance;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
-use workers::Drivers;
 
-/// The longest tick at any threshold, and the tick once every worker has been parked for [`RESTED_AFTER`].
-pub(crate) const LONGEST_TICK: Duration = Duration::from_millis(25);
-/// The shortest tick that is chosen by default.
-pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 /// The shortest tick while every worker is parked.
 const SHORTEST_IDLE_TICK: Duration = Duration::from_millis(5);
 /// For so long after a worker was last active, the tick is short enough that no stall is over before it …
@@ -52,16 +47,14 @@ const RESTS_FOR: Duration = Duration::from_millis(500);
 /// it counts as idle.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// A stall this old is written to standard error, in case the logger is what is stuck.
-pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
 /// The sinks are stuck if they have been busy with one report for this long.
 const SINKS_STUCK_AFTER: Duration = Duration::from_secs(1);
 
 /// The thread's main function.
-pub(crate) fn run(shared: &Arc<Shared>, reporter: SyncSender<Message>) {
+pub(crate) fn run(out: Out) {
+    let shared = &out.shared.clone();
     let mut watchdog = Watchdog {
-        shared: shared.clone(),
-        reporter,
+        out,
         seen_version: None,
         runtimes: Vec::new(),
         drivers: Drivers::new(),
@@ -123,8 +116,7 @@ fn take(runtimes: &mut [RuntimeWatch], looks: &mut Looks, again: &mut Looks) {
 }
 
 struct Watchdog {
-    shared: Arc<Shared>,
-    reporter: SyncSender<Message>,
+    out: Out,
     seen_version: Option<u64>,
     runtimes: Vec<RuntimeWatch>,
     drivers: Drivers,
@@ -149,13 +141,12 @@ struct Round<'a> {
     all_rest: bool,
     own_wait: Option<Duration>,
     throttled: Duration,
-    shared: &'a Shared,
+    out: &'a Out,
     allowance: &'a mut Allowance,
     /// For a look at one worker.
     looks: &'a mut Looks,
     news: Vec<StallNews>,
     turns_lost: Vec<TurnsLost>,
-    stacks: Vec<StackNews>,
 }
 
 impl Watchdog {
@@ -165,7 +156,7 @@ impl Watchdog {
         let now = clock::now();
         let all_rest = self.runtimes.iter().all(|watch| watch.rests(now));
         if !all_rest {
-            workers::collect_drivers(&mut self.drivers);
+            collect_drivers(&mut self.drivers);
             workers::ask_to_look_around();
         }
         // Nobody asks while all rest, and the files are cold.
@@ -182,12 +173,11 @@ impl Watchdog {
             all_rest,
             own_wait,
             throttled,
-            shared: &self.shared,
+            out: &self.out,
             allowance: &mut self.stacks,
             looks: &mut self.looks[0],
             news: Vec::new(),
             turns_lost: Vec::new(),
-            stacks: Vec::new(),
         };
         for watch in &mut self.runtimes {
             if watch.tick(&mut round) {
@@ -196,10 +186,7 @@ impl Watchdog {
             }
         }
         let Round {
-            news,
-            stacks,
-            turns_lost,
-            ..
+            news, turns_lost, ..
         } = round;
         // What a runtime was doing when it was shut down is not going on any more.
         let before = self.live.len();
@@ -210,22 +197,18 @@ impl Watchdog {
             self.update_live(news);
         }
         self.publish_live();
-        // A stack comes before what is said of its stall.
-        for stack in stacks {
-            self.send(Message::Stack(stack));
-        }
         for news in news {
-            self.send(Message::Stall(Box::new(news)));
+            self.out.report(Message::Stall(Box::new(news)));
         }
         for news in turns_lost {
-            self.send(Message::TurnsLost(news));
+            self.out.report(Message::TurnsLost(news));
         }
         self.speak_for_stuck_sinks();
         let now = clock::now();
         let mut workers = self.runtimes.iter().flat_map(|watch| &watch.workers);
         let is_waiting = workers.any(|watch| watch.sampling.is_waiting());
         self.answers_due = is_waiting.then(|| now.plus(ANSWER_AFTER));
-        self.shared.ticked(now);
+        self.out.shared.ticked(now);
         next
     }
 
@@ -267,30 +250,20 @@ impl Watchdog {
     /// there by then is collected at one.
     fn collect_answers(&mut self) {
         self.answers_due = None;
-        let mut stacks = Vec::new();
         for RuntimeWatch {
             runtime, workers, ..
         } in &mut self.runtimes
         {
             for watch in workers {
                 if let Some(sampled) = watch.sampling.collect_early() {
-                    stacks.push(watch.stack_news(runtime, sampled));
+                    watch.pass_on(runtime, sampled, &self.out);
                 }
             }
-        }
-        for stack in stacks {
-            self.send(Message::Stack(stack));
-        }
-    }
-
-    fn send(&self, message: Message) {
-        if self.reporter.try_send(message).is_err() {
-            self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn is_to_follow(&self) -> bool {
-        self.seen_version != Some(self.shared.version.load(Ordering::Acquire))
+        self.seen_version != Some(self.out.shared.version.load(Ordering::Acquire))
     }
 
     /// Takes over runtimes that have joined and lets go of those that have left. Never waits: if the
@@ -299,8 +272,9 @@ impl Watchdog {
         if !self.is_to_follow() {
             return;
         }
-        let version = self.shared.version.load(Ordering::Acquire);
+        let version = self.out.shared.version.load(Ordering::Acquire);
         let Some(watched) = self
+            .out
             .shared
             .watched
             .try_lock()
@@ -332,29 +306,23 @@ impl Watchdog {
     }
 
     fn update_live(&mut self, news: &StallNews) {
-        let Some(announcement) = &news.announcement else {
+        let Some(phase) = news.phase else {
             return;
         };
-        self.live.retain(|live| live.id != announcement.id);
-        if announcement.phase != Phase::Ended {
-            self.live.push(Live {
-                id: announcement.id,
-                runtime: news.runtime.clone(),
-                worker: news.worker,
-                stall: news.stall,
-                last_words: announcement.last_words.clone(),
-            });
+        self.live.retain(|live| live.id != news.live.id);
+        if phase != Phase::Ended {
+            self.live.push(news.live.clone());
         }
         self.live_changed = true;
     }
 
     fn publish_live(&mut self) {
         if self.live_changed {
-            if let Some(mut live) = self.shared.live.try_lock() {
+            if let Some(mut live) = self.out.shared.live.try_lock() {
                 live.clone_from(&self.live);
                 self.live_changed = false;
                 drop(live);
-                self.shared.live_changed();
+                self.out.shared.live_changed();
             }
         }
     }
@@ -365,7 +333,7 @@ impl Watchdog {
         let now = clock::now();
         let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
         for live in self.live.iter().filter(is_endless) {
-            if self.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER
+            if self.out.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER
                 || live.last_words.swap(true, Ordering::Relaxed)
             {
                 continue;
@@ -373,10 +341,13 @@ impl Watchdog {
             let live = live.clone();
             let speaker = std::thread::Builder::new().name("stall-last-word".to_owned());
             if speaker
-                .spawn(move || crate::report::log::write_last_words(&live.unnamed_report()))
+                .spawn(move || write_last_words(&live.report_now()))
                 .is_err()
             {
-                self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+                self.out
+                    .shared
+                    .dropped_reports
+                    .fetch_add(1, Ordering::Relaxed);
             }
         }
     }

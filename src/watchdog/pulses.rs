@@ -5,10 +5,9 @@
 //! it is not the watchdog: a pulse takes the runtime's queue lock, a probe may start a thread.
 
 use crate::clock::{self, Nanos};
-use crate::engine::{Shared, WatchedRuntime};
+use crate::engine::{Message, PoolNews, Shared, WatchedRuntime};
 use crate::probe::gather;
 use crate::report::Phase;
-use crate::report::news::{Message, PoolNews};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

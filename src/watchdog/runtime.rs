@@ -4,12 +4,11 @@
 //! *Must not:* wait for anybody.
 
 use super::Round;
-use super::driver::EventDriver;
 use super::worker::WorkerWatch;
-use super::workers::Drivers;
 use crate::clock::{self, Nanos};
-use crate::engine::WatchedRuntime;
-use crate::report::news::TurnsLost;
+use crate::detect::EventDriver;
+use crate::engine::{TurnsLost, WatchedRuntime};
+use crate::slot::Drivers;
 use crate::turns::{Inside, Looks};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -126,7 +125,7 @@ impl RuntimeWatch {
             } else {
                 watch.looked_at = round.now;
                 for finding in watch.tick(runtime, round) {
-                    let news = watch.news(runtime, round.shared, driver, finding);
+                    let news = watch.news(runtime, round.out.shared(), driver, finding);
                     round.news.push(news);
                 }
             }

@@ -13,12 +13,11 @@
 //! a mark, if the worker has not moved since, or if the thread was about to return from the very call it
 //! had been seen asleep in.
 
-use super::detector::{Finding, HeldBy, Stall};
 use super::workers::Driver;
-use crate::capture::{
-    self, Addressee, Call, NotTaken, RawStack, Request, ThreadEvidence, ThreadState,
-};
+use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::Nanos;
+use crate::detect::{Finding, HeldBy, Stall};
+use crate::os::{self, Call, ThreadEvidence, ThreadState};
 use crate::report::NoStack;
 use std::time::Duration;
 
@@ -70,8 +69,6 @@ pub(super) struct Sampling {
     answered_early: bool,
     /// The sleep that the last stack was taken in.
     slept: Option<Sleep>,
-    /// What it was last said about that there is no stack of.
-    said_missing: Option<(u64, NoStack)>,
 }
 
 #[derive(Debug)]
@@ -221,7 +218,7 @@ impl Sampling {
                 slot: driver.slot,
                 tenancy: driver.tenancy,
             };
-            let request = Request::send(addressee, signal).map_err(NoStack::from)?;
+            let request = Request::send(addressee, signal)?;
             Ok(Pending {
                 request,
                 stall,
@@ -236,14 +233,11 @@ impl Sampling {
                 self.slept = sleep;
                 None
             }
-            Err(why) => {
-                let said = self.said_missing.replace((stall.serial, why));
-                (said != Some((stall.serial, why))).then_some(Sampled {
-                    serial: stall.serial,
-                    after: stall.duration,
-                    stack: Err(why),
-                })
-            }
+            Err(why) => Some(Sampled {
+                serial: stall.serial,
+                after: stall.duration,
+                stack: Err(why),
+            }),
         }
     }
 }
@@ -265,23 +259,12 @@ fn is_of(stack: &RawStack, stall: &Stall, over: bool) -> bool {
 
 /// Why a request has not been answered.
 fn unanswered(tid: u32, signal: i32) -> NoStack {
-    if capture::is_signal_blocked(tid, signal) {
+    if os::is_signal_blocked(tid, signal) {
         NoStack::SignalBlocked
     } else if capture::is_replaced(signal) {
         NoStack::SignalTaken
     } else {
         NoStack::NotAnswered
-    }
-}
-
-impl From<NotTaken> for NoStack {
-    fn from(why: NotTaken) -> NoStack {
-        match why {
-            NotTaken::Unsupported => NoStack::Unsupported,
-            NotTaken::ThreadGone => NoStack::ThreadGone,
-            NotTaken::Busy => NoStack::Busy,
-            NotTaken::SignalTaken => NoStack::SignalTaken,
-        }
     }
 }
 

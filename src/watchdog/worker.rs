@@ -3,22 +3,20 @@
 //! *Runs on:* the watchdog thread.
 //! *Must not:* wait for anybody.
 
-use super::driver::{EventDriver, Place};
-use super::ledger::Ledger;
+use super::episode::Episodes;
 use super::sampling::{Sampled, Sampling};
 use super::workers::Worker;
-use super::{RESTS_FOR, Round, UNDRIVEN_AFTER};
+use super::{Out, RESTS_FOR, Round, UNDRIVEN_AFTER};
 use crate::clock::{self, Nanos};
-use crate::engine::{Shared, WatchedRuntime};
-use crate::explain::cause::SleptIn;
-use crate::report::news::{Announcement, StackNews, StallKey, StallNews, StallThread};
-use crate::report::{NoStack, Phase};
+use crate::detect::{
+    Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, PollKey, Rules, Sample,
+    Shown, Stall,
+};
+use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
+use crate::report::Phase;
 use crate::slot::LongPoll;
 use crate::turns::Track;
-use crate::watchdog::detector::{Detector, Finding, HeldBy, Look, PollKey, Sample, Shown, Stall};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 pub(super) struct WorkerWatch {
     pub(super) worker: Worker,
@@ -29,21 +27,9 @@ pub(super) struct WorkerWatch {
     pub(super) looked_at: Nanos,
     /// What stacks have shown, until the next look.
     stacks: Vec<(u64, Shown)>,
-    /// The stalls announced and not yet ended, by serial: one going on, and perhaps one whose end is still to
-    /// be recorded.
-    announced: Vec<(u64, Announced)>,
-    /// What the stall with this serial was last seen asleep in.
-    slept_in: Option<(u64, SleptIn)>,
-    /// For how long nobody has been in the driver during the stall with this serial.
-    driver_frozen: Option<(u64, Duration)>,
+    episodes: Episodes,
     moved_at: Nanos,
     ledger: Ledger,
-}
-
-#[derive(Clone)]
-struct Announced {
-    id: u64,
-    last_words: Arc<AtomicBool>,
 }
 
 impl WorkerWatch {
@@ -57,9 +43,7 @@ impl WorkerWatch {
             is_asked: false,
             looked_at: clock::now(),
             stacks: Vec::new(),
-            announced: Vec::new(),
-            slept_in: None,
-            driver_frozen: None,
+            episodes: Episodes::default(),
             moved_at: clock::now(),
             ledger: Ledger::default(),
         }
@@ -77,7 +61,7 @@ impl WorkerWatch {
 
     /// Whether a stall of it has been announced that has not ended.
     pub(super) fn is_stalled(&self) -> bool {
-        !self.announced.is_empty()
+        self.episodes.is_any_announced()
     }
 
     /// Whether the worker has been parked all the time, and nothing is waited for: then there is nothing to look
@@ -87,7 +71,7 @@ impl WorkerWatch {
             && self.worker.rests(&runtime.metrics)
             && self.detector.is_idle()
             && self.sampling.is_idle()
-            && self.announced.is_empty()
+            && !self.episodes.is_any_announced()
     }
 
     /// Looks at the worker, and says what is new.
@@ -96,8 +80,10 @@ impl WorkerWatch {
         runtime: &Arc<WatchedRuntime>,
         round: &mut Round<'_>,
     ) -> Vec<Finding> {
-        self.stacks
-            .extend(runtime.shown[self.worker.index()].take());
+        if let Some((id, shown)) = runtime.shown[self.worker.index()].take() {
+            let serial = self.episodes.serial_of(id);
+            self.stacks.extend(serial.map(|serial| (serial, shown)));
+        }
         let previous = self.detector.last();
         // Asked before the thread is looked at: a signal taken in between costs the proof of one sleep, not
         // more.
@@ -111,13 +97,7 @@ impl WorkerWatch {
         if previous.is_none_or(|previous| previous.after != sample.after) {
             self.moved_at = sample.at;
         }
-        self.ledger.observe(
-            &sample,
-            self.moved_at,
-            runtime.rules.always_driven,
-            runtime.rules.tick,
-            &runtime.stats.worker_time[self.worker.index()],
-        );
+        self.enter_in_ledger(runtime, &sample);
         let look = Look {
             sample,
             records: self.take_records(),
@@ -137,6 +117,22 @@ impl WorkerWatch {
         findings
     }
 
+    fn enter_in_ledger(&mut self, runtime: &WatchedRuntime, sample: &Sample) {
+        let Rules {
+            tick,
+            always_driven,
+            ..
+        } = runtime.rules;
+        let entry = self
+            .ledger
+            .observe(sample, self.moved_at, always_driven, tick);
+        let time = &runtime.stats.worker_time[self.worker.index()];
+        time.set_unpublished(entry.unpublished);
+        for (state, spent) in entry.page.iter().flat_map(Page::parts) {
+            time.add(state, spent);
+        }
+    }
+
     fn sample_stacks(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
@@ -154,41 +150,32 @@ impl WorkerWatch {
             sample.at,
         );
         for sampled in [collected, refused].into_iter().flatten() {
-            if sampled.stack.as_ref().is_err_and(|why| is_final(*why)) {
+            if sampled.stack.as_ref().is_err_and(|why| why.is_final()) {
                 self.stacks.push((sampled.serial, Shown::Unclear));
             }
-            round.stacks.push(self.stack_news(runtime, sampled));
+            self.pass_on(runtime, sampled, round.out);
         }
     }
 
-    pub(super) fn stack_news(&self, runtime: &Arc<WatchedRuntime>, sampled: Sampled) -> StackNews {
-        StackNews {
-            key: StallKey {
-                runtime: runtime.id,
+    /// Passes a stack on to the explainer, or to the reporter that there is none.
+    pub(super) fn pass_on(&mut self, runtime: &Arc<WatchedRuntime>, sampled: Sampled, out: &Out) {
+        let episode = self.episodes.of(sampled.serial, out.shared());
+        let sent = sampled.stack.and_then(|stack| {
+            out.explain(Work::OfStall {
+                id: episode.id,
+                runtime: runtime.clone(),
                 worker: self.worker.index(),
-                serial: sampled.serial,
-            },
-            runtime: runtime.clone(),
-            after: sampled.after,
-            stack: sampled.stack,
+                after: sampled.after,
+                stack,
+            })
+        });
+        match sent {
+            Ok(()) => episode.stacks += 1,
+            Err(why) if episode.misses_stack(why) => {
+                out.report(Message::NoStack(episode.id, why));
+            }
+            Err(_) => {}
         }
-    }
-
-    /// What the thread was last seen asleep in, and what that call's descriptor leads to while it sleeps.
-    fn slept_in(&mut self, stall: &Stall, goes_on: bool) -> Option<SleptIn> {
-        let known = self
-            .slept_in
-            .filter(|(serial, known)| *serial == stall.serial && Some(known.call) == stall.call);
-        if known.is_none() {
-            let call = stall.call?;
-            let slept_in = if goes_on {
-                SleptIn::now(call)
-            } else {
-                SleptIn::long_ago(call)
-            };
-            self.slept_in = Some((stall.serial, slept_in));
-        }
-        self.slept_in.map(|(_, slept_in)| slept_in)
     }
 
     /// The long polls that the worker's thread has kept a record of since the last tick.
@@ -242,77 +229,47 @@ impl WorkerWatch {
             Finding::Ongoing(stall) => (Some(Phase::Ongoing), stall),
             Finding::Ended(stall) => (Some(Phase::Ended), stall),
         };
-        let known = self
-            .announced
-            .iter()
-            .position(|(serial, _)| *serial == stall.serial);
-        let announced = match (phase, known) {
-            (None, _) => None,
-            (Some(Phase::Ended), Some(known)) => Some(self.announced.remove(known).1),
-            (Some(_), Some(known)) => Some(self.announced[known].1.clone()),
-            (Some(phase), None) => {
-                let new = Announced::new(shared);
-                runtime.stats.count(stall.certainty);
-                if phase != Phase::Ended {
-                    self.announced.push((stall.serial, new.clone()));
-                }
-                Some(new)
-            }
+        let thread = self.thread_of(&stall);
+        let episode = self.episodes.of(stall.serial, shared);
+        if phase.is_some() && episode.announce() {
+            runtime.stats.count(stall.certainty);
+        }
+        let frozen = driver.frozen_in(stall.since);
+        let news = StallNews {
+            phase,
+            live: Live {
+                id: episode.id,
+                runtime: runtime.clone(),
+                worker: self.worker.index(),
+                stall,
+                last_words: episode.last_words.clone(),
+            },
+            slept_in: episode.slept_in(&stall, phase),
+            driver_frozen: frozen.map(|now| episode.driver_frozen(now, &stall)),
+            thread,
+            stacks: episode.stacks,
         };
-        let slept_in = self.slept_in(&stall, phase != Some(Phase::Ended));
-        let driver_frozen = self.driver_frozen(&stall, driver);
-        let thread = self.worker.driver().map(|driver| StallThread {
+        if phase == Some(Phase::Ended) {
+            self.episodes.end(stall.serial);
+        }
+        news
+    }
+
+    /// The thread that drives the worker, and its marks if the stall is a marked poll of it.
+    fn thread_of(&self, stall: &Stall) -> Option<StallThread> {
+        let driver = self.worker.driver()?;
+        let marks = match stall.held_by {
+            HeldBy::Poll(poll) if poll.thread == driver.thread() => {
+                driver.slot.line.marks(poll.epoch)
+            }
+            _ => None,
+        };
+        Some(StallThread {
             slot: driver.slot,
             tenancy: driver.tenancy,
-            marks: match stall.held_by {
-                HeldBy::Poll(poll) if poll.thread == driver.thread() => {
-                    driver.slot.line.marks(poll.epoch)
-                }
-                _ => None,
-            },
-        });
-        StallNews {
-            announcement: announced.zip(phase).map(|(announced, phase)| Announcement {
-                id: announced.id,
-                phase,
-                last_words: announced.last_words,
-            }),
-            runtime: runtime.clone(),
-            worker: self.worker.index(),
-            stall,
-            slept_in,
-            driver_frozen,
-            thread,
-        }
+            marks,
+        })
     }
-
-    /// For how long nobody has been in the driver so far: at the end of a stall somebody is there again.
-    fn driver_frozen(&mut self, stall: &Stall, driver: &EventDriver) -> Option<Duration> {
-        let now = driver.frozen_in(stall.since)?;
-        let known = self
-            .driver_frozen
-            .filter(|(serial, _)| *serial == stall.serial)
-            .map_or(Duration::ZERO, |(_, known)| known);
-        let frozen = known.max(now).min(stall.duration);
-        self.driver_frozen = Some((stall.serial, frozen));
-        Some(frozen)
-    }
-}
-
-impl Announced {
-    fn new(shared: &Shared) -> Announced {
-        Announced {
-            id: shared.next_id(),
-            last_words: Arc::default(),
-        }
-    }
-}
-
-/// Whether there will be no stack of what was asked for.
-fn is_final(why: NoStack) -> bool {
-    let another_is_asked_for =
-        matches!(why, NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn);
-    !another_is_asked_for
 }
 
 /// The marked poll that a finding says is going on.

@@ -4,12 +4,11 @@
 //! *Must not:* wait. Atomic loads, `pread` on kept descriptors, and one reading of memory for all workers.
 //! Descriptors are opened when a worker's thread becomes known, and closed when it is another.
 
-use super::detector::{Counters, Sample, SlotSeen};
-use crate::capture::{Call, ThreadEvidence, ThreadFiles, ThreadState, waits_for_events};
 use crate::clock::{self, Nanos};
-use crate::slot::{Claim, Slot};
+use crate::detect::{Counters, Sample, SlotSeen};
+use crate::os::{Call, ThreadEvidence, ThreadFiles, ThreadState, waits_for_events};
+use crate::slot::{Claim, Drivers, Slot};
 use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
-use std::collections::HashMap;
 use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
 
@@ -38,22 +37,6 @@ fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
 
 /// Readings that are no further apart belong together.
 const AT_ONCE: Duration = Duration::from_micros(200);
-
-/// The slots of threads that say they drive a worker, by what they say. Rebuilt each tick.
-pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
-
-/// Collects the claims of all threads; of two threads that claim a worker, the later one is right.
-pub(crate) fn collect_drivers(drivers: &mut Drivers) {
-    drivers.clear();
-    for slot in crate::slot::all() {
-        if let Some((claim, at)) = slot.claim() {
-            let newest = drivers.entry(claim).or_insert((slot, at));
-            if at > newest.1 {
-                *newest = (slot, at);
-            }
-        }
-    }
-}
 
 /// Asks every thread that has driven a worker to say at its next poll which one it drives now: who takes a
 /// worker over from a poll in `block_in_place` may have driven another one before.
@@ -376,10 +359,4 @@ impl Worker {
         let is_read = !self.take(looks, metrics);
         is_read && self.turn.map(|turn| (turn.id, turn.holds)) == then
     }
-}
-
-/// The wall clock at a point on the shared clock.
-pub(crate) fn wall_clock(at: Nanos) -> std::time::SystemTime {
-    let now = std::time::SystemTime::now();
-    now.checked_sub(clock::now().since(at)).unwrap_or(now)
 }

@@ -7,11 +7,11 @@
 mod symbols;
 mod unwind;
 
-use super::site::OwnCode;
-use super::{Effort, Explained};
+use super::Explained;
+use super::own_code::OwnCode;
 use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
-use crate::report::Frame;
+use crate::report::{Frame, NoStack};
 use std::time::Duration;
 use symbols::Symbols;
 use unwind::{End, Unwinder};
@@ -28,20 +28,15 @@ pub(crate) struct Explainer {
 }
 
 impl Explainer {
-    /// Unwinds and names a stack; `None` if that takes more effort than allowed.
+    /// Unwinds and names a stack. Never an error here; where stacks cannot be taken, always.
     pub(crate) fn explain(
         &mut self,
         stack: &RawStack,
         own: &OwnCode,
-        effort: Effort,
-    ) -> Option<Explained> {
+    ) -> Result<Explained, NoStack> {
         self.used_at = clock::now();
         self.unwinder.refresh();
         let walk = self.unwinder.walk(stack);
-        let is_known = |address: &u64| self.symbols.is_known(*address, &self.unwinder);
-        if effort == Effort::Little && !walk.addresses.iter().all(is_known) {
-            return None;
-        }
         let mut frames = Vec::with_capacity(walk.addresses.len());
         for address in walk.addresses {
             let named = self.symbols.frames(address, &self.unwinder);
@@ -53,7 +48,7 @@ impl Explainer {
             function.is_some_and(|function| function.starts_with("_Unwind_"))
         };
         let in_unwinder = frames.iter().any(unwinds);
-        Some(Explained {
+        Ok(Explained {
             frames,
             complete: walk.end == End::Root && !in_unwinder,
             truncated: walk.end == End::Truncated,

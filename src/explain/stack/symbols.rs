@@ -4,8 +4,8 @@
 //! *Here:* may read files and take long the first time: a program's debug information is large.
 
 use super::unwind::{Read, Unwinder};
-use crate::capture::stack::Mapped;
-use crate::explain::site::OwnCode;
+use crate::capture::Mapped;
+use crate::explain::own_code::OwnCode;
 use crate::report::Frame;
 use addr2line::Loader;
 use std::collections::HashMap;
@@ -61,15 +61,6 @@ impl Symbols {
         }
         self.named.insert((identity, in_file), named.clone());
         named
-    }
-
-    /// Whether an address has a name already, or can have none.
-    pub(crate) fn is_known(&self, address: u64, unwinder: &Unwinder) -> bool {
-        let Some((file, read)) = unwinder.module_of(address) else {
-            return true;
-        };
-        let Key(identity, in_file) = Key::of(address, file, read);
-        self.named.contains_key(&(identity, in_file))
     }
 
     /// Lets go of the debug information, but not of the names found in it, where a build id tells that they

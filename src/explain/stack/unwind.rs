@@ -4,8 +4,7 @@
 //! *Here:* no unsafe: bytes in, addresses out. The tables come from the copies in `capture::modules`; a
 //! module's are read when an address in it is first met.
 
-use crate::capture::RawStack;
-use crate::capture::stack::{Extent, Mapped, Module, Registers, UnwindSections, mapped};
+use crate::capture::{Extent, Mapped, Module, RawStack, Registers, UnwindSections, mapped};
 use framehop::{
     CacheNative, ExplicitModuleSectionInfo, FrameAddress, UnwindRegsNative, Unwinder as _,
     UnwinderNative,

@@ -3,7 +3,7 @@
 //! *Runs on:* the thread that learns, and the one worker of a runtime that nobody else uses.
 
 use super::words::{Chain, OFF_STACK};
-use crate::capture::memory;
+use crate::os::memory;
 use crate::slot;
 use parking_lot::Mutex;
 use std::future::{Future, poll_fn};

@@ -13,7 +13,7 @@ mod looks;
 mod words;
 
 use super::NoTurns;
-use crate::capture::memory;
+use crate::os::memory;
 use looks::{Bench, Flavor};
 use words::{Chain, call, entry, is_let_go, last_flag, parks, resumed, task_word, turn};
 

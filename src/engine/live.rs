@@ -1,0 +1,73 @@
+//! One stall: which one, of which worker, and how it stands.
+//!
+//! *Runs on:* kept by the watchdog; its report is composed by the reporter, and by the thread that asks what
+//! is stalled now.
+
+use super::{StallId, WatchedRuntime};
+use crate::clock::{self, wall_clock};
+use crate::detect::Stall;
+use crate::explain::{self, SleptIn};
+use crate::os;
+use crate::report::{Frame, Phase, StallReport};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// A stall, or a poll that may become one.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub(crate) id: StallId,
+    pub(crate) runtime: Arc<WatchedRuntime>,
+    pub(crate) worker: usize,
+    pub(crate) stall: Stall,
+    /// It has been written to standard error.
+    pub(crate) last_words: Arc<AtomicBool>,
+}
+
+impl Live {
+    /// The report of a stall that goes on, as far as the watchdog's own figures make one: without names and
+    /// stacks.
+    pub(crate) fn report_now(&self) -> StallReport {
+        let mut now = self.clone();
+        now.stall.duration = clock::now().since(self.stall.since);
+        now.report(Phase::Ongoing, self.stall.call.map(SleptIn::now), &[])
+    }
+
+    /// The report of this stall, without names and stacks. `frames` are the stack that tells the cause, if
+    /// there is one.
+    pub(crate) fn report(
+        &self,
+        phase: Phase,
+        slept_in: Option<SleptIn>,
+        frames: &[Frame],
+    ) -> StallReport {
+        let Live { runtime, stall, .. } = self;
+        StallReport {
+            id: self.id.0,
+            phase,
+            certainty: stall.certainty,
+            runtime: runtime.name.clone(),
+            worker: self.worker,
+            thread: None,
+            tid: None,
+            span: None,
+            task: (stall.task != 0).then_some(stall.task),
+            spawned_at: None,
+            started_at: wall_clock(stall.since),
+            duration: stall.duration,
+            duration_error: stall.error,
+            time: stall.split,
+            cause: explain::cause(&stall.split, runtime.rules.threshold, slept_in, frames),
+            asleep_in: stall.call.map(|call| os::call_name(call.number)),
+            driver_frozen: None,
+            site: None,
+            stacks: Vec::new(),
+            telling_stack: None,
+            advice: None,
+            seen_here: 0,
+            lost_here: Duration::ZERO,
+            missing: Vec::new(),
+            suppressed: 0,
+        }
+    }
+}

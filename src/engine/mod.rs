@@ -1,0 +1,175 @@
+//! What the threads of the detector and the guards share.
+//!
+//! *Runs on:* made by the thread that starts a watch; the detector's threads and the guards read it.
+//! *Must not:* start a thread, nor know what runs on one. A lock here is held for a copy of a short list, and
+//! the watchdog only ever tries it.
+
+mod coverage;
+mod live;
+#[cfg(feature = "serve")]
+mod liveness;
+mod news;
+mod settings;
+mod stats;
+#[cfg(feature = "metrics")]
+mod target;
+mod view;
+mod watched;
+
+pub use coverage::Coverage;
+pub(crate) use live::Live;
+#[cfg(feature = "serve")]
+pub use liveness::Liveness;
+pub(crate) use news::{
+    Message, PoolNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
+};
+pub use settings::Stacks;
+pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
+#[cfg(feature = "metrics")]
+pub(crate) use stats::{CAUSES, SpanSite, Stalls};
+pub(crate) use stats::{Stats, Waits};
+#[cfg(feature = "metrics")]
+pub(crate) use target::Target;
+pub(crate) use view::View;
+pub(crate) use watched::{LastShown, Watch, WatchedRuntime};
+
+use crate::capture::RawStack;
+use crate::clock::Nanos;
+use crate::explain::Explained;
+use crate::report::NoStack;
+use parking_lot::Mutex;
+use std::sync::Arc;
+#[cfg(feature = "metrics")]
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+#[cfg(feature = "metrics")]
+use std::thread::Thread;
+use std::time::Duration;
+
+/// What the threads share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    stop: AtomicBool,
+    ids: AtomicU64,
+    pub(crate) watched: Mutex<Vec<Arc<WatchedRuntime>>>,
+    /// Counts changes of `watched`.
+    pub(crate) version: AtomicU64,
+    /// Written by the watchdog with `try_lock`; others hold it for a copy.
+    pub(crate) live: Mutex<Vec<Live>>,
+    /// To the explainer, for stacks that a user asks for; gone once the threads are to end.
+    explainer: Mutex<Option<SyncSender<Work>>>,
+    pub(crate) dropped_reports: AtomicU64,
+    pub(crate) failed_callbacks: AtomicU64,
+    pub(crate) watchdog_lateness: Waits,
+    ticks: AtomicU64,
+    /// When the watchdog last ticked.
+    last_tick: AtomicU64,
+    /// Since when the sinks have been busy with one report; 0 while they wait for the next.
+    pub(crate) sinks_busy_since: AtomicU64,
+    /// The reporter has come to its end.
+    reports_ended: AtomicBool,
+    /// The thread that tells stalls' ages to recorders.
+    #[cfg(feature = "metrics")]
+    metrics_thread: OnceLock<Thread>,
+}
+
+impl Shared {
+    /// Asks the detector's threads to end.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        // The explainer ends when nobody can send to it any more.
+        self.explainer.lock().take();
+    }
+
+    /// Lets users' requests reach the explainer.
+    pub(crate) fn explainer_runs(&self, explainer: SyncSender<Work>) {
+        *self.explainer.lock() = Some(explainer);
+    }
+
+    /// Unwinds and names a stack that a user has asked for. Waits for the explainer.
+    pub(crate) fn explain(
+        &self,
+        watch: &Arc<Watch>,
+        stack: RawStack,
+    ) -> Result<Explained, NoStack> {
+        let explainer = self.explainer.lock().clone();
+        let (answer, answered) = sync_channel(1);
+        let work = Work::Asked {
+            watch: watch.clone(),
+            stack,
+            answer,
+        };
+        let is_sent = explainer.is_some_and(|explainer| explainer.send(work).is_ok());
+        if !is_sent {
+            return Err(NoStack::Unsupported);
+        }
+        answered.recv().unwrap_or(Err(NoStack::Unsupported))
+    }
+
+    pub(crate) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// The next number of a stall or of a pool wait.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn note_lateness(&self, late: Duration) {
+        self.watchdog_lateness.note(late);
+    }
+
+    pub(crate) fn ticked(&self, at: Nanos) {
+        self.last_tick.store(at.0, Ordering::Relaxed);
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says that no report will be counted any more.
+    pub(crate) fn end_of_reports(&self) {
+        // Release: pairs with the Acquire in `reports_ended`: who sees the end sees all that was counted.
+        self.reports_ended.store(true, Ordering::Release);
+    }
+
+    /// A stall has begun or ended: recorders are told now, and not within a second.
+    pub(crate) fn live_changed(&self) {
+        #[cfg(feature = "metrics")]
+        if let Some(thread) = self.metrics_thread.get() {
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sinks_busy_for(&self, now: Nanos) -> Duration {
+        match self.sinks_busy_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(Nanos(since)),
+        }
+    }
+
+    /// Says that `watched` is not as it was.
+    pub(crate) fn runtimes_changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Shared {
+    pub(crate) fn metrics_run_on(&self, thread: Thread) {
+        self.metrics_thread.set(thread).ok();
+    }
+
+    pub(crate) fn reports_ended(&self) -> bool {
+        // Acquire: pairs with the Release in `end_of_reports`.
+        self.reports_ended.load(Ordering::Acquire)
+    }
+
+    /// When the watchdog last ticked, if it ever did.
+    pub(crate) fn last_tick(&self) -> Option<Nanos> {
+        let at = self.last_tick.load(Ordering::Relaxed);
+        (at != 0).then_some(Nanos(at))
+    }
+}

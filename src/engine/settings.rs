@@ -1,0 +1,157 @@
+//! What a watch can be told: how it looks, and where reports go.
+//!
+//! *Runs on:* made by the thread that starts a watch; read by every thread of the detector.
+
+#[cfg(feature = "serve")]
+use super::Liveness;
+#[cfg(feature = "metrics")]
+use super::Target;
+use crate::clock::Nanos;
+use crate::explain::OwnCode;
+use crate::report::{Frame, PoolWaitReport, StallReport};
+use crate::slot::PollTiming;
+#[cfg(feature = "metrics")]
+use crate::slot::polls;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A stall this old is written to standard error, in case the logger is what is stuck.
+pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
+/// The longest tick at any threshold, and the tick once every worker has been parked for ten seconds.
+pub(crate) const LONGEST_TICK: Duration = Duration::from_millis(25);
+/// The shortest tick that is chosen by default.
+pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
+
+/// How the stacks of stalled threads are taken.
+///
+/// A directed signal makes the thread copy its registers and stack, and go on. Its pause is some ten
+/// microseconds. A call that the signal meets asleep is restarted by the kernel, except for the few that
+/// never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`. Rust's standard
+/// library calls them again; C libraries may not. A stall that sleeps is signalled once; the first signal
+/// comes one tick before the threshold, so also a poll that is about to become a stall may see one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stacks {
+    /// By `SIGURG`, which does nothing where it is not handled, and which debuggers pass on. If somebody
+    /// else handles it, no stacks are taken, and [`Coverage`](crate::Coverage) says so.
+    #[default]
+    Auto,
+    /// Not at all: no signal is sent, and reports have no sites.
+    Off,
+    /// By this signal, such as `libc::SIGRTMIN() + 3`.
+    Signal(i32),
+}
+
+/// The user's own advice, by function.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Advice(pub(crate) Vec<(String, String)>);
+
+impl Advice {
+    /// The first advice for a function on this stack.
+    pub(crate) fn find(&self, frames: &[Frame]) -> Option<&str> {
+        let is_on_stack = |function: &str| {
+            let names = frames.iter().filter_map(|frame| frame.function.as_deref());
+            names.into_iter().any(|name| name.contains(function))
+        };
+        self.0
+            .iter()
+            .find(|(function, _)| is_on_stack(function))
+            .map(|(_, text)| text.as_str())
+    }
+}
+
+type OnStall = Arc<dyn Fn(&StallReport) + Send + Sync>;
+type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
+
+/// The knobs that concern reports.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) threshold: Duration,
+    pub(crate) warn_after: Duration,
+    pub(crate) error_after: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) log: bool,
+    pub(crate) pool_threshold: Duration,
+    pub(crate) poll_timing: PollTiming,
+    pub(crate) recent: usize,
+    /// Pairs of span and site that metrics tell apart.
+    pub(crate) site_labels: usize,
+    #[cfg(feature = "serve")]
+    pub(crate) liveness: Liveness,
+    /// Names of polls that they tell apart.
+    #[cfg(feature = "metrics")]
+    pub(crate) poll_labels: usize,
+    /// Where metrics go.
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Target,
+    /// Started by the thread that drives the runtime, for as long as it does.
+    pub(crate) driven_here: bool,
+    /// Whether turns are to be counted.
+    pub(crate) turns: bool,
+    pub(crate) stacks: Stacks,
+    pub(crate) own_code: OwnCode,
+    pub(crate) advice: Advice,
+    pub(crate) on_stall: Option<OnStall>,
+    pub(crate) on_pool_wait: Option<OnPoolWait>,
+}
+
+impl Settings {
+    // The defaults. The reasons stand at the constants of `Builder`.
+    pub(crate) const THRESHOLD: Duration = Duration::from_millis(10);
+    pub(crate) const MIN_THRESHOLD: Duration = Duration::from_micros(100);
+    pub(crate) const WARN_AFTER: Duration = Duration::from_millis(100);
+    pub(crate) const ERROR_AFTER: Duration = Duration::from_secs(1);
+    pub(crate) const STARTUP_GRACE: Duration = Duration::from_secs(2);
+    pub(crate) const POOL_THRESHOLD: Duration = Duration::from_millis(100);
+    pub(crate) const RECENT: usize = 64;
+    pub(crate) const SITE_LABELS: usize = 64;
+    #[cfg(feature = "metrics")]
+    pub(crate) const POLL_LABELS: usize = polls::NAMES;
+
+    /// Logs keep quiet while a program starts; everything else does not.
+    pub(crate) fn is_in_grace(&self, started_at: Nanos, now: Nanos) -> bool {
+        now.since(started_at) < self.grace
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            threshold: Settings::THRESHOLD,
+            warn_after: Settings::WARN_AFTER,
+            error_after: Settings::ERROR_AFTER,
+            grace: Settings::STARTUP_GRACE,
+            log: true,
+            pool_threshold: Settings::POOL_THRESHOLD,
+            poll_timing: PollTiming::default(),
+            recent: Settings::RECENT,
+            site_labels: Settings::SITE_LABELS,
+            #[cfg(feature = "serve")]
+            liveness: Liveness::default(),
+            #[cfg(feature = "metrics")]
+            poll_labels: Settings::POLL_LABELS,
+            #[cfg(feature = "metrics")]
+            metrics: Target::default(),
+            driven_here: false,
+            turns: true,
+            stacks: Stacks::Auto,
+            own_code: OwnCode::default(),
+            advice: Advice::default(),
+            on_stall: None,
+            on_pool_wait: None,
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("threshold", &self.threshold)
+            .field("warn_after", &self.warn_after)
+            .field("error_after", &self.error_after)
+            .field("on_stall", &self.on_stall.is_some())
+            .field("on_pool_wait", &self.on_pool_wait.is_some())
+            .finish_non_exhaustive()
+    }
+}

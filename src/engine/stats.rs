@@ -1,0 +1,378 @@
+//! Figures about one runtime: what `status()` and the metrics are made of.
+//!
+//! *Runs on:* written by the detector's threads, each figure by one of them; read by guards and exporters.
+//! *Here:* numbers that only grow, so that any number of readers can take what is new to them. The two
+//! locks are held for some instructions, and never by the watchdog.
+
+// Without metrics much of this is written and not read.
+#![cfg_attr(not(feature = "metrics"), allow(dead_code))]
+
+use crate::clock::{self, Nanos};
+use crate::detect::WorkerState;
+use crate::report::{Blocking, Cause, Certainty, StallReport};
+use crate::tally::{Tally, UNNAMED};
+use crate::turns::NoTurns;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Figures about one runtime.
+#[derive(Debug)]
+pub(crate) struct Stats {
+    pub(crate) certain: AtomicU64,
+    pub(crate) likely: AtomicU64,
+    pub(crate) enrolled: AtomicUsize,
+    /// Its own hooks mark every poll of every task.
+    pub(crate) all_polls: AtomicBool,
+    /// Some worker has been active since the pulse thread last asked.
+    pub(crate) active: AtomicBool,
+    pub(crate) scheduler_lag: Waits,
+    pub(crate) blocking_queue_wait: Waits,
+    /// When the probe that waits for the blocking pool was sent; 0 for none.
+    probe_sent_at: AtomicU64,
+    /// By worker.
+    pub(crate) worker_time: Vec<WorkerTime>,
+    /// By worker: the turns of its loop, as far as they are counted.
+    pub(crate) worker_turns: Vec<AtomicU64>,
+    /// Why turns are not counted: 0 if they are.
+    no_turns: AtomicU8,
+    /// Nanoseconds for which nobody waited for sockets and timers, since workers were stalled.
+    driver_frozen: AtomicU64,
+    pub(crate) stalls: Stalls,
+}
+
+impl Stats {
+    pub(crate) fn new(workers: usize) -> Stats {
+        Stats {
+            certain: AtomicU64::new(0),
+            likely: AtomicU64::new(0),
+            enrolled: AtomicUsize::new(0),
+            all_polls: AtomicBool::new(false),
+            active: AtomicBool::new(false),
+            scheduler_lag: Waits::default(),
+            blocking_queue_wait: Waits::default(),
+            probe_sent_at: AtomicU64::new(0),
+            worker_time: std::iter::repeat_with(WorkerTime::default)
+                .take(workers)
+                .collect(),
+            worker_turns: std::iter::repeat_with(AtomicU64::default)
+                .take(workers)
+                .collect(),
+            no_turns: AtomicU8::new(0),
+            driver_frozen: AtomicU64::new(0),
+            stalls: Stalls::default(),
+        }
+    }
+
+    /// Notes why turns are not counted; `None` if they are.
+    pub(crate) fn note_no_turns(&self, why: Option<NoTurns>) {
+        let index = |why| NoTurns::ALL.iter().position(|known| *known == why);
+        let code = why.and_then(index).map_or(0, |index| index as u8 + 1);
+        self.no_turns.store(code, Ordering::Relaxed);
+    }
+
+    /// Why turns are not counted; `None` if they are.
+    pub(crate) fn no_turns(&self) -> Option<NoTurns> {
+        let code = self.no_turns.load(Ordering::Relaxed);
+        NoTurns::ALL.get(usize::from(code).checked_sub(1)?).copied()
+    }
+
+    /// Adds time for which nobody waited for sockets and timers.
+    pub(crate) fn note_driver_frozen(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.driver_frozen.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// For how long nobody has waited for sockets and timers, since workers were stalled.
+    pub(crate) fn driver_frozen(&self) -> Duration {
+        Duration::from_nanos(self.driver_frozen.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn count(&self, certainty: Certainty) {
+        let counter = match certainty {
+            Certainty::Certain => &self.certain,
+            Certainty::Likely => &self.likely,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Stats {
+    /// When the probe that waits for the blocking pool was sent, if one does.
+    pub(crate) fn probe_sent_at(&self) -> Option<Nanos> {
+        match self.probe_sent_at.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(Nanos(at)),
+        }
+    }
+
+    pub(crate) fn set_probe_sent_at(&self, at: Option<Nanos>) {
+        self.probe_sent_at
+            .store(at.map_or(0, |at| at.0), Ordering::Relaxed);
+    }
+}
+
+/// A kind of wait: the last, the longest, and all by size.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    count: AtomicU64,
+    last: AtomicU64,
+    longest: AtomicU64,
+    pub(crate) tally: Tally,
+}
+
+impl Waits {
+    /// Counts one wait. Only one thread does.
+    pub(crate) fn note(&self, wait: Duration) {
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        self.last.store(nanos, Ordering::Relaxed);
+        self.longest.fetch_max(nanos, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.tally.note(wait);
+    }
+
+    /// The last and the longest wait, or `None` before the first.
+    pub(crate) fn get(&self) -> Option<(Duration, Duration)> {
+        (self.count.load(Ordering::Relaxed) != 0).then(|| {
+            let nanos = |wait: &AtomicU64| Duration::from_nanos(wait.load(Ordering::Relaxed));
+            (nanos(&self.last), nanos(&self.longest))
+        })
+    }
+}
+
+/// The time of one worker by state, in nanoseconds; written by the watchdog.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerTime {
+    nanos: [AtomicU64; WorkerState::ALL.len()],
+    /// For how long it has been busy without tokio's counter saying so.
+    unpublished: AtomicU64,
+}
+
+impl WorkerTime {
+    pub(crate) fn add(&self, state: WorkerState, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos[state as usize].fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self, state: WorkerState) -> Duration {
+        Duration::from_nanos(self.nanos[state as usize].load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_unpublished(&self, busy: Duration) {
+        let nanos = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+        self.unpublished.store(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unpublished(&self) -> Duration {
+        Duration::from_nanos(self.unpublished.load(Ordering::Relaxed))
+    }
+}
+
+/// Causes as labels: a coarse one, and what a blocked thread slept for.
+pub(crate) const CAUSES: [(Cause, &str, &str); 11] = [
+    (Cause::Cpu, "cpu", ""),
+    (Cause::Blocked(Blocking::Sleep), "blocked", "sleep"),
+    (Cause::Blocked(Blocking::Lock), "blocked", "lock"),
+    (Cause::Blocked(Blocking::File), "blocked", "file"),
+    (Cause::Blocked(Blocking::Network), "blocked", "network"),
+    (Cause::Blocked(Blocking::Process), "blocked", "process"),
+    (Cause::Blocked(Blocking::Other), "blocked", "other"),
+    (Cause::Contention, "contention", ""),
+    (Cause::Throttled, "throttled", ""),
+    (Cause::Suspended, "suspended", ""),
+    (Cause::Unknown, "unknown", ""),
+];
+
+/// How far back "recent" goes.
+pub(crate) const RECENT: Duration = Duration::from_secs(60);
+
+/// The stalls of one runtime, written by the reporter.
+#[derive(Debug, Default)]
+pub(crate) struct Stalls {
+    /// By cause, in the order of [`CAUSES`]; certain ones first.
+    detected: [[AtomicU64; 2]; CAUSES.len()],
+    /// Certain ones that are over, in the same order.
+    ended: [Tally; CAUSES.len()],
+    sites: Mutex<Sites>,
+    longest: Mutex<Longest>,
+}
+
+fn index(cause: Cause) -> usize {
+    let unknown = CAUSES.len() - 1;
+    CAUSES
+        .iter()
+        .position(|(known, ..)| *known == cause)
+        .unwrap_or(unknown)
+}
+
+impl Stalls {
+    /// Counts a stall that has just been detected, or become certain.
+    pub(crate) fn detected(&self, cause: Cause, certainty: Certainty) {
+        self.detected[index(cause)][certainty_index(certainty)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a stall that is over.
+    pub(crate) fn ended(&self, report: &StallReport, sites: usize) {
+        if report.certainty == Certainty::Certain {
+            self.ended[index(report.cause)].note(report.duration);
+            self.longest.lock().add(clock::now(), report.duration);
+        }
+        self.sites.lock().add(report, sites);
+    }
+
+    pub(crate) fn count(&self, cause: usize, certainty: Certainty) -> u64 {
+        self.detected[cause][certainty_index(certainty)].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn durations(&self, cause: usize) -> &Tally {
+        &self.ended[cause]
+    }
+
+    /// The longest stall that ended within the last [`RECENT`].
+    pub(crate) fn longest_ended(&self, now: Nanos) -> Duration {
+        self.longest.lock().get(now)
+    }
+
+    /// The stalls by span and site, so far.
+    pub(crate) fn by_site(&self) -> Vec<(SpanSite, u64)> {
+        let sites = self.sites.lock();
+        sites
+            .counts
+            .iter()
+            .map(|(site, count)| (site.clone(), *count))
+            .collect()
+    }
+
+    /// Stalls that were counted as "other", since there are too many sites.
+    pub(crate) fn other_sites(&self) -> u64 {
+        self.sites.lock().other
+    }
+}
+
+fn certainty_index(certainty: Certainty) -> usize {
+    match certainty {
+        Certainty::Certain => 0,
+        Certainty::Likely => 1,
+    }
+}
+
+/// A pair of labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SpanSite {
+    pub(crate) span: String,
+    pub(crate) site: String,
+}
+
+#[derive(Debug, Default)]
+struct Sites {
+    counts: HashMap<SpanSite, u64>,
+    other: u64,
+}
+
+impl Sites {
+    fn add(&mut self, report: &StallReport, most: usize) {
+        let or_unnamed = |text: Option<String>| text.unwrap_or_else(|| UNNAMED.to_owned());
+        let key = SpanSite {
+            span: or_unnamed(report.span_names()),
+            site: or_unnamed(report.site.as_ref().map(|site| site.label())),
+        };
+        let known = self.counts.len();
+        if let Some(count) = self.counts.get_mut(&key) {
+            *count += 1;
+        } else if known < most {
+            self.counts.insert(key, 1);
+        } else {
+            self.other += 1;
+        }
+    }
+}
+
+/// The longest of a sliding window: those that are longer than all that came after them.
+#[derive(Debug, Default)]
+struct Longest(VecDeque<(Nanos, Duration)>);
+
+impl Longest {
+    fn add(&mut self, now: Nanos, duration: Duration) {
+        while self.0.back().is_some_and(|(_, last)| *last <= duration) {
+            self.0.pop_back();
+        }
+        self.0.push_back((now, duration));
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: Nanos) {
+        while self
+            .0
+            .front()
+            .is_some_and(|(at, _)| now.since(*at) > RECENT)
+        {
+            self.0.pop_front();
+        }
+    }
+
+    fn get(&mut self, now: Nanos) -> Duration {
+        self.forget(now);
+        self.0
+            .front()
+            .map_or(Duration::ZERO, |(_, longest)| *longest)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::report::Site;
+
+    #[test]
+    fn the_longest_is_forgotten_after_the_window_and_not_before() {
+        let mut longest = Longest::default();
+        let at = |seconds: u64| Nanos(seconds * 1_000_000_000);
+        let ms = Duration::from_millis;
+        longest.add(at(1), ms(300));
+        longest.add(at(2), ms(100));
+        longest.add(at(3), ms(200));
+        assert_eq!(longest.0.len(), 2, "100 ms can never be the longest again");
+        assert_eq!(longest.get(at(61)), ms(300));
+        assert_eq!(longest.get(at(62)), ms(200));
+        assert_eq!(longest.get(at(64)), Duration::ZERO);
+    }
+
+    #[test]
+    fn ten_thousand_sites_end_as_other() {
+        let stalls = Stalls::default();
+        for number in 0..10_000 {
+            let report = StallReport {
+                site: Some(Site {
+                    function: format!("app::handler_{number}"),
+                    file: None,
+                    line: Some(number),
+                }),
+                ..crate::report::example()
+            };
+            stalls.ended(&report, 64);
+            stalls.ended(&report, 64);
+        }
+        let sites = stalls.by_site();
+        assert_eq!(sites.len(), 64);
+        assert!(
+            sites
+                .iter()
+                .all(|(labels, count)| *count == 2 && labels.span == "request > get_user")
+        );
+        assert_eq!(stalls.other_sites(), 2 * (10_000 - 64));
+    }
+
+    #[test]
+    fn every_cause_has_its_own_place() {
+        for (place, (cause, label, kind)) in CAUSES.iter().enumerate() {
+            assert_eq!(index(*cause), place);
+            let both = if kind.is_empty() {
+                (*label).to_owned()
+            } else {
+                format!("{label}/{kind}")
+            };
+            assert_eq!(both, cause.as_str());
+        }
+    }
+}

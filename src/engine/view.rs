@@ -1,0 +1,57 @@
+//! One watch, as its guard and its server see it.
+//!
+//! *Runs on:* the user's threads, and the server's.
+
+use super::{Shared, Watch, WatchedRuntime};
+use crate::report::{Profile, StallReport};
+use std::sync::Arc;
+
+/// One watch, as its guard and its server see it.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl View {
+    pub(crate) fn stalled_now(&self) -> Vec<StallReport> {
+        let live = self.shared.live.lock().clone();
+        let recent = self.watch.recent.lock();
+        live.iter()
+            .filter(|live| Arc::ptr_eq(&live.runtime.watch, &self.watch))
+            .map(|live| {
+                let now = live.report_now();
+                match recent.stall(live.id.0) {
+                    Some(named) => StallReport {
+                        duration: now.duration,
+                        certainty: now.certainty,
+                        time: now.time,
+                        ..named
+                    },
+                    None => now,
+                }
+            })
+            .collect()
+    }
+
+    pub(crate) fn recent(&self) -> Vec<StallReport> {
+        self.watch.recent.lock().stalls()
+    }
+
+    pub(crate) fn profile(&self) -> Profile {
+        self.watch.profile.lock().clone()
+    }
+
+    pub(crate) fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
+        let watched = self.shared.watched.lock();
+        watched
+            .iter()
+            .filter(|runtime| self.watches(runtime))
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn watches(&self, runtime: &WatchedRuntime) -> bool {
+        Arc::ptr_eq(&runtime.watch, &self.watch)
+    }
+}

@@ -1,0 +1,249 @@
+//! Whose code a frame is, and which of the frames is the site: the innermost of the user's own.
+//!
+//! *Runs on:* the reporter thread; whose code a frame is, on whichever thread explains its stack.
+//! *Here:* rules on names and paths.
+//!
+//! Where there is debug information, the path decides: cargo compiles what it has fetched from below
+//! `registry/src` or `git/checkouts`, the standard library says `/rustc/`, and what is left was written
+//! here. Without, the name of the crate does: the one that the program is named after, and those that
+//! were named to `own_crates`.
+
+#![cfg_attr(not(feature = "stacks"), allow(dead_code))] // Without stacks there are no frames.
+
+use crate::report::Origin;
+use std::collections::HashSet;
+
+/// Tells own code from others'.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnCode {
+    named: HashSet<String>,
+    program: Option<String>,
+}
+
+/// Crates of the standard library, and those linked into it.
+const STD: &[&str] = &[
+    "std",
+    "core",
+    "alloc",
+    "proc_macro",
+    "test",
+    "panic_unwind",
+    "compiler_builtins",
+    "backtrace_rs",
+];
+
+impl Default for OwnCode {
+    fn default() -> OwnCode {
+        OwnCode::new([])
+    }
+}
+
+impl OwnCode {
+    /// Own are the crates of these names, besides what the paths say.
+    pub(crate) fn new(named: impl IntoIterator<Item = String>) -> OwnCode {
+        OwnCode {
+            named: named
+                .into_iter()
+                .map(|name| name.replace('-', "_"))
+                .collect(),
+            program: program_crate(),
+        }
+    }
+
+    /// Whose code it is, by the function's name and file; `in_program` if it is not in a library.
+    pub(crate) fn origin(
+        &self,
+        function: Option<&str>,
+        file: Option<&str>,
+        in_program: bool,
+    ) -> Origin {
+        let krate = function.and_then(crate_of);
+        match krate {
+            Some(krate) if self.named.contains(krate) => return Origin::Own,
+            Some("tokio_stall") => return Origin::Detector,
+            Some("tokio") if function.is_some_and(is_runtime) => return Origin::Runtime,
+            Some(krate) if STD.contains(&krate) => return Origin::Std,
+            _ => {}
+        }
+        match (krate, file) {
+            (_, Some(file)) if is_std_path(file) => Origin::Std,
+            (_, Some(file)) if is_runtime_path(file) => Origin::Runtime,
+            (_, Some(file)) if is_fetched(file) => Origin::Dependency,
+            (Some(_), Some(_)) => Origin::Own,
+            // Little debug information names inlined functions without their crate.
+            (None, Some(file)) if file.ends_with(".rs") => Origin::Own,
+            (Some(krate), None) if self.program.as_deref() == Some(krate) => Origin::Own,
+            (Some(_), None) => Origin::Dependency,
+            // No path in the name: not Rust.
+            (None, _) if in_program => Origin::Dependency,
+            (None, _) => Origin::System,
+        }
+    }
+}
+
+/// The crate that the program's file is named after; cargo appends a hash to tests.
+fn program_crate() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let name = program.file_stem()?.to_str()?;
+    let name = match name.rsplit_once('-') {
+        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            name
+        }
+        _ => name,
+    };
+    Some(name.replace('-', "_"))
+}
+
+/// The crate of a demangled name: `app` of `app::run`, of `<app::Guard as core::ops::Drop>::drop`, and of
+/// `<alloc::vec::Vec<T> as app::Sum>::sum`, whose body is where the trait's is, as far as the name tells.
+pub(crate) fn crate_of(function: &str) -> Option<&str> {
+    if !function.contains("::") {
+        return None;
+    }
+    let mut rest = function.trim_start_matches(['<', '&', '*', '(', '[', ' ']);
+    for prefix in ["mut ", "const ", "dyn ", "impl "] {
+        rest = rest.strip_prefix(prefix).unwrap_or(rest);
+    }
+    let krate = rest
+        .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .next()
+        .filter(|krate| !krate.is_empty())?;
+    let next = &rest[krate.len()..];
+    if next.starts_with("::") {
+        if function.starts_with('<') && STD.contains(&krate) {
+            // A trait of somebody's for a type of the standard library.
+            if let Some((_, of)) = function.split_once(" as ") {
+                return crate_of(of).or(Some(krate));
+            }
+        }
+        return Some(krate);
+    }
+    // `<T as app::Trait>::method`, a primitive type, or a generic one.
+    function.split_once(" as ").and_then(|(_, of)| crate_of(of))
+}
+
+/// Tokio's machinery, as against its types that the user calls.
+fn is_runtime(function: &str) -> bool {
+    ["tokio::runtime::", "tokio::task::", "tokio::loom::"]
+        .iter()
+        .any(|module| function.contains(module))
+}
+
+fn is_runtime_path(file: &str) -> bool {
+    let Some((_, inside)) = file.split_once("/tokio-") else {
+        return false;
+    };
+    inside.contains("/src/runtime/") || inside.contains("/src/task/")
+}
+
+fn is_std_path(file: &str) -> bool {
+    file.starts_with("/rustc/")
+        || file.starts_with("/rust/deps/")
+        || file.contains("/lib/rustlib/src/")
+        || file.starts_with("library/")
+}
+
+/// Whether cargo has fetched this file, or somebody has for it.
+fn is_fetched(file: &str) -> bool {
+    ["/registry/src/", "/git/checkouts/", "/vendor/"]
+        .iter()
+        .any(|place| file.contains(place))
+        // With trimmed paths: `serde-1.0.228/src/lib.rs`.
+        || file.split('/').next().is_some_and(is_package)
+}
+
+fn is_package(directory: &str) -> bool {
+    let Some((name, version)) = directory.rsplit_once('-') else {
+        return false;
+    };
+    !name.is_empty()
+        && version.split('.').count() >= 3
+        && version
+            .split(['.', '+'])
+            .take(2)
+            .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crate_of_a_name_is_found_in_all_its_forms() {
+        for (name, krate) in [
+            ("app::run", Some("app")),
+            ("<app::Guard as core::ops::drop::Drop>::drop", Some("app")),
+            ("<alloc::vec::Vec<u8> as app::Sum>::sum", Some("app")),
+            ("<&mut app::Queue>::pop", Some("app")),
+            ("<T as app::Trait>::method", Some("app")),
+            ("<u64 as app::Trait>::method", Some("app")),
+            ("<dyn app::Handler as core::fmt::Debug>::fmt", Some("app")),
+            ("core::ptr::drop_in_place::<app::Big>", Some("core")),
+            ("<[u8] as alloc::borrow::ToOwned>::to_owned", Some("alloc")),
+            ("nanosleep", None),
+            ("sqlite3VdbeExec", None),
+        ] {
+            assert_eq!(crate_of(name), krate, "{name}");
+        }
+    }
+
+    #[test]
+    fn paths_tell_own_code_from_what_was_fetched() {
+        let own = OwnCode::new(["my-queue".to_owned()]);
+        let origin = |function, file| own.origin(Some(function), file, true);
+        let registry = "/home/me/.cargo/registry/src/index.crates.io-1949/hyper-1.0.0/src/a.rs";
+        assert_eq!(
+            origin("app::run", Some("/home/me/app/src/main.rs")),
+            Origin::Own
+        );
+        assert_eq!(origin("hyper::run", Some(registry)), Origin::Dependency);
+        assert_eq!(
+            origin("hyper::run", Some("hyper-1.0.0/src/a.rs")),
+            Origin::Dependency
+        );
+        assert_eq!(
+            origin("hyper::run", Some("/src/vendor/hyper/src/a.rs")),
+            Origin::Dependency
+        );
+        assert_eq!(
+            origin(
+                "std::thread::sleep",
+                Some("/rustc/ab/library/std/src/thread.rs")
+            ),
+            Origin::Std
+        );
+        assert_eq!(origin("core::hint::black_box", None), Origin::Std);
+        assert_eq!(
+            origin("my_queue::pop", Some(registry)),
+            Origin::Own,
+            "named as own"
+        );
+        assert_eq!(
+            origin("tokio::runtime::task::poll", Some(registry)),
+            Origin::Runtime
+        );
+        assert_eq!(
+            origin("tokio::sync::mpsc::recv", Some(registry)),
+            Origin::Dependency
+        );
+        assert_eq!(
+            origin("tokio_stall::probe::enter", Some(registry)),
+            Origin::Detector
+        );
+        assert_eq!(origin("sqlite3VdbeExec", None), Origin::Dependency);
+        assert_eq!(own.origin(Some("fsync"), None, false), Origin::System);
+    }
+
+    #[test]
+    fn without_paths_the_program_is_own_code_and_the_rest_is_not() {
+        let own = OwnCode::new([]);
+        let program = own.program.clone().expect("a test is a program");
+        let origin = |function: &str| own.origin(Some(function), None, true);
+        assert_eq!(origin(&format!("{program}x::main")), Origin::Dependency);
+        let other = OwnCode {
+            program: Some("app".to_owned()),
+            named: HashSet::new(),
+        };
+        assert_eq!(other.origin(Some("app::main"), None, true), Origin::Own);
+    }
+}

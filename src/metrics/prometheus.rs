@@ -1,0 +1,73 @@
+//! The Prometheus exporter, set up so that it answers while every worker is blocked.
+//!
+//! *Runs on:* the thread that calls; the exporter, on a thread of its own.
+//! *Here:* settings only.
+//!
+//! `PrometheusBuilder::install`, called inside a runtime, puts the exporter *on that runtime*: with all workers
+//! blocked no scrape is answered, and the dashboard is blind just when there is something to see.
+//! [`install`] gives it a thread and a runtime of its own. Where the exporter is set up elsewhere,
+//! [`configure`] adds what this crate's histograms need.
+//!
+//! Without a recorder of the program's own, [`Builder::serve`](crate::Builder::serve) needs nothing of this.
+
+use super::METRICS;
+use metrics_exporter_prometheus::Matcher;
+
+pub use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
+
+/// Gives the exporter the bounds of this crate's histograms. Without, they are rendered as summaries, which
+/// cannot be added up over instances, and the dashboard's queries find nothing.
+///
+/// # Errors
+///
+/// None of its own; the builder's type has them.
+///
+/// # Examples
+///
+/// ```
+/// use tokio_stall::prometheus::{self, PrometheusBuilder};
+///
+/// let builder = prometheus::configure(PrometheusBuilder::new())?;
+/// let recorder = builder.build_recorder();
+/// # drop(recorder);
+/// # Ok::<(), prometheus::BuildError>(())
+/// ```
+pub fn configure(builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildError> {
+    let histograms = METRICS.iter().filter(|metric| !metric.buckets.is_empty());
+    histograms.into_iter().try_fold(builder, |builder, metric| {
+        builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), metric.buckets)
+    })
+}
+
+/// Installs the exporter for the whole program, configured, on a thread and a runtime of its own.
+///
+/// Always name an address: the default is port 9000 on every interface, without authentication.
+///
+/// # Errors
+///
+/// As `PrometheusBuilder::install`: the address is in use, or a recorder has been installed already.
+///
+/// # Examples
+///
+/// ```no_run
+/// use tokio_stall::prometheus::{self, PrometheusBuilder};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// prometheus::install(PrometheusBuilder::new().with_http_listener(([127, 0, 0, 1], 9464)))?;
+/// let _watch = tokio_stall::watch()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn install(builder: PrometheusBuilder) -> Result<(), BuildError> {
+    let builder = configure(builder)?;
+    // On a thread outside of every runtime, the exporter makes a thread and a runtime for itself.
+    let outside = std::thread::Builder::new()
+        .name("stall-prometheus".to_owned())
+        .spawn(move || builder.install());
+    let no_thread = |why: String| BuildError::FailedToCreateRuntime(why);
+    let thread = outside.map_err(|error| no_thread(error.to_string()))?;
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(no_thread("the exporter panicked".to_owned())))
+}

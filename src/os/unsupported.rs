@@ -1,0 +1,77 @@
+//! The same face where the system gives no evidence about threads: everything is unknown.
+//!
+//! *Runs on:* whoever asks.
+//! *Here:* nothing at all.
+
+use super::{CallKind, Descriptor, ThreadEvidence};
+use std::time::Duration;
+
+/// There is no number for a thread here.
+pub(crate) fn current_tid() -> u32 {
+    0
+}
+
+/// Not to be told here.
+pub(crate) fn debugger_attached() -> bool {
+    false
+}
+
+/// Calls have no names here, and none is ever seen.
+pub(crate) fn call_name(number: i64) -> String {
+    format!("system call {number}")
+}
+
+/// Nothing can be opened here.
+#[derive(Debug)]
+pub(crate) struct ThreadFiles {}
+
+impl ThreadFiles {
+    pub(crate) fn open(_tid: u32) -> Option<ThreadFiles> {
+        None
+    }
+
+    pub(crate) fn look(&self) -> Option<ThreadEvidence> {
+        None
+    }
+
+    pub(crate) fn run_queue(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Calls are of no kind here.
+pub(crate) fn waits_for_events(_number: i64) -> bool {
+    false
+}
+
+pub(crate) fn call_kind(_number: i64) -> CallKind {
+    CallKind::Other
+}
+
+/// Not to be told here.
+pub(crate) fn descriptor(_number: u64) -> Descriptor {
+    Descriptor::Other
+}
+
+/// No signals are sent here.
+pub(crate) fn is_signal_blocked(_tid: u32, _signal: i32) -> bool {
+    false
+}
+
+/// There are no control groups here.
+#[derive(Debug)]
+pub(crate) struct Throttle {}
+
+impl Throttle {
+    pub(crate) fn open() -> Throttle {
+        Throttle {}
+    }
+
+    pub(crate) fn has_quota(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn read(&self) -> Duration {
+        Duration::ZERO
+    }
+}

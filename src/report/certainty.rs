@@ -1,0 +1,19 @@
+//! How sure a report is.
+//!
+//! *Runs on:* every thread: plain data.
+
+/// How sure it is that one poll held its worker for the whole time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Certainty {
+    /// A marked poll that may have left its worker by `block_in_place`: turns are not counted, and there is
+    /// no stack to tell. Never a reason to alert or to fail a test.
+    Likely,
+    /// One poll, proven by its turn and task, by a mark, by one sleep in the kernel, or by counting.
+    Certain,
+}

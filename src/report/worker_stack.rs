@@ -1,0 +1,41 @@
+//! What one worker is doing now.
+//!
+//! *Runs on:* every thread: plain data.
+
+use super::{Frame, NoStack};
+use std::fmt;
+
+/// The stack of one worker's thread at one moment; from
+/// [`Guard::worker_stacks`](crate::Guard::worker_stacks).
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct WorkerStack {
+    /// The name under which the runtime is watched.
+    pub runtime: String,
+    /// The index of the worker, as in tokio's `RuntimeMetrics`.
+    pub worker: usize,
+    /// The name of the thread that drives it.
+    pub thread: Option<String>,
+    /// The calls, innermost first, or why there are none.
+    pub frames: Result<Vec<Frame>, NoStack>,
+    /// The stack was followed to the root of its thread.
+    pub complete: bool,
+}
+
+impl fmt::Display for WorkerStack {
+    /// One line for the worker, then one for each call.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            runtime, worker, ..
+        } = self;
+        write!(f, "worker {worker} of {runtime:?}")?;
+        if let Some(thread) = &self.thread {
+            write!(f, ", {thread}")?;
+        }
+        match &self.frames {
+            Ok(frames) => frames.iter().try_for_each(|frame| write!(f, "\n  {frame}")),
+            Err(why) => write!(f, "\n  no stack: {why}"),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What a poll is called: its marks, put into words.
+//!
+//! *Runs on:* the reporter thread.
+//! *Here:* looks spans up while the poll may still be going on; it may end at any time.
+
+use crate::detect::HeldBy;
+use crate::engine::StallNews;
+use crate::probe::{SpanName, resolve_span};
+use crate::report::Missing;
+use crate::slot::names::{self, Name};
+use crate::slot::{Kind, Marks};
+
+/// What the marks of a poll say, in words.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    pub(super) span: Option<String>,
+    pub(super) task: Option<u64>,
+    pub(super) spawned_at: Option<String>,
+    pub(super) missing: Vec<Missing>,
+}
+
+/// Puts a poll's marks into words, as far as the poll is still there to be asked about.
+pub(super) fn look_up(news: &StallNews) -> Names {
+    let mut names = Names::default();
+    if let Some(Name::Text(left_behind)) = names::name(news.live.stall.name) {
+        names.span = Some(left_behind.to_owned());
+    }
+    let HeldBy::Poll(poll) = news.live.stall.held_by else {
+        names.missing.push(Missing::Unmarked);
+        return names;
+    };
+    let marks = news.thread.as_ref().and_then(|thread| {
+        let now = (thread.slot.tenancy() == thread.tenancy)
+            .then(|| thread.slot.line.marks(poll.epoch))
+            .flatten();
+        now.or_else(|| thread.marks.clone())
+    });
+    if let Some(marks) = marks {
+        names.read(&marks);
+    }
+    if names.span.is_none() && names.task.is_none() && names.missing.is_empty() {
+        names.missing.push(Missing::MovedOn);
+    }
+    names
+}
+
+impl Names {
+    fn read(&mut self, marks: &Marks) {
+        let mut path: Vec<SpanName> = Vec::new();
+        for entry in &marks.entries {
+            match entry.kind {
+                Kind::Name => path.extend(watched_name(entry.id)),
+                Kind::Task => self.task = Some(entry.id),
+                Kind::Span(source) => match resolve_span(source, entry.id) {
+                    Some(span) => join(&mut path, span),
+                    None => self.missing.push(Missing::MovedOn),
+                },
+                Kind::Unknown => self.missing.push(Missing::MovedOn),
+            }
+        }
+        self.missing.dedup();
+        if marks.hidden > 0 {
+            self.missing.push(Missing::TooDeep);
+        }
+        if self.task.is_some() {
+            self.spawned_at = match names::name(marks.place) {
+                Some(Name::Place(place)) => Some(format!("{}:{}", place.file(), place.line())),
+                _ => None,
+            };
+        }
+        if !path.is_empty() {
+            self.span = Some(written(&path));
+        }
+    }
+}
+
+/// A span's path holds all its parents. Where an outer span is one of them, the path goes on from there.
+fn join(path: &mut Vec<SpanName>, span: Vec<SpanName>) {
+    let shared = span.iter().rposition(|parent| {
+        path.iter()
+            .any(|known| known.id == parent.id && known.id != 0)
+    });
+    let new = shared.map_or(0, |shared| shared + 1);
+    path.extend(span.into_iter().skip(new));
+}
+
+/// Watched names have no id of their own: 0.
+fn watched_name(number: u64) -> Option<SpanName> {
+    match names::name(u32::try_from(number).ok()?)? {
+        Name::Text(name) => Some(SpanName {
+            id: 0,
+            name,
+            fields: None,
+        }),
+        Name::Place(_) => None,
+    }
+}
+
+fn written(path: &[SpanName]) -> String {
+    let mut text = String::new();
+    for (index, span) in path.iter().enumerate() {
+        if index > 0 {
+            text.push_str(" > ");
+        }
+        text.push_str(span.name);
+        if let Some(fields) = &span.fields {
+            text.push('{');
+            text.push_str(fields);
+            text.push('}');
+        }
+    }
+    text
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn span(id: u64, name: &'static str) -> SpanName {
+        SpanName {
+            id,
+            name,
+            fields: None,
+        }
+    }
+
+    #[test]
+    fn a_path_does_not_repeat_parents_that_are_entered_too() {
+        let mut path = Vec::new();
+        join(&mut path, vec![span(1, "request")]);
+        join(&mut path, vec![span(1, "request"), span(2, "get_user")]);
+        join(
+            &mut path,
+            vec![span(1, "request"), span(2, "get_user"), span(3, "query")],
+        );
+        assert_eq!(written(&path), "request > get_user > query");
+    }
+
+    #[test]
+    fn names_and_spans_of_other_trees_stand_in_a_row() {
+        let mut path = vec![span(0, "reindex")];
+        join(&mut path, vec![span(7, "batch"), span(8, "write")]);
+        path.push(span(0, "flush"));
+        path.last_mut().unwrap().fields = Some("rows=3".to_owned());
+        assert_eq!(written(&path), "reindex > batch > write > flush{rows=3}");
+    }
+}

@@ -1,0 +1,87 @@
+//! What all workers are doing now: their stacks, on demand.
+//!
+//! *Runs on:* the thread that asks, which waits for the answers.
+//! *Here:* the same signal and buffers as for stalls; half of these at most, so four threads at a time.
+
+use crate::capture::{self, Addressee, RawStack, Request};
+use crate::clock::{self, Nanos};
+use crate::engine::{Shared, WatchedRuntime};
+use crate::report::{NoStack, WorkerStack};
+use crate::slot::{Claim, Drivers, Slot, collect_drivers};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the answer of a thread is waited for. One that has a CPU, or sleeps where a signal wakes it,
+/// takes a tenth of a millisecond; on a machine with much else to do, some more.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Between two looks.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// Asks all workers of these runtimes.
+pub(crate) fn take(runtimes: &[Arc<WatchedRuntime>], shared: &Shared) -> Vec<WorkerStack> {
+    let mut drivers = Drivers::new();
+    collect_drivers(&mut drivers);
+    let mut found = Vec::new();
+    for runtime in runtimes.iter().filter(|runtime| !runtime.is_gone()) {
+        let workers: Vec<_> = (0..runtime.metrics.num_workers())
+            .map(|worker| {
+                let claim = Claim {
+                    runtime: runtime.id,
+                    worker,
+                };
+                (worker, drivers.get(&claim).map(|(slot, _)| *slot))
+            })
+            .collect();
+        // No more at a time than there are buffers, less some for the watchdog.
+        for some in workers.chunks(capture::MAILBOXES / 2) {
+            found.extend(ask(runtime, some, shared));
+        }
+    }
+    found
+}
+
+fn ask(
+    runtime: &WatchedRuntime,
+    workers: &[(usize, Option<&'static Slot>)],
+    shared: &Shared,
+) -> Vec<WorkerStack> {
+    let asked: Vec<_> = workers
+        .iter()
+        .map(|(worker, slot)| (*worker, *slot, send(runtime, *slot)))
+        .collect();
+    let deadline = clock::now().plus(PATIENCE);
+    let answered = asked.into_iter().map(|(worker, slot, request)| {
+        let stack = request.and_then(|request| await_answer(request, deadline));
+        let explained = stack.and_then(|stack| shared.explain(&runtime.watch, stack));
+        WorkerStack {
+            runtime: runtime.name.clone(),
+            worker,
+            thread: slot.map(Slot::thread_name),
+            complete: explained.as_ref().is_ok_and(|stack| stack.complete),
+            frames: explained.map(|stack| stack.frames),
+        }
+    });
+    answered.collect()
+}
+
+fn send(runtime: &WatchedRuntime, slot: Option<&'static Slot>) -> Result<Request, NoStack> {
+    let signal = runtime.watch.signal?;
+    let slot = slot.ok_or(NoStack::ThreadUnknown)?;
+    let addressee = Addressee {
+        slot,
+        tenancy: slot.tenancy(),
+    };
+    Request::send(addressee, signal)
+}
+
+fn await_answer(mut request: Request, deadline: Nanos) -> Result<RawStack, NoStack> {
+    loop {
+        match request.collect() {
+            Ok(stack) if stack.is_answered() => return Ok(stack),
+            Ok(_) => return Err(NoStack::ThreadGone),
+            Err(_) if clock::now() >= deadline => return Err(NoStack::NotAnswered),
+            Err(again) => request = again,
+        }
+        std::thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,13 @@
+//! Starting and ending: the builder, the threads, the guard.
+//!
+//! *Runs on:* the user's threads.
+
+mod builder;
+mod guard;
+mod plan;
+mod status;
+mod threads;
+
+pub use builder::{Builder, watch};
+pub use guard::Guard;
+pub use status::{RuntimeStatus, Status, Waits, WorkerTime};
