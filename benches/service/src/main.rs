@@ -2,14 +2,16 @@
 //! in turn, while nothing stalls and while one in a hundred or in twenty requests does.
 //!
 //! ```text
-//! cargo bench --bench service
-//! cargo bench --bench service --features prometheus    # with a row for metrics
+//! cargo run --release -p service
+//! cargo run --release -p service --features prometheus    # with a row for metrics
 //! ```
 //!
 //! At saturation the requests per second are shared out between the service and its load, so they show less of a
 //! difference than the CPU time per request does, which is the service's alone and also less noisy.
 
+#[path = "../../load/mod.rs"]
 mod load;
+#[path = "../../rounds/mod.rs"]
 mod rounds;
 
 use axum::Router;

@@ -2,10 +2,10 @@
 //! detector says about it.
 //!
 //! ```text
-//! cargo run --release --example traps
-//! cargo run --release --example traps -- --json
-//! cargo run --release --example traps -- --only file
-//! cargo run --release --example traps -- --unmarked
+//! cargo run --release -p traps
+//! cargo run --release -p traps -- --json
+//! cargo run --release -p traps -- --only file
+//! cargo run --release -p traps -- --unmarked
 //! ```
 //!
 //! The service is a real axum server with two workers; a client in the same process, on a thread

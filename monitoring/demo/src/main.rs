@@ -1,7 +1,7 @@
 //! A service to try the metrics and the dashboard with: it blocks when asked to.
 //!
 //! ```sh
-//! cargo run --release --example prometheus --features serve
+//! cargo run --release -p demo
 //! curl 'localhost:8080/block?ms=300'             # asleep on a worker
 //! curl 'localhost:8080/block?ms=300&how=cpu'     # computing
 //! curl localhost:9464/metrics
