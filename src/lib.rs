@@ -50,7 +50,7 @@
 //! | `metrics` (default) | metrics through the `metrics` facade |
 //! | `serde` (default) | `Serialize` for reports |
 //! | `stacks` (default) | stacks of stalled threads |
-//! | `testing` (default) | [`testing`]: assertions that forbid blocking in a test suite, and do not flake |
+//! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in a test suite, and do not flake |
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
 //! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
@@ -130,7 +130,29 @@ pub use report::{
 pub use slot::PollTiming;
 pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
+/// The guides: how it decides, what it costs, its limits, and how to use it in production and in tests.
+#[cfg(all(any(doc, doctest), feature = "serve", feature = "testing"))]
+pub mod guide {
+    #[doc = include_str!("../docs/how-it-decides.md")]
+    pub mod how_it_decides {}
+
+    #[doc = include_str!("../docs/reading-a-report.md")]
+    pub mod reading_a_report {}
+
+    #[doc = include_str!("../docs/production.md")]
+    pub mod production {}
+
+    #[doc = include_str!("../docs/testing.md")]
+    pub mod testing {}
+
+    #[doc = include_str!("../docs/cost.md")]
+    pub mod cost {}
+
+    #[doc = include_str!("../docs/limits.md")]
+    pub mod limits {}
+}
+
 /// Compiles the code of the README.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "testing"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

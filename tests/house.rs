@@ -87,14 +87,18 @@ fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let is_cfg = attribute.path().is_ident("cfg");
         let list = attribute.meta.require_list();
-        is_cfg && list.is_ok_and(|list| list.tokens.to_string().contains("test"))
+        is_cfg
+            && list.is_ok_and(|list| list.tokens.to_string().contains("test"))
             && !list_is_feature(attribute)
     })
 }
 
 /// `cfg(feature = "testing")` is no test.
 fn list_is_feature(attribute: &syn::Attribute) -> bool {
-    let tokens = attribute.meta.require_list().map(|list| list.tokens.to_string());
+    let tokens = attribute
+        .meta
+        .require_list()
+        .map(|list| list.tokens.to_string());
     tokens.is_ok_and(|tokens| !tokens.replace("\"testing\"", "").contains("test"))
 }
 
@@ -178,7 +182,10 @@ fn split(paragraph: &str, sentences: &mut Vec<String>) {
 
 fn opens_with_a_pronoun(sentence: &str) -> bool {
     let first = sentence.split_whitespace().next().unwrap_or("");
-    ["What", "Who", "Where", "That", "Whoever", "Whatever", "Whose"].contains(&first)
+    [
+        "What", "Who", "Where", "That", "Whoever", "Whatever", "Whose",
+    ]
+    .contains(&first)
 }
 
 fn too_wide(sources: &[Source]) -> Vec<String> {
@@ -214,11 +221,17 @@ fn functions_fit_on_a_screen_and_nine_in_ten_are_short() {
     let functions = &counts.functions;
     assert!(functions.len() > 800, "only {} functions", functions.len());
     let ninth = functions[functions.len() * 9 / 10].0;
-    println!("functions: {}, nine in ten up to {ninth} lines", functions.len());
+    println!(
+        "functions: {}, nine in ten up to {ninth} lines",
+        functions.len()
+    );
     for (lines, place) in functions.iter().rev().take(12) {
         println!("  {lines:3} {place}");
     }
-    let long = functions.iter().filter(|(lines, _)| *lines > LONGEST).count();
+    let long = functions
+        .iter()
+        .filter(|(lines, _)| *lines > LONGEST)
+        .count();
     assert_eq!(long, 0, "functions over {LONGEST} lines");
     assert!(ninth <= MOSTLY, "nine in ten up to {ninth} lines");
 }
@@ -240,13 +253,21 @@ fn a_type_has_a_name_of_its_own() {
 #[test]
 fn sentences_open_with_their_subject() {
     let sentences = sentences(&sources());
-    assert!(sentences.len() > 2_000, "only {} sentences", sentences.len());
+    assert!(
+        sentences.len() > 2_000,
+        "only {} sentences",
+        sentences.len()
+    );
     let riddles: Vec<_> = sentences
         .iter()
         .filter(|sentence| opens_with_a_pronoun(sentence))
         .collect();
     let share = riddles.len() as f64 * 100.0 / sentences.len() as f64;
-    println!("{} of {} sentences: {share:.1} %", riddles.len(), sentences.len());
+    println!(
+        "{} of {} sentences: {share:.1} %",
+        riddles.len(),
+        sentences.len()
+    );
     for riddle in &riddles {
         println!("  {riddle}");
     }
@@ -259,7 +280,12 @@ fn comments_keep_to_the_width_and_stand_alone() {
     let wide = too_wide(&sources);
     assert!(wide.is_empty(), "{} lines: {}", wide.len(), wide.join(" "));
     let chained = chained(&sources);
-    assert!(chained.is_empty(), "{}: {}", chained.len(), chained.join(" "));
+    assert!(
+        chained.is_empty(),
+        "{}: {}",
+        chained.len(),
+        chained.join(" ")
+    );
 }
 
 #[test]
@@ -269,7 +295,11 @@ fn a_module_says_where_it_runs() {
         if is_test || source.path == "lib.rs" {
             continue;
         }
-        let head: String = source.text.lines().take_while(|line| line.starts_with("//!")).collect();
+        let head: String = source
+            .text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
         assert!(head.contains("*Runs on:*"), "{}", source.path);
         assert!(!head.contains("*Here:*"), "{}", source.path);
     }
@@ -282,7 +312,10 @@ fn the_counters_count() {
         text: text.to_owned(),
     };
     let sources = [
-        source("a.rs", "//! What it is. It runs.\n/// … and that.\nstruct A;\nfn f() {\n}\n"),
+        source(
+            "a.rs",
+            "//! What it is. It runs.\n/// … and that.\nstruct A;\nfn f() {\n}\n",
+        ),
         source("b.rs", "#[cfg(test)]\nmod tests { fn g() {} }\nenum A {}\n"),
     ];
     let counts = Counts::of(&sources);

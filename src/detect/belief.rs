@@ -5,7 +5,7 @@
 
 use crate::report::Certainty;
 
-/// What a stretch of the threshold, or longer, is a sign of.
+/// What a hold of the threshold, or longer, is a sign of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sign {
     /// One marked poll.
@@ -25,9 +25,9 @@ pub(super) enum Whose {
     /// Memory shows the worker in the hands of this thread.
     Held,
     /// Only a stack can tell, if there is one.
-    Shown {
+    ByStack {
         /// What it has shown.
-        shown: Option<Shown>,
+        shown: Option<StackVerdict>,
         /// Polls of this worker have been seen to leave it.
         leaves: bool,
     },
@@ -35,16 +35,16 @@ pub(super) enum Whose {
 
 /// What the stack of the worker's thread has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shown {
+pub(crate) enum StackVerdict {
     /// The thread is inside the runtime's `block_on`, or its worker's loop: it drives the worker.
     Driving,
     /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
-    MovedAway,
+    Detached,
     /// It waits in the runtime's driver for something to do, or for its turn there: if the worker is held,
     /// this thread is not what holds it.
     Parked,
     /// There is no stack to be had, or its functions have no names.
-    Unclear,
+    Inconclusive,
 }
 
 /// Whether a sign is a stall, and how sure that is. `None`: not one, or not to be told yet.
@@ -52,15 +52,17 @@ pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
     use Certainty::{Certain, Likely};
     let (shown, leaves) = match whose {
         Whose::Held => return Some(Certain),
-        Whose::Shown { shown, leaves } => (shown, leaves),
+        Whose::ByStack { shown, leaves } => (shown, leaves),
     };
     match (sign, shown) {
-        (_, Some(Shown::MovedAway | Shown::Parked)) => None,
+        (_, Some(StackVerdict::Detached | StackVerdict::Parked)) => None,
         (Sign::CountedOut, _) => Some(Certain),
-        (Sign::Mark | Sign::Sleep, Some(Shown::Driving)) => Some(Certain),
+        (Sign::Mark | Sign::Sleep, Some(StackVerdict::Driving)) => Some(Certain),
         // A mark is believed until there is reason to doubt it.
-        (Sign::Mark, Some(Shown::Unclear)) => Some(if leaves { Likely } else { Certain }),
-        (Sign::Sleep, Some(Shown::Unclear)) | (Sign::Mark | Sign::Sleep, None) => None,
+        (Sign::Mark, Some(StackVerdict::Inconclusive)) => {
+            Some(if leaves { Likely } else { Certain })
+        }
+        (Sign::Sleep, Some(StackVerdict::Inconclusive)) | (Sign::Mark | Sign::Sleep, None) => None,
         // Memory has shown a poll, and does not show its thread any more.
         (Sign::Poll, _) => None,
     }
@@ -75,10 +77,10 @@ mod tests {
         use Certainty::{Certain, Likely};
         let certain = Some(Certain);
         let [driving, away, parked, unclear] = [
-            Shown::Driving,
-            Shown::MovedAway,
-            Shown::Parked,
-            Shown::Unclear,
+            StackVerdict::Driving,
+            StackVerdict::Detached,
+            StackVerdict::Parked,
+            StackVerdict::Inconclusive,
         ]
         .map(Some);
         let (stays, leaves) = (false, true);
@@ -101,7 +103,7 @@ mod tests {
             (Sign::Poll,       driving, stays,  None),
         ];
         for (sign, shown, leaves, expected) in shown {
-            let whose = Whose::Shown { shown, leaves };
+            let whose = Whose::ByStack { shown, leaves };
             assert_eq!(belief(sign, whose), expected, "{sign:?} {whose:?}");
         }
         for sign in [Sign::Mark, Sign::Poll, Sign::Sleep, Sign::CountedOut] {

@@ -97,7 +97,7 @@ impl Page {
 
 /// What one sample adds to the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct Increment {
     /// For how long the worker has been busy without tokio's counter saying so.
     pub(crate) unpublished: Duration,
     /// A page that has been closed.
@@ -113,7 +113,7 @@ impl Ledger {
         moved_at: Nanos,
         driven: bool,
         tick: Duration,
-    ) -> Entry {
+    ) -> Increment {
         let parked = sample.after.parks % 2 == 1;
         let moved = sample.at.since(moved_at);
         let unpublished = if parked || !driven {
@@ -139,7 +139,7 @@ impl Ledger {
             }
             Some(_) => None,
         };
-        Entry { unpublished, page }
+        Increment { unpublished, page }
     }
 
     /// What was between two readings. The parts add up to the time between them.

@@ -3,7 +3,7 @@
 //! *Runs on:* the watchdog thread.
 //! *Must not:* do anything but arithmetic on what it is given. Time is handed in, so that tests need none.
 //!
-//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *stretch* is a
+//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *hold* is a
 //! marked poll (the same odd epoch in the slot of the worker's thread) or a poll that memory shows to be the
 //! same one ([`PollId`]). Where memory cannot be read, it is a visit to the runtime's loop in which neither of
 //! the worker's counters has moved.
@@ -11,16 +11,16 @@
 //! Only time for which the code can be blamed counts towards the threshold: time on a CPU and time
 //! asleep, not time spent waiting for a CPU, nor time for which this whole process stood still.
 //!
-//! What a long stretch proves is said by one function, [`belief`](belief::belief).
+//! What a long hold proves is said by one function, [`belief`](belief::belief).
 
 mod belief;
 mod driver;
+mod hold;
 mod ledger;
 mod sample;
-mod stretch;
 mod unseen;
 
-pub(crate) use belief::Shown;
+pub(crate) use belief::StackVerdict;
 pub(crate) use driver::{EventDriver, Place};
 pub(crate) use ledger::{Ledger, Page, WorkerState};
 pub(crate) use sample::{Counters, Look, PollKey, Rules, Sample, SlotSeen};
@@ -31,9 +31,9 @@ use crate::report::{Certainty, TimeSplit};
 use crate::slot::LongPoll;
 use crate::turns::{PollId, Stage};
 use belief::{Sign, Whose, belief};
+use hold::{Announced, Hold, measured_end, middle};
 use sample::{Ends, Interval};
 use std::time::Duration;
-use stretch::{Announced, Stretch, measured_end, middle};
 use unseen::Unconfirmed;
 
 /// What holds a worker.
@@ -94,9 +94,9 @@ pub(crate) struct Detector {
     rules: Rules,
     last: Option<Sample>,
     interval: Option<Interval>,
-    stretch: Option<Stretch>,
+    hold: Option<Hold>,
     /// How many there have been.
-    stretches: u64,
+    holds_seen: u64,
     /// An announced poll that has just ended. Boxed: rare, and large.
     closing: Option<Box<Closing>>,
     /// A mark that has outlived its poll, or whose poll has left its worker.
@@ -135,7 +135,7 @@ impl Unmoved {
 /// more tick.
 #[derive(Clone, Copy, Debug)]
 struct Closing {
-    stretch: Stretch,
+    hold: Hold,
     certainty: Certainty,
     not_before: Nanos,
     not_after: Nanos,
@@ -155,8 +155,8 @@ impl Detector {
             rules,
             last: None,
             interval: None,
-            stretch: None,
-            stretches: 0,
+            hold: None,
+            holds_seen: 0,
             closing: None,
             outlived: None,
             unmoved: None,
@@ -191,7 +191,7 @@ impl Detector {
 
     /// Whether nothing is being watched, and nothing waited for.
     pub(crate) fn is_idle(&self) -> bool {
-        self.stretch.is_none()
+        self.hold.is_none()
             && self.closing.is_none()
             && self.outlived.is_none()
             && self.unconfirmed.is_empty()
@@ -199,13 +199,13 @@ impl Detector {
 
     /// What is being watched now, by its serial.
     pub(crate) fn watches(&self) -> Option<u64> {
-        self.stretch.map(|stretch| stretch.serial)
+        self.hold.map(|hold| hold.serial)
     }
 
     /// Since when one thing has held the worker, if it has been seen to at two ticks.
     pub(crate) fn held_since(&self) -> Option<Nanos> {
-        let stretch = self.stretch.filter(|stretch| stretch.ticks >= 2);
-        stretch.map(|stretch| stretch.latest)
+        let hold = self.hold.filter(|hold| hold.ticks >= 2);
+        hold.map(|hold| hold.latest)
     }
 
     /// The sample taken in last.
@@ -226,10 +226,10 @@ impl Detector {
 
         let holder = self.holder(sample);
         let gone_on = went_on || sample.before != sample.after;
-        match self.stretch.take() {
-            Some(mut stretch) if holder == Some(stretch.held_by) && !stretch.is_over(gone_on) => {
-                stretch.extend(sample, interval, &self.rules);
-                self.stretch = Some(stretch);
+        match self.hold.take() {
+            Some(mut hold) if holder == Some(hold.held_by) && !hold.is_over(gone_on) => {
+                hold.extend(sample, interval, &self.rules);
+                self.hold = Some(hold);
             }
             old => {
                 if old.is_some_and(|old| old.announced.is_some()) {
@@ -239,9 +239,9 @@ impl Detector {
                 let over = old.and_then(|old| self.finish(old, last.as_ref(), sample, interval));
                 findings.extend(over);
                 let serial = self.next_serial();
-                self.stretch = holder.map(|held_by| match (held_by, &self.unmoved) {
-                    (HeldBy::CountedOut, Some(unmoved)) => Stretch::counted_out(serial, unmoved),
-                    _ => Stretch::begin(serial, held_by, last.as_ref(), sample, interval),
+                self.hold = holder.map(|held_by| match (held_by, &self.unmoved) {
+                    (HeldBy::CountedOut, Some(unmoved)) => Hold::counted_out(serial, unmoved),
+                    _ => Hold::begin(serial, held_by, last.as_ref(), sample, interval),
                 });
             }
         }
@@ -269,10 +269,10 @@ impl Detector {
 
     /// Whether the detector waits for the end of this poll.
     fn follows(&self, poll: PollKey) -> bool {
-        let held_by = |stretch: Option<Stretch>| stretch.map(|stretch| stretch.held_by);
+        let held_by = |hold: Option<Hold>| hold.map(|hold| hold.held_by);
         let poll = Some(HeldBy::Poll(poll));
-        held_by(self.stretch) == poll
-            || held_by(self.closing.as_ref().map(|closing| closing.stretch)) == poll
+        held_by(self.hold) == poll
+            || held_by(self.closing.as_ref().map(|closing| closing.hold)) == poll
     }
 
     /// The sample without a mark that has outlived its poll, as a span guard that is held across an `.await`
@@ -306,19 +306,21 @@ impl Detector {
     }
 
     /// Takes in what a stack has shown of what is being watched.
-    fn show(&mut self, serial: u64, shown: Shown) {
-        self.leaves |= shown == Shown::MovedAway;
-        if let Some(stretch) = &mut self.stretch {
+    fn show(&mut self, serial: u64, shown: StackVerdict) {
+        self.leaves |= shown == StackVerdict::Detached;
+        if let Some(hold) = &mut self.hold {
             // What one stack has shown, that there is no other does not undo.
-            if stretch.serial == serial && (shown != Shown::Unclear || stretch.shown.is_none()) {
-                stretch.shown = Some(shown);
+            if hold.serial == serial
+                && (shown != StackVerdict::Inconclusive || hold.shown.is_none())
+            {
+                hold.shown = Some(shown);
             }
         }
     }
 
     fn next_serial(&mut self) -> u64 {
-        self.stretches += 1;
-        self.stretches
+        self.holds_seen += 1;
+        self.holds_seen
     }
 
     /// What holds the worker in this sample; `None` if it is parked or allowed to block, if it went from poll to
@@ -329,10 +331,8 @@ impl Detector {
         if sample.after.parks % 2 == 1 || is_allowed || is_elsewhere || !sample.settled {
             return None;
         }
-        let current = self.stretch.map(|stretch| stretch.held_by);
-        let said = self
-            .stretch
-            .is_some_and(|stretch| stretch.announced.is_some());
+        let current = self.hold.map(|hold| hold.held_by);
+        let said = self.hold.is_some_and(|hold| hold.announced.is_some());
         if self.counted_out(sample) && (current == Some(HeldBy::CountedOut) || !said) {
             return Some(HeldBy::CountedOut);
         }
@@ -382,22 +382,22 @@ impl Detector {
     fn announce(&mut self, sample: &Sample) -> Option<Finding> {
         let certainty = self.certainty();
         let near = self.is_near();
-        let stretch = self.stretch.as_mut()?;
-        stretch.suspected_for += u32::from(stretch.suspected);
-        let stall = stretch.stall_until(
+        let hold = self.hold.as_mut()?;
+        hold.suspected_for += u32::from(hold.suspected);
+        let stall = hold.stall_until(
             sample.at,
             Duration::ZERO,
             certainty.unwrap_or(Certainty::Likely),
         );
         // A stack that a verdict depends on is asked for until there is one.
-        let again = stretch.waits_for_a_stack();
-        if near && certainty.is_none() && (again || !stretch.suspected) {
-            stretch.suspected = true;
+        let again = hold.waits_for_a_stack();
+        if near && certainty.is_none() && (again || !hold.suspected) {
+            hold.suspected = true;
             return Some(Finding::Suspect(stall));
         }
         let certainty = certainty?;
-        let Some(announced) = &mut stretch.announced else {
-            stretch.announced = Some(Announced {
+        let Some(announced) = &mut hold.announced else {
+            hold.announced = Some(Announced {
                 certainty,
                 next_age: next_age(&self.rules, stall.duration),
             });
@@ -414,79 +414,79 @@ impl Detector {
 
     /// Whether the next tick may find a stall.
     fn is_near(&self) -> bool {
-        let Some(stretch) = &self.stretch else {
+        let Some(hold) = &self.hold else {
             return false;
         };
-        let long = match stretch.held_by {
-            HeldBy::Poll(_) | HeldBy::Turn(..) => stretch.blamed,
-            HeldBy::Unmarked(_) => stretch.one_sleep(),
+        let long = match hold.held_by {
+            HeldBy::Poll(_) | HeldBy::Turn(..) => hold.blamed,
+            HeldBy::Unmarked(_) => hold.one_sleep(),
             HeldBy::CountedOut => return false,
         };
-        let enough = stretch.enough(&self.rules).min(self.rules.threshold);
+        let enough = hold.enough(&self.rules).min(self.rules.threshold);
         !long.is_zero() && long + self.rules.tick >= enough
     }
 
     /// How sure a stall going on is; `None` if there is none.
     fn certainty(&self) -> Option<Certainty> {
-        let stretch = self.stretch.as_ref()?;
-        let said = stretch.announced.map(|announced| announced.certainty);
-        let now = self.sign(stretch).and_then(|sign| {
-            let waited = stretch.suspected_for >= PATIENCE;
-            belief(sign, self.whose(stretch, waited))
+        let hold = self.hold.as_ref()?;
+        let said = hold.announced.map(|announced| announced.certainty);
+        let now = self.sign(hold).and_then(|sign| {
+            let waited = hold.suspected_for >= PATIENCE;
+            belief(sign, self.whose(hold, waited))
         });
         now.max(said)
     }
 
-    /// What a stretch is a sign of, if it is long enough to be one.
-    fn sign(&self, stretch: &Stretch) -> Option<Sign> {
-        let is_long = stretch.blamed >= stretch.enough(&self.rules);
-        match stretch.held_by {
+    /// What a hold is a sign of, if it is long enough to be one.
+    fn sign(&self, hold: &Hold) -> Option<Sign> {
+        let is_long = hold.blamed >= hold.enough(&self.rules);
+        match hold.held_by {
             HeldBy::CountedOut => Some(Sign::CountedOut),
             // A poll seen for the first time may have left its worker just before.
-            HeldBy::Poll(_) => (is_long && stretch.ticks >= 2).then_some(Sign::Mark),
+            HeldBy::Poll(_) => (is_long && hold.ticks >= 2).then_some(Sign::Mark),
             HeldBy::Turn(_, poll) if is_long => {
                 let is_one = poll.stage != Stage::Unclear
-                    || stretch.one_sleep() >= stretch.enough(&self.rules)
-                    || stretch.outlasts_two(&self.rules);
+                    || hold.one_sleep() >= hold.enough(&self.rules)
+                    || hold.outlasts_two(&self.rules);
                 is_one.then_some(Sign::Poll)
             }
-            HeldBy::Unmarked(_) if stretch.long_sleep => Some(Sign::Sleep),
+            HeldBy::Unmarked(_) if hold.long_sleep => Some(Sign::Sleep),
             HeldBy::Turn(..) | HeldBy::Unmarked(_) => None,
         }
     }
 
     /// Whose the worker is, as far as is known.
-    fn whose(&self, stretch: &Stretch, waited: bool) -> Whose {
-        if stretch.holds {
+    fn whose(&self, hold: &Hold, waited: bool) -> Whose {
+        if hold.holds {
             return Whose::Held;
         }
-        let shown = stretch.shown.or(waited.then_some(Shown::Unclear));
-        Whose::Shown {
+        let shown = hold.shown.or(waited.then_some(StackVerdict::Inconclusive));
+        Whose::ByStack {
             shown,
             leaves: self.leaves,
         }
     }
 
-    /// A stretch is over: the end of a stall that was announced, or of one that nobody saw in time.
+    /// A hold is over: the end of a stall that was announced, or of one that nobody saw in time.
     fn finish(
         &mut self,
-        mut stretch: Stretch,
+        mut hold: Hold,
         last: Option<&Sample>,
         sample: &Sample,
         interval: Option<Interval>,
     ) -> Option<Finding> {
-        if let HeldBy::Poll(_) = stretch.held_by {
-            return self.finish_marked(stretch, last, sample, interval);
+        if let HeldBy::Poll(_) = hold.held_by {
+            return self.finish_marked(hold, last, sample, interval);
         }
         let last_seen = last.map_or(sample.at, |last| last.at);
-        let said = stretch.announced.map(|announced| announced.certainty);
-        let certainty = said.or_else(|| self.driven_after_all(&stretch, sample))?;
+        let said = hold.announced.map(|announced| announced.certainty);
+        let certainty = said.or_else(|| self.driven_after_all(&hold, sample))?;
         let (end, error) = middle(last_seen, sample.at);
-        stretch.add_tail(end.since(last_seen), interval);
-        let mut stall = stretch.stall_until(end, error, certainty);
-        // The busy counter has counted the stretch, and what else the worker did since it last published.
-        let busy = sample.before.busy.saturating_sub(stretch.busy_before);
-        let seen = last_seen.since(stretch.latest);
+        hold.add_tail(end.since(last_seen), interval);
+        let mut stall = hold.stall_until(end, error, certainty);
+        // The busy counter has counted the hold, and what else the worker did since it last published.
+        let busy = sample.before.busy.saturating_sub(hold.busy_before);
+        let seen = last_seen.since(hold.latest);
         if busy >= seen {
             stall.duration = stall.duration.min(busy).max(seen);
         }
@@ -495,18 +495,18 @@ impl Detector {
 
     fn finish_marked(
         &mut self,
-        mut stretch: Stretch,
+        mut hold: Hold,
         last: Option<&Sample>,
         sample: &Sample,
         interval: Option<Interval>,
     ) -> Option<Finding> {
         let last_seen = last.map_or(sample.at, |last| last.at);
-        let measured = measured_end(&self.ends, stretch.held_by);
+        let measured = measured_end(&self.ends, hold.held_by);
         let end = measured.unwrap_or(middle(last_seen, sample.at).0);
-        stretch.add_tail(end.since(last_seen), interval);
-        if let Some(Announced { certainty, .. }) = stretch.announced {
+        hold.add_tail(end.since(last_seen), interval);
+        if let Some(Announced { certainty, .. }) = hold.announced {
             self.closing = Some(Box::new(Closing {
-                stretch,
+                hold,
                 certainty,
                 not_before: last_seen,
                 not_after: sample.at,
@@ -516,12 +516,12 @@ impl Detector {
         // It ended between two ticks. Blame it for the rest only as far as the host allows.
         measured?;
         let host = interval.map_or(Duration::ZERO, |interval| interval.host);
-        stretch.blamed += end.since(last_seen).saturating_sub(host);
-        if stretch.blamed >= stretch.enough(&self.rules) {
-            let certainty = belief(Sign::Mark, self.whose(&stretch, true))?;
-            let stall = stretch.stall_until(end, Duration::ZERO, certainty);
+        hold.blamed += end.since(last_seen).saturating_sub(host);
+        if hold.blamed >= hold.enough(&self.rules) {
+            let certainty = belief(Sign::Mark, self.whose(&hold, true))?;
+            let stall = hold.stall_until(end, Duration::ZERO, certainty);
             self.unconfirmed
-                .push(Unconfirmed::new(stall, stretch.busy_before));
+                .push(Unconfirmed::new(stall, hold.busy_before));
         }
         None
     }
@@ -529,11 +529,11 @@ impl Detector {
     /// Says that an announced poll is over.
     fn close(&mut self) -> Option<Finding> {
         let closing = self.closing.take()?;
-        let (end, error) = match measured_end(&self.ends, closing.stretch.held_by) {
+        let (end, error) = match measured_end(&self.ends, closing.hold.held_by) {
             Some(end) => (end, Duration::ZERO),
             None => middle(closing.not_before, closing.not_after),
         };
-        Some(Finding::Ended(closing.stretch.stall_until(
+        Some(Finding::Ended(closing.hold.stall_until(
             end,
             error,
             closing.certainty,
@@ -541,10 +541,10 @@ impl Detector {
     }
 
     /// A `current_thread` runtime proves by its busy counter, once it moves, that it was being driven.
-    fn driven_after_all(&self, stretch: &Stretch, sample: &Sample) -> Option<Certainty> {
-        let busy = sample.before.busy.saturating_sub(stretch.busy_before);
-        let was_driven = !self.rules.always_driven && busy >= stretch.blamed;
-        (was_driven && stretch.long_sleep && !stretch.holds).then_some(Certainty::Certain)
+    fn driven_after_all(&self, hold: &Hold, sample: &Sample) -> Option<Certainty> {
+        let busy = sample.before.busy.saturating_sub(hold.busy_before);
+        let was_driven = !self.rules.always_driven && busy >= hold.blamed;
+        (was_driven && hold.long_sleep && !hold.holds).then_some(Certainty::Certain)
     }
 }
 

@@ -3,7 +3,7 @@
 //! *Runs on:* the watchdog thread.
 //! *Must not:* do anything but arithmetic.
 
-use super::belief::Shown;
+use super::belief::StackVerdict;
 use crate::clock::Nanos;
 use crate::os::{ThreadEvidence, ThreadState};
 use crate::report::TimeSplit;
@@ -73,7 +73,7 @@ pub(crate) struct Look {
     /// The long polls that the worker's thread has kept a record of since the last tick.
     pub(crate) records: Vec<(PollKey, LongPoll)>,
     /// What stacks have shown since the last tick, by the serial of what they were taken of.
-    pub(crate) stacks: Vec<(u64, Shown)>,
+    pub(crate) stacks: Vec<(u64, StackVerdict)>,
 }
 
 /// One tick's view of one worker.

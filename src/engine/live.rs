@@ -62,7 +62,7 @@ impl Live {
             driver_frozen: None,
             site: None,
             stacks: Vec::new(),
-            telling_stack: None,
+            representative_stack: None,
             advice: None,
             seen_here: 0,
             lost_here: Duration::ZERO,

@@ -27,11 +27,11 @@ pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
 pub(crate) use stats::{CAUSES, SpanSite, Stalls};
-pub(crate) use stats::{Stats, Waits};
+pub(crate) use stats::{Stats, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;
 pub(crate) use view::View;
-pub(crate) use watched::{LastShown, Watch, WatchedRuntime};
+pub(crate) use watched::{VerdictCell, WatchState, WatchedRuntime};
 
 use crate::capture::RawStack;
 use crate::clock::Nanos;
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     explainer: Mutex<Option<SyncSender<Work>>>,
     pub(crate) dropped_reports: AtomicU64,
     pub(crate) failed_callbacks: AtomicU64,
-    pub(crate) watchdog_lateness: Waits,
+    pub(crate) watchdog_lateness: WaitCounter,
     ticks: AtomicU64,
     /// When the watchdog last ticked.
     last_tick: AtomicU64,
@@ -87,10 +87,10 @@ impl Shared {
         *self.explainer.lock() = Some(explainer);
     }
 
-    /// Unwinds and names a stack that a user has asked for. Waits for the explainer.
+    /// Unwinds and names a stack that a user has asked for. WaitCounter for the explainer.
     pub(crate) fn explain(
         &self,
-        watch: &Arc<Watch>,
+        watch: &Arc<WatchState>,
         stack: RawStack,
     ) -> Result<Explained, NoStack> {
         let explainer = self.explainer.lock().clone();

@@ -3,7 +3,7 @@
 //! *Runs on:* made by the thread that sends, taken in by the reporter or the explainer.
 //! *Must not:* cost the watchdog more than a copy. Names are looked up by the reporter.
 
-use super::{Live, Watch, WatchedRuntime};
+use super::{Live, WatchState, WatchedRuntime};
 use crate::capture::RawStack;
 use crate::clock::Nanos;
 use crate::explain::{Explained, SleptIn};
@@ -73,7 +73,7 @@ pub(crate) enum Work {
     },
     /// A stack that a user has asked for, and who waits for it.
     Asked {
-        watch: Arc<Watch>,
+        watch: Arc<WatchState>,
         stack: RawStack,
         answer: SyncSender<Result<Explained, NoStack>>,
     },

@@ -27,12 +27,12 @@ pub(crate) struct Stats {
     pub(crate) all_polls: AtomicBool,
     /// Some worker has been active since the pulse thread last asked.
     pub(crate) active: AtomicBool,
-    pub(crate) scheduler_lag: Waits,
-    pub(crate) blocking_queue_wait: Waits,
+    pub(crate) scheduler_lag: WaitCounter,
+    pub(crate) blocking_queue_wait: WaitCounter,
     /// When the probe that waits for the blocking pool was sent; 0 for none.
     probe_sent_at: AtomicU64,
     /// By worker.
-    pub(crate) worker_time: Vec<WorkerTime>,
+    pub(crate) worker_time: Vec<TimeByState>,
     /// By worker: the turns of its loop, as far as they are counted.
     pub(crate) worker_turns: Vec<AtomicU64>,
     /// Why turns are not counted: 0 if they are.
@@ -50,10 +50,10 @@ impl Stats {
             enrolled: AtomicUsize::new(0),
             all_polls: AtomicBool::new(false),
             active: AtomicBool::new(false),
-            scheduler_lag: Waits::default(),
-            blocking_queue_wait: Waits::default(),
+            scheduler_lag: WaitCounter::default(),
+            blocking_queue_wait: WaitCounter::default(),
             probe_sent_at: AtomicU64::new(0),
-            worker_time: std::iter::repeat_with(WorkerTime::default)
+            worker_time: std::iter::repeat_with(TimeByState::default)
                 .take(workers)
                 .collect(),
             worker_turns: std::iter::repeat_with(AtomicU64::default)
@@ -115,14 +115,14 @@ impl Stats {
 
 /// A kind of wait: the last, the longest, and all by size.
 #[derive(Debug, Default)]
-pub(crate) struct Waits {
+pub(crate) struct WaitCounter {
     count: AtomicU64,
     last: AtomicU64,
     longest: AtomicU64,
     pub(crate) tally: Tally,
 }
 
-impl Waits {
+impl WaitCounter {
     /// Counts one wait. Only one thread does.
     pub(crate) fn note(&self, wait: Duration) {
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
@@ -143,13 +143,13 @@ impl Waits {
 
 /// The time of one worker by state, in nanoseconds; written by the watchdog.
 #[derive(Debug, Default)]
-pub(crate) struct WorkerTime {
+pub(crate) struct TimeByState {
     nanos: [AtomicU64; WorkerState::ALL.len()],
     /// For how long it has been busy without tokio's counter saying so.
     unpublished: AtomicU64,
 }
 
-impl WorkerTime {
+impl TimeByState {
     pub(crate) fn add(&self, state: WorkerState, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.nanos[state as usize].fetch_add(nanos, Ordering::Relaxed);

@@ -2,14 +2,14 @@
 //!
 //! *Runs on:* the user's threads, and the server's.
 
-use super::{Shared, Watch, WatchedRuntime};
+use super::{Shared, WatchState, WatchedRuntime};
 use crate::report::{Profile, StallReport};
 use std::sync::Arc;
 
 /// One watch, as its guard and its server see it.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) watch: Arc<WatchState>,
     pub(crate) shared: Arc<Shared>,
 }
 

@@ -5,7 +5,7 @@
 use super::stats::Stats;
 use super::{Settings, StallId};
 use crate::clock::Nanos;
-use crate::detect::{Rules, Shown};
+use crate::detect::{Rules, StackVerdict};
 use crate::probe::Pulse;
 use crate::report::{NoStack, Profile, Recent};
 use parking_lot::Mutex;
@@ -25,8 +25,8 @@ pub(crate) struct WatchedRuntime {
     pub(crate) pulse: Pulse,
     pub(crate) stats: Stats,
     /// By worker: what the last stack showed, for the watchdog.
-    pub(crate) shown: Vec<LastShown>,
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) verdicts: Vec<VerdictCell>,
+    pub(crate) watch: Arc<WatchState>,
 }
 
 impl WatchedRuntime {
@@ -39,36 +39,36 @@ impl WatchedRuntime {
 /// What a stack has shown, handed from the explainer back to the watchdog: the number of the stall, and three
 /// bits.
 #[derive(Debug, Default)]
-pub(crate) struct LastShown(AtomicU64);
+pub(crate) struct VerdictCell(AtomicU64);
 
-impl LastShown {
+impl VerdictCell {
     const DRIVING: u64 = 1;
     const MOVED_AWAY: u64 = 2;
     const PARKED: u64 = 3;
     const UNCLEAR: u64 = 4;
 
-    pub(crate) fn put(&self, id: StallId, shown: Shown) {
+    pub(crate) fn put(&self, id: StallId, shown: StackVerdict) {
         let shown = match shown {
-            Shown::Driving => LastShown::DRIVING,
-            Shown::MovedAway => LastShown::MOVED_AWAY,
-            Shown::Parked => LastShown::PARKED,
-            Shown::Unclear => LastShown::UNCLEAR,
+            StackVerdict::Driving => VerdictCell::DRIVING,
+            StackVerdict::Detached => VerdictCell::MOVED_AWAY,
+            StackVerdict::Parked => VerdictCell::PARKED,
+            StackVerdict::Inconclusive => VerdictCell::UNCLEAR,
         };
         // Relaxed: the word is all there is to see.
         self.0.store(id.0 << 3 | shown, Ordering::Relaxed);
     }
 
-    pub(crate) fn take(&self) -> Option<(StallId, Shown)> {
+    pub(crate) fn take(&self) -> Option<(StallId, StackVerdict)> {
         // A look first: there is nearly never anything, and a swap would own the line.
         if self.0.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let word = self.0.swap(0, Ordering::Relaxed);
         let shown = match word & 7 {
-            LastShown::DRIVING => Shown::Driving,
-            LastShown::MOVED_AWAY => Shown::MovedAway,
-            LastShown::PARKED => Shown::Parked,
-            LastShown::UNCLEAR => Shown::Unclear,
+            VerdictCell::DRIVING => StackVerdict::Driving,
+            VerdictCell::MOVED_AWAY => StackVerdict::Detached,
+            VerdictCell::PARKED => StackVerdict::Parked,
+            VerdictCell::UNCLEAR => StackVerdict::Inconclusive,
             _ => return None,
         };
         Some((StallId(word >> 3), shown))
@@ -77,7 +77,7 @@ impl LastShown {
 
 /// What the runtimes of one guard have in common.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct WatchState {
     pub(crate) settings: Settings,
     pub(crate) started_at: Nanos,
     /// The signal that asks its threads for their stacks, or why none does.

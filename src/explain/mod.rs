@@ -25,7 +25,7 @@ pub(crate) use cause::{SleptIn, cause};
 pub(crate) use own_code::OwnCode;
 pub(crate) use stack::Explainer;
 
-use crate::detect::Shown;
+use crate::detect::StackVerdict;
 use crate::report::{Frame, Origin};
 
 /// A stack, unwound and named.
@@ -43,7 +43,7 @@ pub(crate) struct Explained {
 
 /// What the stack says of the worker that its thread is taken to drive. Nothing, if functions have no
 /// names here.
-pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
+pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
     let frames = &explained.frames;
     let passes = |part: &str| {
         let tokio = |name: &&str| name.starts_with("tokio::") || name.starts_with("<tokio::");
@@ -51,10 +51,10 @@ pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
         names.any(|name| tokio(&name) && name.contains(part))
     };
     if passes("block_in_place") {
-        return Some(Shown::MovedAway);
+        return Some(StackVerdict::Detached);
     }
     if is_parked(frames) {
-        return Some(Shown::Parked);
+        return Some(StackVerdict::Parked);
     }
     // The scheduler's own functions: the user's call of `block_on` may be to another runtime.
     let loops = [
@@ -62,12 +62,12 @@ pub(crate) fn shown(explained: &Explained) -> Option<Shown> {
         "scheduler::multi_thread::worker::",
     ];
     if loops.into_iter().any(passes) {
-        return Some(Shown::Driving);
+        return Some(StackVerdict::Driving);
     }
     // That none is there says something only where inlined functions would be seen, or the pool is.
     let is_named = |frame: &Frame| frame.origin == Origin::Runtime && frame.file.is_some();
     let all_seen = frames.iter().any(is_named) || passes("blocking::pool::");
-    (explained.complete && all_seen).then_some(Shown::MovedAway)
+    (explained.complete && all_seen).then_some(StackVerdict::Detached)
 }
 
 /// Whether the thread waits in the runtime's own driver, or for its turn there: for something to do. A

@@ -99,8 +99,8 @@ impl ThreadFiles {
     }
 }
 
+/// The figures that the kernel's scheduler keeps of a thread.
 #[derive(Debug, PartialEq, Eq)]
-/// What the kernel's scheduler has counted of a thread.
 struct SchedStat {
     cpu: Duration,
     run_queue: Duration,

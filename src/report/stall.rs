@@ -99,7 +99,7 @@ pub struct StallReport {
     /// What was on the thread's stack, in the order in which it was found.
     pub stacks: Vec<StackSample>,
     /// Which of `stacks` the site, the cause and the advice are from: the earliest at the site found most often.
-    pub telling_stack: Option<usize>,
+    pub representative_stack: Option<usize>,
     /// What to write instead.
     pub advice: Option<String>,
     /// Stalls at this site since the watch was started, this one included; 0 if the site is not known.
@@ -154,7 +154,7 @@ pub(crate) fn example() -> StallReport {
         driver_frozen: None,
         site: None,
         stacks: Vec::new(),
-        telling_stack: None,
+        representative_stack: None,
         advice: None,
         seen_here: 0,
         lost_here: Duration::ZERO,

@@ -205,7 +205,7 @@ impl StallReport {
     }
 
     fn shown_stack(&self) -> Option<&StackSample> {
-        self.stacks.get(self.telling_stack?)
+        self.stacks.get(self.representative_stack?)
     }
 }
 
@@ -327,7 +327,7 @@ mod tests {
             complete: true,
         }];
         report.advice = Some("use tokio::time::sleep(…).await".to_owned());
-        report.telling_stack = Some(0);
+        report.representative_stack = Some(0);
         (report.seen_here, report.lost_here) = (3, Duration::from_millis(381));
         assert_eq!(
             report.headline().to_string(),

@@ -7,7 +7,7 @@
 
 use super::names::{self, Names};
 use crate::clock::Nanos;
-use crate::engine::{StackNews, StallNews, Watch};
+use crate::engine::{StackNews, StallNews, WatchState};
 use crate::explain::{SleptIn, advice};
 use crate::report::{Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, site};
 use crate::slot::Slot;
@@ -142,7 +142,7 @@ impl Case {
         report.thread = slot.map(Slot::thread_name);
         report.tid = slot.map(Slot::tid).filter(|tid| *tid != 0);
         report.driver_frozen = news.driver_frozen;
-        report.telling_stack = telling;
+        report.representative_stack = telling;
         report.site = site::site(frames);
         let watch = &live.runtime.watch;
         report.advice = advise(&report, frames, watch);
@@ -169,7 +169,7 @@ impl Case {
 }
 
 /// The user's own advice, if some fits, else ours.
-fn advise(report: &StallReport, frames: &[Frame], watch: &Watch) -> Option<String> {
+fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
     let poll = site::of_the_poll(frames);
     let call = report.asleep_in.as_deref();
     let own = watch.settings.advice.find(poll);

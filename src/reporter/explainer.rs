@@ -5,8 +5,8 @@
 //! cannot wait for debug information to be read.
 
 use crate::capture::RawStack;
-use crate::detect::Shown;
-use crate::engine::{Message, StackNews, Watch, Work};
+use crate::detect::StackVerdict;
+use crate::engine::{Message, StackNews, WatchState, Work};
 use crate::explain::{self, Explained, Explainer};
 use crate::report::NoStack;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,9 +47,9 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
         } => {
             let stack = explain(explainer, &runtime.watch, &stack);
             let shown = stack.as_ref().ok().and_then(explain::shown);
-            runtime.shown[worker].put(id, shown.unwrap_or(Shown::Unclear));
+            runtime.verdicts[worker].put(id, shown.unwrap_or(StackVerdict::Inconclusive));
             let news = StackNews { id, after, stack };
-            // Waits for room: the reporter counts on an answer to each stack. It is gone only at the end.
+            // WaitCounter for room: the reporter counts on an answer to each stack. It is gone only at the end.
             reporter.send(Message::Stack(Box::new(news))).ok();
         }
         Work::Asked {
@@ -67,7 +67,7 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
 /// read yet.
 fn explain(
     explainer: &mut Explainer,
-    watch: &Watch,
+    watch: &WatchState,
     stack: &RawStack,
 ) -> Result<Explained, NoStack> {
     let own = &watch.settings.own_code;

@@ -7,7 +7,7 @@
 use super::CASES;
 use super::limiter::Limiter;
 use crate::clock::Nanos;
-use crate::engine::{Coverage, Watch, WatchedRuntime};
+use crate::engine::{Coverage, WatchState, WatchedRuntime};
 use crate::report::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::turns::NoTurns;
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ struct Decision {
 
 impl Log {
     /// Logs a report, unless it is too short, too early or too much.
-    pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &Watch, now: Nanos) {
+    pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) {
         let settings = &watch.settings;
         let known = self.decided.get(&report.id).copied();
         if report.phase == Phase::Ended {
@@ -82,7 +82,7 @@ impl Log {
     }
 
     /// Logs a wait for the blocking pool, under the same limits.
-    pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &Watch, now: Nanos) {
+    pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &WatchState, now: Nanos) {
         let settings = &watch.settings;
         if !settings.log
             || settings.is_in_grace(watch.started_at, now)

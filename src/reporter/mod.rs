@@ -19,7 +19,7 @@ use crate::clock::{self, wall_clock};
 use crate::engine::{Message, PoolNews, Shared, StallId};
 use crate::report::{Phase, PoolWaitReport};
 use case::Case;
-use sinks::Told;
+use sinks::Delivery;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -28,7 +28,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 const CASES: usize = 1024;
 
 /// The thread's main function; ends when the watchdog, the pulse thread and the explainer have.
-pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<Told>) {
+pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<Delivery>) {
     let mut reporter = Reporter {
         sinks,
         shared,
@@ -41,7 +41,7 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<T
 }
 
 struct Reporter<'a> {
-    sinks: SyncSender<Told>,
+    sinks: SyncSender<Delivery>,
     shared: &'a Shared,
     cases: HashMap<StallId, Case>,
 }
@@ -67,7 +67,7 @@ impl Reporter<'_> {
                 self.has_changed(id);
             }
             Message::PoolWait(news) => self.pool_wait(&news),
-            Message::TurnsLost(news) => self.pass_on(Told::TurnsLost(news)),
+            Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
         }
     }
 
@@ -104,14 +104,14 @@ impl Reporter<'_> {
             stalls.ended(&report, watch.settings.site_labels);
         }
         watch.recent.lock().keep(report.clone());
-        self.pass_on(Told::Stall {
+        self.pass_on(Delivery::Stall {
             report: Box::new(report),
             watch,
             last_words,
         });
     }
 
-    fn pass_on(&self, told: Told) {
+    fn pass_on(&self, told: Delivery) {
         if self.sinks.try_send(told).is_err() {
             self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
@@ -148,6 +148,6 @@ impl Reporter<'_> {
         };
         let watch = news.runtime.watch.clone();
         watch.recent.lock().keep_pool_wait(report.clone());
-        self.pass_on(Told::PoolWait { report, watch });
+        self.pass_on(Delivery::PoolWait { report, watch });
     }
 }

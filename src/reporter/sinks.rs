@@ -6,7 +6,7 @@
 
 use super::log::{self, Log};
 use crate::clock;
-use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, Watch};
+use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchState};
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,28 +15,28 @@ use std::sync::mpsc::Receiver;
 
 /// A report on its way.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum Delivery {
     Stall {
         report: Box<StallReport>,
-        watch: Arc<Watch>,
+        watch: Arc<WatchState>,
         /// Standard error has been told of it.
         last_words: Arc<AtomicBool>,
     },
     PoolWait {
         report: PoolWaitReport,
-        watch: Arc<Watch>,
+        watch: Arc<WatchState>,
     },
     TurnsLost(TurnsLost),
 }
 
 /// The thread's main function; ends when the reporter has.
-pub(crate) fn run(shared: &Shared, reports: &Receiver<Told>) {
+pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     let mut log = Log::default();
     for told in reports {
         let now = clock::now();
         shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
         match told {
-            Told::Stall {
+            Delivery::Stall {
                 mut report,
                 watch,
                 last_words,
@@ -49,13 +49,13 @@ pub(crate) fn run(shared: &Shared, reports: &Receiver<Told>) {
                 }
                 guarded(shared, || log.stall(&mut report, &watch, now));
             }
-            Told::PoolWait { report, watch } => {
+            Delivery::PoolWait { report, watch } => {
                 if let Some(on_pool_wait) = &watch.settings.on_pool_wait {
                     guarded(shared, || on_pool_wait(&report));
                 }
                 guarded(shared, || log.pool_wait(&report, &watch, now));
             }
-            Told::TurnsLost(TurnsLost { runtime, why }) => {
+            Delivery::TurnsLost(TurnsLost { runtime, why }) => {
                 guarded(shared, || log::turns_lost(&runtime, why));
             }
         }

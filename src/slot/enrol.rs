@@ -76,7 +76,7 @@ fn take() -> Option<&'static Slot> {
         anchor(),
         thread.name().unwrap_or(""),
     );
-    slot.line.ask_to_look_around();
+    slot.line.ask_for_claim();
     slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
     MINE.set(slot);
     AT_EXIT.with(|_| ());

@@ -390,7 +390,7 @@ impl Line {
     }
 
     /// Asks the owner to look around at its next begin: which worker is it now?
-    pub(crate) fn ask_to_look_around(&self) {
+    pub(crate) fn ask_for_claim(&self) {
         self.stamps.look.store(1, Ordering::Relaxed);
         self.ask();
     }
@@ -612,7 +612,7 @@ mod tests {
     fn who_is_asked_to_look_around_does_so_at_the_next_poll() {
         let line = settled();
         begin(&line, 1);
-        line.ask_to_look_around();
+        line.ask_for_claim();
         assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
         assert_eq!(begin(&line, 2), Some(Slow::Opened));
         assert!(line.is_to_look_around());

@@ -25,7 +25,7 @@ static NAMED: [OnceLock<&'static str>; NAMES] = [const { OnceLock::new() }; NAME
 static MOST: AtomicUsize = AtomicUsize::new(NAMES);
 
 /// Sets how many names are told apart; those that are known stay.
-pub(crate) fn tell_apart(names: usize) {
+pub(crate) fn set_name_limit(names: usize) {
     MOST.store(names.min(NAMES), Ordering::Relaxed);
 }
 

@@ -114,7 +114,7 @@ impl Guard {
     }
 }
 
-fn waits(waits: &engine::Waits) -> Option<Waits> {
+fn waits(waits: &engine::WaitCounter) -> Option<Waits> {
     waits.get().map(|(last, longest)| Waits { last, longest })
 }
 

@@ -10,7 +10,7 @@ use crate::capture;
 use crate::clock;
 use crate::detect::Rules;
 use crate::engine::{
-    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, Watch,
+    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
 };
 use crate::error::StartError;
 use crate::report::{NoStack, Recent};
@@ -96,8 +96,8 @@ impl Plan {
         };
         timing::set_mode(settings.poll_timing);
         #[cfg(feature = "metrics")]
-        polls::tell_apart(settings.poll_labels);
-        let watch = Arc::new(Watch {
+        polls::set_name_limit(settings.poll_labels);
+        let watch = Arc::new(WatchState {
             started_at: clock::now(),
             signal,
             profile: Mutex::default(),

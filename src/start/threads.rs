@@ -4,12 +4,12 @@
 
 use crate::clock;
 use crate::detect::Rules;
-use crate::engine::{LastShown, Message, Shared, Stats, Watch, WatchedRuntime, Work};
+use crate::engine::{Message, Shared, Stats, VerdictCell, WatchState, WatchedRuntime, Work};
 use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
 use crate::probe::{self, Pulse};
-use crate::reporter::sinks::{self, Told};
+use crate::reporter::sinks::{self, Delivery};
 use crate::reporter::{self, explainer};
 use crate::slot;
 use crate::turns::{self, Track};
@@ -41,7 +41,7 @@ struct Engine {
 /// Starts watching these runtimes, all or none.
 pub(crate) fn join(
     runtimes: Vec<(Option<String>, Handle)>,
-    watch: &Arc<Watch>,
+    watch: &Arc<WatchState>,
     rules: impl Fn(&Handle) -> Rules,
 ) -> Result<Arc<Shared>, StartError> {
     if !workers::COUNTERS_EXIST {
@@ -86,7 +86,7 @@ pub(crate) fn join(
             id,
             metrics: handle.metrics(),
             rules: rules(&handle),
-            shown: std::iter::repeat_with(LastShown::default)
+            verdicts: std::iter::repeat_with(VerdictCell::default)
                 .take(handle.metrics().num_workers())
                 .collect(),
             stats: Stats::new(handle.metrics().num_workers()),
@@ -116,7 +116,7 @@ pub(crate) fn join(
 }
 
 /// Stops watching the runtimes of this watch, and the engine if there are no others.
-pub(crate) fn leave(watch: &Arc<Watch>) {
+pub(crate) fn leave(watch: &Arc<WatchState>) {
     let mut engine = ENGINE.lock();
     let Some(running) = engine.take() else {
         return;
@@ -146,8 +146,8 @@ struct Ends {
     news: Receiver<Message>,
     to_explainer: SyncSender<Work>,
     work: Receiver<Work>,
-    to_sinks: SyncSender<Told>,
-    reports: Receiver<Told>,
+    to_sinks: SyncSender<Delivery>,
+    reports: Receiver<Delivery>,
 }
 
 impl Engine {

@@ -134,7 +134,7 @@ struct Watchdog {
 }
 
 /// One tick, as all workers share it.
-struct Round<'a> {
+struct TickContext<'a> {
     due: Nanos,
     now: Nanos,
     /// Every worker of every runtime rested when the tick began: who drives them has not been asked.
@@ -157,7 +157,7 @@ impl Watchdog {
         let all_rest = self.runtimes.iter().all(|watch| watch.rests(now));
         if !all_rest {
             collect_drivers(&mut self.drivers);
-            workers::ask_to_look_around();
+            workers::ask_for_claim();
         }
         // Nobody asks while all rest, and the files are cold.
         let (own_wait, throttled) = if all_rest {
@@ -167,7 +167,7 @@ impl Watchdog {
         };
         self.read_turns(now);
         let mut next = self.idle_tick(now);
-        let mut round = Round {
+        let mut round = TickContext {
             due,
             now,
             all_rest,
@@ -185,7 +185,7 @@ impl Watchdog {
                 self.active_at = now;
             }
         }
-        let Round {
+        let TickContext {
             news, turns_lost, ..
         } = round;
         // What a runtime was doing when it was shut down is not going on any more.

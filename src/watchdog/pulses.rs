@@ -42,7 +42,7 @@ struct Spacing {
 
 /// The thread's main function.
 pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
-    let mut rounds: HashMap<u64, Round> = HashMap::new();
+    let mut rounds: HashMap<u64, PulseState> = HashMap::new();
     while !shared.stopping() {
         let watched = shared.watched.lock().clone();
         rounds.retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
@@ -58,7 +58,7 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
 
 /// What is under way with one runtime.
 #[derive(Default)]
-struct Round {
+struct PulseState {
     gatherings: u32,
     /// When the runtime was last seen to have work.
     active_at: Nanos,
@@ -74,7 +74,7 @@ struct Probe {
     announced: Option<(u64, Duration)>,
 }
 
-impl Round {
+impl PulseState {
     /// Does what is due and says when to come again.
     fn turn(
         &mut self,

@@ -3,7 +3,7 @@
 //! *Runs on:* the watchdog thread.
 //! *Must not:* wait for anybody.
 
-use super::Round;
+use super::TickContext;
 use super::worker::WorkerWatch;
 use crate::clock::{self, Nanos};
 use crate::detect::EventDriver;
@@ -101,7 +101,7 @@ impl RuntimeWatch {
     }
 
     /// Looks at all workers; returns whether any is active.
-    pub(super) fn tick(&mut self, round: &mut Round<'_>) -> bool {
+    pub(super) fn tick(&mut self, round: &mut TickContext<'_>) -> bool {
         if self.runtime.is_gone() {
             self.workers.clear();
             return false;

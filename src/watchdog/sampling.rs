@@ -68,7 +68,7 @@ pub(super) struct Sampling {
     /// The thread has taken a signal that was collected before the tick.
     answered_early: bool,
     /// The sleep that the last stack was taken in.
-    slept: Option<Sleep>,
+    slept: Option<SampledSleep>,
 }
 
 #[derive(Debug)]
@@ -83,7 +83,7 @@ struct Pending {
 /// One sleep of a thread: the call and the place on the stack it was made at, or outside of a call, as
 /// long as it has not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sleep {
+struct SampledSleep {
     serial: u64,
     place: Result<Call, u64>,
 }
@@ -200,7 +200,7 @@ impl Sampling {
             return None;
         }
         let sleep = thread.and_then(|thread| match thread.state {
-            ThreadState::Asleep(call) => Some(Sleep {
+            ThreadState::Asleep(call) => Some(SampledSleep {
                 serial: stall.serial,
                 place: call.ok_or(thread.runs),
             }),

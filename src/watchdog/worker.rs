@@ -6,11 +6,11 @@
 use super::episode::Episodes;
 use super::sampling::{Sampled, Sampling};
 use super::workers::Worker;
-use super::{Out, RESTS_FOR, Round, UNDRIVEN_AFTER};
+use super::{Out, RESTS_FOR, TickContext, UNDRIVEN_AFTER};
 use crate::clock::{self, Nanos};
 use crate::detect::{
     Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, PollKey, Rules, Sample,
-    Shown, Stall,
+    StackVerdict, Stall,
 };
 use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
 use crate::report::Phase;
@@ -26,7 +26,7 @@ pub(super) struct WorkerWatch {
     pub(super) is_asked: bool,
     pub(super) looked_at: Nanos,
     /// What stacks have shown, until the next look.
-    stacks: Vec<(u64, Shown)>,
+    stacks: Vec<(u64, StackVerdict)>,
     episodes: Episodes,
     moved_at: Nanos,
     ledger: Ledger,
@@ -78,9 +78,9 @@ impl WorkerWatch {
     pub(super) fn tick(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
-        round: &mut Round<'_>,
+        round: &mut TickContext<'_>,
     ) -> Vec<Finding> {
-        if let Some((id, shown)) = runtime.shown[self.worker.index()].take() {
+        if let Some((id, shown)) = runtime.verdicts[self.worker.index()].take() {
             let serial = self.episodes.serial_of(id);
             self.stacks.extend(serial.map(|serial| (serial, shown)));
         }
@@ -138,7 +138,7 @@ impl WorkerWatch {
         runtime: &Arc<WatchedRuntime>,
         findings: &[Finding],
         sample: &Sample,
-        round: &mut Round<'_>,
+        round: &mut TickContext<'_>,
     ) {
         let collected = self.sampling.collect(self.detector.watches());
         let refused = self.sampling.ask(
@@ -151,7 +151,8 @@ impl WorkerWatch {
         );
         for sampled in [collected, refused].into_iter().flatten() {
             if sampled.stack.as_ref().is_err_and(|why| why.is_final()) {
-                self.stacks.push((sampled.serial, Shown::Unclear));
+                self.stacks
+                    .push((sampled.serial, StackVerdict::Inconclusive));
             }
             self.pass_on(runtime, sampled, round.out);
         }

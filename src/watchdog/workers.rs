@@ -40,10 +40,10 @@ const AT_ONCE: Duration = Duration::from_micros(200);
 
 /// Asks every thread that has driven a worker to say at its next poll which one it drives now: who takes a
 /// worker over from a poll in `block_in_place` may have driven another one before.
-pub(crate) fn ask_to_look_around() {
+pub(crate) fn ask_for_claim() {
     for slot in crate::slot::all() {
         if slot.claim().is_some() {
-            slot.line.ask_to_look_around();
+            slot.line.ask_for_claim();
         }
     }
 }

@@ -170,7 +170,7 @@ fn block_in_place_is_not_a_stall() {
 
 #[test]
 fn what_a_stack_shows_in_block_in_place_is_no_stall() {
-    let polled = |shown: Shown| {
+    let polled = |shown: StackVerdict| {
         let mut world = World::polling_since(5).with_stacks();
         world.compute(TICK);
         world.show(shown);
@@ -182,8 +182,8 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
         found.extend(world.compute(TICK));
         found
     };
-    assert_eq!(polled(Shown::MovedAway), []);
-    assert!(began(&polled(Shown::Driving)).is_some());
+    assert_eq!(polled(StackVerdict::Detached), []);
+    assert!(began(&polled(StackVerdict::Driving)).is_some());
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_mark_waits_for_a_stack_but_not_for_ever() {
     assert!(began(&found).is_some() && ticks > PATIENCE);
     let mut world = World::polling_since(5).with_stacks();
     world.sleep(TICK);
-    world.show(Shown::Unclear);
+    world.show(StackVerdict::Inconclusive);
     let stall = began(&world.sleep(TICK)).expect("there is no stack");
     assert_eq!(stall.certainty, Certainty::Certain);
 }
@@ -202,14 +202,14 @@ fn a_mark_waits_for_a_stack_but_not_for_ever() {
 fn a_mark_without_a_stack_is_only_likely_once_polls_have_left_the_worker() {
     let mut world = World::polling_since(5).with_stacks();
     world.sleep(TICK);
-    world.show(Shown::MovedAway);
+    world.show(StackVerdict::Detached);
     world.sleep(TICK);
     world.end_poll(None);
     world.publish(TICK);
     world.compute(TICK);
     world.begin_poll(Some(at(world.now)));
     world.sleep(TICK);
-    world.show(Shown::Unclear);
+    world.show(StackVerdict::Inconclusive);
     let stall = began(&world.sleep(TICK)).unwrap();
     assert_eq!(stall.certainty, Certainty::Likely);
 }

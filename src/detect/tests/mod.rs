@@ -58,7 +58,7 @@ struct World {
     turn: Option<Turn>,
     settled: bool,
     records: Vec<(PollKey, LongPoll)>,
-    shown: Vec<(u64, Shown)>,
+    shown: Vec<(u64, StackVerdict)>,
     own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
@@ -186,7 +186,7 @@ impl World {
     }
 
     /// A stack of what is being watched is explained.
-    fn show(&mut self, shown: Shown) {
+    fn show(&mut self, shown: StackVerdict) {
         let serial = self.detector.watches().expect("something is watched");
         self.shown.push((serial, shown));
     }
@@ -257,7 +257,7 @@ impl World {
         });
         let suspects = |finding: &Finding| matches!(finding, Finding::Suspect(_));
         if !self.stacks && findings.iter().any(suspects) {
-            self.show(Shown::Unclear);
+            self.show(StackVerdict::Inconclusive);
         }
         // A suspicion is not news for anybody but the reporter's look-up.
         findings

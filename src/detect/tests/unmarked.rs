@@ -8,7 +8,7 @@ fn one_sleep_without_marks_is_certain() {
     world.compute(ms(5));
     world.sleep(TICK);
     world.sleep(TICK);
-    world.show(Shown::Driving);
+    world.show(StackVerdict::Driving);
     let stall = began(&world.sleep(TICK)).expect("not likely first");
     assert_eq!(stall.certainty, Certainty::Certain);
     world.publish(ms(60));
@@ -19,7 +19,7 @@ fn one_sleep_without_marks_is_certain() {
 
 #[test]
 fn a_sleep_without_marks_says_nothing_before_a_stack_does() {
-    let slept = |shown: Option<Shown>| {
+    let slept = |shown: Option<StackVerdict>| {
         let mut world = World::parked().wake().with_stacks();
         world.compute(ms(2));
         let mut found = world.sleep(TICK);
@@ -34,14 +34,14 @@ fn a_sleep_without_marks_says_nothing_before_a_stack_does() {
     };
     for shown in [
         None,
-        Some(Shown::MovedAway),
-        Some(Shown::Parked),
-        Some(Shown::Unclear),
+        Some(StackVerdict::Detached),
+        Some(StackVerdict::Parked),
+        Some(StackVerdict::Inconclusive),
     ] {
         assert_eq!(slept(shown), [], "{shown:?}");
     }
     // Positive control.
-    let stall = began(&slept(Some(Shown::Driving))).unwrap();
+    let stall = began(&slept(Some(StackVerdict::Driving))).unwrap();
     assert_eq!(stall.certainty, Certainty::Certain);
 }
 
@@ -66,7 +66,7 @@ fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
     let mut world = World::parked().wake();
     world.sleep(TICK);
     world.sleep(TICK);
-    world.show(Shown::Driving);
+    world.show(StackVerdict::Driving);
     // Woken once, by us, and back in the same call at the same place.
     world.signalled = true;
     world.thread.as_mut().unwrap().runs += 1;
@@ -77,7 +77,7 @@ fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
     let mut world = World::parked().wake();
     world.sleep(TICK);
     world.sleep(TICK);
-    world.show(Shown::Driving);
+    world.show(StackVerdict::Driving);
     world.thread.as_mut().unwrap().runs += 1;
     assert_eq!(world.sleep(TICK), []);
 }
@@ -190,7 +190,7 @@ fn a_driven_current_thread_runtime_is_reported_when_its_busy_counter_proves_it()
 
 #[test]
 fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
-    let slept = |shown: Option<Shown>| {
+    let slept = |shown: Option<StackVerdict>| {
         let mut world = current_thread().with_stacks();
         let mut found = Findings::new();
         for tick in 0..6 {
@@ -203,6 +203,6 @@ fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
         }
         began(&found).map(|stall| stall.certainty)
     };
-    assert_eq!(slept(Some(Shown::Driving)), Some(Certainty::Certain));
+    assert_eq!(slept(Some(StackVerdict::Driving)), Some(Certainty::Certain));
     assert_eq!(slept(None), None, "nobody may be driving it");
 }

@@ -1,9 +1,9 @@
-//! A stretch: a run of samples in which one thing held the worker.
+//! A hold: a run of samples in which one thing held the worker.
 //!
 //! *Runs on:* the watchdog thread.
 //! *Must not:* do anything but arithmetic on samples.
 
-use super::belief::Shown;
+use super::belief::StackVerdict;
 use super::sample::{Interval, PollKey, Rules, Sample};
 use super::{Ends, HeldBy, Stall, Unmoved};
 use crate::clock::Nanos;
@@ -20,8 +20,8 @@ const HOST_ERROR: u32 = 32;
 const MOST_HOST_ERROR: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stretch {
-    /// Counts the stretches of its detector.
+pub(super) struct Hold {
+    /// Counts the holds_seen of its detector.
     pub(super) serial: u64,
     pub(super) held_by: HeldBy,
     /// It began no earlier than this …
@@ -51,7 +51,7 @@ pub(super) struct Stretch {
     /// For so many ticks it has been suspected.
     pub(super) suspected_for: u32,
     /// What a stack has shown.
-    pub(super) shown: Option<Shown>,
+    pub(super) shown: Option<StackVerdict>,
     pub(super) announced: Option<Announced>,
 }
 
@@ -116,14 +116,14 @@ pub(super) struct Announced {
     pub(super) next_age: Duration,
 }
 
-impl Stretch {
+impl Hold {
     pub(super) fn begin(
         serial: u64,
         held_by: HeldBy,
         last: Option<&Sample>,
         sample: &Sample,
         interval: Option<Interval>,
-    ) -> Stretch {
+    ) -> Hold {
         let slot = sample.slot;
         let measured = match held_by {
             HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
@@ -157,29 +157,29 @@ impl Stretch {
             }
             None => (Duration::ZERO, TimeSplit::unknown(age)),
         };
-        let mut stretch = Stretch {
+        let mut hold = Hold {
             earliest: exact.unwrap_or(not_before),
             split,
             blamed,
             holds: sample.turn.is_some_and(|turn| turn.holds),
             task: sample.turn.map_or(0, |turn| turn.id.task),
-            ..Stretch::new(
+            ..Hold::new(
                 serial,
                 held_by,
                 latest,
                 last.map_or(sample.after, |last| last.after).busy,
             )
         };
-        stretch.follow_sleep(sample, Duration::ZERO, stretch.split.asleep);
-        stretch
+        hold.follow_sleep(sample, Duration::ZERO, hold.split.asleep);
+        hold
     }
 
-    /// The stretch since the worker was last seen to move.
-    pub(super) fn counted_out(serial: u64, unmoved: &Unmoved) -> Stretch {
-        Stretch {
+    /// The hold since the worker was last seen to move.
+    pub(super) fn counted_out(serial: u64, unmoved: &Unmoved) -> Hold {
+        Hold {
             blamed: unmoved.blamed,
             split: unmoved.split,
-            ..Stretch::new(
+            ..Hold::new(
                 serial,
                 HeldBy::CountedOut,
                 unmoved.since,
@@ -188,8 +188,8 @@ impl Stretch {
         }
     }
 
-    fn new(serial: u64, held_by: HeldBy, since: Nanos, busy_before: Duration) -> Stretch {
-        Stretch {
+    fn new(serial: u64, held_by: HeldBy, since: Nanos, busy_before: Duration) -> Hold {
+        Hold {
             serial,
             held_by,
             earliest: since,
@@ -272,7 +272,10 @@ impl Stretch {
 
     /// Whether a stack has shown the thread where it does not hold the worker.
     pub(super) fn is_elsewhere(&self) -> bool {
-        matches!(self.shown, Some(Shown::MovedAway | Shown::Parked))
+        matches!(
+            self.shown,
+            Some(StackVerdict::Detached | StackVerdict::Parked)
+        )
     }
 
     /// Whether nothing can be said before a stack is there.
@@ -285,7 +288,7 @@ impl Stretch {
         waits && self.shown.is_none()
     }
 
-    /// Adds the time between the last sample that showed the stretch and its end, to what it was spent on.
+    /// Adds the time between the last sample that showed the hold and its end, to what it was spent on.
     pub(super) fn add_tail(&mut self, tail: Duration, interval: Option<Interval>) {
         if let Some(interval) = interval {
             self.split = self.split.plus(interval.split.part(tail));
