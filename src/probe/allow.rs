@@ -1,7 +1,8 @@
-//! Blocking that its author has thought about: counted, never reported.
+//! Blocking that its author allows, with a reason: counted, never reported.
 //!
 //! *Runs on:* any thread, around the code in question.
-//! *Here:* two clock reads and, on leaving, one short lock around a table of reasons.
+//! *Must not:* do more than two clock reads and, at the end, one short lock around a table of
+//! reasons.
 
 use crate::clock::{self, Nanos};
 use crate::slot::{self, Slot};
@@ -12,15 +13,19 @@ use std::any::Any;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Runs `f`, which may block its worker, and says why that is all right.
+/// Runs `f`, which may block its worker for the given reason.
 ///
-/// While `f` runs, the detector neither reports the poll around it nor counts its time towards a stall;
-/// what the poll does before and after is watched as ever. The time is kept by reason, see
+/// While `f` runs, the detector neither reports the poll around it nor counts its time towards a
+/// stall. It still watches the poll's code before and after `f`. The time is kept by reason, see
 /// [`Status::allowed`](crate::Status::allowed). Regions nest.
+///
+/// # Panics
+///
+/// Only if `f` does. The region ends all the same.
 ///
 /// # Cost
 ///
-/// About 50 ns: two clock reads and a short lock.
+/// About 50 ns: two clock reads and a short lock. The first use of a reason may allocate.
 ///
 /// # Examples
 ///
@@ -37,16 +42,16 @@ pub fn allow_blocking<R>(reason: &'static str, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// How much blocking was allowed for one reason.
+/// The blocking that was allowed for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct AllowedBlocking {
     /// The reason given to [`allow_blocking`].
     pub reason: &'static str,
-    /// How often it was given.
+    /// How many regions have ended with this reason.
     pub count: u64,
-    /// The time spent, on all threads together; nested regions count both.
+    /// The time spent in these regions, on all threads together; nested regions count both.
     pub total: Duration,
 }
 
@@ -57,20 +62,21 @@ pub(crate) fn allowed() -> Vec<AllowedBlocking> {
     ALLOWED.lock().clone()
 }
 
-/// Begins what takes a region off a measurement; `None` where nothing is measured.
+/// Takes a region off a measurement until the result is dropped; `None` where nothing is measured.
 #[cfg(feature = "testing")]
 type Unmeasured = fn() -> Option<Box<dyn Any>>;
 
-/// Called as a region begins; the result is dropped as it ends. Set by the first measurement of a test.
+/// Called as a region begins; the result is dropped as it ends. The first measurement of a test
+/// sets it.
 #[cfg(feature = "testing")]
 pub(crate) static UNMEASURED: OnceLock<Unmeasured> = OnceLock::new();
 
-/// Leaves also when the code inside panics.
+/// The region; it ends also when the code inside panics.
 struct Region {
     slot: Option<&'static Slot>,
     reason: &'static str,
     entered: Nanos,
-    /// Takes what the region costs off a measurement of its thread.
+    /// Takes the region's own cost off a measurement of its thread.
     #[cfg(feature = "testing")]
     _unmeasured: Option<Box<dyn Any>>,
 }

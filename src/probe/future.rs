@@ -1,7 +1,7 @@
 //! A future whose polls are marked with a name: `work.watched("reindex").await`.
 //!
 //! *Runs on:* worker threads, inside every poll of that future.
-//! *Here:* two marks around the inner poll, no clock.
+//! *Must not:* do more than begin and end a mark around the inner poll. No clock is read for it.
 
 use crate::slot::{self, Mark, names};
 use pin_project_lite::pin_project;
@@ -13,13 +13,15 @@ use std::task::{Context, Poll};
 pub trait FutureExt: Future + Sized {
     /// Marks every poll of this future with `name`.
     ///
-    /// A stall in one of them is then certain from the first tick, and its report carries the name. The
-    /// future needs no span, no `tokio_unstable`, and no watch to be running.
+    /// A stall in one of them is then certain from the first tick, and its report carries the name.
+    /// The future needs neither a span nor `tokio_unstable`, and a watch may start later or not at
+    /// all.
     ///
     /// # Cost
     ///
-    /// Creating: finding the name's number, some nanoseconds (allocates when a name is first used), and 8 bytes
-    /// in the future. Per poll: about 15 instructions, most of them stores to the thread's own cache line.
+    /// Creating: a search for the name's number, some nanoseconds, and 8 bytes in the future. The
+    /// first use of a name allocates. Per poll: about 15 instructions, most of them stores to the
+    /// thread's own cache line.
     ///
     /// # Examples
     ///
@@ -47,7 +49,7 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Watched<F> {
-        // And no more: what lives across a poll is saved and loaded again in each.
+        // No other field: each poll would load and save it.
         number: u32,
         #[pin]
         inner: F,
@@ -73,7 +75,7 @@ impl Drop for Marked {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = slot::end_quickly() {
-            slot.end_name_closer();
+            slot.end_name_slowly();
         }
     }
 }

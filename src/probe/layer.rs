@@ -1,8 +1,11 @@
-//! A tracing layer whose only work is to mark when a span is entered and left.
+//! A tracing layer that marks the enter and the exit of each span.
 //!
-//! *Runs on:* worker threads, at every enter and exit of a span; the reporter, to look names up.
-//! *Here:* a few stores to one cache line for an enter and for an exit, nothing for an event. The layer stores span ids;
-//! their names are looked up by the reporter, while the span is still entered.
+//! *Runs on:* worker threads, at every enter and exit of a span; `stall-reporter`, to look names
+//! up.
+//! *Must not:* do more than a few stores to one cache line for an enter or an exit, or anything for
+//! an event.
+//!
+//! The layer stores span ids. The reporter looks their names up while the span is still entered.
 
 use crate::slot::{self, Kind, Mark};
 use parking_lot::Mutex;
@@ -21,7 +24,9 @@ use tracing_subscriber::filter::Filtered;
 use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The layer that gives stalls the names of spans. Add it to the subscriber you have:
+/// The layer that gives stalls the names of spans.
+///
+/// Add it to the subscriber of the program:
 ///
 /// ```
 /// use tracing_subscriber::prelude::*;
@@ -32,14 +37,15 @@ use tracing_subscriber::registry::LookupSpan;
 ///     .init();
 /// ```
 ///
-/// It asks for spans up to `INFO` ([`StallLayer::with_max_level`]), for no events, and leaves every other
-/// callsite as the other layers want it. A filter for the whole subscriber (an `EnvFilter` added as a
-/// layer) applies to it like to any layer: spans that it turns off have no names here.
+/// It asks for spans up to `INFO` ([`StallLayer::with_max_level`]) and for no events. All other
+/// callsites are left to the other layers. A filter for the whole subscriber (an `EnvFilter` added
+/// as a layer) applies to it like to any layer: spans that the filter turns off have no names here.
 ///
 /// # Cost
 ///
-/// Entering a span: a look at one word and four stores more than the registry's own work; leaving it: a look and
-/// two. Some twenty instructions each, and twice as many for a span inside another one. Events: nothing.
+/// Entering a span: one load and four stores more than the registry's own work; leaving it: one
+/// load and two stores. Some twenty instructions each, and twice as many for a span inside another
+/// one. Events: nothing.
 pub fn layer<S>() -> StallLayer<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span> + 'static,
@@ -53,10 +59,11 @@ where
 
 /// Marks polls with the spans they are in; made by [`layer`].
 pub struct StallLayer<S> {
-    /// Votes on callsites as any filtered layer does. What it cannot do is to see enters and exits
-    /// cheaply: it looks each span up. So those two go past it.
+    /// Votes on callsites as any filtered layer does. It would look each span up at enter and exit,
+    /// so these two calls bypass it.
     filtered: Filtered<Silent, SpansUpTo, S>,
-    /// What an enter stores besides the span's id: in which registry to look it up.
+    /// The mark of an enter: the number of the registry with the span. The span's id goes beside
+    /// it.
     mark: AtomicU32,
     fields: Option<Arc<Fields>>,
 }
@@ -65,7 +72,7 @@ impl<S> StallLayer<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span> + 'static,
 {
-    /// The most verbose level of spans to ask for. By default, this is `INFO`.
+    /// Sets the most verbose level of spans to ask for. By default, this is `INFO`.
     ///
     /// More verbose spans that another layer has enabled still mark polls; they carry no name.
     #[must_use]
@@ -78,8 +85,8 @@ where
     ///
     /// # Cost
     ///
-    /// Each new span formats its fields into a string and stores it under a short lock: some hundred
-    /// nanoseconds. Entering and leaving cost the same as without.
+    /// Each new span formats its fields into a string and stores it under a short lock: some
+    /// hundred nanoseconds. Entering and leaving cost the same as without.
     #[must_use]
     pub fn with_fields(mut self) -> StallLayer<S> {
         self.fields = Some(Arc::default());
@@ -121,8 +128,8 @@ where
         self.filtered.on_layer(subscriber);
     }
 
-    // A callsite that we do not want is none of our business: `always` from a filtered layer means
-    // "ask the others", and without a vote of ours they decide alone.
+    // The layer abstains on callsites that it does not want. `always` from a filtered layer means
+    // "ask the others", and without its vote they decide alone.
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.wants(metadata) {
             self.filtered.register_callsite(metadata)
@@ -169,24 +176,25 @@ where
     #[inline]
     fn on_exit(&self, id: &Id, cx: Context<'_, S>) {
         if let Some(slot) = slot::end_quickly() {
-            // Once closed, the span's name is gone with it.
-            slot.end_closer(&move || cx.metadata(id).map(|metadata| metadata.name()));
+            // A closed span has no name, so the name is taken before.
+            slot.end_slowly(&move || cx.metadata(id).map(|metadata| metadata.name()));
         }
     }
 
-    // How tracing asks "does this layer filter for itself?" is this method, and it is declared unsafe.
+    // Tracing asks through this method whether the layer filters for itself, and declares it
+    // unsafe.
     #[allow(unsafe_code)]
     unsafe fn downcast_raw(&self, id: TypeId) -> Option<*const ()> {
         if id == TypeId::of::<Self>() {
             return Some(std::ptr::from_ref(self).cast());
         }
-        // SAFETY: the callee's contract is the caller's: the pointer is used as the type asked for, and
-        // no longer than `self`, of which `filtered` is a part.
+        // SAFETY: the callee's contract is the caller's: the pointer is used as the type asked for,
+        // and no longer than `self`, of which `filtered` is a part.
         unsafe { self.filtered.downcast_raw(id) }
     }
 }
 
-/// A layer that does nothing: what is wanted of [`Filtered`] is its vote.
+/// A layer that does nothing, inside [`Filtered`], of which only the vote is used.
 #[derive(Debug)]
 struct Silent;
 
@@ -218,14 +226,15 @@ impl<S> Filter<S> for SpansUpTo {
 pub(crate) struct SpanName {
     pub(crate) id: u64,
     pub(crate) name: &'static str,
-    /// `{key=value …}` where fields are kept.
+    /// The fields as `{key=value …}`, if they are kept.
     pub(crate) fields: Option<String>,
 }
 
-/// A span's id, and what was said of it in the source.
+/// A span's id, and its metadata from the source.
 type SpanOnPath = (u64, &'static Metadata<'static>);
 
-/// A subscriber with our layer, as far as names are concerned.
+/// The names of a subscriber with this layer: how to look them up.
+#[derive(Clone)]
 struct Source {
     dispatch: WeakDispatch,
     look_up: fn(&Dispatch, &Id) -> Option<Vec<SpanOnPath>>,
@@ -236,8 +245,8 @@ struct Source {
 static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
     Mutex::new([const { None }; slot::SOURCES as usize]);
 
-/// Finds a number for a subscriber; those of subscribers that are gone are given again. With all in use
-/// the layer still marks polls, and its spans have no names.
+/// Finds a number for a subscriber; the numbers of subscribers that are gone are given again. If
+/// all are in use the layer still marks polls, and its spans have no names.
 fn register(source: Source) -> Option<u8> {
     let mut sources = SOURCES.lock();
     let free = sources.iter().position(|source| {
@@ -249,7 +258,7 @@ fn register(source: Source) -> Option<u8> {
     u8::try_from(free).ok()
 }
 
-/// Whether any subscriber with our layer is alive.
+/// Whether any subscriber with this layer is alive.
 pub(crate) fn is_layer_installed() -> bool {
     let sources = SOURCES.lock();
     sources
@@ -261,32 +270,25 @@ pub(crate) fn is_layer_installed() -> bool {
 /// The path from the outermost parent to this span, or `None` if the span has been closed.
 ///
 /// Only for the reporter: it takes the short lock of the table of sources, and the registry's own
-/// reference to each span, but none that is held while a span is entered or a field formatted.
+/// reference to each span, but no lock that is held while a span is entered or a field is
+/// formatted.
 pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
-    let (dispatch, look_up, fields, max_level) = {
-        let sources = SOURCES.lock();
-        let source = sources.get(usize::from(source))?.as_ref()?;
-        let dispatch = source.dispatch.upgrade()?;
-        (
-            dispatch,
-            source.look_up,
-            source.fields.clone(),
-            source.max_level,
-        )
-    };
+    let source = SOURCES.lock().get(usize::from(source))?.clone()?;
+    let dispatch = source.dispatch.upgrade()?;
     let id = (id != 0).then(|| Id::from_u64(id))?;
-    // If the span is closed while we look, we hold its last reference, and its parents must be let go
-    // in their own registry.
-    tracing::dispatcher::with_default(&dispatch, || look_up(&dispatch, &id)).map(|path| {
-        path.into_iter()
-            .filter(|(_, metadata)| *metadata.level() <= max_level)
-            .map(|(id, metadata)| SpanName {
-                id,
-                name: metadata.name(),
-                fields: fields.as_ref().and_then(|fields| fields.get(id)),
-            })
-            .collect()
-    })
+    // If the span is closed during the search, this thread holds its last reference, and the
+    // parents must be released in their own registry.
+    let look_up = || (source.look_up)(&dispatch, &id);
+    let path = tracing::dispatcher::with_default(&dispatch, look_up)?;
+    let named = path
+        .into_iter()
+        .filter(|(_, metadata)| *metadata.level() <= source.max_level)
+        .map(|(id, metadata)| SpanName {
+            id,
+            name: metadata.name(),
+            fields: source.fields.as_ref().and_then(|fields| fields.get(id)),
+        });
+    Some(named.collect())
 }
 
 fn look_up<S>(dispatch: &Dispatch, id: &Id) -> Option<Vec<SpanOnPath>>
@@ -305,8 +307,8 @@ where
 
 const SHARDS: usize = 16;
 
-/// The fields of live spans, by id. Text is made before a lock is taken, so that the reporter never
-/// waits for a value that is slow to format.
+/// The fields of live spans, by id. The text is made before a lock is taken, so that the reporter
+/// never waits for a value that is slow to format.
 #[derive(Debug, Default)]
 struct Fields([Mutex<HashMap<u64, String>>; SHARDS]);
 
@@ -348,7 +350,8 @@ impl Visit for FieldText {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let space = if self.0.is_empty() { "" } else { " " };
-        // Writing to a string fails only if the value's own formatting does; then it shows nothing.
+        // Writing to a string fails only if the value's own formatting fails; then the field is cut
+        // there.
         write!(self.0, "{space}{}={value:?}", field.name()).ok();
     }
 }

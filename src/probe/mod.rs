@@ -1,8 +1,10 @@
-//! Where marks come from: three probes that all write to the same slot.
+//! The probes: spans, named futures and tokio's hooks all write marks to the thread's slot.
 //!
 //! *Runs on:* worker threads, inside every poll.
-//! *Here:* the only directory that knows futures, spans and tokio's hooks. The outermost mark is the
-//! poll; inner ones refine its name.
+//! *Must not:* allocate, lock, call the system or panic in a mark.
+//!
+//! The outermost mark is the poll; inner ones refine its name. Only this room uses futures, spans
+//! and tokio's hooks.
 
 mod allow;
 mod future;

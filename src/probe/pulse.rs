@@ -1,10 +1,10 @@
-//! Pulses: tiny tasks that tell which thread is which worker, and how long a ready task waits.
+//! Pulses: small tasks that measure scheduler lag and renew the claims of workers.
 //!
-//! *Runs on:* sent from the pulse thread, and by whoever starts a watch; received on worker threads as an
-//! ordinary poll.
-//! *Must not:* block: a pulse's poll takes well under a microsecond. Only the gatherings hold workers, for at
-//! most two milliseconds each at the start, so that every worker takes one, and for less than that later on,
-//! while some worker is not known.
+//! *Runs on:* `stall-pulse` and the thread that starts a watch (sending); worker threads, as an
+//! ordinary poll (receiving).
+//! *Must not:* block. A pulse's poll takes well under a microsecond. Only the gatherings hold
+//! workers, so that every worker takes one: for at most two milliseconds each at the start, and for
+//! less later on, while the thread of some worker is not known.
 
 use crate::clock::{self, Nanos};
 use crate::slot;
@@ -17,18 +17,19 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// One task that lives on a watched runtime and is woken from outside now and then.
+/// One task that lives on a watched runtime and is woken from outside at intervals.
 #[derive(Debug)]
 pub(crate) struct Pulse {
-    shared: Arc<Shared>,
+    link: Arc<PulseLink>,
 }
 
+/// The state that a pulse's sender and its task share.
 #[derive(Debug, Default)]
-struct Shared {
+struct PulseLink {
     waker: Mutex<Option<Waker>>,
-    /// When the pulse under way was sent; 0 while there is none.
+    /// The time at which the pulse under way was sent; 0 while there is none.
     sent_at: AtomicU64,
-    /// How long the last one took, in nanoseconds; taken by the sender.
+    /// The lag of the last pulse in nanoseconds; the sender takes it.
     lag: AtomicU64,
     stop: AtomicBool,
     gone: AtomicBool,
@@ -37,54 +38,54 @@ struct Shared {
 impl Pulse {
     /// Spawns the task; `None` if the runtime has been shut down.
     pub(crate) fn spawn(runtime: &Handle) -> Option<Pulse> {
-        let shared = Arc::new(Shared::default());
-        shared.sent_at.store(clock::now().0, Ordering::Release);
-        let task = runtime.spawn(Receiver(shared.clone()));
-        let shut_down = task.is_finished() && shared.gone.load(Ordering::Acquire);
-        (!shut_down).then_some(Pulse { shared })
+        let link = Arc::new(PulseLink::default());
+        link.sent_at.store(clock::now().0, Ordering::Release);
+        let task = runtime.spawn(Receiver(link.clone()));
+        let shut_down = task.is_finished() && link.gone.load(Ordering::Acquire);
+        (!shut_down).then_some(Pulse { link })
     }
 
     /// Sends a pulse unless one is under way.
     pub(crate) fn send(&self) {
-        if self.shared.sent_at.load(Ordering::Acquire) != 0 {
+        if self.link.sent_at.load(Ordering::Acquire) != 0 {
             return;
         }
-        let waker = self.shared.waker.lock().take();
+        let waker = self.link.waker.lock().take();
         if let Some(waker) = waker {
-            self.shared.sent_at.store(clock::now().0, Ordering::Release);
+            self.link.sent_at.store(clock::now().0, Ordering::Release);
             waker.wake();
         }
     }
 
-    /// When the pulse under way was sent.
+    /// The time at which the pulse under way was sent.
     #[cfg(feature = "metrics")]
     pub(crate) fn sent_at(&self) -> Option<Nanos> {
-        match self.shared.sent_at.load(Ordering::Acquire) {
+        match self.link.sent_at.load(Ordering::Acquire) {
             0 => None,
             at => Some(Nanos(at)),
         }
     }
 
-    /// The scheduler lag that the last pulse met, once for each pulse.
+    /// The scheduler lag that the last pulse measured, once for each pulse.
     pub(crate) fn take_lag(&self) -> Option<Duration> {
-        match self.shared.lag.swap(0, Ordering::Acquire) {
+        match self.link.lag.swap(0, Ordering::Acquire) {
             0 => None,
             nanos => Some(Duration::from_nanos(nanos)),
         }
     }
 
-    /// Ends the task at its next poll, which this wakes it for.
+    /// Ends the task: wakes it for its last poll.
     pub(crate) fn stop(&self) {
-        self.shared.stop.store(true, Ordering::Release);
-        let waker = self.shared.waker.lock().take();
+        self.link.stop.store(true, Ordering::Release);
+        let waker = self.link.waker.lock().take();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// The runtime has dropped the task: it is shutting down.
+    /// Whether the runtime has dropped the task: it is shutting down.
     pub(crate) fn is_gone(&self) -> bool {
-        self.shared.gone.load(Ordering::Acquire)
+        self.link.gone.load(Ordering::Acquire)
     }
 }
 
@@ -94,30 +95,38 @@ impl Drop for Pulse {
     }
 }
 
-struct Receiver(Arc<Shared>);
+impl PulseLink {
+    /// Ends the pulse under way, if there is one, and keeps its lag.
+    fn receive(&self) {
+        match self.sent_at.load(Ordering::Acquire) {
+            0 => {}
+            sent_at => {
+                let lag = clock::now().since(Nanos(sent_at)).as_nanos();
+                let lag = u64::try_from(lag).unwrap_or(u64::MAX).max(1);
+                self.lag.store(lag, Ordering::Release);
+                self.sent_at.store(0, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// The task: it receives pulses.
+struct Receiver(Arc<PulseLink>);
 
 impl Future for Receiver {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let shared = &self.0;
+        let link = &self.0;
         // A pulse is polled by the scheduler itself, never inside another poll.
         slot::reset_marks();
-        if shared.stop.load(Ordering::Acquire) {
+        if link.stop.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
-        *shared.waker.lock() = Some(cx.waker().clone());
-        match shared.sent_at.load(Ordering::Acquire) {
-            0 => {}
-            sent_at => {
-                let lag = clock::now().since(Nanos(sent_at)).as_nanos();
-                let lag = u64::try_from(lag).unwrap_or(u64::MAX).max(1);
-                shared.lag.store(lag, Ordering::Release);
-                shared.sent_at.store(0, Ordering::Release);
-            }
-        }
-        // The guard may have been dropped between the look above and the new waker.
-        if shared.stop.load(Ordering::Acquire) {
+        *link.waker.lock() = Some(cx.waker().clone());
+        link.receive();
+        // The pulse may have been stopped between the first check and the new waker.
+        if link.stop.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
         Poll::Pending
@@ -130,10 +139,10 @@ impl Drop for Receiver {
     }
 }
 
-/// The longest a worker is held once, at the start, until the others have come too.
+/// The longest time for which a worker is held at the start, until the others have come too.
 const LONGEST_GATHERING: Duration = Duration::from_millis(2);
 
-/// The workers of a runtime on their way to be known.
+/// The workers of a runtime that wait for each other, so that each enrols.
 #[derive(Clone, Debug)]
 pub(crate) struct Gathering {
     expected: usize,
@@ -141,10 +150,10 @@ pub(crate) struct Gathering {
     deadline: Nanos,
 }
 
-/// Enrols the threads of all workers: as many tasks as there are workers, each of which waits for the
-/// others, so that every worker takes one. Returns at once.
+/// Enrols the threads of all workers. There are as many tasks as workers, and each task waits for
+/// the others, so that every worker takes one. Returns at once.
 pub(crate) fn gather(runtime: &Handle, longest: Duration) -> Gathering {
-    // The caller may be on one of the workers, and would wait for itself in vain.
+    // The caller may be on one of the workers, which would then wait for its own task in vain.
     let here = usize::from(slot::enrol() == Some(slot::raw_id(&runtime.id())));
     let gathering = Gathering {
         expected: runtime.metrics().num_workers() - here,
@@ -163,7 +172,7 @@ pub(crate) fn gather(runtime: &Handle, longest: Duration) -> Gathering {
 }
 
 impl Gathering {
-    /// Waits until all have come, or the time is up.
+    /// Waits until all tasks have begun, or the time is up.
     pub(crate) fn wait(&self) {
         while self.arrived.load(Ordering::Acquire) < self.expected && clock::now() < self.deadline {
             std::thread::yield_now();

@@ -1,7 +1,8 @@
 //! Tokio's own hooks as a probe: `Builder::new_multi_thread().watch_polls().build()`.
 //!
 //! *Runs on:* worker threads: around every poll (with `tokio_unstable`), after every park (always).
-//! *Here:* the only file that knows `tokio_unstable`. Marks, and the user's own hooks.
+//! *Must not:* allocate, lock, call the system or panic around a poll, apart from the user's own
+//! hooks. A place of spawn allocates at its first poll.
 
 use crate::slot;
 use std::fmt;
@@ -14,18 +15,19 @@ use tokio::runtime::TaskMeta;
 
 /// Lets the runtime itself mark its polls.
 pub trait RuntimeBuilderExt {
-    /// Marks what tokio's hooks show of the runtime about to be built.
+    /// Marks the polls of the runtime about to be built, as far as tokio's hooks allow.
     ///
-    /// | built with | what is seen |
+    /// | built with | shows |
     /// |---|---|
-    /// | stable tokio | which thread drives which worker, also after `block_in_place`; leaked marks are mended |
-    /// | `--cfg tokio_unstable` | besides that: every poll of every task, with its id and the place that spawned it |
+    /// | stable tokio | the thread of each worker, also after `block_in_place`; ends leaked marks |
+    /// | `--cfg tokio_unstable` | also every poll of every task, with its id and its place of spawn |
     ///
-    /// Neither sees the future given to `block_on` itself.
+    /// Neither shows the future given to `block_on` itself.
     ///
-    /// **Tokio's builder keeps one function for each hook**: a later call of, say, `on_thread_unpark` on
-    /// the same builder silently replaces ours, and this call replaces an earlier one. Hooks of your own
-    /// go through [`watch_polls_with`](Self::watch_polls_with), which calls both.
+    /// **Tokio's builder keeps one function for each hook**: a later call of, say,
+    /// `on_thread_unpark` on the same builder silently replaces this crate's function, and this
+    /// call replaces an earlier one. Hooks of your own go through
+    /// [`watch_polls_with`](Self::watch_polls_with), which calls both.
     ///
     /// # Examples
     ///
@@ -97,7 +99,8 @@ impl RuntimeHooks {
         }
     }
 
-    /// As tokio's `Builder::on_before_task_poll`. Runs inside the mark: what it takes is the poll's.
+    /// As tokio's `Builder::on_before_task_poll`. It runs inside the mark: its time counts as the
+    /// poll's.
     #[cfg(tokio_unstable)]
     pub fn on_before_task_poll(
         self,
@@ -109,7 +112,8 @@ impl RuntimeHooks {
         }
     }
 
-    /// As tokio's `Builder::on_after_task_poll`. Runs inside the mark: what it takes is the poll's.
+    /// As tokio's `Builder::on_after_task_poll`. It runs inside the mark: its time counts as the
+    /// poll's.
     #[cfg(tokio_unstable)]
     pub fn on_after_task_poll(
         self,
@@ -133,47 +137,49 @@ impl fmt::Debug for RuntimeHooks {
 
 impl RuntimeBuilderExt for Builder {
     fn watch_polls_with(&mut self, hooks: RuntimeHooks) -> &mut Self {
-        let RuntimeHooks {
-            thread_park,
-            thread_unpark,
-            #[cfg(tokio_unstable)]
-            before_task_poll,
-            #[cfg(tokio_unstable)]
-            after_task_poll,
-        } = hooks;
-        if let Some(park) = thread_park {
+        if let Some(park) = hooks.thread_park {
             self.on_thread_park(park);
         }
+        let users_unpark = hooks.thread_unpark;
         self.on_thread_unpark(move || {
-            slot::reset_marks();
-            if cfg!(tokio_unstable) {
-                slot::mine().inspect(|slot| slot.mark_all_polls_seen());
-            }
-            if let Some(unpark) = &thread_unpark {
+            unparked();
+            if let Some(unpark) = &users_unpark {
                 unpark();
             }
         });
         #[cfg(tokio_unstable)]
-        self.on_before_task_poll(move |task| {
-            begin_task(task);
-            if let Some(before) = &before_task_poll {
-                before(task);
-            }
-        })
-        .on_after_task_poll(move |task| {
-            if let Some(after) = &after_task_poll {
-                after(task);
-            }
-            end_task();
-        });
+        mark_tasks(self, hooks.before_task_poll, hooks.after_task_poll);
         self
     }
+}
+
+fn unparked() {
+    slot::reset_marks();
+    if cfg!(tokio_unstable) {
+        slot::mine().inspect(|slot| slot.mark_all_polls_seen());
+    }
+}
+
+#[cfg(tokio_unstable)]
+fn mark_tasks(builder: &mut Builder, before: Option<TaskHook>, after: Option<TaskHook>) {
+    builder.on_before_task_poll(move |task| {
+        begin_task(task);
+        if let Some(before) = &before {
+            before(task);
+        }
+    });
+    builder.on_after_task_poll(move |task| {
+        if let Some(after) = &after {
+            after(task);
+        }
+        end_task();
+    });
 }
 
 #[cfg(tokio_unstable)]
 #[inline]
 fn begin_task(task: &TaskMeta<'_>) {
-    // The place comes first: who sees the poll open sees its place.
+    // The place comes first: a reader that sees the poll open sees its place.
     if let Some(slot) = slot::mine() {
         let place = names::Name::Place(task.spawned_at());
         slot.line.set_place(names::number(place));
@@ -185,6 +191,6 @@ fn begin_task(task: &TaskMeta<'_>) {
 #[inline]
 fn end_task() {
     if let Some(slot) = slot::end_quickly() {
-        slot.end_closer(&|| None);
+        slot.end_slowly(&|| None);
     }
 }

@@ -1,15 +1,15 @@
-//! Which thread says that it drives which worker.
+//! The threads that claim to drive a worker, by worker.
 //!
-//! *Runs on:* the watchdog thread, and the thread that asks for the stacks of all workers.
+//! *Runs on:* `stall-watchdog`, and the thread that asks for the stacks of all workers.
 
 use super::{Claim, Slot, all};
 use crate::clock::Nanos;
 use std::collections::HashMap;
 
-/// The slots of threads that say they drive a worker, by what they say. Rebuilt each tick.
+/// The slots of threads that claim a worker, by claim. Rebuilt each tick.
 pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
 
-/// Collects the claims of all threads; of two threads that claim a worker, the later one is right.
+/// Collects the claims of all threads. If two threads claim one worker, the later claim counts.
 pub(crate) fn collect_drivers(drivers: &mut Drivers) {
     drivers.clear();
     for slot in all() {

@@ -1,44 +1,49 @@
-//! A thread's own way to its slot, and what it says of itself there.
+//! A thread's access to its own slot, and its claim there.
 //!
-//! *Runs on:* worker threads: `begin` and `end_quickly` inside every poll, the rest at the first mark, when asked to look
-//! around, and at thread exit. The watchdog sets from which length on polls are kept.
-//! *Here:* one thread-local load finds the slot. Taking a slot allocates, once per thread.
+//! *Runs on:* worker threads: `begin` and `end_quickly` inside every poll, the rest at the first
+//! mark, on the slow path and at thread exit. `stall-watchdog` sets from which length on polls are
+//! kept.
+//! *Must not:* do more than one thread-local load to find the slot. Taking a slot allocates, once
+//! per thread.
 
 use super::entry::Mark;
-use super::line::{Closed, LongPoll};
+use super::line::{Closed, LongPoll, Step};
 use super::names;
 use super::registry::{self, Claim, Slot};
-use crate::clock;
+use crate::clock::{self, Nanos};
 use crate::sync::Ordering;
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Where the marks of a thread without a slot go: its gate says "look closer" for ever, so nothing is ever
-/// written to it, and the way to a mark needs no test for "has this thread a slot?".
+/// Returns the name of the mark that ends.
+type NameOf<'a> = &'a dyn Fn() -> Option<&'static str>;
+
+/// The slot for the marks of threads without one. Its gate is SLOW for ever, so no mark is ever
+/// written to it, and a begin needs no test for a missing slot.
 #[cfg(not(loom))]
-static NOBODY: Slot = Slot::owned();
+static PLACEHOLDER: Slot = Slot::owned();
 
 thread_local! {
     // Constant and without a destructor, so that access is a plain load.
     #[cfg(not(loom))]
-    static MINE: Cell<&'static Slot> = const { Cell::new(&NOBODY) };
+    static MINE: Cell<&'static Slot> = const { Cell::new(&PLACEHOLDER) };
     #[cfg(loom)]
-    static MINE: Cell<&'static Slot> = Cell::new(nobody());
+    static MINE: Cell<&'static Slot> = Cell::new(placeholder());
     static EXITED: Cell<bool> = const { Cell::new(false) };
     static AT_EXIT: ReleaseAtExit = const { ReleaseAtExit };
 }
 
 #[cfg(not(loom))]
-fn nobody() -> &'static Slot {
-    &NOBODY
+fn placeholder() -> &'static Slot {
+    &PLACEHOLDER
 }
 
 #[cfg(loom)]
-fn nobody() -> &'static Slot {
-    static NOBODY: std::sync::OnceLock<Slot> = std::sync::OnceLock::new();
-    NOBODY.get_or_init(Slot::owned)
+fn placeholder() -> &'static Slot {
+    static PLACEHOLDER: std::sync::OnceLock<Slot> = std::sync::OnceLock::new();
+    PLACEHOLDER.get_or_init(Slot::owned)
 }
 
 struct ReleaseAtExit;
@@ -46,8 +51,8 @@ struct ReleaseAtExit;
 impl Drop for ReleaseAtExit {
     fn drop(&mut self) {
         EXITED.set(true);
-        let slot = MINE.replace(nobody());
-        if !std::ptr::eq(slot, nobody()) {
+        let slot = MINE.replace(placeholder());
+        if !std::ptr::eq(slot, placeholder()) {
             slot.release();
         }
     }
@@ -56,7 +61,7 @@ impl Drop for ReleaseAtExit {
 /// The calling thread's slot. `None` only while the thread is being torn down.
 pub(crate) fn mine() -> Option<&'static Slot> {
     let slot = MINE.get();
-    if std::ptr::eq(slot, nobody()) {
+    if std::ptr::eq(slot, placeholder()) {
         take()
     } else {
         Some(slot)
@@ -83,7 +88,7 @@ fn take() -> Option<&'static Slot> {
     Some(slot)
 }
 
-/// The address of the calling thread's way to its slot.
+/// The address of the calling thread's thread-local pointer to its slot.
 pub(crate) fn anchor() -> u64 {
     MINE.with(|mine| std::ptr::from_ref(mine).addr() as u64)
 }
@@ -94,80 +99,74 @@ pub(crate) fn own_task() -> u64 {
     tokio::task::try_id().map_or(0, |id| raw_id(&id))
 }
 
-/// Begins a mark on the calling thread; returns on whose slot. [`end_quickly`] ends it.
+/// Begins a mark on the calling thread; returns the slot that holds it. [`end_quickly`] ends it.
 #[inline]
 pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
     let slot = MINE.get();
-    if slot.line.open_quickly(mark, id) {
-        slot
-    } else {
-        begin_closer(slot, mark, id)
+    match slot.line.open_quickly(mark, id) {
+        Step::Done => slot,
+        Step::Declined => begin_slowly(slot, mark, id),
     }
 }
 
-/// Where a mark of the calling thread ends, or nothing if it has ended quickly: see [`Slot::end_quickly`].
+/// Ends the innermost mark of the calling thread on the quick path. Otherwise returns the slot, on
+/// which [`Slot::end_slowly`] is next. These are two steps so that the arguments of the second are
+/// not computed before the first.
 #[inline]
 pub(crate) fn end_quickly() -> Option<&'static Slot> {
     let slot = MINE.get();
-    (!slot.end_quickly()).then_some(slot)
-}
-
-/// A mark inside a poll, and all else. Cold, as the next ones are, in that it is kept out of the way of what is
-/// shorter.
-#[cold]
-#[inline(never)]
-fn begin_closer(slot: &'static Slot, mark: Mark, id: u64) -> &'static Slot {
-    if slot.line.push(mark, id) {
-        slot
-    } else {
-        begin_slowly(mark, id)
+    match slot.line.close_quickly() {
+        Step::Done => None,
+        Step::Declined => Some(slot),
     }
 }
 
-/// A poll that is to be looked at, and the first one of a thread.
+/// A begin on the slow path: mostly a mark inside a poll. Cold and not inlined, like the next ones,
+/// to keep the quick path short.
 #[cold]
 #[inline(never)]
-fn begin_slowly(mark: Mark, id: u64) -> &'static Slot {
+fn begin_slowly(slot: &'static Slot, mark: Mark, id: u64) -> &'static Slot {
+    match slot.line.push(mark, id) {
+        Step::Done => slot,
+        Step::Declined => open_slowly(mark, id),
+    }
+}
+
+/// Opens a poll on the slow path, such as the first one of a thread.
+#[cold]
+#[inline(never)]
+fn open_slowly(mark: Mark, id: u64) -> &'static Slot {
     let Some(slot) = mine() else {
-        return nobody();
+        return placeholder();
     };
     slot.line.open_slowly(mark, id);
-    slot.look_around();
+    slot.check_claim();
     slot
 }
 
 impl Slot {
-    /// Ends the innermost mark, on the slot's own thread, if that is all there is to do. Otherwise
-    /// [`end_closer`](Slot::end_closer) does it: two steps, so that what the second one needs to know is not made
-    /// ready before the first.
-    #[inline]
-    #[must_use]
-    pub(crate) fn end_quickly(&self) -> bool {
-        self.line.close_quickly()
-    }
-
-    /// Ends the innermost mark, whatever there is to do. `name` is its name, asked for if it closed a poll whose
-    /// end was measured.
+    /// Ends the innermost mark on the slow path. `name` returns its name; it is called if the mark
+    /// closed a poll whose end is measured.
     #[cold]
     #[inline(never)]
-    pub(crate) fn end_closer(&self, name: &dyn Fn() -> Option<&'static str>) {
-        if !self.line.pop() {
-            self.end_slowly(name);
+    pub(crate) fn end_slowly(&self, name: NameOf<'_>) {
+        if self.line.pop() == Step::Declined {
+            self.close_slowly(name);
         }
     }
 
-    /// The same for a mark that is a name: it is in the slot.
+    /// Ends the innermost mark on the slow path, for a mark that is a name: the slot has it.
     #[cold]
     #[inline(never)]
-    pub(crate) fn end_name_closer(&self) {
-        if !self.line.pop() {
-            self.end_slowly(&|| self.line.outermost_name());
+    pub(crate) fn end_name_slowly(&self) {
+        if self.line.pop() == Step::Declined {
+            self.close_slowly(&|| self.line.outermost_name());
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn end_slowly(&self, name: &dyn Fn() -> Option<&'static str>) {
+    fn close_slowly(&self, name: NameOf<'_>) {
         if let Closed::Measure {
             epoch,
             started,
@@ -178,59 +177,49 @@ impl Slot {
         }
     }
 
-    /// Ends a mark whose poll is nobody's: its length is not counted.
+    /// Ends a mark of a poll whose length is not counted.
     #[cfg_attr(not(feature = "testing"), allow(dead_code))]
     pub(crate) fn end_uncounted(&self) {
-        if !self.line.close_quickly() && !self.line.pop() {
+        if self.line.close_quickly() == Step::Declined && self.line.pop() == Step::Declined {
             self.line.close();
         }
     }
 
-    /// Which worker is this, and is this poll's start to be measured?
+    /// Renews the claim if it may have changed, and starts to time the poll if it is its turn.
     #[inline]
-    fn look_around(&self) {
+    fn check_claim(&self) {
         let now = clock::now();
-        // To ask tokio for the runtime as well costs ten times as much, and a thread that works for one
-        // multi-thread runtime never works for another.
+        // Asking tokio for the runtime as well costs ten times as much, and a thread that works for
+        // one multi-thread runtime never works for another.
         let is_still = match tokio::runtime::worker_index() {
             Some(worker) => self.claims_worker(worker),
             None => !self.claims_something(),
         };
-        if self.line.is_to_look_around() || self.leaves_silently() || !is_still {
+        if self.line.take_claim_request() || self.leaves_silently() || !is_still {
             self.ask_tokio(now);
         }
-        let turn = self.pace.turn(now);
-        if turn.timed {
+        let choice = self.pace.choose(now);
+        if choice.timed {
             self.line.stamp_start(now);
         }
-        // The thread of a `current_thread` runtime leaves it without a trace, so there every poll asks
-        // again. Elsewhere a thread stops being a worker only with the worker's counters moving on.
+        // A thread leaves a `current_thread` runtime without any sign, so there every poll checks
+        // again. Elsewhere the worker's counters change when its thread leaves it.
         self.line
-            .look_closer_next_time(turn.next_too || self.leaves_silently());
+            .keep_slow(choice.next_too || self.leaves_silently());
     }
 
     #[cold]
     #[inline(never)]
-    fn ask_tokio(&self, now: clock::Nanos) {
+    fn ask_tokio(&self, now: Nanos) {
         let driven = driven_here();
         self.set_claim(driven.map(|driven| driven.claim), now);
         self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));
     }
 
     #[inline]
-    fn measure_end(
-        &self,
-        epoch: u64,
-        started: Option<clock::Nanos>,
-        wanted: bool,
-        name: &dyn Fn() -> Option<&'static str>,
-    ) {
+    fn measure_end(&self, epoch: u64, started: Option<Nanos>, wanted: bool, name: NameOf<'_>) {
         let ended = clock::now();
-        // A long span on a thread that drives nothing holds nobody up.
-        let took = match started {
-            Some(started) if self.claims_something() => ended.0.saturating_sub(started.0),
-            _ => NOT_COUNTED,
-        };
+        let took = self.took(started, ended);
         let counted = took != NOT_COUNTED;
         #[cfg(feature = "metrics")]
         if counted {
@@ -247,25 +236,35 @@ impl Slot {
         }
     }
 
+    /// How long a poll took in nanoseconds, or [`NOT_COUNTED`].
+    #[inline]
+    fn took(&self, started: Option<Nanos>, ended: Nanos) -> u64 {
+        match started {
+            // A long span on a thread that drives nothing holds no worker.
+            Some(started) if self.claims_something() => ended.0.saturating_sub(started.0),
+            _ => NOT_COUNTED,
+        }
+    }
+
     #[cold]
     #[inline(never)]
-    fn keep(&self, poll: LongPoll, name: &dyn Fn() -> Option<&'static str>) {
+    fn keep(&self, poll: LongPoll, name: NameOf<'_>) {
         let epoch = poll.epoch;
         self.keep_long_poll(poll);
-        // Only now: to give a name a number may allocate, and the record is there already.
+        // The name comes second: a new name's number allocates, and the record is kept already.
         if let Some(name) = name() {
             self.name_long_poll(epoch, names::number(names::Name::Text(name)));
         }
     }
 }
 
-/// The length of a poll whose start is not known, or whose thread drives nothing.
+/// The length of a poll whose start was not measured, or whose thread drives no worker.
 const NOT_COUNTED: u64 = u64::MAX;
 
-/// From which length on a poll leaves a record behind; the smallest threshold in force.
+/// The length in nanoseconds from which on a poll is kept; the smallest threshold in force.
 static LONG_POLL_NANOS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(u64::MAX);
 
-/// Sets that length, or none.
+/// Sets the length from which on a poll is kept; `None` keeps none.
 pub(crate) fn keep_polls_longer_than(threshold: Option<Duration>) {
     let nanos = threshold.map_or(u64::MAX, |threshold| {
         u64::try_from(threshold.as_nanos()).unwrap_or(u64::MAX)
@@ -273,7 +272,7 @@ pub(crate) fn keep_polls_longer_than(threshold: Option<Duration>) {
     LONG_POLL_NANOS.store(nanos, Ordering::Relaxed);
 }
 
-/// Enrols the calling thread and closes marks that leaked into this moment between two polls: a span
+/// Enrols the calling thread, and closes marks that leaked. The caller is between two polls. A span
 /// guard held across an `.await` leaves its end on another thread.
 pub(crate) fn reset_marks() {
     if let Some(slot) = mine() {
@@ -282,14 +281,14 @@ pub(crate) fn reset_marks() {
     }
 }
 
-/// Enrols the calling thread, wherever it is; returns the number of the runtime it is a worker of.
+/// Enrols the calling thread if it drives a worker; returns the number of the worker's runtime.
 pub(crate) fn enrol() -> Option<u64> {
     let claim = driven_here()?.claim;
     mine()?.set_claim(Some(claim), clock::now());
     Some(claim.runtime)
 }
 
-/// What tokio says of the calling thread.
+/// The calling thread's worker, as tokio reports it.
 #[derive(Clone, Copy, Debug)]
 struct Driven {
     claim: Claim,
@@ -309,8 +308,8 @@ fn driven_here() -> Option<Driven> {
     })
 }
 
-/// The number inside one of tokio's ids. They are opaque but for `Display`, which would allocate, and
-/// `Hash`, which hands the number to whoever listens.
+/// The number inside one of tokio's ids. They are opaque but for `Display`, which would allocate,
+/// and `Hash`, which passes the number to the hasher.
 pub(crate) fn raw_id(id: &impl Hash) -> u64 {
     struct Listen(u64);
     impl Hasher for Listen {

@@ -1,16 +1,16 @@
-//! What one mark says: a kind and a number, and how a stack of kinds packs into one word.
+//! One mark is a kind and a number; the kinds of all open marks pack into one word.
 //!
 //! *Runs on:* worker threads, inside every poll; readers.
-//! *Here:* arithmetic on two words, nothing else.
+//! *Must not:* do more than arithmetic on two words.
 
 /// Names a slot keeps. Deeper marks are counted and overwrite the last place, so that the outermost
 /// names and the innermost one survive.
 pub(crate) const ENTRIES: usize = 10;
 
-/// Span registries (tracing subscribers with our layer) that can be told apart at one time.
+/// Span registries (tracing subscribers with this crate's layer) that have numbers at one time.
 pub(crate) const SOURCES: u8 = 12;
 
-/// What the number of an entry means.
+/// The meaning of an entry's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// An index into the table of names: `watched("name")`.
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
     Task,
     /// A span id in the registry with this number.
     Span(u8),
-    /// A span id in a registry we have no number for: a mark without a name.
+    /// A span id in a registry without a number: a mark without a name.
     Unknown,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Mark(u32);
 
 impl Mark {
     pub(crate) const NAME: Mark = Mark::of(Kind::Name);
-    #[allow(dead_code)] // Only tokio's unstable hooks tell tasks.
+    #[allow(dead_code)] // Only tokio's unstable hooks have tasks.
     pub(crate) const TASK: Mark = Mark::of(Kind::Task);
     pub(crate) const UNKNOWN: Mark = Mark::of(Kind::Unknown);
 
@@ -65,12 +65,12 @@ impl Mark {
         Mark(1 | (kind.bits() as u32) << DEPTH_BITS)
     }
 
-    /// As a number, for who keeps it in an atomic.
+    /// The mark as a number, to be kept in an atomic.
     pub(crate) const fn to_raw(self) -> u32 {
         self.0
     }
 
-    /// From what [`to_raw`](Mark::to_raw) returned.
+    /// The mark from a number that [`to_raw`](Mark::to_raw) returned.
     #[inline]
     pub(crate) const fn from_raw(raw: u32) -> Mark {
         Mark(raw)
@@ -98,7 +98,7 @@ impl Shape {
         Shape(mark.0.into())
     }
 
-    /// How many marks are open, counting those too deep to be kept.
+    /// The number of open marks, with those too deep to be kept.
     #[inline]
     pub(crate) fn depth(self) -> usize {
         (self.0 & DEPTH_MASK) as usize
@@ -127,8 +127,8 @@ impl Shape {
         Shape((self.0 >> KIND_BITS & !DEPTH_MASK) | (depth as u64 - 1))
     }
 
-    /// The kind of the mark at `index`, counted from the outermost; `index` is below the depth, and below
-    /// [`ENTRIES`].
+    /// The kind of the mark at `index`, counted from the outermost; `index` is below the depth, and
+    /// below [`ENTRIES`].
     pub(crate) fn kind(self, index: usize) -> Kind {
         let inside_of_it = self.depth().min(ENTRIES) - 1 - index;
         Kind::from_bits(self.0 >> (DEPTH_BITS + KIND_BITS * inside_of_it as u32) & 15)

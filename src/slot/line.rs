@@ -1,15 +1,16 @@
-//! One slot's shared words and the two marks that write them.
+//! One slot's shared words, and the steps of a mark that write them.
 //!
-//! *Runs on:* worker threads, inside every poll (`push`, `pop`); watchdog and reporter (the rest).
-//! *Here:* loads and stores only. The protocol is written down in the parent module.
+//! *Runs on:* worker threads, inside every poll (`open_quickly`, `close_quickly`, `push`, `pop`);
+//! `stall-watchdog`, `stall-reporter` and the signal handler (the readers at the end).
+//! *Must not:* do more than loads and stores. The parent module describes the protocol.
 
 use super::entry::{ENTRIES, Entry, Kind, Mark, Shape};
 use super::names::{self, Name};
 use crate::clock::Nanos;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
 
-/// The words a thread shares with its readers. Padded to two 64-byte lines, since processors fetch
-/// those in pairs; what a poll without further marks touches lies in the first of them.
+/// The words that a thread shares with its readers. They are padded to two 64-byte lines, since
+/// processors fetch those in pairs. A poll with one mark touches only the first of them.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Line {
@@ -22,31 +23,41 @@ pub(crate) struct Line {
     stamps: Stamps,
 }
 
-/// `gate`: inside a poll with one mark, of which nothing is asked.
+/// `gate`: inside a poll with one mark and no request.
 const OPEN: u32 = 0;
-/// `gate`: between polls, and nothing is asked of the next one.
+/// `gate`: between polls, and no request concerns the next one.
 const CLOSED: u32 = 1;
-/// `gate`: anything else. The other words say what.
-const LOOK_CLOSER: u32 = 2;
+/// `gate`: all other cases. The other words decide.
+const SLOW: u32 = 2;
 
-/// `at_end`: what the end of the poll is to do.
+/// `at_end`: the end of the poll is not measured.
 const NOTHING: u32 = 0;
 const TIMED: u32 = 1;
 const WANTED: u32 = 2;
 
-/// Written in slow paths only, hence behind the words that every poll touches.
+/// The words that only slow paths write, hence behind those that every poll touches.
 #[derive(Debug)]
 struct Stamps {
     started: Stamp,
     allowed: AtomicU32,
     allowed_until: AtomicU64,
-    /// 1 if the owner is asked to look around.
-    look: AtomicU32,
-    /// 1 if the owner has chosen to measure its next poll as well. Only the owner touches it.
+    /// 1 if the owner is asked to renew its claim.
+    claim_wanted: AtomicU32,
+    /// 1 if the owner's next poll takes the slow path as well. Only the owner touches it.
     next_too: AtomicU32,
 }
 
-/// What an end found, if it was a poll's.
+/// Whether a step of a begin or an end applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Step {
+    /// The begin or the end is complete.
+    Done,
+    /// The step does not apply here and has changed nothing; the next step follows.
+    Declined,
+}
+
+/// The result of closing a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closed {
     /// There was no poll: the end has no begin on this thread.
@@ -57,21 +68,21 @@ pub(crate) enum Closed {
     Measure {
         /// Its epoch.
         epoch: u64,
-        /// When it started, if that was measured.
+        /// Its start, if that was measured.
         started: Option<Nanos>,
-        /// Somebody asked for it.
+        /// The watchdog asked for it.
         wanted: bool,
     },
 }
 
-/// A glance at a slot.
+/// A first look at a slot, without its marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Observed {
     /// Odd inside a poll.
     pub(crate) epoch: u64,
     /// Inside `allow_blocking`.
     pub(crate) allowed: bool,
-    /// When `allow_blocking` was last left on this thread.
+    /// The time at which this thread last left `allow_blocking`.
     pub(crate) allowed_until: Option<Nanos>,
 }
 
@@ -92,11 +103,11 @@ pub(crate) struct Marks {
     pub(crate) place: u32,
 }
 
-/// A poll that was long, or whose end somebody asked for, and when it ended.
+/// A poll that was long, or whose end the watchdog asked for, and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LongPoll {
     pub(crate) epoch: u64,
-    /// When it started, if that was measured.
+    /// Its start, if that was measured.
     pub(crate) started: Option<Nanos>,
     pub(crate) ended: Nanos,
     /// Index into the table of names; 0 for none.
@@ -105,12 +116,12 @@ pub(crate) struct LongPoll {
 
 impl Line {
     const_unless_loom! {
-        /// Between polls; the owner is to look around at its first one.
+        /// Between polls. The owner renews its claim at its first one.
         pub(crate) fn new() -> Line {
             Line {
                 epoch: AtomicU64::new(0),
                 shape: AtomicU64::new(0),
-                gate: AtomicU32::new(LOOK_CLOSER),
+                gate: AtomicU32::new(SLOW),
                 at_end: AtomicU32::new(NOTHING),
                 entries: [
                     AtomicU64::new(0),
@@ -129,7 +140,7 @@ impl Line {
                     started: Stamp::new(),
                     allowed: AtomicU32::new(0),
                     allowed_until: AtomicU64::new(0),
-                    look: AtomicU32::new(1),
+                    claim_wanted: AtomicU32::new(1),
                     next_too: AtomicU32::new(0),
                 },
             }
@@ -138,115 +149,115 @@ impl Line {
 
     // ── the thread that owns the slot ──
 
-    /// Opens a poll, if that is all there is to do: the thread is between polls and nobody wants more of
-    /// it. Otherwise returns false and has done nothing; [`push`](Line::push) is next, and then
-    /// [`open_slowly`](Line::open_slowly).
+    /// Opens a poll on the quick path: the thread is between polls and there is no request.
+    /// Otherwise [`push`](Line::push) is next, and then [`open_slowly`](Line::open_slowly).
     ///
     /// # Cost
     ///
     /// One load and four stores to one cache line; no read-modify-write.
     #[inline]
-    #[must_use]
-    pub(crate) fn open_quickly(&self, mark: Mark, id: u64) -> bool {
+    pub(crate) fn open_quickly(&self, mark: Mark, id: u64) -> Step {
         // Relaxed: a request that arrives a poll later serves as well.
         if self.gate.load(Ordering::Relaxed) != CLOSED {
-            return false;
+            return Step::Declined;
         }
         self.open(mark, id);
-        true
+        Step::Done
     }
 
-    /// Closes the poll, if that is all there is to do: the mark is its only one and nobody wants more.
-    /// Otherwise returns false and has done nothing; [`pop`](Line::pop) is next, and then
-    /// [`close`](Line::close).
+    /// Closes the poll on the quick path: the mark is its only one and there is no request.
+    /// Otherwise [`pop`](Line::pop) is next, and then [`close`](Line::close).
     #[inline]
-    #[must_use]
-    pub(crate) fn close_quickly(&self) -> bool {
+    pub(crate) fn close_quickly(&self) -> Step {
         // Relaxed: a request missed here leaves the end known to within a tick.
         if self.gate.load(Ordering::Relaxed) != OPEN {
-            return false;
+            return Step::Declined;
         }
         self.gate.store(CLOSED, Ordering::Relaxed);
         self.pass();
-        true
+        Step::Done
     }
 
     #[inline]
     fn open(&self, mark: Mark, id: u64) {
-        // Release: pairs with the fence in `marks`. Who reads this entry and then looks at the epoch
-        // again must see that the poll before this one has closed.
+        // Release: pairs with the fence in `marks`. A reader that reads this entry and then looks
+        // at the epoch again must see that the poll before this one has closed.
         self.entries[0].store(id, Ordering::Release);
         // Release: the same, and pairs with the Acquire load in `marks`.
         self.shape.store(Shape::one(mark).0, Ordering::Release);
         self.gate.store(OPEN, Ordering::Relaxed);
         let epoch = self.epoch.load(Ordering::Relaxed);
-        // Release: pairs with the Acquire loads in `observe` and `marks`; the entry is visible to
-        // whoever sees this poll open.
+        // Release: pairs with the Acquire loads in `observe` and `marks`: a reader that sees this
+        // poll open sees the entry.
         self.epoch.store(epoch + 1, Ordering::Release);
     }
 
-    /// From the poll to what is between it and the next one.
+    /// Makes the epoch even: the poll is over.
     #[inline]
     fn pass(&self) {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        // Relaxed: whatever must be seen only after the close is itself stored with Release, later.
+        // Relaxed: stores that must be seen only after the close are later ones, and have Release
+        // themselves.
         self.epoch.store(epoch + 1, Ordering::Relaxed);
     }
 
-    /// Opens a poll between polls, whatever the gate says.
+    /// Opens a poll between polls, with any gate.
     pub(crate) fn open_slowly(&self, mark: Mark, id: u64) {
         self.at_end.store(NOTHING, Ordering::Relaxed);
         self.open(mark, id);
     }
 
-    /// Begins a mark inside a poll. Outside of one, returns false and has done nothing.
+    /// Begins a mark inside a poll. Outside of one, [`open_slowly`](Line::open_slowly) is next.
     #[inline]
-    #[must_use]
-    pub(crate) fn push(&self, mark: Mark, id: u64) -> bool {
+    pub(crate) fn push(&self, mark: Mark, id: u64) -> Step {
         if !self.is_in_poll() {
-            return false;
+            return Step::Declined;
         }
         // Relaxed: only this thread writes `shape`.
         let shape = Shape(self.shape.load(Ordering::Relaxed));
-        // Release, both: as in `open`. The pairing with the Acquire load makes that this depth is read
-        // only together with the entry just stored.
+        // Release, both: as in `open`. The pairing with the Acquire load ensures that this depth is
+        // read only together with the entry just stored.
         self.entries[shape.depth().min(ENTRIES - 1)].store(id, Ordering::Release);
         if let Some(shape) = shape.pushed(mark) {
             self.shape.store(shape.0, Ordering::Release);
         }
-        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
-        true
+        self.gate.store(SLOW, Ordering::Relaxed);
+        Step::Done
     }
 
-    /// Ends a mark inside a poll, but not its outermost one: then it returns false and has done nothing, as it
-    /// does outside of a poll; [`close`](Line::close) is next.
+    /// Ends an inner mark of a poll. For the outermost one, and outside of a poll,
+    /// [`close`](Line::close) is next.
     #[inline]
-    #[must_use]
-    pub(crate) fn pop(&self) -> bool {
+    pub(crate) fn pop(&self) -> Step {
         let shape = Shape(self.shape.load(Ordering::Relaxed));
         if shape.depth() <= 1 || !self.is_in_poll() {
-            return false;
+            return Step::Declined;
         }
         // Relaxed: a smaller depth shows no entry that was not there.
         self.shape.store(shape.popped().0, Ordering::Relaxed);
         if shape.depth() == 2 && self.at_end.load(Ordering::Relaxed) == NOTHING {
             self.gate.store(OPEN, Ordering::Relaxed);
         }
-        true
+        Step::Done
     }
 
-    /// Closes the poll, however many marks are open in it, and whatever the gate says. An end without a begin
-    /// on this thread (a span guard that moved here) is passed over.
+    /// Closes the poll with any number of open marks and any gate. An end without a begin on this
+    /// thread (a span guard that moved here) changes nothing.
     pub(crate) fn close(&self) -> Closed {
         if !self.is_in_poll() {
             return Closed::Nothing;
         }
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let asked = self.stamps.look.load(Ordering::Relaxed) != 0
+        let asked = self.stamps.claim_wanted.load(Ordering::Relaxed) != 0
             || self.stamps.next_too.load(Ordering::Relaxed) != 0;
-        let gate = if asked { LOOK_CLOSER } else { CLOSED };
+        let gate = if asked { SLOW } else { CLOSED };
         self.gate.store(gate, Ordering::Relaxed);
         self.pass();
+        self.closed(epoch)
+    }
+
+    /// Takes the request for the end of this poll.
+    fn closed(&self, epoch: u64) -> Closed {
         match self.at_end.load(Ordering::Relaxed) {
             NOTHING => Closed::Poll,
             at_end => {
@@ -273,57 +284,58 @@ impl Line {
         }
     }
 
-    /// Between polls the words about marks are the last poll's: only the epoch tells.
+    /// Between polls the words about marks are the last poll's; only the epoch shows that it is
+    /// over.
     fn is_in_poll(&self) -> bool {
         self.epoch.load(Ordering::Relaxed) % 2 == 1
     }
 
-    /// Closes whatever marks were left open. The thread is known to be between polls.
+    /// Closes marks that were left open. The caller is between polls.
     pub(crate) fn reset(&self) {
         self.close();
     }
 
-    /// Says whether the next poll is to be looked at closer in any case.
-    pub(crate) fn look_closer_next_time(&self, closer: bool) {
+    /// Sets whether the next poll takes the slow path in any case.
+    pub(crate) fn keep_slow(&self, next_too: bool) {
         self.stamps
             .next_too
-            .store(u32::from(closer), Ordering::Relaxed);
-        if closer {
-            // For the end of this poll, which then leaves the gate so.
-            self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
+            .store(u32::from(next_too), Ordering::Relaxed);
+        if next_too {
+            // For the end of this poll, which then keeps the gate so.
+            self.gate.store(SLOW, Ordering::Relaxed);
         }
     }
 
-    /// Whether the owner was asked to look around since it last did.
-    pub(crate) fn is_to_look_around(&self) -> bool {
-        if self.stamps.look.load(Ordering::Relaxed) == 0 {
+    /// Takes a request to renew the claim; returns whether there was one.
+    pub(crate) fn take_claim_request(&self) -> bool {
+        if self.stamps.claim_wanted.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        // Relaxed: a request in between is one for the same look.
-        self.stamps.look.store(0, Ordering::Relaxed);
+        // Relaxed: a request in between asks for the same renewal.
+        self.stamps.claim_wanted.store(0, Ordering::Relaxed);
         true
     }
 
-    /// Says when the poll now open started, and that its end is wanted too.
+    /// Records the start of the open poll; its end is measured too.
     pub(crate) fn stamp_start(&self, at: Nanos) {
         let epoch = self.epoch.load(Ordering::Relaxed);
         self.stamps.started.write(epoch, at);
         self.at_end.store(TIMED, Ordering::Relaxed);
-        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
+        self.gate.store(SLOW, Ordering::Relaxed);
     }
 
-    /// Names the place where the current task was spawned.
-    #[allow(dead_code)] // Only tokio's unstable hooks tell places.
+    /// Sets the place where the current task was spawned.
+    #[allow(dead_code)] // Only tokio's unstable hooks have places.
     #[inline]
     pub(crate) fn set_place(&self, name: u32) {
         // Release: as for the entries in `push`.
         self.place.store(name, Ordering::Release);
     }
 
-    /// Enters a region whose blocking is allowed; regions nest.
+    /// Enters a region in which blocking is allowed; regions nest.
     pub(crate) fn allow(&self) {
         let depth = self.stamps.allowed.load(Ordering::Relaxed);
-        // Relaxed: nothing is published with it.
+        // Relaxed: it publishes nothing else.
         self.stamps.allowed.store(depth + 1, Ordering::Relaxed);
     }
 
@@ -331,7 +343,8 @@ impl Line {
     pub(crate) fn disallow(&self, at: Nanos) {
         let depth = self.stamps.allowed.load(Ordering::Relaxed);
         self.stamps.allowed_until.store(at.0, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `observe`: who sees the region left sees when.
+        // Release: pairs with the Acquire in `observe`: a reader that sees the region left sees the
+        // time.
         self.stamps
             .allowed
             .store(depth.saturating_sub(1), Ordering::Release);
@@ -339,7 +352,7 @@ impl Line {
 
     // ── readers ──
 
-    /// A glance: enough to tell whether anything has happened since the last one.
+    /// Reads enough to see whether the poll has changed since the last look.
     pub(crate) fn observe(&self) -> Observed {
         // Acquire: pairs with the Release in `disallow`.
         let allowed = self.stamps.allowed.load(Ordering::Acquire) != 0;
@@ -359,26 +372,29 @@ impl Line {
         }
         // Acquire: pairs with the Release in `open` and `push`.
         let shape = Shape(self.shape.load(Ordering::Acquire));
-        let depth = shape.depth();
-        let kept = depth.min(ENTRIES);
-        let entries = (0..kept)
-            .map(|index| Entry {
-                kind: shape.kind(index),
-                id: self.entries[index].load(Ordering::Relaxed),
-            })
-            .collect();
+        let entries = self.entries_of(shape);
+        let hidden = shape.depth() - entries.len();
         let place = self.place.load(Ordering::Relaxed);
-        // Acquire: pairs with the Release stores of `open` and `push`. If any of the values above was written
-        // after this poll closed, the load below sees the close.
+        // Acquire: pairs with the Release stores of `open` and `push`. If any of the values above
+        // was written after this poll closed, the load below sees the close.
         fence(Ordering::Acquire);
         (self.epoch.load(Ordering::Relaxed) == epoch).then_some(Marks {
             entries,
-            hidden: depth - kept,
+            hidden,
             place,
         })
     }
 
-    /// When the poll with this epoch started, if that was measured.
+    fn entries_of(&self, shape: Shape) -> Vec<Entry> {
+        (0..shape.depth().min(ENTRIES))
+            .map(|index| Entry {
+                kind: shape.kind(index),
+                id: self.entries[index].load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    /// The start of the poll with this epoch, if that was measured.
     pub(crate) fn started(&self, epoch: u64) -> Option<Nanos> {
         self.stamps.started.read(epoch)
     }
@@ -389,17 +405,19 @@ impl Line {
         self.ask();
     }
 
-    /// Asks the owner to look around at its next begin: which worker is it now?
+    /// Asks the owner to renew its claim at its next begin.
     pub(crate) fn ask_for_claim(&self) {
-        self.stamps.look.store(1, Ordering::Relaxed);
+        self.stamps.claim_wanted.store(1, Ordering::Relaxed);
         self.ask();
     }
 
-    /// Whatever the owner does, it may overwrite this at the same moment, and the request is heard a tick
-    /// later. It cannot be led astray: behind the gate it looks for itself.
+    /// Sends the owner to the slow path. Its own store may overwrite this at the same moment; the
+    /// request then takes effect a tick later. An early request does no harm: the slow path decides
+    /// from the other words.
     fn ask(&self) {
-        // Relaxed: if the owner sees this before what is asked, it looks closer for nothing, once.
-        self.gate.store(LOOK_CLOSER, Ordering::Relaxed);
+        // Relaxed: if the owner sees this before the request itself, it takes one slow path for
+        // nothing.
+        self.gate.store(SLOW, Ordering::Relaxed);
     }
 }
 
@@ -422,13 +440,15 @@ impl Stamp {
 
     fn write(&self, epoch: u64, at: Nanos) {
         self.tag.store(0, Ordering::Relaxed);
-        // Release: pairs with the fence in `read`. Who has read this time sees at least the 0 above.
+        // Release: pairs with the fence in `read`. A reader that has read this time sees at least
+        // the 0 above.
         self.at.store(at.0, Ordering::Release);
-        // Release: pairs with the Acquire in `read`. Who sees the tag sees this time or a newer one.
+        // Release: pairs with the Acquire in `read`. A reader that sees the tag sees this time or a
+        // newer one.
         self.tag.store(epoch, Ordering::Release);
     }
 
-    /// For the thread that wrote it.
+    /// The stamp of this epoch, for the thread that wrote it.
     fn own(&self, epoch: u64) -> Option<Nanos> {
         let is_its = self.tag.load(Ordering::Relaxed) == epoch;
         is_its.then(|| Nanos(self.at.load(Ordering::Relaxed)))
@@ -469,15 +489,16 @@ mod tests {
     fn a_poll_s_name_can_be_asked_for_when_it_has_just_ended() {
         let line = settled();
         let number = names::number(Name::Text("line::name"));
-        assert!(line.open_quickly(Mark::NAME, number.into()));
-        assert!(line.push(SPAN, 7) && line.pop());
+        assert_eq!(line.open_quickly(Mark::NAME, number.into()), Step::Done);
+        assert_eq!(line.push(SPAN, 7), Step::Done);
+        assert_eq!(line.pop(), Step::Done);
         assert_eq!(line.close(), Closed::Poll);
         assert_eq!(line.outermost_name(), Some("line::name"));
         begin(&line, 7);
         assert_eq!(line.outermost_name(), None, "a span's is in its registry");
     }
 
-    /// What the gate was closed to.
+    /// The part of a begin or an end that was not quick.
     #[derive(Debug, PartialEq, Eq)]
     enum Slow {
         Inner,
@@ -485,12 +506,12 @@ mod tests {
         Closed(Closed),
     }
 
-    /// As the owner does it; `None` if it was quick.
+    /// Begins a mark in the steps of an owner; `None` if it was quick.
     fn begin(line: &Line, id: u64) -> Option<Slow> {
-        if line.open_quickly(SPAN, id) {
+        if line.open_quickly(SPAN, id) == Step::Done {
             return None;
         }
-        if line.push(SPAN, id) {
+        if line.push(SPAN, id) == Step::Done {
             return Some(Slow::Inner);
         }
         line.open_slowly(SPAN, id);
@@ -498,10 +519,10 @@ mod tests {
     }
 
     fn end(line: &Line) -> Option<Slow> {
-        if line.close_quickly() {
+        if line.close_quickly() == Step::Done {
             return None;
         }
-        if line.pop() {
+        if line.pop() == Step::Done {
             return Some(Slow::Inner);
         }
         Some(Slow::Closed(line.close()))
@@ -515,11 +536,11 @@ mod tests {
         }))
     }
 
-    /// A line whose owner has looked around.
+    /// A line whose owner has renewed its claim.
     fn settled() -> Line {
         let line = Line::new();
         assert_eq!(begin(&line, 1), Some(Slow::Opened));
-        assert!(line.is_to_look_around());
+        assert!(line.take_claim_request());
         assert_eq!(end(&line), None);
         line
     }
@@ -543,15 +564,18 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_end_and_a_closer_one_come_to_the_same() {
-        for close in [Line::close_quickly, |line: &Line| {
-            line.close() == Closed::Poll
-        }] {
+    fn a_quick_end_and_a_slow_one_come_to_the_same() {
+        for quickly in [true, false] {
             let line = settled();
-            assert!(line.open_quickly(SPAN, 7));
-            assert!(close(&line));
+            assert_eq!(line.open_quickly(SPAN, 7), Step::Done);
+            if quickly {
+                assert_eq!(line.close_quickly(), Step::Done);
+            } else {
+                assert_eq!(line.close(), Closed::Poll);
+            }
             assert_eq!(line.observe().epoch, 4);
-            assert!(line.open_quickly(SPAN, 8), "the next poll opens quickly");
+            let next = line.open_quickly(SPAN, 8);
+            assert_eq!(next, Step::Done, "the next poll opens quickly");
             assert_eq!(line.marks(5).unwrap().entries, [span(8)]);
         }
     }
@@ -599,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_inside_inner_marks_is_done_at_the_end_of_the_poll() {
+    fn a_request_inside_inner_marks_is_served_at_the_end_of_the_poll() {
         let line = settled();
         begin(&line, 1);
         begin(&line, 2);
@@ -609,19 +633,19 @@ mod tests {
     }
 
     #[test]
-    fn who_is_asked_to_look_around_does_so_at_the_next_poll() {
+    fn an_owner_asked_for_its_claim_gets_a_slow_begin_at_the_next_poll() {
         let line = settled();
         begin(&line, 1);
         line.ask_for_claim();
         assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
         assert_eq!(begin(&line, 2), Some(Slow::Opened));
-        assert!(line.is_to_look_around());
+        assert!(line.take_claim_request());
         assert_eq!(end(&line), None);
         assert_eq!(begin(&line, 3), None);
-        line.look_closer_next_time(true);
+        line.keep_slow(true);
         assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
         assert_eq!(begin(&line, 4), Some(Slow::Opened));
-        line.look_closer_next_time(false);
+        line.keep_slow(false);
         assert_eq!(end(&line), None);
         assert_eq!(begin(&line, 5), None);
     }

@@ -1,31 +1,33 @@
 //! The slot protocol under the model checker: every interleaving of an owner and a reader.
 //!
 //! *Runs on:* `RUSTFLAGS="--cfg loom" cargo test --release --lib slot::loom`.
-//! *Here:* only [`Line`], whose atomics are loom's in this build.
+//!
+//! The models use [`Line`] alone, whose atomics are loom's in this build.
 //!
 //! Owner and reader are both spawned, the owner first: with one of them on the model's main thread,
-//! loom 0.7 leaves out most schedules (of a load and a store against a load it tries one). What the
-//! models catch was tried: each Release store of `line.rs` made Relaxed and each fence left out, one at
-//! a time, fails one of them.
+//! loom 0.7 leaves out most schedules (of a load and a store against a load it tries one). The
+//! models have been tried on mutants: each Release store of `line.rs` made Relaxed and each fence
+//! left out, one at a time, fails one of them.
 
 use super::entry::{Entry, Kind, Mark};
-use super::line::{Closed, Line};
+use super::line::{Closed, Line, Step};
 use crate::clock::Nanos;
 use loom::sync::Arc;
 use loom::thread;
 
 const SPAN: Mark = Mark::of(Kind::Span(0));
 
-/// As an owner does it.
+/// Begins a mark in the steps of an owner.
 fn begin(line: &Line, mark: Mark, id: u64) {
-    if !line.open_quickly(mark, id) && !line.push(mark, id) {
+    if line.open_quickly(mark, id) == Step::Declined && line.push(mark, id) == Step::Declined {
         line.open_slowly(mark, id);
     }
 }
 
-/// What was closed, if that was not quick.
+/// Ends a mark in the steps of an owner; returns the result of [`Line::close`] if it came to that.
 fn end(line: &Line) -> Option<Closed> {
-    (!line.close_quickly() && !line.pop()).then(|| line.close())
+    let declined = line.close_quickly() == Step::Declined && line.pop() == Step::Declined;
+    declined.then(|| line.close())
 }
 
 fn span(id: u64) -> Entry {
@@ -45,7 +47,7 @@ fn model(
         let line = Arc::new(Line::new());
         // The first poll goes the slow way; those that the models are about go the quick one.
         begin(&line, SPAN, 9);
-        line.is_to_look_around();
+        line.take_claim_request();
         end(&line);
         prepare(&line);
         let owned = line.clone();
@@ -56,7 +58,7 @@ fn model(
     });
 }
 
-/// Two polls, and a reader that must never see the names of one under the epoch of the other.
+/// Two polls: a reader never sees the names of one under the epoch of the other.
 #[test]
 fn names_belong_to_the_poll_they_are_read_with() {
     model(
@@ -65,7 +67,7 @@ fn names_belong_to_the_poll_they_are_read_with() {
         },
         |line| {
             end(line);
-            // Of another kind: a number of the one must not be read as the other.
+            // Of another kind: a number of one kind must not be read as the other.
             begin(line, Mark::NAME, 20);
         },
         |line| {
@@ -79,7 +81,7 @@ fn names_belong_to_the_poll_they_are_read_with() {
     );
 }
 
-/// The same for the names inside.
+/// Two polls with inner marks: a reader never sees a mix of their names.
 #[test]
 fn inner_names_belong_to_the_poll_they_are_read_with() {
     model(
@@ -102,7 +104,7 @@ fn inner_names_belong_to_the_poll_they_are_read_with() {
     );
 }
 
-/// Who sees a poll open sees its name.
+/// A reader that sees a poll open sees its name.
 #[test]
 fn an_open_poll_has_its_name() {
     model(
@@ -204,7 +206,7 @@ fn a_wanted_end_is_never_an_earlier_one() {
     );
 }
 
-/// Whatever is asked, and whenever: each begin and each end does what it is there for.
+/// A request may arrive at any moment: each begin and each end still does its own work.
 #[test]
 fn requests_do_not_lead_the_owner_astray() {
     model(
@@ -221,7 +223,7 @@ fn requests_do_not_lead_the_owner_astray() {
     );
 }
 
-/// Who sees that `allow_blocking` was left also sees when.
+/// A reader that sees that `allow_blocking` was left also sees the time.
 #[test]
 fn leaving_an_allowed_region_publishes_its_time() {
     model(

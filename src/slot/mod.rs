@@ -1,33 +1,50 @@
-//! Slots: how a thread says "I am inside a poll, and this is it", and how others read that without
-//! stopping it.
+//! Slots: each thread publishes its open poll in a record of its own, and others read it without
+//! stopping the thread.
 //!
-//! *Runs on:* worker threads, inside every poll (the marks); watchdog and reporter (reading).
-//! *Here:* in a mark no allocation, no lock, no system call, no panic.
+//! *Runs on:* worker threads, inside every poll (the marks); `stall-watchdog`, `stall-reporter` and
+//! the signal handler (reading).
+//! *Must not:* allocate, lock, call the system or panic in a mark. A thread's first mark is the
+//! exception: it takes a slot, which allocates. After a timed poll beyond the threshold, the owner
+//! tries a lock and keeps a record.
 //!
 //! # States
 //!
-//! `epoch` is even between polls and odd during one. It only grows, by one, and only the thread that
-//! owns the slot writes it. Two equal odd readings are therefore the same poll. A poll opens with the
-//! outermost mark and closes with its end; marks in between push and pop names on a short stack.
+//! `epoch` is even between polls and odd during one. It only grows, by one, and only the thread
+//! that owns the slot writes it. Two equal odd readings are therefore the same poll. A poll opens
+//! with the outermost mark and closes with its end; marks in between push and pop names on a short
+//! stack.
 //!
 //! # The gate
 //!
-//! Nearly every poll has one mark, and nobody wants anything of it. So one word says for each begin and
-//! each end whether that is all: *closed* lets a poll open quickly, *open* lets it close quickly. Anything
-//! else (an inner mark, a poll that is timed, a request, a thread without a slot, an end without a begin)
-//! has the gate at *look closer*, and what to do is found out from the other words. Only the owner says
-//! open or closed; who asks for something says *look closer*, which is never wrong, only slower.
+//! Nearly every poll has one mark, and no request concerns it. So one word, the gate, decides at
+//! each begin and each end whether the quick path will do. CLOSED lets a poll open quickly, OPEN
+//! lets it close quickly. In all other cases (an inner mark, a timed poll, a request, a thread
+//! without a slot, an end without a begin) the gate is SLOW, and the slow path decides from the
+//! other words. Only the owner stores OPEN or CLOSED. Any thread may store SLOW at any time: the
+//! worst result is one slow begin or end.
 //!
-//! # Who may touch what
+//! # Who may touch which field
 //!
-//! | field | its thread | watchdog | reporter |
-//! |---|---|---|---|
-//! | `epoch`, `shape`, `entries`, `place` | writes | reads | reads |
-//! | `gate` | writes, and looks at it first in each begin and end | writes "look closer" | – |
-//! | `at_end` | sets and clears | sets: "measure this poll's end" | – |
-//! | `look` | clears | sets: "which worker are you now?" | – |
-//! | start stamp, long polls, claim | writes, in slow paths only | reads | reads |
-//! | thread id and name | writes when it takes the slot | reads | reads |
+//! | field | its thread | watchdog | reporter | signal handler |
+//! |---|---|---|---|---|
+//! | `epoch` | writes | reads | reads | reads |
+//! | `shape`, `entries`, `place` | writes | reads | reads | – |
+//! | `gate` | writes, and reads first in each begin and end | writes SLOW | – | – |
+//! | `at_end` | sets and clears | sets WANTED: "measure this poll's end" | – | – |
+//! | `claim_wanted` | sets with its first slot, clears | sets: "renew your claim" | – | – |
+//! | `started` | writes in slow paths | reads | – | – |
+//! | `next_too`, `pace`, `leaves_silently` | reads and writes | – | – | – |
+//! | `allowed`, `allowed_until` | writes | reads | – | reads, unused |
+//! | `claim`, `claimed_at` | writes in slow paths | reads | – | – |
+//! | `loops`, `all_polls` | writes between polls | reads | – | – |
+//! | `polls` | writes at the end of a timed poll | – | – | – |
+//! | `tenancy` | counts up when it takes and releases | reads | reads | reads |
+//! | `tid`, `anchor` | writes when it takes the slot | reads | – | – |
+//! | `stack` | writes when it takes the slot | – | – | reads |
+//! | `about` | locks when it takes the slot, else tries | tries | locks | – |
+//!
+//! The thread that asks for the stacks of all workers reads `tenancy`, `tid`, `claim` and the name
+//! in `about`. Exporters of metrics read `epoch`, `claim` and `polls`.
 //!
 //! # Orderings
 //!
@@ -39,22 +56,24 @@
 //!    passes an Acquire fence must see, in its second look at the epoch, that the old poll has
 //!    closed, because the close came before the store on the owner's side.
 //! 3. The start stamp is a small seqlock of its own: the tag goes to zero, the time is stored with
-//!    Release, then the tag with Release; a reader looks at the tag before and after. A stamp whose tag
-//!    is not the epoch asked for belongs to another poll.
+//!    Release, then the tag with Release; a reader looks at the tag before and after. A stamp whose
+//!    tag is not the epoch asked for belongs to another poll.
 //!
 //! # What a reader can see
 //!
-//! *The poll closes while we read.* The second look at the epoch differs; we have read nothing.
-//! *Names change while we read, inside one poll.* Each entry is one of the names that stood in that
-//! place during this poll. During a stall nothing changes; who needs the exact names looks twice.
-//! *The thread exits while we read.* Slots are released, never freed. The next owner counts
+//! *The poll closes during the reading.* The second look at the epoch differs, and the reading is
+//! discarded.
+//! *Names change during the reading, inside one poll.* Each entry is one of the names that stood in
+//! that place during this poll. During a stall nothing changes. A reader that needs the exact names
+//! looks twice.
+//! *The thread exits during the reading.* Slots are released, never freed. The next owner counts
 //! `tenancy` up, and its epochs go on where the old ones stopped.
-//! *The watchdog asks for the end just as the poll ends.* The owner may miss the request; the end is
-//! then known to within a tick. It may also find the request one poll late: the record then carries
-//! the later epoch, and nobody asks for that one.
+//! *The watchdog asks for the end just as the poll ends.* The owner may miss the request; the end
+//! is then known to within a tick. It may also find the request one poll late: the record then
+//! carries the later epoch, which no reader is waiting for.
 //!
-//! Checked by `loom.rs`: one owner and one reader, polls, nested names, and requests in every
-//! interleaving.
+//! `loom.rs` checks this protocol: one owner and one reader, with polls, nested names and requests
+//! in every interleaving.
 
 mod drivers;
 mod enrol;

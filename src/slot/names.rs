@@ -1,23 +1,25 @@
 //! Static names as small numbers, so that a mark can store a name in one word.
 //!
-//! *Runs on:* where a name is first used (allocates); any thread afterwards.
-//! *Here:* finding a known name takes no lock: buckets of lists that only grow at their ends. Nothing
-//! is freed; the table is bounded by the names in the program's text.
+//! *Runs on:* the thread that first uses a name, which allocates; any thread afterwards.
+//! *Must not:* take a lock to find a known name: the buckets are lists that only grow at their
+//! ends.
+//!
+//! Names are never freed. The table is bounded by the names in the program's text.
 
 use std::panic::Location;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a number stands for.
+/// A name with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Name {
     Text(&'static str),
-    #[allow(dead_code)] // Only tokio's unstable hooks tell places.
+    #[allow(dead_code)] // Only tokio's unstable hooks have places.
     Place(&'static Location<'static>),
 }
 
 impl Name {
-    /// Names are told apart by address: the same text at two addresses has two numbers.
+    /// The address and length of the name. The same text at two addresses has two numbers.
     fn key(self) -> (usize, usize) {
         match self {
             Name::Text(text) => (text.as_ptr() as usize, text.len()),
@@ -46,23 +48,12 @@ static BY_NUMBER: [OnceLock<Name>; 256] = [const { OnceLock::new() }; 256];
 ///
 /// # Cost
 ///
-/// A hash of the address and, for a known name, a step or two along a list.
+/// A hash of the address and, for a known name, a step or two along a list. A new name allocates.
 pub(crate) fn number(name: Name) -> u32 {
     let (address, length) = name.key();
     let mut link = &TABLE[(address >> 3 ^ address >> 11) % BUCKETS];
     loop {
-        let node = link.get_or_init(|| {
-            let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-            if let Some(place) = BY_NUMBER.get(number as usize) {
-                // The number is new, so the place is free.
-                place.set(name).ok();
-            }
-            Box::leak(Box::new(Node {
-                name,
-                number,
-                next: OnceLock::new(),
-            }))
-        });
+        let node = link.get_or_init(|| new_node(name));
         if node.name.key() == (address, length) {
             return node.number;
         }
@@ -70,11 +61,25 @@ pub(crate) fn number(name: Name) -> u32 {
     }
 }
 
+/// Gives a new name its number.
+fn new_node(name: Name) -> &'static Node {
+    let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+    if let Some(place) = BY_NUMBER.get(number as usize) {
+        // The number is new, so the place is free.
+        place.set(name).ok();
+    }
+    Box::leak(Box::new(Node {
+        name,
+        number,
+        next: OnceLock::new(),
+    }))
+}
+
 /// The name with this number.
 ///
 /// # Cost
 ///
-/// A look at the place of one of the first 255 names; for later ones, a walk through the whole table.
+/// One load for one of the first 255 names; for later ones, a walk through the whole table.
 #[inline]
 pub(crate) fn name(number: u32) -> Option<Name> {
     match BY_NUMBER.get(number as usize) {

@@ -1,30 +1,31 @@
-//! How long a thread's timed polls took, by name: the first sixteen names of the program, and the rest.
+//! The durations of a thread's timed polls by name: the first sixteen names of the program, and the
+//! rest.
 //!
 //! *Runs on:* worker threads, at the end of a timed poll; exporters read.
-//! *Here:* a look at sixteen known names and four memory accesses. Nothing is allocated: every slot has
-//! its places from the start.
+//! *Must not:* allocate. Every slot has its places from the start. The end of a poll compares up to
+//! sixteen names and makes four memory accesses.
 
-// Without metrics nothing is read.
+// Without metrics no code reads these figures.
 #![cfg_attr(not(feature = "metrics"), allow(dead_code))]
 
 use crate::tally::Tally;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Names that are told apart.
+/// Names with a place of their own.
 pub(crate) const NAMES: usize = 16;
-/// The place of polls without a name …
+/// The place of polls without a name.
 const UNNAMED: usize = NAMES;
-/// … and of those whose name came too late.
+/// The place of polls whose name came after the limit was reached.
 const OTHER: usize = NAMES + 1;
-/// All of them.
+/// All places: the names, [`UNNAMED`] and [`OTHER`].
 pub(crate) const PLACES: usize = NAMES + 2;
 
 static NAMED: [OnceLock<&'static str>; NAMES] = [const { OnceLock::new() }; NAMES];
-/// How many of them are given out.
+/// The number of places in [`NAMED`] that may be used.
 static MOST: AtomicUsize = AtomicUsize::new(NAMES);
 
-/// Sets how many names are told apart; those that are known stay.
+/// Sets how many names get a place of their own. Names that have one keep it.
 pub(crate) fn set_name_limit(names: usize) {
     MOST.store(names.min(NAMES), Ordering::Relaxed);
 }
@@ -38,19 +39,19 @@ impl PollTimes {
         PollTimes([const { Tally::new() }; PLACES])
     }
 
-    /// Counts a poll of the owner's that took so many nanoseconds.
+    /// Counts one poll of the owner, which took `took` nanoseconds.
     pub(crate) fn note(&self, name: Option<&'static str>, took: u64) {
         let place = name.map_or(UNNAMED, place_of);
         self.0[place].note_nanos(took);
     }
 
-    /// By place.
+    /// The counts by place.
     pub(crate) fn tallies(&self) -> &[Tally; PLACES] {
         &self.0
     }
 }
 
-/// What stands in a place.
+/// The name of a place.
 pub(crate) fn name_of(place: usize) -> &'static str {
     match place {
         UNNAMED => crate::tally::UNNAMED,

@@ -1,9 +1,10 @@
-//! The list of all slots: one per thread that ever made a mark, claimed and released, never freed.
+//! The list of all slots: one per thread that ever made a mark, taken and released, never freed.
 //!
-//! *Runs on:* a thread's first mark and its exit; the watchdog walks the list, and whoever wants all workers'
-//! stacks.
-//! *Here:* no lock that a reader could wait for. The list only grows at its end, so walking it needs no
-//! protection; its length is the largest number of threads that ever held slots at one time.
+//! *Runs on:* worker threads, at a thread's first mark and at its exit; `stall-watchdog` and the
+//! thread that asks for the stacks of all workers walk the list.
+//! *Must not:* take a lock that a reader could wait for. The list only grows at its end, so a walk
+//! needs no protection. Its length is the largest number of threads that ever held slots at one
+//! time.
 
 use super::line::{Line, LongPoll};
 use super::timing::Pace;
@@ -12,12 +13,12 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
 use parking_lot::Mutex;
 use std::sync::OnceLock;
 
-/// A thread's line and what is known of the thread.
+/// A thread's line, and the facts about the thread.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) line: Line,
     pub(crate) pace: Pace,
-    /// How long its timed polls took.
+    /// The durations of its timed polls.
     #[cfg(feature = "metrics")]
     pub(crate) polls: super::polls::PollTimes,
     /// Odd while a thread owns the slot; counts its owners.
@@ -25,19 +26,19 @@ pub(crate) struct Slot {
     tid: AtomicU32,
     /// The bounds of its stack, zeros if they are not known.
     stack: [AtomicU64; 2],
-    /// Where its thread-local way to this slot lies.
+    /// The address of the owner's thread-local pointer to this slot.
     anchor: AtomicU64,
     claim: AtomicU64,
-    /// When the claim was last made: the newer of two claims is the truer.
+    /// The time of the claim: of two claims to a worker, the newer one counts.
     claimed_at: AtomicU64,
-    /// How often the owner was between two polls for certain.
+    /// How often the owner was proven to be between two polls.
     loops: AtomicU64,
     /// 1 if the runtime's own hooks mark every poll on this thread.
     all_polls: AtomicU32,
-    /// 1 if the owner stops driving a worker without anything to show it.
+    /// 1 if the owner can stop driving a worker without any sign of it.
     leaves_silently: AtomicU32,
-    /// Locked by the owner when it takes the slot, and by the reporter; otherwise, by the owner after a
-    /// long poll and by the watchdog, only with `try_lock`.
+    /// The owner locks it when it takes the slot, and the reporter when it reads the name. After a
+    /// long poll the owner only tries the lock, and so does the watchdog.
     about: Mutex<About>,
     next: OnceLock<&'static Slot>,
 }
@@ -48,7 +49,7 @@ struct About {
     long_polls: Vec<LongPoll>,
 }
 
-/// The runtime and worker that a thread says it drives.
+/// The runtime and the worker that a thread claims to drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     pub(crate) runtime: u64,
@@ -62,7 +63,7 @@ const WORKER_MASK: u64 = (1 << WORKER_BITS) - 1;
 const LONG_POLLS: usize = 8;
 
 impl Claim {
-    /// One word: zero for "drives nothing", else the runtime and the worker plus one.
+    /// Packs a claim into one word: zero for none, else the runtime and the worker plus one.
     fn pack(claim: Option<Claim>) -> u64 {
         claim.map_or(0, |claim| {
             let worker = (claim.worker as u64 + 1).min(WORKER_MASK);
@@ -83,7 +84,7 @@ static FIRST: OnceLock<&'static Slot> = OnceLock::new();
 
 impl Slot {
     const_unless_loom! {
-        /// A slot already owned by the calling thread.
+        /// A slot that the calling thread owns.
         pub(crate) fn owned() -> Slot {
             Slot {
                 line: Line::new(),
@@ -113,12 +114,13 @@ impl Slot {
         tenancy % 2 == 0
             && self
                 .tenancy
-                // Acquire: pairs with the Release in `release`: the last owner's stores come before ours.
+                // Acquire: pairs with the Release in `release`: the stores of the last owner come
+                // first.
                 .compare_exchange(tenancy, tenancy + 1, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
     }
 
-    /// Says which thread this is. The owner's first act.
+    /// Records which thread the owner is. Its first call after taking the slot.
     pub(crate) fn introduce(
         &self,
         tid: u32,
@@ -127,7 +129,7 @@ impl Slot {
         thread_name: &str,
     ) {
         self.tid.store(tid, Ordering::Relaxed);
-        // Relaxed: whoever reads it asks for the tenancy before and after.
+        // Relaxed: a reader checks the tenancy before and after.
         self.anchor.store(anchor, Ordering::Relaxed);
         // Relaxed: read by the signal handler on this very thread.
         self.stack[0].store(stack.0 as u64, Ordering::Relaxed);
@@ -138,7 +140,7 @@ impl Slot {
         about.thread_name.push_str(thread_name);
     }
 
-    /// Gives the slot back. The thread makes no mark after this.
+    /// Releases the slot. The thread makes no mark after this.
     pub(crate) fn release(&self) {
         self.line.reset();
         self.claim.store(0, Ordering::Relaxed);
@@ -150,45 +152,45 @@ impl Slot {
         self.tenancy.store(tenancy + 1, Ordering::Release);
     }
 
-    /// Says what the owner drives at `now`.
+    /// Sets what the owner drives at `now`.
     pub(crate) fn set_claim(&self, claim: Option<Claim>, now: Nanos) {
         self.claimed_at.store(now.0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `claim`.
         self.claim.store(Claim::pack(claim), Ordering::Release);
     }
 
-    /// What the owner last said it drives, and when.
+    /// The owner's last claim, and its time.
     pub(crate) fn claim(&self) -> Option<(Claim, Nanos)> {
         let claim = Claim::unpack(self.claim.load(Ordering::Acquire))?;
         Some((claim, Nanos(self.claimed_at.load(Ordering::Relaxed))))
     }
 
-    /// Whether the owner last said that it drives something …
+    /// Whether the owner claims any worker.
     #[inline]
     pub(crate) fn claims_something(&self) -> bool {
         // Relaxed: for the owner.
         self.claim.load(Ordering::Relaxed) & WORKER_MASK != 0
     }
 
-    /// … and that it is the worker with this index, of whatever runtime.
+    /// Whether the owner claims the worker with this index, of any runtime.
     #[inline]
     pub(crate) fn claims_worker(&self, worker: usize) -> bool {
         self.claim.load(Ordering::Relaxed) & WORKER_MASK == worker as u64 + 1
     }
 
-    /// Says whether the owner stops driving a worker without anything to show it.
+    /// Sets whether the owner can stop driving a worker without any sign of it.
     pub(crate) fn set_leaves_silently(&self, silently: bool) {
         // Relaxed: only the owner reads it.
         self.leaves_silently
             .store(u32::from(silently), Ordering::Relaxed);
     }
 
-    /// Whether it does.
+    /// Whether the owner can stop driving a worker without any sign of it.
     pub(crate) fn leaves_silently(&self) -> bool {
         self.leaves_silently.load(Ordering::Relaxed) != 0
     }
 
-    /// Which owner this is; odd while there is one.
+    /// The count of owners; odd while there is one.
     pub(crate) fn tenancy(&self) -> u64 {
         self.tenancy.load(Ordering::Acquire)
     }
@@ -205,8 +207,9 @@ impl Slot {
         (bound(&self.stack[0]), bound(&self.stack[1]))
     }
 
-    /// The address of the owner's thread-local way to this slot: other thread-locals of the program lie a
-    /// fixed way from it. Of use only while the tenancy stays the same.
+    /// The address of the owner's thread-local pointer to this slot. The program's other
+    /// thread-locals lie at a constant distance from it. Valid only while the tenancy stays the
+    /// same.
     #[allow(dead_code)] // Where no turns are counted.
     pub(crate) fn anchor(&self) -> u64 {
         self.anchor.load(Ordering::Relaxed)
@@ -217,10 +220,11 @@ impl Slot {
         self.about.lock().thread_name.clone()
     }
 
-    /// Keeps a poll that ended beyond the threshold; the watchdog asks whether it knew.
+    /// Keeps a poll that ended beyond the threshold, or whose end was asked for, until the watchdog
+    /// takes it.
     pub(crate) fn keep_long_poll(&self, poll: LongPoll) {
-        // A worker never waits for us: while the lock is taken the record is lost, and the end of the poll
-        // is then known to within a tick.
+        // A worker does not wait: while the lock is taken the record is lost, and the end of the
+        // poll is then known to within a tick.
         let Some(mut about) = self.about.try_lock() else {
             return;
         };
@@ -231,7 +235,7 @@ impl Slot {
         long_polls.push(poll);
     }
 
-    /// Names the long poll kept last.
+    /// Sets the name of the long poll kept last, if it has this epoch.
     pub(crate) fn name_long_poll(&self, epoch: u64, name: u32) {
         let Some(mut about) = self.about.try_lock() else {
             return;
@@ -243,7 +247,7 @@ impl Slot {
         }
     }
 
-    /// Hands over the long polls. Never waits: what is locked now is taken at the next tick.
+    /// Takes the long polls. Never waits: if the lock is taken, they follow at the next tick.
     pub(crate) fn take_long_polls(&self) -> Vec<LongPoll> {
         match self.about.try_lock() {
             Some(mut about) => std::mem::take(&mut about.long_polls),
@@ -258,17 +262,17 @@ impl Slot {
         self.loops.store(loops + 1, Ordering::Relaxed);
     }
 
-    /// Says that the runtime's own hooks mark every poll on this thread.
+    /// Records that the runtime's own hooks mark every poll on this thread.
     pub(crate) fn mark_all_polls_seen(&self) {
         self.all_polls.store(1, Ordering::Relaxed);
     }
 
-    /// Whether they do.
+    /// Whether the runtime's own hooks mark every poll on this thread.
     pub(crate) fn are_all_polls_seen(&self) -> bool {
         self.all_polls.load(Ordering::Relaxed) != 0
     }
 
-    /// How often the owner was between two polls for certain.
+    /// How often the owner was proven to be between two polls.
     pub(crate) fn loops(&self) -> u64 {
         self.loops.load(Ordering::Relaxed)
     }

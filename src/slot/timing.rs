@@ -1,25 +1,28 @@
-//! Which polls are timed: all of them on a quiet thread, about one a millisecond on a busy one.
+//! Chooses the polls to be timed: all of them on a quiet thread, about one a millisecond on a busy
+//! one.
 //!
-//! *Runs on:* worker threads, at the start of a poll that is looked at closer.
-//! *Here:* a few loads and stores. Watching needs no clock; timing gives exact durations.
+//! *Runs on:* worker threads, at the start of a poll on the slow path.
+//! *Must not:* do more than a few loads and stores.
+//!
+//! Watching needs no clock. Timing adds exact durations.
 
 use crate::clock::Nanos;
 use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
 /// How many polls have their start and end measured.
 ///
-/// Every poll is *watched* in any case: a stall is found and reported whichever is chosen. A stall whose
-/// poll was timed has an exact start; otherwise its start is known to within a tick.
+/// Every poll is *watched* in any case: a stall is found and reported with each of these. A stall
+/// whose poll was timed has an exact start; otherwise its start is known to within a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum PollTiming {
-    /// Every poll: two clock reads for each.
+    /// Every poll, with two clock reads each.
     Every,
     /// At most about a thousand polls a second on each thread.
     #[default]
     Sampled,
-    /// None.
+    /// No poll.
     Off,
 }
 
@@ -31,7 +34,7 @@ const EVERY: u8 = 0;
 const SAMPLED: u8 = 1;
 const OFF: u8 = 2;
 
-/// Sets the timing of all threads; each takes it up at its next look around.
+/// Sets the timing of all threads. A thread takes it up at its next slow begin.
 pub(crate) fn set_mode(mode: PollTiming) {
     let mode = match mode {
         PollTiming::Every => EVERY,
@@ -41,23 +44,23 @@ pub(crate) fn set_mode(mode: PollTiming) {
     MODE.store(mode, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// One thread's own spacing of timed polls. Only the owner touches it.
+/// One thread's spacing of timed polls. Only the owner touches it.
 ///
-/// Time passes and pays for timed polls, one for each [`SPACING`]; a thread that has been quiet has saved
-/// up for a burst of [`MOST_SAVED`]. When it has run out of credit, its next polls are not even looked at,
-/// until the watchdog asks at its next tick: no poll has to count for that.
+/// Each timed poll costs [`SPACING`] of elapsed time. A quiet thread saves up time for a burst, up
+/// to [`MOST_SAVED`]. A thread without credit leaves the slow path; the watchdog sends it there
+/// again at its next tick, so that no poll has to count for it.
 #[derive(Debug)]
 pub(crate) struct Pace {
     last: AtomicU64,
     credit: AtomicU64,
 }
 
-/// What to do with a poll, and with the one after it.
+/// The choice for one poll, and for the one after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
-    /// Measure its start and its end.
+pub(crate) struct TimingChoice {
+    /// The start and the end of this poll are measured.
     pub(crate) timed: bool,
-    /// Look at the next one as well.
+    /// The next poll takes the slow path as well.
     pub(crate) next_too: bool,
 }
 
@@ -74,10 +77,10 @@ impl Pace {
         }
     }
 
-    /// Whether to time the poll that begins now.
+    /// Chooses whether to time the poll that begins now.
     #[inline]
-    pub(crate) fn turn(&self, now: Nanos) -> Turn {
-        let all = |timed| Turn {
+    pub(crate) fn choose(&self, now: Nanos) -> TimingChoice {
+        let all = |timed| TimingChoice {
             timed,
             next_too: timed,
         };
@@ -106,8 +109,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// Timed polls in the second second of polls that begin so far apart, where the thread is asked to look
-    /// around at each tick.
+    /// The number of timed polls in the second second, for polls `apart` from each other and a
+    /// request for the slow path at each tick.
     fn timed_per_second(apart: Duration, tick: Duration) -> usize {
         let pace = Pace::new();
         let (mut now, mut asked_at, mut looks) = (Duration::ZERO, Duration::ZERO, true);
@@ -119,9 +122,9 @@ mod tests {
                 looks = true;
             }
             if looks {
-                let turn = pace.turn(Nanos(now.as_nanos() as u64));
-                looks = turn.next_too;
-                timed += usize::from(turn.timed && now > Duration::from_secs(1));
+                let choice = pace.choose(Nanos(now.as_nanos() as u64));
+                looks = choice.next_too;
+                timed += usize::from(choice.timed && now > Duration::from_secs(1));
             }
         }
         timed
@@ -150,7 +153,7 @@ mod tests {
     fn a_burst_after_a_quiet_time_is_timed_whole() {
         let pace = Pace::new();
         let start = 10_000_000_000;
-        let burst = (0..100).map(|poll| pace.turn(Nanos(start + poll)).timed);
+        let burst = (0..100).map(|poll| pace.choose(Nanos(start + poll)).timed);
         assert_eq!(burst.filter(|timed| *timed).count(), 64);
     }
 
