@@ -20,7 +20,7 @@ pub trait RuntimeBuilderExt {
     /// | built with | shows |
     /// |---|---|
     /// | stable tokio | the thread of each worker, also after `block_in_place`; ends leaked marks |
-    /// | `--cfg tokio_unstable` | also every poll of every task, with its id and its place of spawn |
+    /// | `--cfg tokio_unstable` | also every poll of every task, with its id and place of spawn |
     ///
     /// Neither shows the future given to `block_on` itself.
     ///

@@ -1,41 +1,44 @@
-//! Turns: what each worker's loop counts by itself, and which poll it is in.
+//! Turns: the counters of each worker's loop in tokio's memory, which identify the poll it is in.
 //!
-//! *Runs on:* the watchdog, once a tick for all workers; a thread of its own learns the layout, once per
-//! process.
-//! *Must not:* touch tokio's memory. The kernel reads it, so what is gone is an error and no fault.
+//! *Runs on:* `stall-watchdog`, once a tick for all workers; a thread `stall-turns` learns the
+//! layout, once per process.
+//! *Must not:* touch tokio's memory. The kernel reads it, so memory that is gone is an error and no
+//! fault.
 //!
-//! Tokio's scheduler counts the turns of each worker's loop, keeps the number of the task it polls, and hands
-//! the worker's core to the poll. All three are words in memory. None of them is public, so nothing here
-//! knows where they lie: [`learn`] finds them by their behaviour, in runtimes made for it, in the very
-//! program that is running. From then on two looks that find the same words have seen the same poll. That
-//! costs the poll nothing.
+//! Tokio's scheduler counts the turns of each worker's loop, keeps the number of the task it polls,
+//! and hands the worker's core to the poll. All three are words in memory. None of them is public,
+//! so this room has no fixed places for them: [`learn`] finds them by their behaviour, in runtimes
+//! made for it, in the running program itself. From then on two looks that find the same words have
+//! seen the same poll. The poll pays nothing for it.
 //!
-//! # What is where
+//! # Layout of the memory
 //!
 //! ```text
 //! thread-local of tokio ── task id, seed, ──▶ context (on the stack of the worker's thread)
-//!  (a fixed way from ours)  pointer to it      │  call: from where the task is polled
-//!                                              └▶ core (on the heap, goes with the worker):
+//!  (constant distance       pointer to it      │  call: from where the task is polled
+//!   to this crate's)                           └▶ core (on the heap, goes with the worker):
 //!                                                  turns, parks, resumed, "next" slot allowed
 //! ```
 //!
-//! The context holds the core only while the thread polls a task, or parks. A thread that has left its worker
-//! by `block_in_place` holds none, and neither does the thread of a `current_thread` runtime that nobody
-//! drives. So these words also say whose the worker is.
+//! The context holds the core only while the thread polls a task, or parks. A thread that has left
+//! its worker by `block_in_place` holds none, and neither does the thread of a `current_thread`
+//! runtime that no thread drives. So these words also show which thread has the worker.
 //!
-//! # Which poll it is
+//! # Identity of a poll
 //!
-//! One turn polls one task, and after it up to three from the "next" slot. Two polls of one turn that follow
-//! each other are of different tasks. So the same turn, task and [`Stage`] is the same poll:
+//! One turn polls one task, and after it up to three from the "next" slot. Two polls of one turn
+//! that follow each other are of different tasks. So the same turn, task and [`Stage`] is the same
+//! poll:
 //!
 //! | poll of the turn | task | stage |
 //! |---|---|---|
 //! | from the queue | A | [`Stage::Queue`] |
-//! | first and second from the "next" slot | B, C; never the same one twice in a row | [`Stage::Next`] |
+//! | first and second from the "next" slot | B, C; never one twice in a row | [`Stage::Next`] |
 //! | third | any but C | [`Stage::Last`] |
 //!
-//! On `current_thread` a turn polls one task, or the future of `block_on`, which has no number. Two calls of
-//! `block_on` in a row may be in the same turn; tokio gives each a seed of its own, which tells them apart.
+//! On `current_thread` a turn polls one task, or the future of `block_on`, which has no number. Two
+//! calls of `block_on` in a row may be in the same turn; tokio gives each a seed of its own, which
+//! distinguishes them.
 
 #[cfg(all(
     target_os = "linux",
@@ -64,19 +67,19 @@ pub(crate) use track::{Inside, Looks, Track, learn_layout};
 
 use crate::clock::Nanos;
 
-/// Why no turns are counted.
+/// The reason why no turns are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoTurns {
-    /// Not on this system.
+    /// This system is not supported.
     #[allow(dead_code)] // Only where they are not.
     Unsupported,
-    /// A sandbox forbids to read one's own memory.
+    /// A sandbox forbids the program to read its own memory.
     Forbidden,
-    /// The scheduler of this tokio keeps its counters in a way that is not known.
+    /// The scheduler of this tokio keeps its counters in an unknown way.
     NotFound,
-    /// They were found, and then did not behave.
+    /// The words were found, and then failed a check.
     Disproved,
-    /// By [`Builder::turns`](crate::Builder::turns).
+    /// Switched off by [`Builder::turns`](crate::Builder::turns).
     Off,
 }
 
@@ -101,44 +104,47 @@ impl NoTurns {
     }
 }
 
-/// What memory shows of a worker at one look.
+/// One look at a worker's words in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// Which poll it is, or would be: two looks with the same number, in which `holds` is true, are in the
-    /// same one.
+    /// The poll, or the one that would be there: two looks with the same number, in both of which
+    /// `holds` is true, are in the same poll.
     pub(crate) id: PollId,
-    /// The thread has its worker's core: it polls, or parks. A thread that has left its worker has none.
+    /// The thread has its worker's core: it polls, or parks. A thread that has left its worker has
+    /// none.
     pub(crate) holds: bool,
-    /// When the worker last began to work through its queue: when it woke, or last looked for events.
+    /// The time at which the worker last began to work through its queue: it woke, or looked for
+    /// events.
     pub(crate) resumed: Option<Nanos>,
-    /// When this poll began, if it is the first one since the worker woke.
+    /// The time at which this poll began, if it is the first one since the worker woke.
     pub(crate) begun: Option<Nanos>,
 }
 
-/// Names one poll of one worker.
+/// The identity of one poll of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PollId {
     /// The turns of the worker's loop so far.
     pub(crate) turn: u32,
-    /// Tokio's number for the task; 0 for the future of `block_on`, and for what the loop does between polls.
+    /// Tokio's number for the task; 0 for the future of `block_on`, and between polls.
     pub(crate) task: u64,
-    /// Which of the turn's polls it is.
+    /// The stage of the poll in its turn.
     pub(crate) stage: Stage,
     /// The seed of this call of `block_on`; 0 on a multi-thread runtime.
     pub(crate) entry: u64,
 }
 
-/// Which of a turn's polls it is.
+/// The place of a poll among those of its turn.
 #[allow(dead_code)] // Where no turns are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// There is only one: the task from the queue, or all there is on a `current_thread` runtime.
+    /// The task from the queue, or the only poll of the turn on a `current_thread` runtime.
     Queue,
-    /// The first or second one from the "next" slot.
+    /// The first or second poll from the "next" slot.
     Next,
-    /// The third one from the "next" slot.
+    /// The third poll from the "next" slot.
     Last,
-    /// Any but the last: this program was built so that its calls cannot be told apart. The same turn and task
-    /// may then be two polls, from the queue and from the "next" slot, with another task's between them.
+    /// Any but the last: in this build the scheduler's calls cannot be distinguished. The same turn
+    /// and task may then be two polls, from the queue and from the "next" slot, with another task's
+    /// between them.
     Unclear,
 }

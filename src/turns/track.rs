@@ -1,12 +1,14 @@
-//! Follows the words of one worker from tick to tick, and stops believing them when they misbehave.
+//! Follows the words of one worker from tick to tick, and drops them when they fail a check.
 //!
-//! *Runs on:* the watchdog thread; `learn_layout` on whoever starts the first watch of a process.
+//! *Runs on:* `stall-watchdog`; `learn_layout` on the thread that starts the first watch of a
+//! process.
 //! *Must not:* wait, or read memory other than through the kernel.
 //!
-//! What was learned says where to look; each look is checked all the same. The core carries its own count of
-//! parks and unparks, of which tokio publishes a copy: a core whose count is not the published one is not the
-//! worker's. And a pulse is polled in a turn of its own, so the count of turns must move with pulses. A word
-//! that fails is dropped at once, and looked for again a second later.
+//! The learned layout gives the places, and each look is checked all the same. The core carries its
+//! own count of parks and unparks, of which tokio publishes a copy: a core whose count differs from
+//! the published one is not the worker's. A pulse is polled in a turn of its own, so the count of
+//! turns must move with pulses. A word that fails is dropped at once, and looked for again a second
+//! later.
 
 use super::learn::{self, Layout, Learned};
 use super::{NoTurns, PollId, Stage, Turn};
@@ -20,19 +22,20 @@ use tokio::runtime::RuntimeFlavor;
 
 static LEARNED: OnceLock<Learned> = OnceLock::new();
 
-/// For so long words that have misbehaved are left alone.
+/// The time for which words are left alone after they have failed a check.
 const DISTRUST: Duration = Duration::from_secs(1);
 
-/// Pulses that may have been polled in one turn, as far as two looks at different moments can tell.
+/// The number of pulses that may be polled in one turn, as far as two looks at different moments
+/// can show.
 const PULSES_IN_A_TURN: u64 = 2;
 
-/// Learns where the words lie, once per process. Takes some milliseconds, on a thread of its own: the caller
-/// may be inside a runtime.
+/// Learns the places of the words, once per process. Takes some milliseconds, on a thread
+/// `stall-turns`: the caller may be inside a runtime.
 pub(crate) fn learn_layout() {
     LEARNED.get_or_init(|| {
         let thread = std::thread::Builder::new().name("stall-turns".to_owned());
         let learned = thread.spawn(learn::learn).ok();
-        // Where there is no thread, or tokio panics for want of one, there are no turns.
+        // If there is no thread, or tokio panics for want of one, there are no turns.
         let learned = learned.and_then(|thread| thread.join().ok());
         learned.unwrap_or_else(|| Learned::nothing(NoTurns::NotFound))
     });
@@ -50,7 +53,7 @@ fn layout(flavor: RuntimeFlavor) -> Result<&'static Layout, NoTurns> {
     layout.as_ref().map_err(|why| *why)
 }
 
-/// The system's monotonic clock, by which tokio notes when a worker resumed.
+/// The system's monotonic clock, with which tokio notes when a worker resumed.
 pub(super) fn monotonic() -> (u64, u32) {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -61,7 +64,7 @@ pub(super) fn monotonic() -> (u64, u32) {
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
     pieces: Vec<Piece>,
-    /// The two clocks when they were read.
+    /// The two clocks at the moment of the reading.
     at: Nanos,
     monotonic: (u64, u32),
 }
@@ -71,14 +74,14 @@ impl Looks {
         self.pieces.clear();
     }
 
-    /// Reads all that has been asked for, in one system call.
+    /// Reads all pieces that were asked for, in one system call.
     pub(crate) fn read(&mut self) {
         memory::read_all(&mut self.pieces);
         self.at = crate::clock::now();
         self.monotonic = monotonic();
     }
 
-    /// When they were read last.
+    /// The time of the last reading.
     pub(crate) fn read_at(&self) -> Nanos {
         self.at
     }
@@ -88,7 +91,22 @@ impl Looks {
         self.pieces.len() - 1
     }
 
-    /// A point of the monotonic clock on the shared one.
+    fn ask_near(&mut self, anchor: u64, layout: &Layout) -> usize {
+        let (from, length) = layout.near_anchor();
+        self.ask(anchor.wrapping_add_signed(from), length)
+    }
+
+    fn ask_call(&mut self, context: u64, layout: &Layout) -> Option<usize> {
+        let call = layout.call?;
+        Some(self.ask(context.wrapping_add_signed(call.at), 8))
+    }
+
+    fn ask_core(&mut self, core: u64, layout: &Layout) -> usize {
+        let (from, length) = layout.in_core();
+        self.ask(core + from as u64, length)
+    }
+
+    /// A point of the monotonic clock, converted to the crate's clock.
     fn shared(&self, (seconds, nanos): (u64, u32)) -> Option<Nanos> {
         let then = Duration::new(seconds, nanos);
         let now = Duration::new(self.monotonic.0, self.monotonic.1);
@@ -96,7 +114,7 @@ impl Looks {
     }
 }
 
-/// The threads that are inside some runtime, and where their contexts lie.
+/// The threads that are inside some runtime, each with the address of its context.
 #[derive(Debug, Default)]
 pub(crate) struct Inside(Vec<(&'static Slot, u64)>);
 
@@ -123,12 +141,14 @@ impl Inside {
 #[derive(Debug)]
 pub(crate) struct Track {
     layout: Result<&'static Layout, NoTurns>,
-    /// Where the worker's core lies: one allocation that goes with the worker from thread to thread.
+    /// The address of the worker's core: one allocation that goes with the worker from thread to
+    /// thread.
     core: Option<u64>,
-    /// Where the context lies, of which thread.
+    /// The thread, and the address of its context.
     context: Option<((usize, u64), u64)>,
     asked: Option<Asked>,
-    /// The turn last seen, and the pulses that its thread had had when it began.
+    /// The turn last seen, its thread, and the number of pulses that this thread had received when
+    /// it began.
     last: Option<(u32, (usize, u64), u64)>,
     /// The turn in which the worker was last seen parked.
     parked_in: Option<u32>,
@@ -137,30 +157,31 @@ pub(crate) struct Track {
     distrusted_until: Option<Nanos>,
 }
 
-/// What has been asked for: which thread, and which pieces.
+/// The thread and the pieces that were asked for.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     thread: (usize, u64),
     pulses: u64,
-    around: usize,
+    near: usize,
     holds: Option<usize>,
     call: Option<usize>,
     core: Option<usize>,
 }
 
-/// What a look has come to.
+/// The reason why a look has not found a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
-    Seen(Turn),
+enum Miss {
     /// Something has moved to another place, where the next look will find it.
     Moved,
     /// The thread or its worker is not there.
     Gone,
+    /// A word has failed a check.
     Misbehaved,
 }
 
 impl Track {
-    /// What to follow a worker of such a runtime by; nothing, if turns are not `wanted`.
+    /// Begins to follow a worker of this flavor of runtime. There are no turns if they are not
+    /// `wanted`.
     pub(crate) fn new(flavor: RuntimeFlavor, wanted: bool) -> Track {
         Track {
             layout: if wanted {
@@ -178,7 +199,8 @@ impl Track {
         }
     }
 
-    /// Why there are no turns; `None` if there are, or will be when the worker's thread is known.
+    /// The reason why there are no turns; `None` if there are, or will be once the worker's thread
+    /// is found.
     pub(crate) fn missing(&self) -> Option<NoTurns> {
         match self.layout {
             Err(why) => Some(why),
@@ -191,8 +213,8 @@ impl Track {
         self.counted
     }
 
-    /// The thread that has this worker in its hands, whatever threads say. Reads a word of each thread, in one
-    /// system call.
+    /// The thread that holds this worker's core, independent of claims. Reads a word of each
+    /// thread, in one system call.
     pub(crate) fn find(&self, inside: &Inside, looks: &mut Looks) -> Option<&'static Slot> {
         let (Ok(layout), Some(core)) = (self.layout, self.core) else {
             return None;
@@ -206,7 +228,7 @@ impl Track {
         found.find_map(|((slot, _), piece)| (piece.word(0) == Some(core)).then_some(*slot))
     }
 
-    /// Asks for what is to be read of the worker that this thread drives, as far as it says.
+    /// Asks for the words of the worker that this thread claims to drive.
     pub(crate) fn ask(&mut self, slot: &Slot, tenancy: u64, looks: &mut Looks) {
         self.asked = None;
         let Ok(layout) = self.layout else {
@@ -216,29 +238,21 @@ impl Track {
             return;
         }
         let thread = (std::ptr::from_ref(slot).addr(), tenancy);
-        let context = self
-            .context
-            .and_then(|(of, context)| (of == thread).then_some(context));
-        let (from, length) = layout.around();
-        let around = looks.ask(slot.anchor().wrapping_add_signed(from), length);
-        let holds = context.map(|context| looks.ask(context + layout.core as u64, 8));
-        let call = context
-            .zip(layout.call)
-            .map(|(context, call)| looks.ask(context.wrapping_add_signed(call.at), 8));
-        let (from, length) = layout.in_core();
-        let core = self.core.map(|core| looks.ask(core + from as u64, length));
+        let context = self.context.filter(|(of, _)| *of == thread);
+        let context = context.map(|(_, address)| address);
         self.asked = Some(Asked {
             thread,
             pulses: slot.loops(),
-            around,
-            holds,
-            call,
-            core,
+            near: looks.ask_near(slot.anchor(), layout),
+            holds: context.map(|context| looks.ask(context + layout.core as u64, 8)),
+            call: context.and_then(|context| looks.ask_call(context, layout)),
+            core: self.core.map(|core| looks.ask_core(core, layout)),
         });
     }
 
-    /// Takes what was read. `published` is how often the worker had parked and woken, by the last look before
-    /// the reading and by one after it. Returns `None` if another look is wanted.
+    /// Takes the words that were read. `published` is the number of parks and unparks that tokio
+    /// had published, by the last look before the reading and by one after it. Returns `None` if
+    /// another look is needed, and `Some(None)` if there is no turn.
     pub(crate) fn take(
         &mut self,
         looks: &Looks,
@@ -248,17 +262,21 @@ impl Track {
             return Some(None);
         };
         match self.look(layout, &asked, looks, published) {
-            Look::Seen(turn) => Some(Some(turn)),
-            Look::Gone => Some(None),
-            Look::Moved => None,
-            Look::Misbehaved => {
-                self.core = None;
-                self.context = None;
-                self.last = None;
-                self.distrusted_until = Some(looks.at.plus(DISTRUST));
+            Ok(turn) => Some(Some(turn)),
+            Err(Miss::Gone) => Some(None),
+            Err(Miss::Moved) => None,
+            Err(Miss::Misbehaved) => {
+                self.drop_words(looks.at);
                 Some(None)
             }
         }
+    }
+
+    fn drop_words(&mut self, now: Nanos) {
+        self.core = None;
+        self.context = None;
+        self.last = None;
+        self.distrusted_until = Some(now.plus(DISTRUST));
     }
 
     fn look(
@@ -267,58 +285,22 @@ impl Track {
         asked: &Asked,
         looks: &Looks,
         published: RangeInclusive<u64>,
-    ) -> Look {
-        let piece = |index: usize| &looks.pieces[index];
-        let around = Around::of(piece(asked.around), layout);
-        let Some(around) = around else {
-            return Look::Gone;
-        };
-        let known = self
-            .context
-            .filter(|(thread, context)| *thread == asked.thread && *context == around.context);
-        if around.context != 0 && known.is_none() {
-            self.context = Some((asked.thread, around.context));
-            return Look::Moved;
-        }
-        let held = asked.holds.and_then(|index| piece(index).word(0));
-        let held = held.filter(|_| known.is_some()).unwrap_or(0);
-        if held != 0 && self.core.is_none() {
-            self.core = Some(held);
-            return Look::Moved;
-        }
-        let Some(core) = asked.core.map(piece) else {
-            return Look::Gone;
-        };
-        let Some(core) = InCore::of(core, layout) else {
-            // The runtime has been shut down.
-            self.core = None;
-            return Look::Gone;
-        };
-        // Between its own count and the published one the worker may be one ahead.
-        let parks = *published.start()..=published.end().saturating_add(1);
-        if !parks.contains(&core.parks) {
-            return Look::Misbehaved;
-        }
+    ) -> Result<Turn, Miss> {
+        let near = AnchorWords::of(&looks.pieces[asked.near], layout).ok_or(Miss::Gone)?;
+        let held = self.held_core(&near, asked, looks)?;
+        let core = self.core_words(layout, asked, looks)?;
         let holds = self.core == Some(held);
-        if self.stands_still_with_pulses(core.turn, asked, holds) {
-            return Look::Misbehaved;
+        // The worker's own count may be one ahead of the published one.
+        let parks = *published.start()..=published.end().saturating_add(1);
+        if !parks.contains(&core.parks) || self.stands_still_with_pulses(core.turn, asked, holds) {
+            return Err(Miss::Misbehaved);
         }
         self.distrusted_until = None;
-        let call = asked.call.and_then(|index| piece(index).word(0));
-        let id = PollId {
-            turn: core.turn,
-            task: around.task,
-            stage: layout.stage(core.last, call),
-            entry: around.entry,
-        };
+        let call = asked.call.and_then(|index| looks.pieces[index].word(0));
+        let id = layout.poll_id(&near, &core, call);
         let resumed = looks.shared(core.resumed);
-        if core.parks % 2 == 1 {
-            self.parked_in = Some(core.turn);
-        }
-        let is_first = self
-            .parked_in
-            .is_some_and(|parked| layout.is_first(id, parked));
-        Look::Seen(Turn {
+        let is_first = self.is_first_since_parked(layout, id, &core);
+        Ok(Turn {
             id,
             holds,
             resumed,
@@ -326,8 +308,47 @@ impl Track {
         })
     }
 
-    /// Counts the turns, and tells whether they stand still while this thread polls pulses, each of which
-    /// takes a turn.
+    /// The core that the thread's context holds, 0 for none.
+    fn held_core(&mut self, near: &AnchorWords, asked: &Asked, looks: &Looks) -> Result<u64, Miss> {
+        let known = self.context == Some((asked.thread, near.context));
+        if near.context != 0 && !known {
+            self.context = Some((asked.thread, near.context));
+            return Err(Miss::Moved);
+        }
+        let held = asked.holds.and_then(|index| looks.pieces[index].word(0));
+        let held = held.filter(|_| known).unwrap_or(0);
+        if held != 0 && self.core.is_none() {
+            self.core = Some(held);
+            return Err(Miss::Moved);
+        }
+        Ok(held)
+    }
+
+    fn core_words(
+        &mut self,
+        layout: &Layout,
+        asked: &Asked,
+        looks: &Looks,
+    ) -> Result<CoreWords, Miss> {
+        let piece = asked.core.map(|index| &looks.pieces[index]);
+        CoreWords::of(piece.ok_or(Miss::Gone)?, layout).ok_or_else(|| {
+            // The runtime has been shut down.
+            self.core = None;
+            Miss::Gone
+        })
+    }
+
+    /// Remembers the turn of a parked worker. Returns whether this is the first poll since then.
+    fn is_first_since_parked(&mut self, layout: &Layout, id: PollId, core: &CoreWords) -> bool {
+        if core.parks % 2 == 1 {
+            self.parked_in = Some(core.turn);
+        }
+        let parked_in = self.parked_in;
+        parked_in.is_some_and(|parked| layout.is_first(id, parked))
+    }
+
+    /// Counts the turns. Returns whether they stand still while this thread polls pulses, each of
+    /// which takes a turn.
     fn stands_still_with_pulses(&mut self, turn: u32, asked: &Asked, holds: bool) -> bool {
         match &mut self.last {
             Some((last, thread, pulses)) if *last == turn => {
@@ -353,18 +374,18 @@ impl Track {
 }
 
 /// The words near a thread's anchor.
-struct Around {
+struct AnchorWords {
     context: u64,
     task: u64,
     entry: u64,
 }
 
-impl Around {
-    fn of(piece: &Piece, layout: &Layout) -> Option<Around> {
-        let (from, _) = layout.around();
+impl AnchorWords {
+    fn of(piece: &Piece, layout: &Layout) -> Option<AnchorWords> {
+        let (from, _) = layout.near_anchor();
         let at = |place: i64| usize::try_from(place - from).ok();
         let half = |place| Some(u64::from(piece.half_word(at(place)?)?));
-        Some(Around {
+        Some(AnchorWords {
             context: piece.word(at(layout.context)?)?,
             task: piece.word(at(layout.task)?)?,
             entry: match layout.entry {
@@ -376,21 +397,21 @@ impl Around {
 }
 
 /// The words of the core.
-struct InCore {
+struct CoreWords {
     turn: u32,
     parks: u64,
     resumed: (u64, u32),
     last: bool,
 }
 
-impl InCore {
-    fn of(piece: &Piece, layout: &Layout) -> Option<InCore> {
+impl CoreWords {
+    fn of(piece: &Piece, layout: &Layout) -> Option<CoreWords> {
         let (from, _) = layout.in_core();
         let last = match layout.last {
             Some(flag) => *piece.bytes()?.get(flag.at - from)? == flag.value,
             None => false,
         };
-        Some(InCore {
+        Some(CoreWords {
             turn: piece.half_word(layout.turn - from)?,
             parks: piece.word(layout.parks - from)?,
             resumed: (
@@ -403,15 +424,15 @@ impl InCore {
 }
 
 impl Layout {
-    /// The first byte near the anchor, and how many.
-    fn around(&self) -> (i64, usize) {
+    /// The distance of the first byte from the anchor, and the number of bytes.
+    fn near_anchor(&self) -> (i64, usize) {
         let [one, two] = self.entry.unwrap_or([self.task; 2]);
         let first = self.task.min(self.context).min(one).min(two);
         let last = self.task.max(self.context).max(one).max(two) + 8;
         (first, usize::try_from(last - first).unwrap_or(0))
     }
 
-    /// The first byte in the core, and how many.
+    /// The place of the first byte in the core, and the number of bytes.
     fn in_core(&self) -> (usize, usize) {
         let flag = self.last.map_or(self.turn, |flag| flag.at);
         let first = self.turn.min(self.parks).min(self.resumed).min(flag);
@@ -426,14 +447,24 @@ impl Layout {
         self.last.is_some()
     }
 
-    /// Whether this is the first poll since the worker was parked in that turn. A multi-thread worker begins
-    /// another turn when it wakes; on `current_thread` the future of `block_on` comes first, in the same turn.
+    /// Whether this is the first poll since the worker was parked in that turn. A multi-thread
+    /// worker begins another turn when it wakes; on `current_thread` the future of `block_on` comes
+    /// first, in the same turn.
     fn is_first(&self, poll: PollId, parked: u32) -> bool {
         let turns = poll.turn.wrapping_sub(parked);
         if self.is_multi_thread() {
             turns == 1 && poll.stage == Stage::Queue
         } else {
             turns == 0 && poll.task == 0
+        }
+    }
+
+    fn poll_id(&self, near: &AnchorWords, core: &CoreWords, call: Option<u64>) -> PollId {
+        PollId {
+            turn: core.turn,
+            task: near.task,
+            stage: self.stage(core.last, call),
+            entry: near.entry,
         }
     }
 
@@ -458,7 +489,7 @@ mod tests {
     use super::*;
     use std::mem::offset_of;
 
-    /// The memory of a worker and its thread, as a tokio of another layout might have it.
+    /// The memory of a worker and its thread, in the layout of an imaginary tokio.
     #[repr(C)]
     struct Memory {
         context: u64,
@@ -496,7 +527,7 @@ mod tests {
         }))
     }
 
-    /// A worker in a poll, its memory, and what follows it.
+    /// A worker in a poll, its memory, and the track that follows it.
     struct World {
         memory: Box<Memory>,
         slot: Slot,

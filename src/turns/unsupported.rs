@@ -1,6 +1,6 @@
-//! The same face where no turns are counted.
+//! The interface of `track.rs` on systems where no turns are counted.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* `stall-watchdog`.
 
 #![allow(dead_code)] // A face, and nothing behind it.
 

@@ -1,6 +1,6 @@
-//! Makes the scheduler do one thing at a time, and writes down what memory shows meanwhile.
+//! Makes the scheduler do one thing at a time, and records the memory meanwhile.
 //!
-//! *Runs on:* the thread that learns, and the one worker of a runtime that nobody else uses.
+//! *Runs on:* a thread `stall-turns`, and the one worker of its multi-thread runtime.
 
 use super::words::{Chain, OFF_STACK};
 use crate::os::memory;
@@ -12,18 +12,18 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// How much of what a pointer leads to is looked at: a core has some 300 bytes.
+/// Bytes read behind a pointer that may lead to a core, which has some 300 bytes.
 const CORE: usize = 512;
-/// How much of a context.
+/// Words read of a context.
 const CONTEXT_WORDS: usize = 8;
-/// How far around the number of the task the pointer to the context is looked for, to each side: they are
-/// fields of one struct.
+/// Bytes to each side of the task's number in which the pointer to the context is searched: they
+/// are fields of one struct.
 const NEAR: i64 = 128;
-/// How far around a thread's anchor the number of the task is looked for, in pages to each side.
+/// Pages to each side of a thread's anchor in which the number of the task is searched.
 const PAGES: u64 = 8;
 const PAGE: u64 = 4096;
 
-/// Polls of each kind that are looked at.
+/// Polls of each kind that are recorded.
 const POLLS: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) enum Flavor {
     CurrentThread,
 }
 
-/// How a task sees to it that it is polled again.
+/// The way in which a task gets polled again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wake {
     /// It wakes itself: one turn later it is polled again.
@@ -41,25 +41,25 @@ pub(super) enum Wake {
     Yield,
 }
 
-/// Everything around a thread's anchor.
+/// All words in the pages around a thread's anchor.
 #[derive(Clone, Debug)]
-pub(super) struct Around {
+pub(super) struct AnchorPages {
     pub(super) task: u64,
     /// From the anchor to the first word.
     pub(super) from: i64,
     pub(super) words: Vec<u64>,
 }
 
-/// What lies near the number of the task, and where it leads.
+/// The words near the number of the task, and the contexts and cores to which they may point.
 #[derive(Clone, Debug)]
-pub(super) struct Near {
+pub(super) struct Candidates {
     /// From the anchor to the first word.
     pub(super) from: i64,
     pub(super) words: Vec<u64>,
     pub(super) contexts: Vec<Context>,
 }
 
-/// What may be the context: something on the stack.
+/// A candidate for the context: something on the stack.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     /// From the anchor to the pointer to it.
@@ -68,7 +68,7 @@ pub(super) struct Context {
     pub(super) cores: Vec<Core>,
 }
 
-/// What may be the core: something on the heap.
+/// A candidate for the core: something on the heap.
 #[derive(Clone, Debug)]
 pub(super) struct Core {
     /// From the context to the pointer to it.
@@ -77,11 +77,11 @@ pub(super) struct Core {
     pub(super) bytes: Vec<u8>,
 }
 
-/// What is seen once the chain from the anchor to the core is known.
+/// The core and the stack during one poll, once the chain from the anchor to the core is known.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct PollSnapshot {
     pub(super) core: Vec<u8>,
-    /// What tokio has published.
+    /// The number of parks and unparks that tokio has published.
     pub(super) parks: u64,
     /// The system's monotonic clock.
     pub(super) at: (u64, u32),
@@ -90,17 +90,19 @@ pub(super) struct Seen {
     pub(super) stack: Vec<u64>,
 }
 
-/// The runtimes that are tried.
+/// The runtimes whose memory is recorded.
 pub(super) struct Bench {
     multi: Runtime,
     current: Runtime,
 }
 
 impl Bench {
+    /// Builds the runtimes.
+    ///
     /// # Errors
     ///
-    /// If there is no thread to be had. Tokio panics then, which a build that aborts on panics would not
-    /// survive, so a thread is asked for first.
+    /// If no thread can be started. Tokio panics then, and a build that aborts on panics would end,
+    /// so one thread is started on trial first.
     pub(super) fn new() -> std::io::Result<Bench> {
         let name = "stall-turns";
         let spare = std::thread::Builder::new().name(name.to_owned());
@@ -127,21 +129,21 @@ impl Bench {
         joined.expect("a task that only reads does not panic")
     }
 
-    /// Looks around the anchor in a few tasks.
-    pub(super) fn first_looks(&self, flavor: Flavor) -> Vec<Around> {
+    /// Records the pages around the anchor in a few tasks.
+    pub(super) fn first_looks(&self, flavor: Flavor) -> Vec<AnchorPages> {
         (0..POLLS)
-            .map(|_| self.task(flavor, async { Around::look() }))
+            .map(|_| self.task(flavor, async { AnchorPages::look() }))
             .collect()
     }
 
-    /// Looks near the number of the task, in poll after poll of one task.
-    pub(super) fn near(&self, flavor: Flavor, task: i64, wake: Wake) -> Vec<Near> {
-        self.task(flavor, again(wake, move || Near::look(task)))
+    /// Records the words near the number of the task, in poll after poll of one task.
+    pub(super) fn candidates(&self, flavor: Flavor, task: i64, wake: Wake) -> Vec<Candidates> {
+        self.task(flavor, again(wake, move || Candidates::look(task)))
     }
 
-    /// Looks in a poll, and then at what became of the cores when the thread had let go of its worker.
-    pub(super) fn near_let_go(&self, flavor: Flavor, task: i64) -> [Near; 2] {
-        let held = move || Near::look(task);
+    /// Records a poll, and then the same places once the thread has let go of its worker.
+    pub(super) fn candidates_let_go(&self, flavor: Flavor, task: i64) -> [Candidates; 2] {
+        let held = move || Candidates::look(task);
         match flavor {
             Flavor::MultiThread => self.task(flavor, async move {
                 let held = held();
@@ -157,9 +159,9 @@ impl Bench {
         }
     }
 
-    /// Looks in polls before which the worker was parked and woken from another thread.
-    pub(super) fn woken_from_outside(&self, flavor: Flavor, chain: Chain) -> Vec<Seen> {
-        let look = move || Seen::look(chain);
+    /// Records polls before which the worker was parked and woken from another thread.
+    pub(super) fn woken_from_outside(&self, flavor: Flavor, chain: Chain) -> Vec<PollSnapshot> {
+        let look = move || PollSnapshot::look(chain);
         let looks = (0..POLLS).map(|_| match flavor {
             Flavor::MultiThread => {
                 wait_until_parked(self.multi.handle());
@@ -177,8 +179,8 @@ impl Bench {
         looks.flatten().collect()
     }
 
-    /// Looks in each poll of two tasks that wake each other, which tokio polls from the "next" slot.
-    pub(super) fn ping_pong(&self, chain: Chain) -> Vec<Seen> {
+    /// Records each poll of two tasks that wake each other, which tokio polls from the "next" slot.
+    pub(super) fn ping_pong(&self, chain: Chain) -> Vec<PollSnapshot> {
         let looks = Arc::new(Mutex::new(Vec::new()));
         let wakers = Arc::new(Mutex::new([None, None]));
         let both = [0, 1].map(|me| pong(me, chain, looks.clone(), wakers.clone()));
@@ -191,16 +193,19 @@ impl Bench {
         std::mem::take(&mut *looks.lock())
     }
 
-    /// Looks in each poll of a task that yields.
-    pub(super) fn yields(&self, flavor: Flavor, chain: Chain) -> Vec<Seen> {
-        let looks = self.task(flavor, again(Wake::Yield, move || Seen::look(chain)));
+    /// Records each poll of a task that yields.
+    pub(super) fn yields(&self, flavor: Flavor, chain: Chain) -> Vec<PollSnapshot> {
+        let looks = self.task(
+            flavor,
+            again(Wake::Yield, move || PollSnapshot::look(chain)),
+        );
         looks.into_iter().flatten().collect()
     }
 
-    /// Looks in several polls of each of several calls of `block_on`.
-    pub(super) fn several_calls_of_block_on(&self, task: i64) -> Vec<Vec<Near>> {
+    /// Records several polls of each of several calls of `block_on`.
+    pub(super) fn several_calls_of_block_on(&self, task: i64) -> Vec<Vec<Candidates>> {
         let calls = (0..4).map(|_| {
-            let look = again(Wake::Yield, || Near::look(task));
+            let look = again(Wake::Yield, || Candidates::look(task));
             self.current.block_on(look)
         });
         calls.collect()
@@ -218,7 +223,7 @@ fn wait_until_parked(runtime: &Handle) {
     }
 }
 
-/// Looks in poll after poll.
+/// Records poll after poll of one future.
 async fn again<T>(wake: Wake, look: impl Fn() -> T) -> Vec<T> {
     let mut looks = Vec::with_capacity(POLLS);
     loop {
@@ -228,40 +233,36 @@ async fn again<T>(wake: Wake, look: impl Fn() -> T) -> Vec<T> {
         }
         match wake {
             Wake::Yield => tokio::task::yield_now().await,
-            Wake::Itself => {
-                let mut woken = false;
-                poll_fn(|cx| {
-                    if std::mem::replace(&mut woken, true) {
-                        return Poll::Ready(());
-                    }
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                })
-                .await;
-            }
+            Wake::Itself => wake_itself().await,
         }
     }
 }
 
-/// Half of a ping-pong: looks, wakes the other, and waits to be woken. The one that ends first takes the other
-/// with it.
+/// Wakes its own task, and is ready at the next poll.
+async fn wake_itself() {
+    let mut woken = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut woken, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Half of a ping-pong: records its poll, wakes the other half, and waits to be woken. The half
+/// that ends first wakes the other one once more, so that it ends too.
 async fn pong(
     me: usize,
     chain: Chain,
-    looks: Arc<Mutex<Vec<Seen>>>,
+    looks: Arc<Mutex<Vec<PollSnapshot>>>,
     wakers: Arc<Mutex<[Option<Waker>; 2]>>,
 ) {
     let mut left = 2 * POLLS;
     poll_fn(|cx| {
-        looks.lock().extend(Seen::look(chain));
-        let other = {
-            let mut wakers = wakers.lock();
-            wakers[me] = Some(cx.waker().clone());
-            wakers[1 - me].take()
-        };
-        if let Some(other) = other {
-            other.wake();
-        }
+        looks.lock().extend(PollSnapshot::look(chain));
+        wake_other(me, Some(cx.waker()), &wakers);
         left -= 1;
         if left == 0 {
             return Poll::Ready(());
@@ -269,32 +270,34 @@ async fn pong(
         Poll::Pending
     })
     .await;
-    // Whoever comes last wakes nobody, and would wait for ever.
-    let other = wakers.lock()[1 - me].take();
+    // Without this the task that comes last would wait for ever.
+    wake_other(me, None, &wakers);
+}
+
+/// Stores this task's own waker, if it is to be woken again, and wakes the other task.
+fn wake_other(me: usize, own: Option<&Waker>, wakers: &Mutex<[Option<Waker>; 2]>) {
+    let other = {
+        let mut wakers = wakers.lock();
+        if let Some(own) = own {
+            wakers[me] = Some(own.clone());
+        }
+        wakers[1 - me].take()
+    };
     if let Some(other) = other {
         other.wake();
     }
 }
 
-impl Around {
-    fn look() -> Around {
+impl AnchorPages {
+    fn look() -> AnchorPages {
         let anchor = slot::anchor();
         let middle = anchor / PAGE * PAGE;
-        let mut from = middle;
-        let mut words = read_words(from, PAGE as usize / 8);
-        for page in 1..=PAGES {
-            let mut earlier = read_words(middle - page * PAGE, PAGE as usize / 8);
-            if earlier.len() < PAGE as usize / 8 {
-                break;
-            }
-            from -= PAGE;
-            earlier.append(&mut words);
-            words = earlier;
-        }
-        for page in 1..=PAGES {
+        let mut words = words_before(middle);
+        let from = middle - words.len() as u64 * 8;
+        for page in 0..=PAGES {
             words.append(&mut read_words(middle + page * PAGE, PAGE as usize / 8));
         }
-        Around {
+        AnchorPages {
             task: slot::own_task(),
             from: way(anchor, from),
             words,
@@ -302,8 +305,22 @@ impl Around {
     }
 }
 
-impl Near {
-    fn look(task: i64) -> Near {
+/// The words of the pages before this one, as far as they can be read without a gap.
+fn words_before(page: u64) -> Vec<u64> {
+    let mut words = Vec::new();
+    for distance in 1..=PAGES {
+        let mut earlier = read_words(page - distance * PAGE, PAGE as usize / 8);
+        if earlier.len() < PAGE as usize / 8 {
+            break;
+        }
+        earlier.append(&mut words);
+        words = earlier;
+    }
+    words
+}
+
+impl Candidates {
+    fn look(task: i64) -> Candidates {
         let anchor = slot::anchor();
         let from = task - NEAR;
         let words = read_words(anchor.wrapping_add_signed(from), 2 * NEAR as usize / 8);
@@ -314,20 +331,20 @@ impl Near {
             address: *word,
             cores: cores(*word),
         });
-        Near {
+        Candidates {
             from,
             contexts: contexts.collect(),
             words,
         }
     }
 
-    /// The same places, now.
-    fn look_again(&self) -> Near {
+    /// Records the same places again.
+    fn look_again(&self) -> Candidates {
         let contexts = self.contexts.iter().map(|context| Context {
             cores: cores(context.address),
             ..context.clone()
         });
-        Near {
+        Candidates {
             from: self.from,
             words: Vec::new(),
             contexts: contexts.collect(),
@@ -335,7 +352,7 @@ impl Near {
     }
 }
 
-/// What the pointers in a context lead to.
+/// The candidates for a core: the heap pointers in a context.
 fn cores(context: u64) -> Vec<Core> {
     let words = read_words(context, CONTEXT_WORDS);
     let cores = words.into_iter().enumerate().filter_map(|(index, word)| {
@@ -349,16 +366,16 @@ fn cores(context: u64) -> Vec<Core> {
     cores.collect()
 }
 
-impl Seen {
+impl PollSnapshot {
     /// `None` if the chain does not lead to a core here.
-    fn look(chain: Chain) -> Option<Seen> {
+    fn look(chain: Chain) -> Option<PollSnapshot> {
         let anchor = slot::anchor();
         let word = |address| read_words(address, 1).first().copied();
         let context = word(anchor.wrapping_add_signed(chain.context))?;
         let core = word(context + chain.core as u64)?;
         let here = here();
         let above = context.checked_sub(here)? as usize / 8;
-        Some(Seen {
+        Some(PollSnapshot {
             core: read_bytes(core, CORE),
             parks: Handle::try_current()
                 .ok()?

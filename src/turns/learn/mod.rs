@@ -1,23 +1,24 @@
-//! Finds out where tokio keeps the words of [`Layout`], by how they behave.
+//! Finds the places of the words of [`Layout`] in tokio's memory, by their behaviour.
 //!
-//! *Runs on:* a thread made for it, once per process, which drives two runtimes of its own and is watched by
-//! nobody.
-//! *Must not:* run on a thread that is inside a runtime, or know any type of tokio's by its fields.
+//! *Runs on:* a thread `stall-turns`, once per process. It drives two runtimes of its own, which
+//! are not watched.
+//! *Must not:* run on a thread that is inside a runtime, or depend on the fields of any type of
+//! tokio's.
 //!
-//! The runtimes do nothing but what is asked of them, so each word can be told by what it must do: the number
-//! of the task is where `tokio::task::try_id` says so, the count of turns rises by one when a task wakes
-//! itself and by two when it yields, and so on. A word that does not behave is not found, and then there are
-//! no turns: that is an answer, and no error.
+//! These runtimes run only the tasks given to them here, so each word is found by its necessary
+//! behaviour. The number of the task must equal `tokio::task::try_id`; the count of turns rises by
+//! one when a task wakes itself and by two when it yields; and so on. A word that does not behave
+//! is not found, and then there are no turns: a result, not an error.
 
 mod looks;
 mod words;
 
 use super::NoTurns;
 use crate::os::memory;
-use looks::{Bench, Flavor};
+use looks::{Bench, Flavor, Wake};
 use words::{Chain, call, entry, is_let_go, last_flag, parks, resumed, task_word, turn};
 
-/// Where things lie, for one flavour of runtime.
+/// The places of the words, for one flavor of runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// From a thread's anchor to the word with the number of its task.
@@ -32,41 +33,43 @@ pub(crate) struct Layout {
     pub(crate) turn: usize,
     /// From the core to its own count of parks and unparks, 64 bits.
     pub(crate) parks: usize,
-    /// From the core to when it began to work through its queue: seconds, and nanoseconds.
+    /// From the core to the time at which it began to work through its queue: seconds, and
+    /// nanoseconds.
     pub(crate) resumed: usize,
-    /// From the core to the byte that says that the "next" slot is used up; only on a multi-thread runtime.
+    /// From the core to the byte that marks the "next" slot as used up; only on a multi-thread
+    /// runtime.
     pub(crate) last: Option<LastFlag>,
-    /// How a task from the queue is told from one from the "next" slot.
+    /// The word that distinguishes a task from the queue from one from the "next" slot.
     pub(crate) call: Option<CallWord>,
 }
 
-/// The byte that says that no more tasks of the "next" slot are polled in this turn.
+/// The byte that shows that no more tasks of the "next" slot are polled in this turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LastFlag {
     pub(crate) at: usize,
-    /// What it is during the third poll from the "next" slot.
+    /// Its value during the third poll from the "next" slot.
     pub(crate) value: u8,
 }
 
 /// The return address of the scheduler's call of the task, on the worker's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CallWord {
-    /// From the context to it.
+    /// From the context to this word.
     pub(crate) at: i64,
-    /// What it is for the task from the queue …
+    /// Its value for the task from the queue.
     pub(crate) queue: u64,
-    /// … and for one from the "next" slot.
+    /// Its value for a task from the "next" slot.
     pub(crate) next: u64,
 }
 
-/// What has been found.
+/// The layouts that were found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Learned {
     pub(crate) multi_thread: Result<Layout, NoTurns>,
     pub(crate) current_thread: Result<Layout, NoTurns>,
 }
 
-/// How often it is tried: a busy machine may slip a turn in between.
+/// The number of tries: on a busy machine a turn may slip in between.
 const TRIES: usize = 5;
 
 /// Finds the layouts of this program.
@@ -100,7 +103,8 @@ fn try_to_learn() -> Option<Learned> {
     let bench = Bench::new().ok()?;
     let first =
         [Flavor::MultiThread, Flavor::CurrentThread].map(|flavor| bench.first_looks(flavor));
-    // The same place for the threads of both: what was found on a stack by chance is not.
+    // One place must hold for the threads of both flavors; a word found on a stack by chance does
+    // not.
     let task = task_word(&first.concat())?;
     Some(Learned {
         multi_thread: multi_thread(&bench, task).ok_or(NoTurns::NotFound),
@@ -127,14 +131,9 @@ fn current_thread(bench: &Bench, task: i64) -> Option<Layout> {
     })
 }
 
-/// What both flavours have.
+/// The part of the layout that both flavors have, and the way to the count of turns.
 fn shared_part(bench: &Bench, flavor: Flavor, task: i64) -> Option<(Chain, Layout)> {
-    let by_itself = bench.near(flavor, task, looks::Wake::Itself);
-    let yielding = bench.near(flavor, task, looks::Wake::Yield);
-    let let_go = bench.near_let_go(flavor, task);
-    let chain = turn(&by_itself, &yielding)
-        .into_iter()
-        .find(|chain| is_let_go(&let_go, *chain))?;
+    let chain = find_chain(bench, flavor, task)?;
     let from_outside = bench.woken_from_outside(flavor, chain);
     Some((
         chain,
@@ -150,6 +149,14 @@ fn shared_part(bench: &Bench, flavor: Flavor, task: i64) -> Option<(Chain, Layou
             call: None,
         },
     ))
+}
+
+fn find_chain(bench: &Bench, flavor: Flavor, task: i64) -> Option<Chain> {
+    let by_itself = bench.candidates(flavor, task, Wake::Itself);
+    let yielding = bench.candidates(flavor, task, Wake::Yield);
+    let let_go = bench.candidates_let_go(flavor, task);
+    let mut chains = turn(&by_itself, &yielding).into_iter();
+    chains.find(|chain| is_let_go(&let_go, *chain))
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
-//! Tells each word by how it must behave. Pure: looks in, places out.
+//! Finds each word by its necessary behaviour. Pure: records in, places out.
 //!
-//! *Runs on:* the thread that learns.
+//! *Runs on:* a thread `stall-turns`.
 
-use super::looks::{Around, Near, Seen};
+use super::looks::{AnchorPages, Candidates, PollSnapshot};
 use super::{CallWord, LastFlag};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// What may be an address on the heap.
+/// The range of possible addresses on the heap.
 pub(super) const OFF_STACK: Range<u64> = 1 << 16..1 << 47;
 
 /// The way from a thread's anchor to the count of turns.
@@ -21,12 +21,12 @@ pub(super) struct Chain {
     pub(super) turn: usize,
 }
 
-/// A turn has up to this many polls from the "next" slot after the one from the queue.
+/// The most polls of a turn from the "next" slot, after the one from the queue.
 const MOST_NEXT: usize = 3;
 
-/// The word that is the number of the task, in every task and on every thread.
-pub(super) fn task_word(looks: &[Around]) -> Option<i64> {
-    let places = |look: &Around| -> HashSet<i64> {
+/// Finds the word that is the number of the task, in every task and on every thread.
+pub(super) fn task_word(looks: &[AnchorPages]) -> Option<i64> {
+    let places = |look: &AnchorPages| -> HashSet<i64> {
         let words = look.words.iter().enumerate();
         let same = words.filter(|(_, word)| **word == look.task && look.task != 0);
         same.map(|(index, _)| look.from + index as i64 * 8)
@@ -36,11 +36,11 @@ pub(super) fn task_word(looks: &[Around]) -> Option<i64> {
     only(all.reduce(|some, others| &some & &others)?)
 }
 
-/// The counts that rise by one with each poll of a task that wakes itself, and by two with each of one that
-/// yields, the nearest first.
+/// Finds the counts that rise by one with each poll of a task that wakes itself, and by two with
+/// each of one that yields, the nearest first.
 ///
 /// The number of polls, which some builds of tokio count as well, rises by one in both.
-pub(super) fn turn(by_itself: &[Near], yielding: &[Near]) -> Vec<Chain> {
+pub(super) fn turn(by_itself: &[Candidates], yielding: &[Candidates]) -> Vec<Chain> {
     let by_itself = steadily_rising(by_itself, 1);
     let yielding = steadily_rising(yielding, 2);
     let mut both: Vec<Chain> = by_itself.intersection(&yielding).copied().collect();
@@ -48,21 +48,10 @@ pub(super) fn turn(by_itself: &[Near], yielding: &[Near]) -> Vec<Chain> {
     both
 }
 
-fn steadily_rising(looks: &[Near], by: u32) -> HashSet<Chain> {
+fn steadily_rising(looks: &[Candidates], by: u32) -> HashSet<Chain> {
     let Some(first) = looks.first() else {
         return HashSet::new();
     };
-    let chains = first.contexts.iter().flat_map(|context| {
-        context.cores.iter().flat_map(move |core| {
-            (0..core.bytes.len() / 4 * 4)
-                .step_by(4)
-                .map(move |turn| Chain {
-                    context: context.place,
-                    core: core.place,
-                    turn,
-                })
-        })
-    });
     let rises = |chain: &Chain| {
         let values: Option<Vec<u32>> = looks.iter().map(|look| value(look, *chain)).collect();
         values.is_some_and(|values| {
@@ -70,10 +59,24 @@ fn steadily_rising(looks: &[Near], by: u32) -> HashSet<Chain> {
             pairs.all(|pair| pair[1].wrapping_sub(pair[0]) == by)
         })
     };
-    chains.filter(rises).collect()
+    half_words(first).filter(rises).collect()
 }
 
-fn core(look: &Near, chain: Chain) -> Option<(u64, &[u8])> {
+/// The ways to each half word of each candidate for the core.
+fn half_words(look: &Candidates) -> impl Iterator<Item = Chain> + use<'_> {
+    look.contexts.iter().flat_map(|context| {
+        context.cores.iter().flat_map(move |core| {
+            let places = (0..core.bytes.len() / 4 * 4).step_by(4);
+            places.map(move |turn| Chain {
+                context: context.place,
+                core: core.place,
+                turn,
+            })
+        })
+    })
+}
+
+fn core(look: &Candidates, chain: Chain) -> Option<(u64, &[u8])> {
     let mut contexts = look.contexts.iter();
     let context = contexts.find(|context| context.place == chain.context)?;
     let mut cores = context.cores.iter();
@@ -81,19 +84,19 @@ fn core(look: &Near, chain: Chain) -> Option<(u64, &[u8])> {
     Some((core.address, &core.bytes))
 }
 
-fn value(look: &Near, chain: Chain) -> Option<u32> {
+fn value(look: &Candidates, chain: Chain) -> Option<u32> {
     half_word(core(look, chain)?.1, chain.turn)
 }
 
-/// Whether the pointer to the core is gone once the thread has let go of its worker. A copy of it that happens
-/// to be on the stack stays.
-pub(super) fn is_let_go([held, let_go]: &[Near; 2], chain: Chain) -> bool {
+/// Whether the pointer to the core is gone once the thread has let go of its worker. A copy of it
+/// that happens to be on the stack stays.
+pub(super) fn is_let_go([held, let_go]: &[Candidates; 2], chain: Chain) -> bool {
     let address = |look| core(look, chain).map(|(address, _)| address);
     address(held).is_some() && address(held) != address(let_go)
 }
 
-/// The word that is always what tokio has published as the number of parks and unparks.
-pub(super) fn parks(looks: &[Seen]) -> Option<usize> {
+/// Finds the word that always equals the published number of parks and unparks.
+pub(super) fn parks(looks: &[PollSnapshot]) -> Option<usize> {
     let values: HashSet<u64> = looks.iter().map(|look| look.parks).collect();
     if values.len() < looks.len() / 2 {
         return None;
@@ -105,8 +108,9 @@ pub(super) fn parks(looks: &[Seen]) -> Option<usize> {
     places(looks, 8).find(same)
 }
 
-/// The time that lies between the look before and this one, always: the worker has begun to work again.
-pub(super) fn resumed(looks: &[Seen]) -> Option<usize> {
+/// Finds the time that always lies between the look before and this one: the worker has begun to
+/// work again.
+pub(super) fn resumed(looks: &[PollSnapshot]) -> Option<usize> {
     let is_in_between = |at: &usize| {
         let mut pairs = looks.windows(2);
         pairs.all(|pair| {
@@ -121,11 +125,12 @@ pub(super) fn resumed(looks: &[Seen]) -> Option<usize> {
     places(looks, 8).find(is_in_between)
 }
 
-/// The byte that has one value in the third poll from the "next" slot, and another in all polls before it.
-pub(super) fn last_flag(looks: &[Seen], chain: Chain) -> Option<LastFlag> {
+/// Finds the byte that has one value in the third poll from the "next" slot, and another in all
+/// polls before it.
+pub(super) fn last_flag(looks: &[PollSnapshot], chain: Chain) -> Option<LastFlag> {
     let polls = by_turn(looks, chain);
     let mut flags = places(looks, 1).filter_map(|at| {
-        let byte = |look: &Seen| look.core.get(at).copied();
+        let byte = |look: &PollSnapshot| look.core.get(at).copied();
         let value = same_in(&polls, |nth| nth == MOST_NEXT, byte)?;
         let before = same_in(&polls, |nth| nth < MOST_NEXT, byte)?;
         (value != before).then_some(LastFlag { at, value })
@@ -133,31 +138,34 @@ pub(super) fn last_flag(looks: &[Seen], chain: Chain) -> Option<LastFlag> {
     flags.next()
 }
 
-/// The word on the stack that is one address of the program's code in each poll of a task from the queue, and
-/// another in each one from the "next" slot.
-pub(super) fn call(looks: &[Seen], of_the_queue: &[Seen], chain: Chain) -> Option<CallWord> {
+/// Finds the word on the stack that is one address of the program's code in each poll of a task
+/// from the queue, and another in each one from the "next" slot.
+pub(super) fn call(
+    looks: &[PollSnapshot],
+    from_queue: &[PollSnapshot],
+    chain: Chain,
+) -> Option<CallWord> {
     let polls = by_turn(looks, chain);
     let deepest = looks.iter().map(|look| look.stack_from).min()?;
     let mut calls = (deepest..0).step_by(8).filter_map(|at| {
-        let on_stack = |look: &Seen| {
+        let on_stack = |look: &PollSnapshot| {
             let index = usize::try_from(at - look.stack_from).ok()? / 8;
             look.stack.get(index).copied()
         };
         let queue = same_in(&polls, |nth| nth == 0, on_stack)?;
         let next = same_in(&polls, |nth| nth > 0, on_stack)?;
-        let holds = of_the_queue
-            .iter()
-            .all(|look| on_stack(look) == Some(queue));
+        let holds = from_queue.iter().all(|look| on_stack(look) == Some(queue));
         let are_code = is_code(queue) && is_code(next);
         (queue != next && holds && are_code).then_some(CallWord { at, queue, next })
     });
     calls.next()
 }
 
-/// The two halves of the seed: another one in each call of `block_on`, the same in all polls of one.
-pub(super) fn entry(calls: &[Vec<Near>]) -> Option<[i64; 2]> {
+/// Finds the two halves of the seed: another one in each call of `block_on`, the same in all polls
+/// of one.
+pub(super) fn entry(calls: &[Vec<Candidates>]) -> Option<[i64; 2]> {
     let first = calls.first()?.first()?;
-    let half = |look: &Near, index: usize| {
+    let half = |look: &Candidates, index: usize| {
         let word = look.words.get(index / 2)?;
         half_word(&word.to_ne_bytes(), index % 2 * 4)
     };
@@ -174,11 +182,11 @@ pub(super) fn entry(calls: &[Vec<Near>]) -> Option<[i64; 2]> {
     places.next().is_none().then_some(halves)
 }
 
-/// The looks, each with which poll of its turn it was in. Not those of the first turn, which began with
-/// another task.
-fn by_turn(looks: &[Seen], chain: Chain) -> Vec<(usize, &Seen)> {
-    let turn = |look: &Seen| half_word(&look.core, chain.turn);
-    let mut polls: Vec<(usize, &Seen)> = Vec::with_capacity(looks.len());
+/// The looks, each with the index of its poll in its turn. Those of the first turn are left out,
+/// since it began with another task.
+fn by_turn(looks: &[PollSnapshot], chain: Chain) -> Vec<(usize, &PollSnapshot)> {
+    let turn = |look: &PollSnapshot| half_word(&look.core, chain.turn);
+    let mut polls: Vec<(usize, &PollSnapshot)> = Vec::with_capacity(looks.len());
     for look in looks {
         let nth = match polls.last() {
             Some((nth, last)) if turn(last) == turn(look) => nth + 1,
@@ -192,9 +200,9 @@ fn by_turn(looks: &[Seen], chain: Chain) -> Vec<(usize, &Seen)> {
 
 /// The value that all polls of a stage have in common.
 fn same_in<T: PartialEq>(
-    polls: &[(usize, &Seen)],
+    polls: &[(usize, &PollSnapshot)],
     stage: impl Fn(usize) -> bool,
-    value: impl Fn(&Seen) -> Option<T>,
+    value: impl Fn(&PollSnapshot) -> Option<T>,
 ) -> Option<T> {
     let of_the_stage = polls.iter().filter(|(nth, _)| stage(*nth));
     same(of_the_stage.map(|(_, look)| value(look)))
@@ -208,15 +216,15 @@ fn same<T: PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T> 
         .then_some(first)
 }
 
-/// The one there is, if there is only one.
+/// The only value; `None` if there are none or several.
 fn only<T>(values: impl IntoIterator<Item = T>) -> Option<T> {
     let mut values = values.into_iter();
     let first = values.next()?;
     values.next().is_none().then_some(first)
 }
 
-/// The places in a core, so many bytes apart.
-fn places(looks: &[Seen], apart: usize) -> impl Iterator<Item = usize> + use<> {
+/// The places in a core, `apart` bytes from each other.
+fn places(looks: &[PollSnapshot], apart: usize) -> impl Iterator<Item = usize> + use<> {
     let length = looks.iter().map(|look| look.core.len()).min().unwrap_or(0);
     (0..length).step_by(apart)
 }
@@ -243,10 +251,10 @@ mod tests {
     use super::super::looks::{Context, Core};
     use super::*;
 
-    fn seen(turn: u32, last: u8, call: u64) -> Seen {
+    fn seen(turn: u32, last: u8, call: u64) -> PollSnapshot {
         let mut core = turn.to_ne_bytes().to_vec();
         core.extend([9, last, 9, 9]);
-        Seen {
+        PollSnapshot {
             core,
             parks: 0,
             at: (0, 0),
@@ -263,14 +271,14 @@ mod tests {
 
     #[test]
     fn the_first_turn_of_a_ping_pong_does_not_count() {
-        let looks: Vec<Seen> = [1, 2, 2, 2, 2, 3, 3].map(|turn| seen(turn, 0, 0)).into();
+        let looks: Vec<PollSnapshot> = [1, 2, 2, 2, 2, 3, 3].map(|turn| seen(turn, 0, 0)).into();
         let nth: Vec<usize> = by_turn(&looks, CHAIN).iter().map(|(nth, _)| *nth).collect();
         assert_eq!(nth, [0, 1, 2, 3, 0, 1]);
         assert!(by_turn(&looks[..1], CHAIN).is_empty());
     }
 
     #[test]
-    fn flag_and_call_are_told_by_the_stage_of_the_poll() {
+    fn flag_and_call_follow_the_stage_of_the_poll() {
         let code = is_code as fn(u64) -> bool as usize as u64;
         let (queue, next) = (code + 8, code + 24);
         let turn = |turn| {
@@ -298,7 +306,7 @@ mod tests {
     fn only_what_rises_by_one_and_then_by_two_counts_turns() {
         let near = |turns: u32, polls: u32| {
             let bytes = [turns.to_ne_bytes(), polls.to_ne_bytes()].concat();
-            Near {
+            Candidates {
                 from: 0,
                 words: Vec::new(),
                 contexts: vec![Context {
@@ -318,7 +326,7 @@ mod tests {
         assert!(is_let_go(
             &[
                 near(1, 1),
-                Near {
+                Candidates {
                     contexts: Vec::new(),
                     ..near(1, 1)
                 }
@@ -333,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_number_of_the_task_is_at_one_place_everywhere() {
-        let around = |task, words: &[u64]| Around {
+        let around = |task, words: &[u64]| AnchorPages {
             task,
             from: -8,
             words: words.to_vec(),
