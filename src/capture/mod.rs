@@ -21,7 +21,7 @@ mod sleeping;
 
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
-pub(crate) use modules::{Mapped, Module, UnwindSections, mapped};
+pub(crate) use modules::{Mapped, Module, mapped};
 pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
 pub(crate) use sleeping::SleepTimer;
