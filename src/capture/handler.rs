@@ -61,7 +61,6 @@ pub(crate) fn is_usable(signal: i32) -> bool {
 ///
 /// [`NoStack::SignalTaken`] if another handler is installed, [`NoStack::Unsupported`] if the system
 /// refuses.
-#[allow(unsafe_code)]
 pub(crate) fn install(signal: i32) -> Result<(), NoStack> {
     let _installing = INSTALLING.lock();
     let current = disposition(signal).map_err(|_| NoStack::Unsupported)?;
@@ -71,6 +70,11 @@ pub(crate) fn install(signal: i32) -> Result<(), NoStack> {
     if current != libc::SIG_DFL && current != libc::SIG_IGN {
         return Err(NoStack::SignalTaken);
     }
+    set(signal)
+}
+
+#[allow(unsafe_code)]
+fn set(signal: i32) -> Result<(), NoStack> {
     // SAFETY: all-zero is a valid `sigaction`: no handler, an empty mask, no flags.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = address();

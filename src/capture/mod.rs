@@ -61,12 +61,7 @@ impl Request {
         if handler::is_taken_away(signal) {
             return Err(NoStack::SignalTaken);
         }
-        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
-        let claimed = POOL.iter().find_map(|mailbox| {
-            let round = mailbox.request(tid, question)?;
-            Some(Request { mailbox, round })
-        });
-        let request = claimed.ok_or(NoStack::Busy)?;
+        let request = Request::claim(addressee, tid).ok_or(NoStack::Busy)?;
         // SAFETY: sends a signal to a thread of this process, whose handler is installed. If the
         // number has been given to another thread, the handler there compares tenancies and copies
         // nothing.
@@ -75,6 +70,15 @@ impl Request {
             return Err(NoStack::ThreadGone);
         }
         Ok(request)
+    }
+
+    /// Takes a free buffer for this thread. `None` if all are in use.
+    fn claim(addressee: Addressee, tid: u32) -> Option<Request> {
+        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
+        POOL.iter().find_map(|mailbox| {
+            let round = mailbox.request(tid, question)?;
+            Some(Request { mailbox, round })
+        })
     }
 
     /// Whether the stack has been copied.

@@ -100,16 +100,9 @@ pub(crate) fn crate_of(function: &str) -> Option<&str> {
     if !function.contains("::") {
         return None;
     }
-    let mut rest = function.trim_start_matches(['<', '&', '*', '(', '[', ' ']);
-    for prefix in ["mut ", "const ", "dyn ", "impl "] {
-        rest = rest.strip_prefix(prefix).unwrap_or(rest);
-    }
-    let krate = rest
-        .split(|c: char| !(c.is_alphanumeric() || c == '_'))
-        .next()
-        .filter(|krate| !krate.is_empty())?;
+    let (krate, after) = first_identifier(function)?;
     let of_trait = || function.split_once(" as ").and_then(|(_, of)| crate_of(of));
-    if !rest[krate.len()..].starts_with("::") {
+    if !after.starts_with("::") {
         // `<T as app::Trait>::method`, a primitive type, or a generic one.
         return of_trait();
     }
@@ -119,6 +112,17 @@ pub(crate) fn crate_of(function: &str) -> Option<&str> {
         .filter(|_| !is_of_std)
         .or_else(of_trait)
         .or(Some(krate))
+}
+
+/// The first identifier of a name, and the text after it.
+fn first_identifier(name: &str) -> Option<(&str, &str)> {
+    let mut rest = name.trim_start_matches(['<', '&', '*', '(', '[', ' ']);
+    for prefix in ["mut ", "const ", "dyn ", "impl "] {
+        rest = rest.strip_prefix(prefix).unwrap_or(rest);
+    }
+    let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+    let (identifier, after) = rest.split_at(end.unwrap_or(rest.len()));
+    (!identifier.is_empty()).then_some((identifier, after))
 }
 
 /// Whether it is the machinery of tokio, and not one of its types that the user calls.

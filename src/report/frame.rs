@@ -180,14 +180,14 @@ fn written(function: &str) -> String {
     name
 }
 
-/// A name without generic arguments in a turbofish, which v0 names carry everywhere.
+/// A name without generic arguments in a turbofish, which v0 names carry everywhere. Older names
+/// have `<impl Trait for Type>` in its place, which stays.
 fn without_turbofish(function: &str) -> String {
     let mut name = String::with_capacity(function.len());
     let mut rest = function;
     while let Some(at) = rest.find("::<") {
         let (before, arguments) = rest.split_at(at + 2);
         if arguments.starts_with("<impl ") {
-            // Older names have the type of a method here.
             name.push_str(before);
             name.push('<');
             rest = &arguments[1..];
@@ -255,11 +255,9 @@ fn short(path: &str) -> &str {
     if let Some((_, package)) = fetched {
         return package.split_once('/').map_or(package, |(_, rest)| rest);
     }
-    if let Some(package) = path.strip_prefix("/rust/deps/") {
-        return package;
-    }
-    if let Some((_, library)) = path.rsplit_once("/library/") {
-        return library;
+    let library = || Some(path.rsplit_once("/library/")?.1);
+    if let Some(of_std) = path.strip_prefix("/rust/deps/").or_else(library) {
+        return of_std;
     }
     let directories = ["/examples/", "/tests/", "/benches/"];
     let directory = || {

@@ -38,8 +38,8 @@ impl fmt::Display for Headline<'_> {
         let StallReport {
             worker, runtime, ..
         } = self.0;
-        write!(f, "worker {worker} of {runtime:?} {} ", self.verb())?;
-        write!(f, "{}", Human(self.0.duration))?;
+        let (blocked_for, duration) = (self.verb(), Human(self.0.duration));
+        write!(f, "worker {worker} of {runtime:?} {blocked_for} {duration}")?;
         if self.0.phase != Phase::Ended {
             f.write_str(" so far")?;
         }
@@ -52,10 +52,10 @@ impl fmt::Display for Headline<'_> {
         if let Some(site) = &self.0.site {
             write!(f, ", {site}")?;
         }
-        match &self.0.span {
-            Some(span) => write!(f, ", in {span}"),
-            None => Ok(()),
+        if let Some(span) = &self.0.span {
+            write!(f, ", in {span}")?;
         }
+        Ok(())
     }
 }
 

@@ -44,10 +44,9 @@ impl Explainer {
             let named = self.symbols.frames(address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
         }
-        let in_unwinder = frames.iter().any(is_unwinder);
         Ok(Explained {
+            complete: walk.end == End::Root && !frames.iter().any(is_unwinder),
             frames,
-            complete: walk.end == End::Root && !in_unwinder,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
         })

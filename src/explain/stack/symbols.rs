@@ -113,19 +113,17 @@ fn name(loader: Option<&Loader>, address: u64, module: &ModuleFacts) -> Vec<Name
     };
     let symbol = || symbol(loader, address, module);
     let mut frames = debug_frames(loader, address, module);
-    match frames.last_mut() {
-        None => frames.push(Named {
+    let Some(outermost) = frames.last_mut() else {
+        return vec![Named {
             function: symbol(),
             ..Named::nameless(address, Some(module))
-        }),
-        Some(outermost) => {
-            outermost.inlined = false;
-            // Little debug information names functions without their path, which the symbol has.
-            let has_path = |name: &String| name.contains("::");
-            if !outermost.function.as_ref().is_some_and(has_path) {
-                outermost.function = symbol().or(outermost.function.take());
-            }
-        }
+        }];
+    };
+    outermost.inlined = false;
+    // Little debug information names functions without their path, which the symbol has.
+    let has_path = |name: &String| name.contains("::");
+    if !outermost.function.as_ref().is_some_and(has_path) {
+        outermost.function = symbol().or(outermost.function.take());
     }
     frames
 }

@@ -48,13 +48,11 @@ impl Modules {
         let mut old = std::mem::take(&mut self.states);
         for file in now {
             let known = old.iter().position(|state| state.file == file);
-            self.states.push(match known {
-                Some(known) => old.swap_remove(known),
-                None => ModuleState {
-                    file,
-                    reading: Reading::Unread,
-                },
-            });
+            let known = known.map(|index| old.swap_remove(index));
+            self.states.push(known.unwrap_or(ModuleState {
+                file,
+                reading: Reading::Unread,
+            }));
         }
         for gone in old {
             if let Reading::Read(module) = gone.reading {
