@@ -69,7 +69,7 @@ impl fmt::Display for Frame {
             (None, Some(module)) => write!(f, "{module}+{:#x}", self.offset)?,
             (None, None) => write!(f, "{:#x}", self.offset)?,
         }
-        if let Some(place) = Place::of(self.file.as_deref(), self.line) {
+        if let Some(place) = SourcePlace::of(self.file.as_deref(), self.line) {
             write!(f, " ({place})")?;
         }
         Ok(())
@@ -77,15 +77,15 @@ impl fmt::Display for Frame {
 }
 
 /// A place in the source, shortened to the package's own part of the path.
-pub(crate) struct Place<'a>(&'a str, Option<u32>);
+pub(super) struct SourcePlace<'a>(&'a str, Option<u32>);
 
-impl<'a> Place<'a> {
-    pub(crate) fn of(file: Option<&'a str>, line: Option<u32>) -> Option<Place<'a>> {
-        file.map(|file| Place(short(file), line))
+impl<'a> SourcePlace<'a> {
+    pub(super) fn of(file: Option<&'a str>, line: Option<u32>) -> Option<SourcePlace<'a>> {
+        file.map(|file| SourcePlace(short(file), line))
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for SourcePlace<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)?;
         match self.1 {
@@ -139,7 +139,7 @@ impl fmt::Display for Site {
     /// Writes `app::handlers::get_user (src/handlers.rs:42)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.function)?;
-        match Place::of(self.file.as_deref(), self.line) {
+        match SourcePlace::of(self.file.as_deref(), self.line) {
             Some(place) => write!(f, " ({place})"),
             None => Ok(()),
         }

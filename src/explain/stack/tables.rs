@@ -28,10 +28,10 @@ pub(crate) struct Modules {
 /// A mapped file, and its tables once they have been read.
 struct ModuleState {
     file: Mapped,
-    reading: Reading,
+    tables: TableState,
 }
 
-enum Reading {
+enum TableState {
     Unread,
     /// Not an ELF file, or unmapped by now.
     Unreadable,
@@ -51,11 +51,11 @@ impl Modules {
             let known = known.map(|index| old.swap_remove(index));
             self.states.push(known.unwrap_or(ModuleState {
                 file,
-                reading: Reading::Unread,
+                tables: TableState::Unread,
             }));
         }
         for gone in old {
-            if let Reading::Read(module) = gone.reading {
+            if let TableState::Read(module) = gone.tables {
                 self.framehop.remove_module(module.range.start);
             }
         }
@@ -65,9 +65,9 @@ impl Modules {
     pub(crate) fn module_of(&self, address: u64) -> Option<(&Mapped, Option<&Module>)> {
         let mut states = self.states.iter();
         let state = states.find(|state| state.file.range.contains(&address))?;
-        let module = match &state.reading {
-            Reading::Read(module) => Some(module),
-            Reading::Unread | Reading::Unreadable => None,
+        let module = match &state.tables {
+            TableState::Read(module) => Some(module),
+            TableState::Unread | TableState::Unreadable => None,
         };
         Some((&state.file, module))
     }
@@ -76,11 +76,11 @@ impl Modules {
     pub(super) fn read_module_of(&mut self, address: u64) {
         let mut states = self.states.iter_mut();
         let state = states.find(|state| state.file.range.contains(&address));
-        let Some(state) = state.filter(|state| matches!(state.reading, Reading::Unread)) else {
+        let Some(state) = state.filter(|state| matches!(state.tables, TableState::Unread)) else {
             return;
         };
-        state.reading = match Module::load(&state.file) {
-            None => Reading::Unreadable,
+        state.tables = match Module::load(&state.file) {
+            None => TableState::Unreadable,
             Some(module) => {
                 self.framehop.add_module(framehop::Module::new(
                     state.file.path.clone(),
@@ -88,7 +88,7 @@ impl Modules {
                     module.bias,
                     sections(&module),
                 ));
-                Reading::Read(module)
+                TableState::Read(module)
             }
         };
     }
