@@ -1,8 +1,10 @@
-//! What a thread copies of itself: registers, and its stack from the stack pointer to its root.
+//! The copy that a thread makes of itself: registers, and its stack from the stack pointer to its
+//! root.
 //!
-//! *Runs on:* the stalled thread, in the signal handler (`fill`); whoever explains the stack reads.
-//! *Here:* plain copies into memory reserved before. One system call where the bounds of the stack are
-//! not known, since then only the kernel can read it without crashing.
+//! *Runs on:* the stalled thread, in the signal handler (`fill`); `stall-explainer` reads.
+//! *Must not:* do more in the handler than copy into reserved memory. If the bounds of the stack
+//! are not known, the kernel copies, by one system call: only it can read such a stack without a
+//! crash.
 
 use super::registers::Registers;
 use crate::slot::Slot;
@@ -15,7 +17,7 @@ const WORDS: usize = MOST / 8;
 const UNBOUNDED: usize = 64 * 1024;
 const PAGE: usize = 4096;
 
-/// Which thread is asked.
+/// The thread that a request is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addressee {
     pub(crate) slot: &'static Slot,
@@ -25,13 +27,13 @@ pub(crate) struct Addressee {
 /// How much of the stack there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Nothing: the thread is another one than was meant, under the same number.
+    /// Nothing: another thread answered, which has the same number by now.
     Nothing,
     /// Down to the thread's root.
     Whole,
     /// The innermost [`MOST`] bytes.
     Deeper,
-    /// The stack pointer is outside of the thread's own stack; what could be read.
+    /// The readable part from the stack pointer on, which is outside of the thread's own stack.
     Unbounded,
 }
 
@@ -41,15 +43,15 @@ pub(crate) struct Letter {
     pub(super) addressee: Option<Addressee>,
     pub(super) registers: Registers,
     pub(super) extent: Extent,
-    /// The slot's epoch at that moment: which poll it was.
+    /// The slot's epoch at that moment. It identifies the poll.
     pub(super) epoch: u64,
-    /// Words copied, from the stack pointer on.
+    /// The number of words copied, from the stack pointer on.
     pub(super) filled: usize,
     words: [u64; WORDS],
 }
 
 impl Letter {
-    /// All zero, so that it takes no room in the program and no memory before its first use.
+    /// All zero: it takes no room in the program, and no memory before its first use.
     pub(super) const EMPTY: Letter = Letter {
         addressee: None,
         registers: Registers::ZERO,
@@ -67,8 +69,8 @@ impl Letter {
     ///
     /// # Signal safety
     ///
-    /// Reads atomics of the slot, which is never freed, and copies; `process_vm_readv` for a stack
-    /// pointer outside of the thread's bounds. `errno` is the caller's to save.
+    /// Reads atomics of the slot, which is never freed, and copies. Calls `process_vm_readv` if the
+    /// stack pointer is outside of the thread's bounds. The caller saves `errno`.
     pub(super) fn fill(&mut self, registers: Registers) {
         self.registers = registers;
         self.filled = 0;
@@ -81,8 +83,12 @@ impl Letter {
             return;
         }
         self.epoch = slot.line.observe().epoch;
-        let (low, high) = slot.stack();
-        let from = registers.sp as usize & !7;
+        self.copy_stack(registers.sp as usize & !7, slot.stack());
+    }
+
+    /// Copies the stack from this address on. `low` and `high` are its bounds, as far as they are
+    /// known.
+    fn copy_stack(&mut self, from: usize, (low, high): (usize, usize)) {
         if (low..high).contains(&from) {
             let deep = (high - from) / 8;
             self.filled = deep.min(WORDS);
@@ -99,16 +105,16 @@ impl Letter {
     }
 }
 
-/// Copies from an address of the own stack.
+/// Copies words from an address of the own stack.
 ///
-/// In assembly, since what lies there are other functions' variables, which to Rust's rules are neither
-/// readable nor initialised, and which sanitizers guard.
+/// It is written in assembly: these are other functions' variables, which by Rust's rules are
+/// neither readable nor initialised, and which sanitizers guard.
 #[allow(unsafe_code)]
 fn copy_words(from: usize, to: &mut [u64]) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `from` and as many words as `to` is long lie between the stack pointer of the interrupted
-    // code and the end of its stack, which stays mapped while the thread is in this handler. `to` is
-    // memory of ours that does not overlap it.
+    // SAFETY: `from` and as many words as `to` is long lie between the stack pointer of the
+    // interrupted code and the end of its stack, which stays mapped while the thread is in this
+    // handler. `to` is memory of ours that does not overlap it.
     unsafe {
         std::arch::asm!(
             "rep movsq",
@@ -133,16 +139,17 @@ fn copy_words(from: usize, to: &mut [u64]) {
     }
 }
 
-/// Lets the kernel copy page by page, until one is not there. Returns the words copied.
-#[allow(unsafe_code)]
-fn read_carefully(from: usize, to: &mut [u64]) -> usize {
-    const PIECES: usize = UNBOUNDED / PAGE + 1;
+/// The most pages, whole or in part, that an unbounded copy touches.
+const PIECES: usize = UNBOUNDED / PAGE + 1;
+
+/// The memory from this address on, page by page, and the number of pieces.
+fn pages(from: usize, length: usize) -> ([libc::iovec; PIECES], usize) {
     let nothing = libc::iovec {
         iov_base: std::ptr::null_mut(),
         iov_len: 0,
     };
     let mut remote = [nothing; PIECES];
-    let (mut at, mut left, mut pieces) = (from, to.len() * 8, 0);
+    let (mut at, mut left, mut pieces) = (from, length, 0);
     while left > 0 && pieces < PIECES {
         let length = (PAGE - at % PAGE).min(left);
         remote[pieces] = libc::iovec {
@@ -153,12 +160,20 @@ fn read_carefully(from: usize, to: &mut [u64]) -> usize {
         left -= length;
         at += length;
     }
+    (remote, pieces)
+}
+
+/// Lets the kernel copy page by page, up to the first page that is not mapped. Returns the number
+/// of words copied.
+#[allow(unsafe_code)]
+fn read_carefully(from: usize, to: &mut [u64]) -> usize {
+    let (remote, pieces) = pages(from, to.len() * 8);
     let local = libc::iovec {
         iov_base: to.as_mut_ptr().cast(),
         iov_len: to.len() * 8,
     };
-    // SAFETY: `local` is memory of ours, written no further than its length; what the others point to is
-    // checked by the kernel, which stops at the first page that is not there.
+    // SAFETY: `local` is memory of ours, written no further than its length. The kernel checks
+    // `remote`, and stops at the first page that is not mapped.
     let copied = unsafe {
         libc::syscall(
             libc::SYS_process_vm_readv,

@@ -1,7 +1,8 @@
 //! The mailbox under the model checker: every interleaving of a requester and the handlers.
 //!
 //! *Runs on:* `RUSTFLAGS="--cfg loom" cargo test --release --lib capture::loom`.
-//! *Here:* only [`Mailbox`], whose atomics and cell are loom's in this build.
+//!
+//! The model is [`Mailbox`] alone, whose atomics and cell are loom's in this build.
 
 use super::mailbox::Mailbox;
 use loom::sync::Arc;
@@ -47,7 +48,7 @@ fn one_thread_at_a_time_has_the_letter_also_when_it_is_used_again() {
         let mailbox = Arc::new(Mailbox::<Letter>::new([0; 2]));
         let late = thread::spawn({
             let mailbox = mailbox.clone();
-            // Loom's own cell checks that no two reach the letter at once.
+            // Loom's cell checks that no two threads reach the letter at once.
             move || mailbox.answer(THIS, |letter| *letter = [3, 3])
         });
         let requester = thread::spawn({

@@ -1,8 +1,10 @@
-//! A mailbox: how a thread that wants a stack and the signal handler on the thread that has it meet.
+//! A mailbox: the buffer for one stack, and the protocol between the requester and the signal
+//! handler.
 //!
-//! *Runs on:* whoever asks, mostly the watchdog (`request`, `collect`, `withdraw`); any thread in the signal
-//! handler (`answer`); whoever reads the stack, mostly the reporter (`read`, and `withdraw` in the end).
-//! *Here:* atomics and one cell. Nobody waits; every step may find that the other side was first.
+//! *Runs on:* the requester, mostly `stall-watchdog` (`request`, `collect`, `withdraw`); the
+//! stalled thread, in the signal handler (`answer`); the reader of the stack, mostly
+//! `stall-explainer` (`read`, and `withdraw` in the end).
+//! *Must not:* wait. Each step may find that the other side was first.
 //!
 //! ```text
 //!         request            answer              answer          withdraw
@@ -12,19 +14,19 @@
 //!   └─────────────────┘              ABANDONED ──▶ FREE, by the handler
 //! ```
 //!
-//! The word of state also counts rounds. A handler that comes late, or a signal from somebody else, finds
-//! another round or another thread's number and does nothing. The letter belongs to the requester while
-//! CLAIMED, to the handler while FILLING or ABANDONED, to the requester again while FULL, and to nobody
-//! in between.
+//! The word of state also counts rounds. A handler that comes late, or that runs for a signal from
+//! elsewhere, finds another round or another thread's number and does nothing. The letter belongs
+//! to the requester while CLAIMED, to the handler while FILLING or ABANDONED, and to the requester
+//! again while FULL. In the other states it has no owner.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
-/// See the module's documentation.
+/// A letter, and the word that gives it to the requester or to the handler.
 #[derive(Debug)]
 pub(crate) struct Mailbox<L> {
     /// The round in the upper bits, the state in the lower three.
     word: AtomicU64,
-    /// The thread that is asked, by the kernel's number.
+    /// The thread that is to answer, by the kernel's number.
     tid: AtomicU32,
     letter: UnsafeCell<L>,
 }
@@ -57,7 +59,7 @@ impl Round {
     }
 }
 
-// SAFETY: the letter is reached only by whoever the protocol gives it to, one at a time, and each
+// SAFETY: only the owner by the protocol reaches the letter, one thread at a time, and each
 // hand-over is a Release store read by an Acquire load.
 #[allow(unsafe_code)]
 unsafe impl<L: Send> Sync for Mailbox<L> {}
@@ -81,8 +83,8 @@ impl<L> Mailbox<L> {
         }
     }
 
-    /// Asks this thread for an answer; `write` puts the question into the letter. `None` if the mailbox
-    /// is in use.
+    /// Requests an answer from this thread. `write` puts the question into the letter. `None` if
+    /// the mailbox is in use.
     #[allow(unsafe_code)]
     pub(crate) fn request(&self, tid: u32, write: impl FnOnce(&mut L)) -> Option<Round> {
         let word = self.word.load(Ordering::Relaxed);
@@ -91,7 +93,8 @@ impl<L> Mailbox<L> {
         }
         let round = Round::of(word);
         self.word
-            // Acquire: pairs with the Release that freed the mailbox: the letter's last use is over.
+            // Acquire: pairs with the Release that freed the mailbox: the letter's last use is
+            // over.
             .compare_exchange(
                 word,
                 round.word(CLAIMED),
@@ -99,42 +102,27 @@ impl<L> Mailbox<L> {
                 Ordering::Relaxed,
             )
             .ok()?;
-        // SAFETY: we have claimed it, so nobody else reaches the letter.
+        // SAFETY: the exchange has claimed the mailbox, so no other thread reaches the letter.
         self.letter
             .with_mut(|letter| write(unsafe { &mut *letter }));
         self.tid.store(tid, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `answer`: the handler sees the question, and the number.
+        // Release: pairs with the Acquire in `take`: the handler sees the question, and the number.
         self.word.store(round.word(REQUESTED), Ordering::Release);
         Some(round)
     }
 
-    /// Answers, if thread `tid` is asked. Called by the signal handler on that thread.
+    /// Answers a request for thread `tid`. The signal handler on that thread calls it. Returns
+    /// whether the letter has been handed over.
     ///
     /// # Signal safety
     ///
-    /// Atomics only; the rest is up to `fill`.
+    /// Uses atomics, and calls `fill`.
     #[allow(unsafe_code)]
     pub(crate) fn answer(&self, tid: u32, fill: impl FnOnce(&mut L)) -> bool {
-        // Acquire: pairs with the Release in `request`: the number read next is of this round, or newer.
-        let word = self.word.load(Ordering::Acquire);
-        if word & STATE != REQUESTED || self.tid.load(Ordering::Relaxed) != tid {
+        let Some(round) = self.take(tid) else {
             return false;
-        }
-        let round = Round::of(word);
-        if self
-            .word
-            // Acquire: pairs with the Release in `request`, again: this is the read that wins the letter.
-            .compare_exchange(
-                word,
-                round.word(FILLING),
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            )
-            .is_err()
-        {
-            return false;
-        }
-        // SAFETY: the exchange gave the letter to this thread, until the next one below.
+        };
+        // SAFETY: the exchange in `take` gave the letter to this thread, until the one below.
         self.letter.with_mut(|letter| fill(unsafe { &mut *letter }));
         let filling = round.word(FILLING);
         // Release: pairs with the Acquire in `collect`.
@@ -145,30 +133,53 @@ impl<L> Mailbox<L> {
             Ordering::Relaxed,
         );
         if full.is_err() {
-            // Abandoned meanwhile, so it is ours to free.
+            // The round was withdrawn meanwhile, so the handler frees the mailbox.
             // Release: pairs with the Acquire in `request`.
             self.word.store(round.next().word(FREE), Ordering::Release);
         }
         full.is_ok()
     }
 
-    /// Whether the answer is there. From then on the letter is the requester's.
+    /// Takes the letter of a request for thread `tid`. `None` if there is no such request, or not
+    /// any more.
+    fn take(&self, tid: u32) -> Option<Round> {
+        // Acquire: pairs with the Release in `request`: the number read next is of this round, or
+        // newer.
+        let word = self.word.load(Ordering::Acquire);
+        if word & STATE != REQUESTED || self.tid.load(Ordering::Relaxed) != tid {
+            return None;
+        }
+        let round = Round::of(word);
+        self.word
+            // Acquire: pairs with the Release in `request`, again: this is the read that takes the
+            // letter.
+            .compare_exchange(
+                word,
+                round.word(FILLING),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            )
+            .ok()?;
+        Some(round)
+    }
+
+    /// Whether the answer has arrived. From then on the letter belongs to the requester.
     pub(crate) fn collect(&self, round: Round) -> bool {
         // Acquire: pairs with the Release in `answer`.
         self.word.load(Ordering::Acquire) == round.word(FULL)
     }
 
-    /// Reads the letter. `None` unless `collect` has said that it is there.
+    /// Reads the letter. `None` unless [`collect`](Self::collect) returns true.
     #[allow(unsafe_code)]
     pub(crate) fn read<R>(&self, round: Round, read: impl FnOnce(&L) -> R) -> Option<R> {
         self.collect(round).then(|| {
-            // SAFETY: FULL in this round: the handler is done, and only the requester, who holds the
-            // round, can end this state.
+            // SAFETY: in FULL of this round the handler is done, and only the requester, which
+            // holds the round, can end this state.
             self.letter.with(|letter| read(unsafe { &*letter }))
         })
     }
 
-    /// Ends the round in whatever state it is. The requester's last act.
+    /// Ends the round, in any state. It is the requester's last call for the round.
     pub(crate) fn withdraw(&self, round: Round) {
         let free = round.next().word(FREE);
         if self
@@ -184,8 +195,10 @@ impl<L> Mailbox<L> {
         {
             return;
         }
-        // Relaxed if it succeeds: nothing is handed over; the handler keeps the letter and frees the mailbox.
-        // Acquire if not: pairs with the handler's Release of FULL, whose writing comes before the next one's.
+        // Relaxed if it succeeds: nothing is handed over, the handler keeps the letter and frees
+        // the mailbox.
+        // Acquire if not: pairs with the handler's Release of FULL, whose writing comes before the
+        // next one's.
         let abandoned = self.word.compare_exchange(
             round.word(FILLING),
             round.word(ABANDONED),
@@ -193,7 +206,7 @@ impl<L> Mailbox<L> {
             Ordering::Acquire,
         );
         if abandoned.is_err() {
-            // FULL, and so ours alone.
+            // The state is FULL, so the letter is the requester's.
             // Release: pairs with the Acquire in `request`: our reading is over.
             self.word.store(free, Ordering::Release);
         }

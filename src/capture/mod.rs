@@ -1,13 +1,14 @@
-//! The stack of a thread, taken from outside it: one directed signal, whose handler copies registers and
-//! stack; nothing is unwound there.
+//! The stack of a thread, taken from outside: the handler of one directed signal copies registers
+//! and stack.
 //!
-//! *Runs on:* the watchdog asks and collects, as does whoever wants all workers' stacks; the stalled thread
-//! answers in the signal handler; whoever explains the stack reads. A thread tells its bounds as it takes
-//! its slot.
-//! *Here:* nobody waits. A request is collected a tick later, or withdrawn.
+//! *Runs on:* `stall-watchdog` requests and collects, as does a thread that calls
+//! [`worker_stacks`](crate::Guard::worker_stacks). The stalled thread answers, in the signal
+//! handler. `stall-explainer` reads.
+//! *Must not:* wait, or unwind in the handler. A request is collected about a millisecond later, or
+//! withdrawn.
 //!
-//! There are [`MAILBOXES`] buffers for the whole process. They are zero pages of the program until they
-//! are used, and from then on as large as the deepest stack that was copied into them.
+//! The process has [`MAILBOXES`] buffers. They are zero pages of the program until they are used,
+//! and from then on as large as the deepest stack that was copied into them.
 
 mod handler;
 mod letter;
@@ -20,7 +21,7 @@ mod sleeping;
 
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
-pub(crate) use modules::{Mapped, Module, UnwindSections, mapped};
+pub(crate) use modules::{Mapped, Module, mapped};
 pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
 pub(crate) use sleeping::SleepTimer;
@@ -29,12 +30,12 @@ use crate::report::NoStack;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
 
-/// Stacks that can be on their way to the reporter at one time.
+/// The most stacks that can be on their way to the explainer at one time.
 pub(crate) const MAILBOXES: usize = 8;
 
 static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY) }; MAILBOXES];
 
-/// A thread has been asked for its stack. Dropping the request withdraws it.
+/// A request for a thread's stack. Dropping it withdraws it.
 #[derive(Debug)]
 pub(crate) struct Request {
     mailbox: &'static Mailbox<Letter>,
@@ -42,11 +43,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Asks a thread for its stack, by this signal.
+    /// Requests a thread's stack, by this signal.
+    ///
+    /// # Errors
+    ///
+    /// The thread has exited, the signal has no handler any more, or all buffers are in use.
     ///
     /// # Cost
     ///
-    /// Two system calls, about 1 µs; it is answered some 50 to 150 µs later.
+    /// Two system calls, about 1 µs. The answer takes 50 to 150 µs.
     #[allow(unsafe_code)]
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
         let tid = addressee.slot.tid();
@@ -56,14 +61,10 @@ impl Request {
         if handler::is_taken_away(signal) {
             return Err(NoStack::SignalTaken);
         }
-        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
-        let claimed = POOL.iter().find_map(|mailbox| {
-            let round = mailbox.request(tid, question)?;
-            Some(Request { mailbox, round })
-        });
-        let request = claimed.ok_or(NoStack::Busy)?;
-        // SAFETY: sends a signal to a thread of this process, whose handler is installed. A number that
-        // has been given to another thread reaches the handler there, which tells the two apart.
+        let request = Request::claim(addressee, tid).ok_or(NoStack::Busy)?;
+        // SAFETY: sends a signal to a thread of this process, whose handler is installed. If the
+        // number has been given to another thread, the handler there compares tenancies and copies
+        // nothing.
         let failed = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } != 0;
         if failed {
             return Err(NoStack::ThreadGone);
@@ -71,19 +72,28 @@ impl Request {
         Ok(request)
     }
 
+    /// Takes a free buffer for this thread. `None` if all are in use.
+    fn claim(addressee: Addressee, tid: u32) -> Option<Request> {
+        let question = |letter: &mut Letter| letter.addressee = Some(addressee);
+        POOL.iter().find_map(|mailbox| {
+            let round = mailbox.request(tid, question)?;
+            Some(Request { mailbox, round })
+        })
+    }
+
     /// Whether the stack has been copied.
     pub(crate) fn is_answered(&self) -> bool {
         self.mailbox.collect(self.round)
     }
 
-    /// The stack, if it has been copied by now; else the request again.
+    /// The stack, if it has been copied by now. Else the request again.
     pub(crate) fn collect(self) -> Result<RawStack, Request> {
         if self.mailbox.collect(self.round) {
             let stack = RawStack {
                 mailbox: self.mailbox,
                 round: self.round,
             };
-            // The round goes on in the stack.
+            // The stack owns the round now.
             std::mem::forget(self);
             Ok(stack)
         } else {
@@ -98,7 +108,7 @@ impl Drop for Request {
     }
 }
 
-/// A copied stack. Dropping it gives its buffer back.
+/// A copied stack. Dropping it frees its buffer.
 #[derive(Debug)]
 pub(crate) struct RawStack {
     mailbox: &'static Mailbox<Letter>,
@@ -106,7 +116,7 @@ pub(crate) struct RawStack {
 }
 
 impl RawStack {
-    /// Which poll the thread was in: its slot's epoch at that moment.
+    /// The slot's epoch at that moment. It identifies the poll.
     pub(crate) fn epoch(&self) -> u64 {
         self.read(|letter| letter.epoch)
     }
@@ -121,7 +131,7 @@ impl RawStack {
         (pc, sp)
     }
 
-    /// It was that thread that answered, and not another one under the same number.
+    /// Whether the right thread answered, and not another one with the same number.
     pub(crate) fn is_answered(&self) -> bool {
         self.extent() != Extent::Nothing
     }
@@ -130,7 +140,7 @@ impl RawStack {
         self.read(|letter| letter.extent)
     }
 
-    /// Hands over the words of the stack, from the stack pointer (rounded down to a word) on.
+    /// Calls `f` with the words of the stack, from the stack pointer (rounded down to a word) on.
     pub(crate) fn with_words<R>(&self, f: impl FnOnce(&[u64]) -> R) -> R {
         self.read(|letter| f(letter.stack()))
     }

@@ -1,8 +1,9 @@
-//! The files whose code is mapped into this process, and what unwinding needs of each.
+//! The files whose code is mapped into this process, with their unwind tables.
 //!
-//! *Runs on:* whichever thread explains a stack.
-//! *Here:* `/proc/self/maps`, not the loader's list: that one is behind a lock, which a stalled `dlopen`
-//! may hold. Memory is copied by the kernel, so a library that is unloaded meanwhile is only missing.
+//! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
+//! *Must not:* read the loader's list: a stalled `dlopen` may hold its lock. The files come from
+//! `/proc/self/maps`. The kernel copies the memory, so a library that is unloaded meanwhile is only
+//! missing.
 
 use crate::os::memory;
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
@@ -19,21 +20,21 @@ use std::sync::Arc;
 pub(crate) struct Mapped {
     /// From its first byte to the end of its last part.
     pub(crate) range: Range<u64>,
-    /// As the kernel writes it; `[vdso]` for the kernel's own.
+    /// Its path, as the kernel writes it. The kernel's own page is `[vdso]`.
     pub(crate) path: String,
     /// The device, as the kernel writes it, and the file's number there.
     device: String,
     inode: u64,
-    /// It is the program itself, not a library.
+    /// Whether it is the program itself, not a library.
     pub(crate) program: bool,
     executable: bool,
 }
 
-/// All files with code in them, in order of address.
+/// All mapped files with code, in order of address.
 ///
 /// # Cost
 ///
-/// 30 µs for some twenty files.
+/// 30 µs for about twenty files.
 pub(crate) fn mapped() -> Vec<Mapped> {
     let program = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     let mut files = std::fs::read("/proc/self/maps")
@@ -45,8 +46,8 @@ pub(crate) fn mapped() -> Vec<Mapped> {
     files
 }
 
-/// A line reads `start-end perms offset dev inode path`. A part with offset 0 begins a file; the parts
-/// after it with the same inode belong to it.
+/// The files in the text of `maps`. A line is `start-end perms offset dev inode path`. A part with
+/// offset 0 begins a file. The parts after it with the same inode belong to it.
 fn parse(maps: &str) -> Vec<Mapped> {
     let mut found: Vec<Mapped> = Vec::new();
     for line in maps.lines() {
@@ -58,14 +59,7 @@ fn parse(maps: &str) -> Vec<Mapped> {
                 last.range.end = part.range.end;
                 last.executable |= part.executable;
             }
-            _ if part.offset == 0 => found.push(Mapped {
-                range: part.range,
-                path: part.path.to_owned(),
-                device: part.device.to_owned(),
-                inode: part.inode,
-                program: false,
-                executable: part.executable,
-            }),
+            _ if part.offset == 0 => found.push(part.begun()),
             _ => {}
         }
     }
@@ -73,6 +67,7 @@ fn parse(maps: &str) -> Vec<Mapped> {
     found
 }
 
+/// One line of `maps` that belongs to a file.
 struct Part<'a> {
     range: Range<u64>,
     executable: bool,
@@ -85,6 +80,18 @@ struct Part<'a> {
 impl<'a> Part<'a> {
     fn is_of(&self, file: &Mapped) -> bool {
         (self.device, self.inode, self.path) == (&file.device, file.inode, &file.path)
+    }
+
+    /// The file that begins with this part.
+    fn begun(self) -> Mapped {
+        Mapped {
+            range: self.range,
+            path: self.path.to_owned(),
+            device: self.device.to_owned(),
+            inode: self.inode,
+            program: false,
+            executable: self.executable,
+        }
     }
 
     fn parse(line: &'a str) -> Option<Part<'a>> {
@@ -112,11 +119,11 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What unwinding and naming need of a file.
+/// The headers and unwind tables of a mapped file.
 #[derive(Debug)]
 pub(crate) struct Module {
     pub(crate) range: Range<u64>,
-    /// Add this to an address in the file to have the address in memory.
+    /// The address in memory, less the address in the file.
     pub(crate) bias: u64,
     pub(crate) build_id: Option<String>,
     pub(crate) unwind: Option<UnwindSections>,
@@ -130,48 +137,86 @@ pub(crate) struct UnwindSections {
     pub(crate) text: Range<u64>,
 }
 
-/// Headers of more than this have not been seen.
+/// Bytes read for the headers of a file: more than any file seen has.
 const HEADERS: usize = 4096;
 
 impl Module {
-    /// Reads a file's headers and tables from memory. `None` if it is gone, or no ELF file.
+    /// Reads a file's headers and tables from memory. `None` if it is unmapped by now, or no ELF
+    /// file.
     ///
     /// # Cost
     ///
-    /// A copy of the unwind tables, which make up some 2 to 5 % of a program.
+    /// A copy of the unwind tables, which are 2 to 5 % of a program.
     pub(crate) fn load(file: &Mapped) -> Option<Module> {
         let mut headers = vec![0; HEADERS];
         let read = memory::read(file.range.start, &mut headers);
         headers.truncate(read);
-        let header = FileHeader64::<Endianness>::parse(&*headers).ok()?;
-        let endian = header.endian().ok()?;
-        let segments = header.program_headers(endian, &*headers).ok()?;
-        let of_kind = |kind| segments.iter().filter(move |s| s.p_type(endian) == kind);
-
-        let first = of_kind(PT_LOAD).find(|segment| segment.p_offset(endian) == 0)?;
-        let bias = file.range.start.wrapping_sub(first.p_vaddr(endian));
-        let end = of_kind(PT_LOAD)
-            .map(|segment| addresses(segment, endian).end)
-            .max()?;
-        let text = of_kind(PT_LOAD).find(|segment| segment.p_flags(endian) & PF_X != 0)?;
-        let build_id = of_kind(PT_NOTE).find_map(|segment| {
-            let range = addresses(segment, endian);
-            let notes = memory::read_exact(bias.wrapping_add(range.start), length(&range)?)?;
-            build_id(&notes, segment.p_align(endian))
-        });
-        let unwind = of_kind(PT_GNU_EH_FRAME).next().and_then(|segment| {
-            let hdr = addresses(segment, endian);
-            let holder = of_kind(PT_LOAD)
-                .map(|segment| addresses(segment, endian))
-                .find(|loaded| loaded.contains(&hdr.start))?;
-            unwind_sections(bias, hdr, &holder, addresses(text, endian))
-        });
+        let segments = Segments::parse(&headers)?;
+        let first = segments.loaded().find(|loaded| loaded.offset == 0)?;
+        let bias = file.range.start.wrapping_sub(first.addresses.start);
+        let end = segments.loaded().map(|loaded| loaded.addresses.end).max()?;
+        let text = segments
+            .loaded()
+            .find(|loaded| loaded.executable)?
+            .addresses;
         Some(Module {
             range: file.range.start..file.range.end.max(bias.wrapping_add(end)),
             bias,
-            build_id,
-            unwind,
+            build_id: segments.build_id(bias),
+            unwind: segments.unwind(bias, text),
         })
+    }
+}
+
+/// The segments of an ELF file, by its headers.
+struct Segments<'a> {
+    endian: Endianness,
+    headers: &'a [ProgramHeader64<Endianness>],
+}
+
+/// A segment that the loader maps.
+struct Loaded {
+    offset: u64,
+    addresses: Range<u64>,
+    executable: bool,
+}
+
+impl<'a> Segments<'a> {
+    fn parse(headers: &'a [u8]) -> Option<Segments<'a>> {
+        let header = FileHeader64::<Endianness>::parse(headers).ok()?;
+        let endian = header.endian().ok()?;
+        let headers = header.program_headers(endian, headers).ok()?;
+        Some(Segments { endian, headers })
+    }
+
+    fn of_kind(&self, kind: u32) -> impl Iterator<Item = &'a ProgramHeader64<Endianness>> {
+        let endian = self.endian;
+        let segments = self.headers.iter();
+        segments.filter(move |segment| segment.p_type(endian) == kind)
+    }
+
+    fn loaded(&self) -> impl Iterator<Item = Loaded> {
+        let endian = self.endian;
+        self.of_kind(PT_LOAD).map(move |segment| Loaded {
+            offset: segment.p_offset(endian),
+            addresses: addresses(segment, endian),
+            executable: segment.p_flags(endian) & PF_X != 0,
+        })
+    }
+
+    fn build_id(&self, bias: u64) -> Option<String> {
+        self.of_kind(PT_NOTE).find_map(|segment| {
+            let range = addresses(segment, self.endian);
+            let notes = memory::read_exact(bias.wrapping_add(range.start), length(&range)?)?;
+            build_id(&notes, segment.p_align(self.endian))
+        })
+    }
+
+    fn unwind(&self, bias: u64, text: Range<u64>) -> Option<UnwindSections> {
+        let hdr = addresses(self.of_kind(PT_GNU_EH_FRAME).next()?, self.endian);
+        let mut loaded = self.loaded().map(|loaded| loaded.addresses);
+        let holder = loaded.find(|loaded| loaded.contains(&hdr.start))?;
+        unwind_sections(bias, hdr, &holder, text)
     }
 }
 
@@ -184,8 +229,9 @@ fn length(range: &Range<u64>) -> Option<usize> {
     usize::try_from(range.end.checked_sub(range.start)?).ok()
 }
 
-/// The header has a table to search in, and says where `.eh_frame` begins. That one ends by itself, at
-/// the latest with its segment.
+/// Copies the unwind tables. The header `.eh_frame_hdr` has a table to search in, and the address
+/// of `.eh_frame`. The data of `.eh_frame` mark their own end, which is at the latest the end of
+/// the segment.
 fn unwind_sections(
     bias: u64,
     hdr: Range<u64>,
@@ -211,7 +257,7 @@ fn unwind_sections(
     })
 }
 
-/// The GNU build id among notes: owner "GNU", type 3.
+/// The GNU build id among notes. Its owner is "GNU", its type 3.
 fn build_id(notes: &[u8], align: u64) -> Option<String> {
     let notes = object::read::elf::NoteIterator::<FileHeader64<Endianness>>::new(
         Endianness::Little,
@@ -223,28 +269,24 @@ fn build_id(notes: &[u8], align: u64) -> Option<String> {
         if note.name() == object::elf::ELF_NOTE_GNU
             && note.n_type(Endianness::Little) == object::elf::NT_GNU_BUILD_ID
         {
-            return Some(
-                note.desc()
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect(),
-            );
+            let digits = note.desc().iter().map(|byte| format!("{byte:02x}"));
+            return Some(digits.collect());
         }
     }
     None
 }
 
 impl Mapped {
-    /// Tells files apart, also those that have the same path one after the other. A number is used again
-    /// once a file is gone; then only the build id tells.
+    /// A hash that distinguishes files, also those that have the same path one after the other. The
+    /// kernel uses an inode's number again once a file is gone: then the build id differs.
     pub(crate) fn identity(&self, build_id: Option<&str>) -> u64 {
         let mut hasher = DefaultHasher::new();
         (&self.path, &self.device, self.inode, build_id).hash(&mut hasher);
         hasher.finish()
     }
 
-    /// Where to read the file from. The program's own can be had even after it has been replaced on
-    /// disk; a library's cannot, and the new one would give wrong names.
+    /// The path to read the file from. The program itself can be read even after it was replaced on
+    /// disk. A replaced library cannot, and the new file would give wrong names.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         if !self.path.starts_with('/') {
             return None;

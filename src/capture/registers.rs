@@ -1,17 +1,17 @@
 //! The registers that unwinding starts from, as the kernel hands them to a signal handler.
 //!
-//! *Runs on:* the stalled thread, in the signal handler (`of`); whoever explains the stack reads.
-//! *Here:* reads of the context, nothing else.
+//! *Runs on:* the stalled thread, in the signal handler (`of`); `stall-explainer` reads.
+//! *Must not:* do more in the handler than read the context.
 
-/// Where the thread was.
+/// The registers of a thread at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Registers {
     /// The next instruction.
     pub(crate) pc: u64,
     pub(crate) sp: u64,
-    /// The frame pointer, or whatever that register holds.
+    /// The frame pointer, or another value if the code uses that register for something else.
     pub(crate) fp: u64,
-    /// The link register, where the processor has one.
+    /// The link register, if the processor has one.
     pub(crate) lr: u64,
 }
 

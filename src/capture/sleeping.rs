@@ -1,17 +1,20 @@
-//! A thread's stack at the moment when it sleeps, taken by a timer of its own: nobody else has to look in time.
+//! A thread's stack during a sleep, taken by a timer of the thread itself.
 //!
-//! *Runs on:* the thread that is measured, before and after a poll; on the same thread, the signal handler.
-//! *Here:* a busy machine delays watchers, but not the kernel's timers. Used by tests only, never in
-//! production: the timer interrupts every [`PERIOD`].
+//! *Runs on:* the measured thread, before and after a poll, and in the signal handler.
+//! *Must not:* run in production: the timer interrupts every [`PERIOD`]. Only assertions for tests
+//! use it.
 //!
-//! The timer sends its signal to the thread while a measurement goes on. The handler lets it pass unless the
-//! thread has gone to sleep since it last looked, *and* the signal has met it in a system call; then it copies
-//! the stack, and stops the timer. So a sleep that lasts for a period is met, and nothing else is.
+//! A busy machine delays other threads that would look, but not the kernel's timers.
 //!
-//! # Who may touch what
+//! The timer sends its signal to the thread while a measurement goes on. The handler ignores it
+//! unless the thread has gone to sleep since the last signal, *and* the signal interrupts a system
+//! call. Then it copies the stack and stops the timer. So it finds each sleep that lasts for a
+//! period, and nothing else.
 //!
-//! A [`Place`] belongs to one thread at a time, by `taken`. Its thread writes the other fields between
-//! measurements, and reads and writes them in the handler, which runs on the same thread.
+//! # Access
+//!
+//! A [`TimerPlace`] belongs to one thread at a time, by `taken`. Its thread writes the other fields
+//! between measurements, and reads and writes them in the handler, which runs on the same thread.
 
 use super::RawStack;
 use super::letter::{Addressee, Letter};
@@ -21,26 +24,27 @@ use crate::os::{self, own_sleeps};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often the timer interrupts: the shortest sleep that is surely met.
+/// The period of the timer: the shortest sleep that is surely found.
 const PERIOD: Duration = Duration::from_micros(50);
 
-/// Threads that can be measured with stacks at one time; others are measured without.
+/// The most threads that can be measured with stacks at one time. Others are measured without.
 const PLACES: usize = 32;
 
-static ALL: [Place; PLACES] = [const { Place::new() }; PLACES];
+static ALL: [TimerPlace; PLACES] = [const { TimerPlace::new() }; PLACES];
 
-struct Place {
+/// A timer, and the buffer for the stack that it takes.
+struct TimerPlace {
     taken: AtomicBool,
     mailbox: Mailbox<Letter>,
     /// The C library's handle of the timer.
     timer: AtomicPtr<libc::c_void>,
-    /// Sleeps of the thread when it was last looked at.
+    /// The thread's number of sleeps at the last signal.
     sleeps: AtomicU64,
 }
 
-impl Place {
-    const fn new() -> Place {
-        Place {
+impl TimerPlace {
+    const fn new() -> TimerPlace {
+        TimerPlace {
             taken: AtomicBool::new(false),
             mailbox: Mailbox::new(Letter::EMPTY),
             timer: AtomicPtr::new(std::ptr::null_mut()),
@@ -48,11 +52,19 @@ impl Place {
         }
     }
 
+    /// Takes the place for the calling thread, if it is free.
+    fn take(&self) -> bool {
+        self.taken
+            // Acquire: pairs with the Release in `drop`: the last owner is done with it.
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// Starts the timer, or stops it with a period of zero.
     ///
     /// # Signal safety
     ///
-    /// One bare system call, which POSIX lists as safe.
+    /// Makes one bare system call, which POSIX lists as safe.
     #[allow(unsafe_code)]
     fn set(&self, period: Duration) {
         let span = libc::timespec {
@@ -75,15 +87,15 @@ impl Place {
     }
 }
 
-/// Marks the signals of our timers; the rest of the value is the number of a place.
+/// Marks the signals of our timers. The rest of the value is the index of a place.
 const OURS: usize = 0x7a11_0000;
 
-/// Looks at a signal that a timer has sent. Called by the signal handler.
+/// Handles a signal that a timer has sent. The signal handler calls it.
 ///
 /// # Signal safety
 ///
-/// Atomics of a static; `getrusage`, `process_vm_readv` and `timer_settime` as bare system calls; and what
-/// [`Mailbox::answer`] and [`Letter::fill`] say of themselves.
+/// Uses atomics of a static, and `getrusage`, `process_vm_readv` and `timer_settime` as bare system
+/// calls. [`Mailbox::answer`] and [`Letter::fill`] have notes of their own.
 pub(super) fn on_timer(value: usize, registers: Registers, tid: u32) {
     let Some(place) = value.checked_sub(OURS).and_then(|index| ALL.get(index)) else {
         return;
@@ -94,7 +106,7 @@ pub(super) fn on_timer(value: usize, registers: Registers, tid: u32) {
         return;
     }
     if !is_in_call(registers.pc) {
-        // It has slept, but not now: too short a time to be met, or in a page fault.
+        // The thread has slept, but not now: for too short a time, or in a page fault.
         place.sleeps.store(sleeps, Ordering::Relaxed);
         return;
     }
@@ -103,8 +115,8 @@ pub(super) fn on_timer(value: usize, registers: Registers, tid: u32) {
     }
 }
 
-/// Whether the signal has interrupted a system call: the next instruction is the one that calls the kernel, if
-/// the call is to be made again, or else the one after.
+/// Whether the signal has interrupted a system call. The next instruction is the one that calls the
+/// kernel if the call is to be made again, else the one after it.
 fn is_in_call(pc: u64) -> bool {
     #[cfg(target_arch = "x86_64")]
     const CALL: &[u8] = &[0x0f, 0x05];
@@ -120,48 +132,29 @@ fn is_in_call(pc: u64) -> bool {
 /// The calling thread's timer, and the place for its stack.
 #[derive(Debug)]
 pub(crate) struct SleepTimer {
-    place: &'static Place,
+    place: &'static TimerPlace,
     addressee: Addressee,
     round: Option<Round>,
     // The timer belongs to the thread that made it.
     _of_this_thread: std::marker::PhantomData<*const ()>,
 }
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for TimerPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place").finish_non_exhaustive()
+        f.debug_struct("TimerPlace").finish_non_exhaustive()
     }
 }
 
 impl SleepTimer {
-    /// Makes a timer for the calling thread, which is `addressee`; `signal` has its handler installed.
-    /// `None` if all places are taken, or the system has no such timers.
-    #[allow(unsafe_code)]
+    /// Makes a timer for the calling thread, which is `addressee`. The handler of `signal` is
+    /// installed. `None` if all places are taken, or if the system has no such timers.
     pub(crate) fn new(addressee: Addressee, signal: i32) -> Option<SleepTimer> {
-        let is_free = |place: &&Place| {
-            place
-                .taken
-                // Acquire: pairs with the Release in `drop`: the last owner is done with it.
-                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-        };
-        let (index, place) = ALL.iter().enumerate().find(|(_, place)| is_free(place))?;
-        // SAFETY: all-zero is a valid `sigevent`.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = signal;
-        event.sigev_notify_thread_id = addressee.slot.tid() as libc::c_int;
-        event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(OURS + index);
-        let mut timer: libc::timer_t = std::ptr::null_mut();
-        // SAFETY: `event` is complete, and `timer` is a valid place for the answer.
-        let failed =
-            unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) }
-                != 0;
-        if failed {
-            // Release: pairs with the Acquire above.
+        let (index, place) = ALL.iter().enumerate().find(|(_, place)| place.take())?;
+        let Some(timer) = create(OURS + index, addressee.slot.tid(), signal) else {
+            // Release: pairs with the Acquire in `take`.
             place.taken.store(false, Ordering::Release);
             return None;
-        }
+        };
         place.timer.store(timer.cast(), Ordering::Relaxed);
         Some(SleepTimer {
             place,
@@ -171,7 +164,8 @@ impl SleepTimer {
         })
     }
 
-    /// From now on, the first sleep in a system call that lasts for a period has its stack taken.
+    /// Starts a measurement. The handler takes the stack of the first sleep in a system call that
+    /// lasts for a period.
     pub(crate) fn begin(&mut self) {
         self.give_up();
         self.place.sleeps.store(own_sleeps(), Ordering::Relaxed);
@@ -181,12 +175,12 @@ impl SleepTimer {
         self.place.set(PERIOD);
     }
 
-    /// Takes no stack until [`go_on`](Self::go_on). One that was taken already stays.
+    /// Takes no stack until [`go_on`](Self::go_on). A stack that was taken before stays.
     pub(crate) fn pause(&mut self) {
         self.place.set(Duration::ZERO);
     }
 
-    /// Ends a pause: what has been slept meanwhile is passed over.
+    /// Ends a pause. Sleeps during the pause do not count.
     pub(crate) fn go_on(&mut self) {
         let is_met = |round| self.place.mailbox.collect(round);
         if self.round.is_some_and(|round| !is_met(round)) {
@@ -195,7 +189,7 @@ impl SleepTimer {
         }
     }
 
-    /// Stops, and hands over the stack if there is one.
+    /// Ends the measurement, and returns the stack if one was taken.
     pub(crate) fn end(&mut self) -> Option<RawStack> {
         self.place.set(Duration::ZERO);
         let round = self.round.take()?;
@@ -215,13 +209,29 @@ impl SleepTimer {
     }
 }
 
+/// Creates a timer that sends `signal` with `value` to thread `tid`.
+#[allow(unsafe_code)]
+fn create(value: usize, tid: u32, signal: i32) -> Option<libc::timer_t> {
+    // SAFETY: all-zero is a valid `sigevent`.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = signal;
+    event.sigev_notify_thread_id = tid as libc::c_int;
+    event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(value);
+    let mut timer: libc::timer_t = std::ptr::null_mut();
+    // SAFETY: `event` is complete, and `timer` is a valid place for the answer.
+    let failed =
+        unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } != 0;
+    (!failed).then_some(timer)
+}
+
 impl Drop for SleepTimer {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         self.give_up();
         // SAFETY: made by `new`, and not used after this.
         unsafe { libc::timer_delete(self.place.timer.load(Ordering::Relaxed).cast()) };
-        // Release: pairs with the Acquire in `new`.
+        // Release: pairs with the Acquire in `take`.
         self.place.taken.store(false, Ordering::Release);
     }
 }
@@ -243,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_is_met_and_computing_is_not() {
+    fn a_sleep_is_found_and_computing_is_not() {
         let mut timer = timer();
         for _ in 0..20 {
             timer.begin();

@@ -1,24 +1,25 @@
-//! The same face where no stacks are taken: without the feature `stacks`, or on another system.
+//! The interface of this room without stacks: without the feature `stacks`, or on another system.
 //!
-//! *Runs on:* whoever asks.
-//! *Here:* nothing at all.
+//! *Runs on:* every thread that requests stacks elsewhere.
+//!
+//! It does nothing.
 
-#![allow(dead_code)] // A face, and nothing behind it.
+#![allow(dead_code)] // An interface without users in some builds.
 
 use crate::report::NoStack;
 use crate::slot::Slot;
 
-/// Which thread would be asked.
+/// The thread that a request would be for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addressee {
     pub(crate) slot: &'static Slot,
     pub(crate) tenancy: u64,
 }
 
-/// There are none; an even number for whoever divides it.
+/// There are none. The number is even, since a caller halves it.
 pub(crate) const MAILBOXES: usize = 2;
 
-/// There is none.
+/// No signal is used.
 pub(crate) const DEFAULT_SIGNAL: i32 = 0;
 
 pub(crate) fn is_usable(_signal: i32) -> bool {
@@ -93,7 +94,7 @@ impl SleepTimer {
     }
 }
 
-// The model checker needs no signals, only the protocol.
+// The model checker needs the protocol, but no signals.
 #[cfg(all(test, loom))]
 mod loom;
 #[cfg(all(test, loom))]

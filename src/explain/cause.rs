@@ -1,14 +1,15 @@
-//! Why a worker was held: the verdict on how the time was spent.
+//! The cause of a stall, by the way in which its time was spent.
 //!
-//! *Runs on:* the reporter thread, and whoever asks what is stalled now; the watchdog looks where a call's
-//! descriptor leads.
-//! *Here:* arithmetic and names. Shares decide; nothing is ever classified by its size.
+//! *Runs on:* `stall-reporter`, and a thread that calls [`stalled_now`](crate::Guard::stalled_now).
+//! `stall-watchdog` looks up the kind of a call's descriptor.
+//!
+//! Shares of the time decide, never an absolute time.
 
 use crate::os::{self, Call, CallKind, Descriptor};
 use crate::report::{Blocking, Cause, Frame, TimeSplit, of_the_poll};
 use std::time::Duration;
 
-/// The verdict on a stall, from how its time was spent, the call it slept in longest, and its stack.
+/// The cause of a stall, from the split of its time, the call it slept in longest, and its stack.
 pub(crate) fn cause(
     split: &TimeSplit,
     threshold: Duration,
@@ -20,13 +21,7 @@ pub(crate) fn cause(
         return Cause::Unknown;
     }
     if split.host() > code * MOSTLY && code < threshold * LONG_BY_ITSELF {
-        let parts = [
-            (split.run_queue, Cause::Contention),
-            (split.throttled, Cause::Throttled),
-            (split.stopped, Cause::Suspended),
-        ];
-        let longest = parts.into_iter().max_by_key(|(time, _)| *time);
-        return longest.map_or(Cause::Unknown, |(_, cause)| cause);
+        return host_cause(split);
     }
     if split.cpu >= split.asleep {
         Cause::Cpu
@@ -35,12 +30,23 @@ pub(crate) fn cause(
     }
 }
 
-/// So many times the code's own time is mostly the host's doing …
+/// The cause at the host, by the longest part of its time.
+fn host_cause(split: &TimeSplit) -> Cause {
+    let parts = [
+        (split.run_queue, Cause::Contention),
+        (split.throttled, Cause::Throttled),
+        (split.stopped, Cause::Suspended),
+    ];
+    let longest = parts.into_iter().max_by_key(|(time, _)| *time);
+    longest.map_or(Cause::Unknown, |(_, cause)| cause)
+}
+
+/// If the host's time is more than so many times the code's own, the host is the cause.
 const MOSTLY: u32 = 3;
-/// … but not if the code held the worker for so many thresholds by itself.
+/// If the code by itself held the worker for so many thresholds, the host is not the cause.
 const LONG_BY_ITSELF: u32 = 5;
 
-/// A call that a thread slept in, and what its descriptor led to.
+/// A call that a thread slept in, and the kind of its descriptor at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SleptIn {
     pub(crate) call: Call,
@@ -48,7 +54,7 @@ pub(crate) struct SleptIn {
 }
 
 impl SleptIn {
-    /// The call has returned: its descriptor may lead elsewhere by now.
+    /// A call that has returned. Its descriptor may refer to another object by now.
     pub(crate) fn long_ago(call: Call) -> SleptIn {
         SleptIn {
             call,
@@ -56,7 +62,7 @@ impl SleptIn {
         }
     }
 
-    /// Looks at the descriptor now, while the thread sleeps.
+    /// A call that the thread sleeps in now. Looks up its descriptor.
     pub(crate) fn now(call: Call) -> SleptIn {
         let descriptor = match os::call_kind(call.number) {
             CallKind::Descriptor => os::descriptor(call.first),
@@ -66,16 +72,9 @@ impl SleptIn {
     }
 }
 
+/// The thing that a thread slept for, by the call it slept in longest and by its stack.
 fn blocking(slept_in: Option<SleptIn>, frames: &[Frame]) -> Blocking {
-    // What a child writes comes through a pipe, and its end through a pid file: the calls look like
-    // others, the functions do not.
-    let passes = |module: &str| {
-        of_the_poll(frames)
-            .iter()
-            .filter_map(|frame| frame.function.as_deref())
-            .any(|function| function.contains(module))
-    };
-    if passes("std::process::") || passes("std::sys::process::") {
+    if waits_for_a_process(frames) {
         return Blocking::Process;
     }
     let Some(SleptIn { call, descriptor }) = slept_in else {
@@ -86,13 +85,23 @@ fn blocking(slept_in: Option<SleptIn>, frames: &[Frame]) -> Blocking {
         (CallKind::Lock, _) => Blocking::Lock,
         (CallKind::File, _) | (CallKind::Descriptor, Descriptor::File) => Blocking::File,
         (CallKind::Network, _) | (CallKind::Descriptor, Descriptor::Socket) => Blocking::Network,
-        // To poll nothing is to sleep; the number of descriptors is not at hand for all of these, but
-        // only `poll` and its kind take a null pointer.
+        // A poll of no descriptors is a sleep. The number of descriptors is not available for all
+        // of these calls. Only `poll` and its kind take a null pointer.
         (CallKind::Poll, _) if call.first == 0 => Blocking::Sleep,
         (CallKind::Poll, _) => Blocking::Network,
         (CallKind::Process, _) => Blocking::Process,
         (CallKind::Descriptor, Descriptor::Other) | (CallKind::Other, _) => Blocking::Other,
     }
+}
+
+/// Whether the stack passes through the standard library's code for processes.
+fn waits_for_a_process(frames: &[Frame]) -> bool {
+    // The output of a child comes through a pipe, and its end through a pid file. These calls are
+    // like others, but the functions are not.
+    of_the_poll(frames)
+        .iter()
+        .filter_map(|frame| frame.function.as_deref())
+        .any(|name| name.contains("std::process::") || name.contains("std::sys::process::"))
 }
 
 #[cfg(all(test, not(loom), target_os = "linux"))]
@@ -151,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_hardly_looked_at_is_unknown() {
+    fn time_that_is_mostly_without_evidence_is_unknown() {
         let split = TimeSplit {
             cpu: ms(1),
             unknown: ms(9),
@@ -163,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_is_what_its_descriptor_is() {
+    fn a_read_has_the_kind_of_its_descriptor() {
         let kind = |number, descriptor| blocking(slept_in(number, 5, descriptor), &[]);
         assert_eq!(kind(libc::SYS_read, Descriptor::File), Blocking::File);
         assert_eq!(kind(libc::SYS_read, Descriptor::Socket), Blocking::Network);

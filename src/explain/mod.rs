@@ -1,8 +1,10 @@
-//! What the evidence means: which line it was, why it was held, and what to write instead.
+//! From evidence to an explanation: the line of a stall, its cause, and an advice.
 //!
-//! *Runs on:* the reporter thread. `stack` also on `stall-explainer`, a thread made for one stack that takes
-//! long, and on whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
-//! *Here:* no unsafe; raw evidence in, words out. Slow the first time, when it reads debug information.
+//! *Runs on:* `stall-explainer` for stacks and owners of code; `stall-reporter` for cause and
+//! advice; in tests also a thread that measures itself.
+//! *Must not:* contain unsafe code.
+//!
+//! The first stack is slow: its debug information is read.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +12,7 @@ pub(crate) mod advice;
 mod cause;
 mod own_code;
 
-// Where `capture::stack` takes none, there is none to explain: the same condition.
+// The condition under which `capture` takes stacks.
 #[cfg_attr(
     not(all(
         feature = "stacks",
@@ -31,25 +33,21 @@ use crate::report::{Frame, Origin};
 /// A stack, unwound and named.
 #[derive(Debug)]
 pub(crate) struct Explained {
-    /// Innermost first.
+    /// The calls, innermost first.
     pub(crate) frames: Vec<Frame>,
-    /// It was followed to the thread's root.
+    /// Whether it was followed to the thread's root.
     pub(crate) complete: bool,
-    /// It was deeper than what was copied.
+    /// Whether it was deeper than the part that was copied.
     pub(crate) truncated: bool,
-    /// It came to a call that nothing explains.
+    /// Whether it came to a call that no unwind table explains.
     pub(crate) lost: bool,
 }
 
-/// What the stack says of the worker that its thread is taken to drive. Nothing, if functions have no
-/// names here.
+/// The verdict of the stack on the worker that its thread seems to drive. `None` if functions have
+/// no names here.
 pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
     let frames = &explained.frames;
-    let passes = |part: &str| {
-        let tokio = |name: &&str| name.starts_with("tokio::") || name.starts_with("<tokio::");
-        let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
-        names.any(|name| tokio(&name) && name.contains(part))
-    };
+    let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));
     if passes("block_in_place") {
         return Some(StackVerdict::Detached);
     }
@@ -64,16 +62,16 @@ pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
     if loops.into_iter().any(passes) {
         return Some(StackVerdict::Driving);
     }
-    // That none is there says something only where inlined functions would be seen, or the pool is.
+    // Missing scheduler frames show that it is detached only if inlined frames are visible, or if
+    // frames of the pool are present.
     let is_named = |frame: &Frame| frame.origin == Origin::Runtime && frame.file.is_some();
     let all_seen = frames.iter().any(is_named) || passes("blocking::pool::");
     (explained.complete && all_seen).then_some(StackVerdict::Detached)
 }
 
-/// Whether the thread waits in the runtime's own driver, or for its turn there: for something to do. A
-/// worker that is busy is not the one it waits for.
+/// Whether the thread waits in the runtime's driver, or to get into it. Such a thread does not
+/// drive a worker that is busy.
 fn is_parked(frames: &[Frame]) -> bool {
-    let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
     let waits = [
         "driver::Driver::",
         "driver::IoStack::",
@@ -82,11 +80,14 @@ fn is_parked(frames: &[Frame]) -> bool {
         "::park_condvar",
         "::park_driver",
     ];
-    // Locks and the like are under a name of tokio's own.
-    names
-        .find(|name| {
-            let tokio = name.starts_with("tokio::") || name.starts_with("<tokio::");
-            tokio && !name.contains("tokio::loom::")
-        })
+    // Tokio has its own wrappers of locks and the like in `tokio::loom`.
+    tokio_names(frames)
+        .find(|name| !name.contains("tokio::loom::"))
         .is_some_and(|name| waits.iter().any(|part| name.contains(part)))
+}
+
+/// The names of tokio's functions on a stack, innermost first.
+fn tokio_names(frames: &[Frame]) -> impl Iterator<Item = &str> {
+    let names = frames.iter().filter_map(|frame| frame.function.as_deref());
+    names.filter(|name| name.starts_with("tokio::") || name.starts_with("<tokio::"))
 }

@@ -1,14 +1,15 @@
-//! The same face where no stacks are taken.
+//! The interface of `stack` without stacks.
 //!
-//! *Runs on:* whoever asks.
-//! *Here:* nothing at all.
+//! *Runs on:* every thread that explains stacks elsewhere.
+//!
+//! It does nothing.
 
 use super::Explained;
 use super::own_code::OwnCode;
 use crate::capture::RawStack;
 use crate::report::NoStack;
 
-/// Never has anything to explain.
+/// Never gets a stack.
 #[derive(Debug, Default)]
 pub(crate) struct Explainer {}
 

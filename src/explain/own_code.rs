@@ -1,19 +1,18 @@
-//! Whose code a frame is, and which of the frames is the site: the innermost of the user's own.
+//! The owner of a frame's code: the user, a dependency, the standard library, tokio, the system.
 //!
-//! *Runs on:* the reporter thread; whose code a frame is, on whichever thread explains its stack.
-//! *Here:* rules on names and paths.
+//! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
 //!
-//! Where there is debug information, the path decides: cargo compiles what it has fetched from below
-//! `registry/src` or `git/checkouts`, the standard library says `/rustc/`, and what is left was written
-//! here. Without, the name of the crate does: the one that the program is named after, and those that
-//! were named to `own_crates`.
+//! With debug information the path decides. Cargo compiles fetched crates below `registry/src` or
+//! `git/checkouts`. Paths of the standard library begin with `/rustc/`. Other paths are the user's.
+//! Without debug information the name of the crate decides: own are the crate that the program is
+//! named after, and those given to `own_crates`.
 
-#![cfg_attr(not(feature = "stacks"), allow(dead_code))] // Without stacks there are no frames.
+#![cfg_attr(not(feature = "stacks"), allow(dead_code))] // No frames without stacks.
 
 use crate::report::Origin;
 use std::collections::HashSet;
 
-/// Tells own code from others'.
+/// The rules that separate own code from others'.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnCode {
     named: HashSet<String>,
@@ -39,7 +38,7 @@ impl Default for OwnCode {
 }
 
 impl OwnCode {
-    /// Own are the crates of these names, besides what the paths say.
+    /// The crates with these names are own code, besides those that are own by their paths.
     pub(crate) fn new(named: impl IntoIterator<Item = String>) -> OwnCode {
         OwnCode {
             named: named
@@ -50,7 +49,7 @@ impl OwnCode {
         }
     }
 
-    /// Whose code it is, by the function's name and file; `in_program` if it is not in a library.
+    /// The owner of a function, by its name and file. `in_program` if it is not in a library.
     pub(crate) fn origin(
         &self,
         function: Option<&str>,
@@ -74,14 +73,14 @@ impl OwnCode {
             (None, Some(file)) if file.ends_with(".rs") => Origin::Own,
             (Some(krate), None) if self.program.as_deref() == Some(krate) => Origin::Own,
             (Some(_), None) => Origin::Dependency,
-            // No path in the name: not Rust.
+            // The name has no path, so it is not Rust.
             (None, _) if in_program => Origin::Dependency,
             (None, _) => Origin::System,
         }
     }
 }
 
-/// The crate that the program's file is named after; cargo appends a hash to tests.
+/// The crate that the program's file is named after. Cargo appends a hash to the names of tests.
 fn program_crate() -> Option<String> {
     let program = std::env::current_exe().ok()?;
     let name = program.file_stem()?.to_str()?;
@@ -94,35 +93,39 @@ fn program_crate() -> Option<String> {
     Some(name.replace('-', "_"))
 }
 
-/// The crate of a demangled name: `app` of `app::run`, of `<app::Guard as core::ops::Drop>::drop`, and of
-/// `<alloc::vec::Vec<T> as app::Sum>::sum`, whose body is where the trait's is, as far as the name tells.
+/// The crate of a demangled name: `app` of `app::run`, of `<app::Guard as core::ops::Drop>::drop`,
+/// and of `<alloc::vec::Vec<T> as app::Sum>::sum`. For the last one the trait's crate is taken,
+/// since the name does not show the crate of the body.
 pub(crate) fn crate_of(function: &str) -> Option<&str> {
     if !function.contains("::") {
         return None;
     }
-    let mut rest = function.trim_start_matches(['<', '&', '*', '(', '[', ' ']);
+    let (krate, after) = first_identifier(function)?;
+    let of_trait = || function.split_once(" as ").and_then(|(_, of)| crate_of(of));
+    if !after.starts_with("::") {
+        // `<T as app::Trait>::method`, a primitive type, or a generic one.
+        return of_trait();
+    }
+    // Another crate's trait for a type of the standard library.
+    let is_of_std = function.starts_with('<') && STD.contains(&krate);
+    Some(krate)
+        .filter(|_| !is_of_std)
+        .or_else(of_trait)
+        .or(Some(krate))
+}
+
+/// The first identifier of a name, and the text after it.
+fn first_identifier(name: &str) -> Option<(&str, &str)> {
+    let mut rest = name.trim_start_matches(['<', '&', '*', '(', '[', ' ']);
     for prefix in ["mut ", "const ", "dyn ", "impl "] {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
-    let krate = rest
-        .split(|c: char| !(c.is_alphanumeric() || c == '_'))
-        .next()
-        .filter(|krate| !krate.is_empty())?;
-    let next = &rest[krate.len()..];
-    if next.starts_with("::") {
-        if function.starts_with('<') && STD.contains(&krate) {
-            // A trait of somebody's for a type of the standard library.
-            if let Some((_, of)) = function.split_once(" as ") {
-                return crate_of(of).or(Some(krate));
-            }
-        }
-        return Some(krate);
-    }
-    // `<T as app::Trait>::method`, a primitive type, or a generic one.
-    function.split_once(" as ").and_then(|(_, of)| crate_of(of))
+    let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+    let (identifier, after) = rest.split_at(end.unwrap_or(rest.len()));
+    (!identifier.is_empty()).then_some((identifier, after))
 }
 
-/// Tokio's machinery, as against its types that the user calls.
+/// Whether it is the machinery of tokio, and not one of its types that the user calls.
 fn is_runtime(function: &str) -> bool {
     ["tokio::runtime::", "tokio::task::", "tokio::loom::"]
         .iter()
@@ -143,7 +146,7 @@ fn is_std_path(file: &str) -> bool {
         || file.starts_with("library/")
 }
 
-/// Whether cargo has fetched this file, or somebody has for it.
+/// Whether this file was fetched by cargo, or vendored.
 fn is_fetched(file: &str) -> bool {
     ["/registry/src/", "/git/checkouts/", "/vendor/"]
         .iter()
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_tell_own_code_from_what_was_fetched() {
+    fn paths_separate_own_code_from_fetched_crates() {
         let own = OwnCode::new(["my-queue".to_owned()]);
         let origin = |function, file| own.origin(Some(function), file, true);
         let registry = "/home/me/.cargo/registry/src/index.crates.io-1949/hyper-1.0.0/src/a.rs";

@@ -1,16 +1,16 @@
-//! Where a thread's stack lies.
+//! The bounds of a thread's stack.
 //!
-//! *Runs on:* the thread itself, as it takes its slot.
+//! *Runs on:* the thread itself, when it takes its slot.
 
-/// The bounds of the calling thread's stack, lowest address first; zeros if they are not to be had.
+/// The bounds of the calling thread's stack, lowest address first. Zeros if the C library has none.
 ///
 /// # Cost
 ///
-/// About 1 µs; on the main thread the C library reads `/proc/self/maps`.
+/// About 1 µs. On the main thread the C library reads `/proc/self/maps`.
 #[allow(unsafe_code)]
 pub(crate) fn own_bounds() -> (usize, usize) {
     let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: initialises `attributes`, or says that it has not.
+    // SAFETY: initialises `attributes`, or returns an error.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
         return (0, 0);
     }

@@ -1,8 +1,9 @@
-//! The system calls that threads sleep in: their names, and what they wait for.
+//! The system calls that threads sleep in: their names, and the things they wait for.
 //!
-//! *Runs on:* whoever puts a call into words: the reporter thread, or who asks what is stalled now. The
-//! watchdog asks for kinds.
-//! *Here:* a list. Numbers differ between architectures, so they come from the C library's own table.
+//! *Runs on:* `stall-reporter`, and a thread that calls `stalled_now()`: both need names.
+//! `stall-watchdog` needs kinds.
+//!
+//! Numbers differ between architectures, so they come from the C library's table.
 
 use super::CallKind;
 
@@ -14,12 +15,12 @@ pub(crate) fn call_name(number: i64) -> String {
     }
 }
 
-/// Whether a thread in this call waits for whatever the kernel has to tell: a runtime's driver does.
+/// Whether a thread in this call waits for events of any kind, as a runtime's driver does.
 pub(crate) fn waits_for_events(number: i64) -> bool {
     find(number).is_some_and(|(_, name, _)| name.starts_with("epoll_"))
 }
 
-/// What the call waits for.
+/// The thing that the call waits for.
 pub(crate) fn call_kind(number: i64) -> CallKind {
     find(number).map_or(CallKind::Other, |(_, _, kind)| *kind)
 }
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_the_list_has_a_name_and_the_rest_a_number() {
+    fn listed_calls_have_a_name_and_others_a_number() {
         assert_eq!(call_name(libc::SYS_clock_nanosleep), "clock_nanosleep");
         assert_eq!(call_name(99_999), "system call 99999");
     }

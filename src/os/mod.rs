@@ -1,12 +1,14 @@
-//! What the operating system says of a thread, of a system call and of a control group.
+//! Evidence from the kernel: a thread's clocks and state, its system call, the CPU quota of its
+//! process.
 //!
-//! *Runs on:* the watchdog thread; a thread that takes a slot asks for its own number and bounds.
-//! *Must not:* lock or wait, nor allocate but where a file is opened and for the list of what is read of memory.
-//! What cannot be read is `None`, never an error.
+//! *Runs on:* `stall-watchdog`; a thread that takes a slot reads its own number and bounds.
+//! *Must not:* lock or wait. It allocates only to open a file, and for the list of the pieces of
+//! memory to read.
 //!
-//! A stall is only blamed on code for the time in which the thread computed or slept in a call of its
-//! own. Time in which it wanted a CPU and had none belongs to the host. [`ThreadEvidence`] tells the two
-//! apart.
+//! Evidence that cannot be read is `None`, never an error.
+//!
+//! Blamed is the time in which a thread computed or slept in a call of its own. Time in which it
+//! was ready and had no CPU is the host's. [`ThreadEvidence`] separates the two.
 
 #[cfg(target_os = "linux")]
 mod calls;
@@ -48,29 +50,30 @@ pub(crate) fn own_bounds() -> (usize, usize) {
 
 use std::time::Duration;
 
-/// What a thread was doing at one moment, and its clocks so far.
+/// The state of a thread at one moment, and its clocks so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadEvidence {
     /// CPU time used since the thread began, exact to the moment.
     pub(crate) cpu: Duration,
     /// Time spent waiting for a CPU, as of the last time it got one.
     pub(crate) run_queue: Duration,
-    /// How often it was put on a CPU. Unchanged, and not on one now: it has not run in between.
+    /// How often it was put on a CPU. If the number is unchanged and the thread is not on a CPU
+    /// now, it has not run in between.
     pub(crate) runs: u64,
-    /// What it was doing.
+    /// The state at that moment.
     pub(crate) state: ThreadState,
 }
 
-/// What a thread was doing at one moment.
+/// Whether a thread runs, waits for a CPU, or sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ThreadState {
-    /// Executing: its CPU clock moved while we looked.
+    /// On a CPU: its CPU clock moved during the look.
     OnCpu,
-    /// Ready to execute, without a CPU to do so.
+    /// In the run queue: ready, without a CPU.
     Waiting,
-    /// Asleep in this system call; `None` if asleep outside of one, as in a page fault.
+    /// Asleep in this system call. `None` if asleep outside of one, as in a page fault.
     Asleep(Option<Call>),
-    /// Not to be told on this system.
+    /// This system does not show it.
     Unknown,
 }
 
@@ -80,12 +83,12 @@ pub(crate) struct Call {
     pub(crate) number: i64,
     /// The first argument, often a descriptor.
     pub(crate) first: u64,
-    /// The stack pointer and the next instruction. With them, one sleep is told from the next.
+    /// The stack pointer and the next instruction. They distinguish one sleep from the next.
     pub(crate) sp: u64,
     pub(crate) pc: u64,
 }
 
-/// What a descriptor leads to.
+/// The kind of object that a descriptor refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Descriptor {
     Socket,
@@ -94,7 +97,7 @@ pub(crate) enum Descriptor {
     Other,
 }
 
-/// What a system call makes its thread wait for.
+/// The thing that a system call makes its thread wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallKind {
     /// A time.
@@ -103,7 +106,7 @@ pub(crate) enum CallKind {
     Lock,
     /// A file's content or directory.
     File,
-    /// Whatever its first argument, a descriptor, leads to.
+    /// The object behind its first argument, a descriptor.
     Descriptor,
     /// A peer.
     Network,

@@ -1,7 +1,8 @@
-//! The same face where the system does not tell what a thread has used.
+//! The interface of `usage` on systems that do not show what a thread has used.
 //!
 //! *Runs on:* any thread that is measured.
-//! *Here:* nothing at all.
+//!
+//! It does nothing.
 
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ pub(crate) struct Usage {
     pub(crate) sleeps: u64,
 }
 
-/// Not to be told here.
+/// Unknown here.
 pub(crate) fn own_usage() -> Option<Usage> {
     None
 }
 
-/// Not to be told here.
+/// Unknown here.
 pub(crate) fn stolen() -> Option<Duration> {
     None
 }

@@ -1,8 +1,11 @@
 //! Thread evidence from `/proc/self/task` and the thread CPU clock.
 //!
-//! *Runs on:* the watchdog thread; `current_tid` on every thread that takes a slot, and in the signal handler.
-//! *Here:* for a tick kept descriptors and `pread` only, about 1 µs for everything; what opens a file says so.
-//! No disturbance of the thread, no privilege needed for threads of the own process.
+//! *Runs on:* `stall-watchdog`; `current_tid` on every thread that takes a slot, and in the signal
+//! handler.
+//! *Must not:* open a file for a tick, or disturb the thread that is looked at.
+//!
+//! A tick uses open descriptors and `pread`: about 1 µs for everything. Functions that open a file
+//! have a note. Threads of the own process need no privilege.
 
 pub(crate) use super::calls::{call_kind, call_name, waits_for_events};
 pub(crate) use super::throttle::Throttle;
@@ -16,7 +19,8 @@ pub(crate) fn current_tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
-/// Whether a debugger or tracer is attached to this process. Opens a file: not for every tick.
+/// Whether a debugger or tracer is attached to this process. It opens a file, so it is not for
+/// every tick.
 pub(crate) fn debugger_attached() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
         status
@@ -26,8 +30,8 @@ pub(crate) fn debugger_attached() -> bool {
     })
 }
 
-/// The open files that tell about one thread. They stay with that thread: after its exit, reads fail,
-/// also when its number has been given to another.
+/// The open files of one thread. They stay with that thread: after its exit reads fail, even if its
+/// number has been given to another thread.
 #[derive(Debug)]
 pub(crate) struct ThreadFiles {
     tid: u32,
@@ -36,7 +40,7 @@ pub(crate) struct ThreadFiles {
 }
 
 impl ThreadFiles {
-    /// Opens the files of a thread of this process; `None` where the kernel does not offer them.
+    /// Opens the files of a thread of this process. `None` if the kernel does not offer them.
     pub(crate) fn open(tid: u32) -> Option<ThreadFiles> {
         let open = |name: &str| File::open(format!("/proc/self/task/{tid}/{name}")).ok();
         Some(ThreadFiles {
@@ -50,7 +54,7 @@ impl ThreadFiles {
     ///
     /// # Cost
     ///
-    /// About 0.9 µs for a thread on a CPU, 1.6 µs for one that is asleep.
+    /// About 0.9 µs for a thread on a CPU, 1.6 µs for one that sleeps.
     pub(crate) fn look(&self) -> Option<ThreadEvidence> {
         let before = cpu_clock(self.tid);
         let early = self.schedstat()?;
@@ -60,8 +64,9 @@ impl ThreadFiles {
         } else {
             self.off_cpu_state()
         };
-        // The kernel counts a wait when it ends, and a wait may end during this look. A thread that is seen
-        // waiting is in a wait that must not be counted yet. Of any other thread the last wait must be.
+        // The kernel counts a wait when it ends, and a wait may end during this look. If the thread
+        // is seen waiting, that wait must not be counted yet. If not, its last wait must be
+        // counted.
         let counted = match state {
             ThreadState::Waiting => early,
             _ => self.schedstat()?,
@@ -75,7 +80,7 @@ impl ThreadFiles {
         })
     }
 
-    /// How long the thread has waited for a CPU so far. 0.3 µs.
+    /// How long the thread has waited for a CPU so far. Costs 0.3 µs.
     pub(crate) fn run_queue(&self) -> Option<Duration> {
         self.schedstat().map(|counted| counted.run_queue)
     }
@@ -107,7 +112,7 @@ struct SchedStat {
     runs: u64,
 }
 
-/// `schedstat`: nanoseconds on CPU, nanoseconds in run queues, times put on a CPU.
+/// Parses `schedstat`: nanoseconds on CPU, nanoseconds in run queues, times put on a CPU.
 fn parse_schedstat(text: &[u8]) -> Option<SchedStat> {
     let mut fields = std::str::from_utf8(text)
         .ok()?
@@ -121,35 +126,36 @@ fn parse_schedstat(text: &[u8]) -> Option<SchedStat> {
     })
 }
 
-/// `syscall`: `running` for a thread that is ready or on a CPU, else the number of the call, its six
-/// arguments, the stack pointer and the program counter; a number of -1, without arguments, outside of a
-/// call.
+/// Parses `syscall`. It is `running` for a thread that is ready or on a CPU. Else it is the number
+/// of the call, its six arguments, the stack pointer and the program counter. Outside of a call the
+/// number is -1, and there are no arguments.
 fn parse_syscall(text: &[u8]) -> ThreadState {
-    let Some(mut fields) = std::str::from_utf8(text)
-        .ok()
-        .map(str::split_ascii_whitespace)
-    else {
+    let Ok(text) = std::str::from_utf8(text) else {
         return ThreadState::Unknown;
     };
-    let hex = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    let mut fields = text.split_ascii_whitespace();
     match fields.next().map(|first| (first, first.parse::<i64>())) {
         Some(("running", _)) => ThreadState::Waiting,
         Some((_, Ok(number))) if number < 0 => ThreadState::Asleep(None),
-        Some((_, Ok(number))) => {
-            let first = fields.next().and_then(hex);
-            let mut last = fields.skip(5).map_while(hex);
-            ThreadState::Asleep(Some(Call {
-                number,
-                first: first.unwrap_or(0),
-                sp: last.next().unwrap_or(0),
-                pc: last.next().unwrap_or(0),
-            }))
-        }
+        Some((_, Ok(number))) => ThreadState::Asleep(Some(parse_call(number, fields))),
         _ => ThreadState::Unknown,
     }
 }
 
-/// Whether a thread has blocked a signal. Opens a file: only where a request found no answer.
+/// The call with this number, from the fields after it. Fields that are missing are zero.
+fn parse_call<'a>(number: i64, mut fields: impl Iterator<Item = &'a str>) -> Call {
+    let hex = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    let first = fields.next().and_then(hex);
+    let mut last = fields.skip(5).map_while(hex);
+    Call {
+        number,
+        first: first.unwrap_or(0),
+        sp: last.next().unwrap_or(0),
+        pc: last.next().unwrap_or(0),
+    }
+}
+
+/// Whether a thread has blocked a signal. It opens a file, so it is for requests without an answer.
 pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
     std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).is_ok_and(|status| {
         let blocked = status
@@ -160,8 +166,8 @@ pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
     })
 }
 
-/// What a descriptor of this process is, by the name the kernel has for it: to ask the file itself may wait
-/// for the very server that the stalled thread waits for.
+/// The kind of a descriptor of this process, by the kernel's name for it. A call on the file itself
+/// could wait for the same server as the stalled thread.
 pub(crate) fn descriptor(number: u64) -> Descriptor {
     let Ok(link) = std::fs::read_link(format!("/proc/self/fd/{number}")) else {
         return Descriptor::Other;
@@ -177,11 +183,11 @@ pub(crate) fn descriptor(number: u64) -> Descriptor {
     }
 }
 
-/// CPU time of a thread of this process, by the clock that every thread has. Exact even while the
-/// thread runs; 0.15 µs. `None` for a thread that has exited.
+/// CPU time of a thread of this process, by the thread's own clock. It is exact even while the
+/// thread runs. `None` for a thread that has exited. Costs 0.15 µs.
 #[allow(unsafe_code)]
 fn cpu_clock(tid: u32) -> Option<Duration> {
-    // The clock's number is made from the thread's, as the C library's `pthread_getcpuclockid` does:
+    // The clock's number is made from the thread's, as in the C library's `pthread_getcpuclockid`:
     // the complement shifted by three, with the bits "per thread" and "scheduler's own figure".
     const PER_THREAD: libc::clockid_t = 4;
     const SCHEDULED: libc::clockid_t = 2;
@@ -191,7 +197,7 @@ fn cpu_clock(tid: u32) -> Option<Duration> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a valid place for one timespec; an unknown clock number is an error, not
+    // SAFETY: `time` is a valid place for one timespec. An unknown clock number is an error, not
     // undefined behaviour.
     let failed = unsafe { libc::clock_gettime(clock, &raw mut time) } != 0;
     let seconds = u64::try_from(time.tv_sec).ok()?;
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_is_told_by_what_it_leads_to() {
+    fn a_descriptor_has_the_kind_of_its_object() {
         use std::os::fd::AsRawFd;
         let kind = |file: &dyn AsRawFd| descriptor(file.as_raw_fd() as u64);
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -268,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_say_something_else_are_no_evidence() {
+    fn files_of_another_form_are_no_evidence() {
         assert_eq!(parse_schedstat(b"1 2"), None);
         assert_eq!(parse_schedstat(b""), None);
         assert_eq!(parse_syscall(b""), ThreadState::Unknown);

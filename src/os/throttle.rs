@@ -1,18 +1,19 @@
 //! How long a CPU quota has held this process back, from the statistics of its control groups.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* kept descriptors and `pread` only, once opened. No privilege needed: anybody may read the
-//! statistics of a group that is mounted.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* open a file once the groups are open: a tick uses `pread` only.
 //!
-//! The CPU limit of a container is such a quota: so much CPU time in each period, usually of 100 ms. Once
-//! it is used up, all threads stand still until the next period begins.
+//! No privilege is needed: every user may read the statistics of a mounted group.
+//!
+//! The CPU limit of a container is such a quota: an amount of CPU time in each period, usually of
+//! 100 ms. Once it is used up, all threads stand still until the next period begins.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How many levels are looked at, from the process's own group upwards. Kubernetes makes four.
+/// How many levels are read, from the process's own group upwards. Kubernetes makes four.
 const LEVELS: usize = 8;
 
 /// The `cpu.stat` files of this process's control groups that may have a quota.
@@ -30,7 +31,7 @@ struct Group {
 }
 
 impl Throttle {
-    /// Opens the files; none where control groups cannot be seen.
+    /// Opens the files. There are none if no control groups are visible.
     pub(crate) fn open() -> Throttle {
         let text = |path: &str| {
             let text = std::fs::read(path).unwrap_or_default();
@@ -50,11 +51,11 @@ impl Throttle {
     }
 
     /// Time for which the process's groups have been throttled so far: the longest of its group and
-    /// that group's ancestors, whose quotas hold for the process, too. Zero where there is no quota.
+    /// that group's ancestors, whose quotas hold for the process, too. Zero without a quota.
     ///
-    /// The kernel adds up the times of all CPUs on which the group had something to run, so this may
-    /// grow faster than the clock. And it counts a time when it is over: until then nothing is to be
-    /// seen of it. It falls only if a group is removed.
+    /// The kernel adds up the times of all CPUs on which the group had something to run, so this
+    /// may grow faster than the clock. The kernel counts a time when it is over. The sum falls only
+    /// if a group is removed.
     ///
     /// # Cost
     ///
@@ -77,7 +78,7 @@ impl Throttle {
 }
 
 /// The directories of the process's group and its ancestors, in each place where they may be. A
-/// hierarchy may be mounted several times, and not all of it each time.
+/// hierarchy may be mounted several times, and each time only in part.
 fn candidates(memberships: &str, mounts: &str, version: Version) -> Vec<Vec<PathBuf>> {
     let Some(group) = own_group(memberships, version) else {
         return Vec::new();
@@ -87,7 +88,7 @@ fn candidates(memberships: &str, mounts: &str, version: Version) -> Vec<Vec<Path
         .filter_map(Mount::parse)
         .filter(|mount| mount.version == version)
         .collect();
-    // The own group is better than an ancestor alone.
+    // A mount with the own group comes before a mount of an ancestor alone.
     mounts.sort_by_key(Mount::is_outside);
     mounts
         .iter()
@@ -95,27 +96,28 @@ fn candidates(memberships: &str, mounts: &str, version: Version) -> Vec<Vec<Path
         .collect()
 }
 
-/// Opens what there is in these directories, of which the first is the process's own group.
+/// Opens the files in these directories, of which the first is the process's own group.
 fn open_groups(directories: &[PathBuf]) -> Vec<Group> {
-    let open = |directory: &Path, name: &str| {
-        let stat = File::open(directory.join(name)).ok()?;
-        // Without the controller there are statistics, but not these.
-        look(&stat, throttled).map(|_| stat)
-    };
     let groups = directories.iter().filter_map(|directory| {
         let quota = ["cpu.max", "cpu.cfs_quota_us"]
             .iter()
             .find_map(|name| File::open(directory.join(name)).ok());
-        let stat = open(directory, "cpu.stat")?;
+        let stat = open_statistics(directory, "cpu.stat")?;
         Some(Group { stat, quota })
     });
-    // Newer kernels have a second file, which counts the quotas of all ancestors of a group, as far as
-    // they held it back. Some of them a container cannot see.
+    // Newer kernels have a second file, which counts the quotas of all ancestors of a group, as far
+    // as they held it back. A container cannot see some of these ancestors.
     let local = directories.first().and_then(|own| {
-        let stat = open(own, "cpu.stat.local")?;
+        let stat = open_statistics(own, "cpu.stat.local")?;
         Some(Group { stat, quota: None })
     });
     groups.chain(local).collect()
+}
+
+/// Opens a file of statistics. `None` without the controller: the time throttled is missing then.
+fn open_statistics(directory: &Path, name: &str) -> Option<File> {
+    let stat = File::open(directory.join(name)).ok()?;
+    look(&stat, throttled).map(|_| stat)
 }
 
 /// Reads a file of a few lines from its beginning, without allocating.
@@ -134,20 +136,20 @@ fn value(stat: &[u8], key: &str) -> Option<u64> {
     })
 }
 
-/// `cpu.stat`: the time throttled, for which the two versions have a unit and a name each.
+/// The time throttled in `cpu.stat`. The two versions have a name and a unit each.
 fn throttled(stat: &[u8]) -> Option<Duration> {
     let version_two = value(stat, "throttled_usec").map(Duration::from_micros);
     version_two.or_else(|| value(stat, "throttled_time").map(Duration::from_nanos))
 }
 
-/// `cpu.stat`: whether a quota has ever been enforced. The local one has no periods.
+/// Whether a quota has ever been enforced, by `cpu.stat`. The local file has no periods.
 fn was_limited(stat: &[u8]) -> Option<bool> {
     let periods = value(stat, "nr_periods").unwrap_or_default();
     Some(periods > 0 || throttled(stat)? > Duration::ZERO)
 }
 
-/// `cpu.max` (`20000 100000`, or `max 100000`) or `cpu.cfs_quota_us` (`20000`, or `-1`): microseconds of
-/// CPU in each period, if they are limited.
+/// Microseconds of CPU in each period, if they are limited: by `cpu.max` (`20000 100000`, or `max
+/// 100000`) or `cpu.cfs_quota_us` (`20000`, or `-1`).
 fn quota(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
     text.split_ascii_whitespace().next()?.parse().ok()
@@ -161,7 +163,8 @@ enum Version {
     Two,
 }
 
-/// `/proc/self/cgroup`: the path of the process's group in the hierarchy that may limit CPU time.
+/// The path of the process's group in the hierarchy that may limit CPU time, by
+/// `/proc/self/cgroup`.
 fn own_group(memberships: &str, version: Version) -> Option<&str> {
     memberships.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -178,7 +181,7 @@ fn own_group(memberships: &str, version: Version) -> Option<&str> {
 #[derive(Debug, PartialEq)]
 struct Mount {
     version: Version,
-    /// The group that is to be seen at `point`.
+    /// The group that is visible at `point`.
     root: String,
     point: PathBuf,
 }
@@ -201,8 +204,8 @@ impl Mount {
         })
     }
 
-    /// Whether it begins outside of the process's namespace: at an ancestor, of which the distance is
-    /// told, but not the way.
+    /// Whether it begins outside of the process's namespace, at an ancestor. The kernel shows the
+    /// distance of that ancestor, but not the path.
     fn is_outside(&self) -> bool {
         self.root.split('/').skip(1).all(|part| part == "..")
     }
@@ -215,7 +218,8 @@ impl Mount {
             _ if self.is_outside() => "",
             root => group.strip_prefix(root)?,
         };
-        // What only begins alike is another group, and `..` is a group outside of the namespace.
+        // A path that only begins alike is another group, and `..` is a group outside of the
+        // namespace.
         let is_path = inside.is_empty() || inside.starts_with('/');
         if !is_path || inside.split('/').any(|part| part == "..") {
             return None;
@@ -244,7 +248,7 @@ fn unescaped(field: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The directories that are looked into first, on a system where these are the files.
+    /// The directories of the first candidate, on a system with these files.
     fn directories(memberships: &str, mounts: &str, version: Version) -> Vec<String> {
         let candidates = candidates(memberships, mounts, version);
         let first = candidates.into_iter().next().unwrap_or_default();
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_without_the_controller_and_limits_that_are_none_say_nothing() {
+    fn statistics_without_the_controller_and_absent_limits_are_none() {
         let without = b"usage_usec 201722488\nuser_usec 152281875\nsystem_usec 49440613\n";
         assert_eq!(throttled(without), None);
         assert_eq!(was_limited(without), None);

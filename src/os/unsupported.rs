@@ -1,22 +1,23 @@
-//! The same face where the system gives no evidence about threads: everything is unknown.
+//! The interface of `procfs` on systems that give no evidence about threads: everything is unknown.
 //!
-//! *Runs on:* whoever asks.
-//! *Here:* nothing at all.
+//! *Runs on:* every thread that uses `procfs` elsewhere.
+//!
+//! It does nothing.
 
 use super::{CallKind, Descriptor, ThreadEvidence};
 use std::time::Duration;
 
-/// There is no number for a thread here.
+/// Threads have no number here.
 pub(crate) fn current_tid() -> u32 {
     0
 }
 
-/// Not to be told here.
+/// Unknown here.
 pub(crate) fn debugger_attached() -> bool {
     false
 }
 
-/// Calls have no names here, and none is ever seen.
+/// Calls have no names here, and no thread is ever seen in one.
 pub(crate) fn call_name(number: i64) -> String {
     format!("system call {number}")
 }
@@ -39,7 +40,7 @@ impl ThreadFiles {
     }
 }
 
-/// Calls are of no kind here.
+/// No call is known here.
 pub(crate) fn waits_for_events(_number: i64) -> bool {
     false
 }
@@ -48,7 +49,7 @@ pub(crate) fn call_kind(_number: i64) -> CallKind {
     CallKind::Other
 }
 
-/// Not to be told here.
+/// Unknown here.
 pub(crate) fn descriptor(_number: u64) -> Descriptor {
     Descriptor::Other
 }

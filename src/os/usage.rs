@@ -1,20 +1,22 @@
-//! What the calling thread has used so far: CPU time, time in run queues, and how often it went to sleep.
+//! The usage of the calling thread so far: CPU time, time in run queues, number of sleeps.
 //!
 //! *Runs on:* any thread that is measured, before and after a poll.
-//! *Here:* two system calls and two clocks, about 0.7 µs. Each thread keeps its own file open.
+//!
+//! It takes two system calls and two clocks, about 0.7 µs. Each thread keeps its own file open.
 
 use super::evidence::ThreadFiles;
 use std::time::Duration;
 
-/// What one thread has used, since it began.
+/// The usage of one thread since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// Time on a CPU.
     pub(crate) cpu: Duration,
-    /// Time in which it was ready and had no CPU. The kernel adds a wait when it ends; a thread that asks
-    /// about itself is running, so all of its waits have.
+    /// Time in which it was ready and had no CPU. The kernel adds a wait when it ends. A thread
+    /// that measures itself is running, so all of its waits have ended.
     pub(crate) run_queue: Duration,
-    /// How often it gave its CPU up by itself: voluntary context switches. To be preempted is none.
+    /// How often it gave its CPU up by itself: voluntary context switches. Preemptions do not
+    /// count.
     pub(crate) sleeps: u64,
 }
 
@@ -22,7 +24,7 @@ thread_local! {
     static FILES: Option<ThreadFiles> = ThreadFiles::open(super::current_tid());
 }
 
-/// The calling thread's usage; `None` where the kernel does not tell.
+/// The calling thread's usage. `None` where the kernel does not show it.
 pub(crate) fn own_usage() -> Option<Usage> {
     let run_queue = FILES
         .try_with(|files| files.as_ref().and_then(ThreadFiles::run_queue))
@@ -55,8 +57,12 @@ pub(crate) fn own_sleeps() -> u64 {
     u64::try_from(usage.ru_nvcsw).unwrap_or(0)
 }
 
-/// Time that the host of a virtual machine has taken from all its CPUs together, counted in steps of 10 ms. A thread's
-/// CPU clock goes on meanwhile. Opens a file, some 50 µs.
+/// Time that the host of a virtual machine has taken from all its CPUs together, counted in steps
+/// of 10 ms. A thread's CPU clock goes on meanwhile.
+///
+/// # Cost
+///
+/// Opens a file: about 50 µs.
 pub(crate) fn stolen() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let steps: u64 = stat.split_ascii_whitespace().nth(8)?.parse().ok()?;

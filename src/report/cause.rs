@@ -1,14 +1,15 @@
-//! Why a worker was held, in one word.
+//! The reason why a worker was held, in one word.
 //!
 //! *Runs on:* every thread: plain data.
 
 use std::fmt;
 
-/// Why a worker was held.
+/// The reason why a worker was held.
 ///
-/// A stall is reported only if the code by itself held the worker for the threshold. So the code's own time
-/// decides, computing or asleep, whichever was longer; unless it is less than five thresholds, and the host
-/// has made the stall more than four times as long.
+/// A stall is reported only if the code by itself held the worker for the threshold. So the code's
+/// own time decides, computing or asleep: the longer of the two. The host is the cause if the
+/// code's own time is less than five thresholds, and the host has made the stall more than four
+/// times as long.
 ///
 /// `Display` and `Serialize` write it as `cpu`, `blocked/sleep`, `contention` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,11 +25,11 @@ pub enum Cause {
     Throttled,
     /// The host: the whole process stood still, stopped or suspended.
     Suspended,
-    /// Not to be told.
+    /// There is too little evidence.
     Unknown,
 }
 
-/// What a thread slept for.
+/// The thing that a thread slept for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Blocking {
@@ -47,7 +48,7 @@ pub enum Blocking {
 }
 
 impl Cause {
-    /// The host's doing, for more than three quarters of the time.
+    /// Whether the host is the cause, for more than three quarters of the time.
     pub fn is_host(self) -> bool {
         matches!(
             self,
@@ -55,7 +56,7 @@ impl Cause {
         )
     }
 
-    /// As in `Display`.
+    /// The cause as `Display` writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::Cpu => "cpu",

@@ -1,8 +1,8 @@
-//! How sure a report is.
+//! The certainty of a report.
 //!
 //! *Runs on:* every thread: plain data.
 
-/// How sure it is that one poll held its worker for the whole time.
+/// Whether it is proven that one poll held its worker for the whole time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",
@@ -11,9 +11,10 @@
 )]
 #[non_exhaustive]
 pub enum Certainty {
-    /// A marked poll that may have left its worker by `block_in_place`: turns are not counted, and there is
-    /// no stack to tell. Never a reason to alert or to fail a test.
+    /// A marked poll that may have left its worker by `block_in_place`: turns are not visible, and
+    /// there is no stack that shows it. It is never a reason to alert or to fail a test.
     Likely,
-    /// One poll, proven by its turn and task, by a mark, by one sleep in the kernel, or by counting.
+    /// One poll, proven by its turn and task, by a mark, by one sleep in the kernel, or by
+    /// counting.
     Certain,
 }

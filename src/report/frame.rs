@@ -1,12 +1,12 @@
-//! One call on a stack, and where it is in the source.
+//! One call on a stack, and its place in the source.
 //!
-//! *Runs on:* made by whichever thread explains a stack; the types are the user's.
-//! *Here:* plain data and how it is written.
+//! *Runs on:* every thread: plain data. The thread that explains a stack makes it, mostly
+//! `stall-explainer`.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Whose code a frame is.
+/// The owner of a frame's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -15,7 +15,7 @@ use std::time::Duration;
 )]
 #[non_exhaustive]
 pub enum Origin {
-    /// The user's: a member of their workspace, or a crate named to
+    /// The user: a member of their workspace, or a crate given to
     /// [`Builder::own_crates`](crate::Builder::own_crates).
     Own,
     /// A dependency.
@@ -37,54 +37,55 @@ pub enum Origin {
 pub struct Frame {
     /// The function, demangled, as in `app::handlers::get_user::{closure#0}`.
     pub function: Option<String>,
-    /// The source file, as the debug information has it.
+    /// The source file, as in the debug information.
     pub file: Option<String>,
     /// The line in it.
     pub line: Option<u32>,
-    /// The program or library that the code is in: the last part of its path.
+    /// The program or library that contains the code: the last part of its path.
     pub module: Option<String>,
-    /// The address in that file, for whoever has its debug information. Without a module, in memory.
+    /// The address in the module's file, for tools that have its debug information. Without a
+    /// module, the address in memory.
     pub offset: u64,
     /// The module's build id, in hexadecimal digits.
     pub build_id: Option<String>,
-    /// Whose code it is.
+    /// The owner of the code.
     pub origin: Origin,
-    /// The compiler has put the function into the next frame's.
+    /// Whether the compiler has inlined the function into that of the next frame.
     pub inlined: bool,
 }
 
 impl Frame {
-    /// The function's name without generic arguments and closures: what somebody wrote.
+    /// The function's name as in the source: without generic arguments and closures.
     pub(crate) fn written_name(&self) -> Option<String> {
         self.function.as_deref().map(written)
     }
 }
 
 impl fmt::Display for Frame {
-    /// `app::handlers::get_user (src/handlers.rs:42)`, or `libssl.so.3+0x1f40`.
+    /// Writes `app::handlers::get_user (src/handlers.rs:42)`, or `libssl.so.3+0x1f40`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.written_name(), &self.module) {
             (Some(name), _) => f.write_str(&name)?,
             (None, Some(module)) => write!(f, "{module}+{:#x}", self.offset)?,
             (None, None) => write!(f, "{:#x}", self.offset)?,
         }
-        if let Some(place) = Place::of(self.file.as_deref(), self.line) {
+        if let Some(place) = SourcePlace::of(self.file.as_deref(), self.line) {
             write!(f, " ({place})")?;
         }
         Ok(())
     }
 }
 
-/// A place in the source, shortened: the package's own part of the path.
-pub(crate) struct Place<'a>(&'a str, Option<u32>);
+/// A place in the source, shortened to the package's own part of the path.
+pub(super) struct SourcePlace<'a>(&'a str, Option<u32>);
 
-impl<'a> Place<'a> {
-    pub(crate) fn of(file: Option<&'a str>, line: Option<u32>) -> Option<Place<'a>> {
-        file.map(|file| Place(short(file), line))
+impl<'a> SourcePlace<'a> {
+    pub(super) fn of(file: Option<&'a str>, line: Option<u32>) -> Option<SourcePlace<'a>> {
+        file.map(|file| SourcePlace(short(file), line))
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for SourcePlace<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)?;
         match self.1 {
@@ -94,27 +95,28 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// The line of the user's own code in which a worker was held: the innermost frame that is theirs.
+/// The line of the user's own code in which a worker was held: the innermost own frame on the
+/// stack.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Site {
-    /// The function as it was written, `app::handlers::get_user`, also for an `async fn`.
+    /// The function as in the source, `app::handlers::get_user`, also for an `async fn`.
     pub function: String,
-    /// The source file, as the debug information has it; `None` without debug information.
+    /// The source file, as in the debug information. `None` without debug information.
     pub file: Option<String>,
     /// The line in it.
     pub line: Option<u32>,
 }
 
 impl Site {
-    /// The function, without place and without type arguments: a set that does not grow with the program's
-    /// data.
+    /// The function without place and type arguments: the set of labels does not grow with the
+    /// program's data.
     pub(crate) fn label(&self) -> String {
         let mut depth = 0_usize;
         let mut label = String::new();
         for character in self.function.chars() {
-            // `Vec<T>` has arguments, `<T as Trait>` has not; `->` is no bracket.
+            // `Vec<T>` has arguments, `<T as Trait>` has none. `->` is no bracket.
             let arguments =
                 label.ends_with(|last: char| last.is_alphanumeric() || last == '_' || last == ':');
             match character {
@@ -134,22 +136,22 @@ impl Site {
 }
 
 impl fmt::Display for Site {
-    /// `app::handlers::get_user (src/handlers.rs:42)`.
+    /// Writes `app::handlers::get_user (src/handlers.rs:42)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.function)?;
-        match Place::of(self.file.as_deref(), self.line) {
+        match SourcePlace::of(self.file.as_deref(), self.line) {
             Some(place) => write!(f, " ({place})"),
             None => Ok(()),
         }
     }
 }
 
-/// What was on the thread's stack at one moment of a stall, or at several if it was the same.
+/// The stack of the thread at one moment of a stall, or at several with the same stack.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct StackSample {
-    /// How old the stall was when the stack was taken first.
+    /// The age of the stall when the stack was first taken.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "after_seconds", serialize_with = "super::seconds")
@@ -159,19 +161,33 @@ pub struct StackSample {
     pub count: u32,
     /// The calls, innermost first.
     pub frames: Vec<Frame>,
-    /// The stack was followed to the root of its thread.
+    /// Whether the stack was followed to the root of its thread.
     pub complete: bool,
 }
 
-/// `app::handlers::get_user::<T>::{closure#0}` → `app::handlers::get_user`.
+/// The name as in the source: `app::handlers::get_user::<T>::{closure#0}` →
+/// `app::handlers::get_user`.
 fn written(function: &str) -> String {
+    let mut name = without_turbofish(function);
+    name.truncate(without_closures(&name).len());
+    // Little debug information names inlined functions without their path, and arguments in
+    // brackets.
+    let arguments = name.find('<').filter(|at| *at > 0);
+    let is_bare = arguments.is_some_and(|at| !name[..at].contains("::"));
+    if is_bare || !name.contains("::") {
+        return unqualified(&name).to_owned();
+    }
+    name
+}
+
+/// A name without generic arguments in a turbofish, which v0 names carry everywhere. Older names
+/// have `<impl Trait for Type>` in its place, which stays.
+fn without_turbofish(function: &str) -> String {
     let mut name = String::with_capacity(function.len());
     let mut rest = function;
-    // Generic arguments, which v0 names carry everywhere, in a turbofish …
     while let Some(at) = rest.find("::<") {
         let (before, arguments) = rest.split_at(at + 2);
         if arguments.starts_with("<impl ") {
-            // Older names tell so whose method it is.
             name.push_str(before);
             name.push('<');
             rest = &arguments[1..];
@@ -184,30 +200,22 @@ fn written(function: &str) -> String {
         rest = &arguments[length..];
     }
     name.push_str(rest);
-    // … and closures, which is also what the body of an `async fn` is.
-    let mut end = name.len();
-    while let Some((before, last)) = name[..end].rsplit_once("::") {
-        let is_closure = last.starts_with("{closure")
-            || last.starts_with("{{closure")
-            || last.starts_with("{async_")
-            || last.starts_with("{{async_");
-        if !is_closure {
+    name
+}
+
+/// A name without the closures at its end. The body of an `async fn` is one, too.
+fn without_closures(mut name: &str) -> &str {
+    const CLOSURES: [&str; 4] = ["{closure", "{{closure", "{async_", "{{async_"];
+    while let Some((before, last)) = name.rsplit_once("::") {
+        if !CLOSURES.iter().any(|closure| last.starts_with(closure)) {
             break;
         }
-        end = before.len();
-    }
-    name.truncate(end);
-    // Little debug information names inlined functions without their path, and arguments in brackets.
-    if !name.contains("::")
-        || name
-            .find('<')
-            .is_some_and(|at| at > 0 && !name[..at].contains("::"))
-    {
-        return unqualified(&name).to_owned();
+        name = before;
     }
     name
 }
 
+/// A name without a path, and without arguments in brackets.
 fn unqualified(name: &str) -> &str {
     match name {
         _ if name.starts_with("{async_fn") => "async fn",
@@ -239,27 +247,26 @@ fn balanced(text: &str) -> Option<usize> {
     None
 }
 
-/// The part of a path that a reader needs: from the package's directory on.
+/// The part of a path that a reader needs: it begins with the package's directory.
 fn short(path: &str) -> &str {
-    if let Some((_, package)) = path
-        .split_once("/registry/src/")
-        .or_else(|| path.split_once("/git/checkouts/"))
-    {
+    let fetched = ["/registry/src/", "/git/checkouts/"]
+        .iter()
+        .find_map(|place| path.split_once(place));
+    if let Some((_, package)) = fetched {
         return package.split_once('/').map_or(package, |(_, rest)| rest);
     }
-    if let Some(package) = path.strip_prefix("/rust/deps/") {
-        return package;
+    let library = || Some(path.rsplit_once("/library/")?.1);
+    if let Some(of_std) = path.strip_prefix("/rust/deps/").or_else(library) {
+        return of_std;
     }
-    if let Some((_, library)) = path.rsplit_once("/library/") {
-        return library;
-    }
-    if let Some(at) = path.rfind("/src/") {
-        return &path[at + 1..];
-    }
-    let directory = ["/examples/", "/tests/", "/benches/"]
-        .iter()
-        .find_map(|directory| path.find(directory));
-    directory.map_or(path, |at| &path[at + 1..])
+    let directories = ["/examples/", "/tests/", "/benches/"];
+    let directory = || {
+        directories
+            .iter()
+            .find_map(|directory| path.find(directory))
+    };
+    let at = path.rfind("/src/").or_else(directory);
+    at.map_or(path, |at| &path[at + 1..])
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,11 +1,11 @@
-//! What a report would tell, and cannot: evidence that is missing says why.
+//! The parts that a report lacks, each with its reason.
 //!
-//! *Runs on:* made by the watchdog, the reporter, and whoever asks for stacks; the types are the user's.
-//! *Here:* plain data and how it is written.
+//! *Runs on:* every thread. `stall-watchdog`, `stall-reporter` and a thread that calls
+//! [`worker_stacks`](crate::Guard::worker_stacks) make them.
 
 use std::fmt;
 
-/// Something a report would tell, and cannot.
+/// A part that a report lacks, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -18,20 +18,21 @@ pub enum Missing {
     Unmarked,
     /// The poll was over before its names were looked up.
     MovedOn,
-    /// Marks were nested deeper than are kept; the innermost names are not shown.
+    /// Marks were nested deeper than are kept. The innermost names are not shown.
     TooDeep,
     /// There is no stack, hence no site.
     Stack(NoStack),
-    /// The stack was deeper than what is copied, 256 KiB, or than 512 calls; its outer part is not shown.
+    /// The stack was deeper than the 256 KiB that are copied, or than 512 calls. Its outer part is
+    /// not shown.
     Truncated,
-    /// Unwinding came to a call that no unwind table explains, as in code made at run time; what lies
-    /// further out is not shown.
+    /// Unwinding came to a call that no unwind table explains, as in code made at run time. The
+    /// calls further out are not shown.
     Lost,
     /// No frame of the stack is known to be the user's own code.
     NoOwnCode,
 }
 
-/// Why there is no stack of a stall.
+/// The reason why there is no stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -42,27 +43,27 @@ pub enum Missing {
 pub enum NoStack {
     /// Stacks are switched off, by [`Stacks::Off`](crate::Stacks::Off).
     Off,
-    /// Not on this system, or not in a build without the feature `stacks`.
+    /// Stacks cannot be taken on this system, or in a build without the feature `stacks`.
     Unsupported,
-    /// Somebody else handles the signal.
+    /// The signal has another handler.
     SignalTaken,
     /// The thread has blocked the signal.
     SignalBlocked,
-    /// The thread has not come to take the signal: it sleeps where nothing wakes it, as for a disk, or has
-    /// no CPU. The stack follows if it does in time.
+    /// The thread has not taken the signal yet: it sleeps uninterruptibly, as for a disk, or has no
+    /// CPU. If it takes the signal in time, the stack follows.
     NotAnswered,
-    /// It has been taken, and is still being looked at: the debug information of a place met for the first
-    /// time takes some ten milliseconds to read.
+    /// The stack has been taken, and is not explained yet: the debug information of a place that is
+    /// new takes about ten milliseconds to read.
     NotYet,
     /// The stall was over before the stack was taken.
     MovedOn,
-    /// Nothing has told yet which thread drives the worker.
+    /// The thread that drives the worker is not known yet.
     ThreadUnknown,
     /// The thread has exited.
     ThreadGone,
-    /// Too many stacks were taken of late.
+    /// Too many stacks were taken recently.
     RateLimited,
-    /// All buffers for stacks wait for the reporter, which is held up by a callback or a logger.
+    /// All buffers hold stacks that wait for debug information to be read.
     Busy,
 }
 
@@ -84,7 +85,7 @@ impl fmt::Display for Missing {
 }
 
 impl NoStack {
-    /// Whether no other stack of the same stall is to be expected.
+    /// Whether no other stack of the same stall can follow.
     pub(crate) fn is_final(self) -> bool {
         let another_is_asked_for = matches!(
             self,
@@ -111,7 +112,7 @@ impl fmt::Display for NoStack {
             NoStack::ThreadUnknown => "the worker's thread is not known yet",
             NoStack::ThreadGone => "the thread has exited",
             NoStack::RateLimited => "many were taken of late",
-            NoStack::Busy => "all buffers wait for a slow callback or logger",
+            NoStack::Busy => "all buffers wait for debug information to be read",
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Reports: what a person gets to read, as plain data.
+//! Reports: the results for users, as plain data.
 //!
-//! *Runs on:* every thread. Made by the reporter; the types are the user's.
-//! *Must not:* know who finds stalls and how.
+//! *Runs on:* every thread. `stall-reporter` makes them.
+//! *Must not:* depend on the rooms that find stalls.
 
 mod cause;
 mod certainty;
@@ -38,6 +38,7 @@ pub use worker_stack::WorkerStack;
 #[cfg(feature = "serde")]
 use std::time::{Duration, SystemTime};
 
+/// Serialises a duration as seconds.
 #[cfg(feature = "serde")]
 pub(crate) fn seconds<S: serde::Serializer>(
     duration: &Duration,

@@ -1,7 +1,6 @@
-//! The report of a blocking pool that is exhausted.
+//! The report of an exhausted blocking pool.
 //!
-//! *Runs on:* made by the reporter thread; the type is the user's.
-//! *Here:* plain data and how it is written.
+//! *Runs on:* every thread: plain data. `stall-reporter` makes it.
 
 use super::stall::Phase;
 use super::text::Human;
@@ -10,14 +9,14 @@ use std::time::{Duration, SystemTime};
 
 /// A closure that waits, or waited, too long for a thread of the blocking pool.
 ///
-/// The detector sends a closure of its own through `spawn_blocking` now and then, one at a time. If it
-/// waits beyond [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others: the pool
-/// is exhausted. No worker is held by that.
+/// The detector sends an empty closure through `spawn_blocking` now and then, one at a time. If it
+/// waits beyond [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others: the
+/// pool is exhausted. An exhausted pool holds no worker.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PoolWaitReport {
-    /// Counts together with the stalls.
+    /// The number of this wait. Waits and stalls are counted together.
     pub id: u64,
     /// Whether it still waits.
     pub phase: Phase,
@@ -26,7 +25,7 @@ pub struct PoolWaitReport {
     /// When the closure was handed to the pool, by the wall clock.
     #[cfg_attr(feature = "serde", serde(serialize_with = "super::unix_seconds"))]
     pub started_at: SystemTime,
-    /// How long it has been waiting, or waited.
+    /// How long the closure has been waiting, or waited.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "waited_seconds", serialize_with = "super::seconds")

@@ -1,7 +1,8 @@
-//! Stalls over time, by site: how many, how long in all, how long at most, and their stacks.
+//! Stalls over time, by site: their number, their total and longest time, and their stacks.
 //!
-//! *Runs on:* the reporter thread adds, guards copy.
-//! *Here:* bounded tables. What does not fit is still counted, without its site.
+//! *Runs on:* `stall-reporter` adds; threads that use a guard copy.
+//!
+//! The tables are bounded. A stall that does not fit is still counted, without its site.
 
 use super::cause::Cause;
 use super::frame::{Frame, Origin, Site};
@@ -10,12 +11,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Sites kept apart …
+/// The most sites that are kept apart.
 const SITES: usize = 1024;
-/// … and stacks.
+/// The most stacks that are kept apart.
 const STACKS: usize = 4096;
 
-/// The stalls since the watch was started, by site; from [`Guard::profile`](crate::Guard::profile).
+/// The stalls since the watch was started, by site, made by
+/// [`Guard::profile`](crate::Guard::profile).
 ///
 /// Profiles of several watches, or processes of the same program, can be [merged](Self::merge).
 #[derive(Clone, Debug, Default)]
@@ -56,19 +58,19 @@ pub struct SiteTotals {
     pub runtime: String,
     /// The path of spans and watched names, without fields.
     pub span: Option<String>,
-    /// Where; `None` if no stack told.
+    /// The site. `None` if no stack showed it.
     pub site: Option<Site>,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// How many stalls.
+    /// The number of stalls.
     pub count: u64,
-    /// How long they were, together.
+    /// The time of all of them together.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "total_seconds", serialize_with = "super::seconds")
     )]
     pub total: Duration,
-    /// How long the longest was.
+    /// The time of the longest one.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "longest_seconds", serialize_with = "super::seconds")
@@ -77,6 +79,19 @@ pub struct SiteTotals {
 }
 
 impl SiteTotals {
+    /// The totals of one stall.
+    fn of(key: &Key, duration: Duration) -> SiteTotals {
+        SiteTotals {
+            runtime: key.runtime.clone(),
+            span: key.span.clone(),
+            site: key.site.clone(),
+            cause: key.cause,
+            count: 1,
+            total: duration,
+            longest: duration,
+        }
+    }
+
     fn add(&mut self, other: &SiteTotals) {
         self.count += other.count;
         self.total += other.total;
@@ -84,13 +99,13 @@ impl SiteTotals {
     }
 }
 
-/// What the width of a frame in a flame graph stands for.
+/// The unit for the width of a frame in a flame graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FoldedBy {
-    /// Time lost, in microseconds: each stall's, shared among its stacks.
+    /// Time lost, in microseconds. The time of a stall is shared among its stacks.
     Microseconds,
-    /// Stacks taken.
+    /// Number of stacks taken.
     Samples,
 }
 
@@ -103,15 +118,7 @@ impl Profile {
             site: report.site.clone(),
             cause: report.cause,
         };
-        let totals = SiteTotals {
-            runtime: key.runtime.clone(),
-            span: key.span.clone(),
-            site: key.site.clone(),
-            cause: key.cause,
-            count: 1,
-            total: report.duration,
-            longest: report.duration,
-        };
+        let totals = SiteTotals::of(&key, report.duration);
         self.add_site(key, &totals);
         let samples: u32 = report.stacks.iter().map(|stack| stack.count).sum();
         for stack in &report.stacks {
@@ -124,7 +131,7 @@ impl Profile {
         }
     }
 
-    /// How many stalls there were like this one, and how long they took, this one included.
+    /// The number of stalls at the site of this one, and their total time, this one included.
     pub(crate) fn seen(&self, report: &StallReport) -> (u64, Duration) {
         if report.site.is_none() {
             return (0, Duration::ZERO);
@@ -149,15 +156,15 @@ impl Profile {
         self.other.add(other.other);
     }
 
-    /// By site, the one that cost most time first.
+    /// The totals by site, most time first.
     pub fn sites(&self) -> Vec<SiteTotals> {
         let mut sites: Vec<_> = self.sites.values().cloned().collect();
         sites.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.span.cmp(&b.span)));
         sites
     }
 
-    /// The stacks, in the form that flame graph tools read: a line per stack, frames from the root on with
-    /// `;` in between, then a number.
+    /// The stacks in the form that flame graph tools read. Each stack is a line: frames from the
+    /// root on with `;` in between, then a number.
     ///
     /// ```text
     /// api;app::handlers::get_user;std::thread::sleep;nanosleep 126804
@@ -210,7 +217,8 @@ impl Profile {
     }
 }
 
-/// From the poll on: what lies below is tokio's own and always the same.
+/// One line of a folded profile, without the number. It begins at the poll: the frames below are
+/// tokio's and always the same.
 fn folded(runtime: &str, frames: &[Frame]) -> String {
     let mut text = runtime.replace([';', ' '], "_");
     let of_the_poll = super::site::of_the_poll(frames);
@@ -226,7 +234,8 @@ fn folded(runtime: &str, frames: &[Frame]) -> String {
     text
 }
 
-/// `request{id=7} > get_user` → `request > get_user`: fields are without number.
+/// Removes the fields: `request{id=7} > get_user` → `request > get_user`. The set of their values
+/// is unbounded.
 pub(super) fn without_fields(span: &str) -> String {
     let mut depth = 0_usize;
     span.chars()
@@ -252,22 +261,13 @@ mod tests {
             file: None,
             line: None,
         });
-        let time = Duration::from_millis(milliseconds);
         let key = Key {
-            runtime: "api".to_owned(),
-            span: None,
-            site: site.clone(),
-            cause: Cause::Cpu,
-        };
-        let totals = SiteTotals {
             runtime: "api".to_owned(),
             span: None,
             site,
             cause: Cause::Cpu,
-            count: 1,
-            total: time,
-            longest: time,
         };
+        let totals = SiteTotals::of(&key, Duration::from_millis(milliseconds));
         (key, totals)
     }
 

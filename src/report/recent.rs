@@ -1,7 +1,8 @@
 //! The last stalls, each with its latest report.
 //!
-//! *Runs on:* the reporter thread writes, guards read.
-//! *Here:* a ring with a fixed number of places.
+//! *Runs on:* `stall-reporter` writes; threads that use a guard, and `stall-serve`, read.
+//!
+//! It is a ring with a fixed number of places.
 
 use super::pool_wait::PoolWaitReport;
 use super::stall::StallReport;
@@ -35,17 +36,17 @@ impl Recent {
         });
     }
 
-    /// Oldest first.
+    /// The stalls kept, oldest first.
     pub(crate) fn stalls(&self) -> Vec<StallReport> {
         self.stalls.iter().cloned().collect()
     }
 
-    /// Oldest first.
+    /// The pool waits kept, oldest first.
     pub(crate) fn pool_waits(&self) -> Vec<PoolWaitReport> {
         self.pool_waits.iter().cloned().collect()
     }
 
-    /// The latest report of this stall, if it has a place still.
+    /// The latest report of this stall, if it is still kept.
     pub(crate) fn stall(&self, id: u64) -> Option<StallReport> {
         self.stalls
             .iter()

@@ -1,13 +1,14 @@
-//! Where on a stack the code is that held the worker: rules on frames.
+//! The site on a stack: rules on frames find the code that held the worker.
 //!
-//! *Runs on:* every thread: arithmetic on plain data.
+//! *Runs on:* `stall-reporter`, and every thread that formats a report.
 
 use super::{Frame, Origin, Site, StackSample};
 
-/// The frames of the poll that held the worker, as far out as the user's own code goes.
+/// The frames of the poll that held the worker, out to the outermost of the user's own code.
 ///
-/// The outermost of tokio's frames is its scheduler's, or that of `block_on`, below which the caller of
-/// `block_on` is not the poll's. From there inwards come tokio and the standard library, and then the poll.
+/// The outermost of tokio's frames is its scheduler's, or that of `block_on`. The caller of
+/// `block_on` is not part of the poll. From there inwards come tokio and the standard library, and
+/// then the poll.
 pub(crate) fn of_the_poll(frames: &[Frame]) -> &[Frame] {
     let scheduler = frames
         .iter()
@@ -23,8 +24,8 @@ pub(crate) fn of_the_poll(frames: &[Frame]) -> &[Frame] {
     &poll[..own.map_or(end, |outermost| outermost + 1)]
 }
 
-/// The innermost frame of own code, by the name that was written. What a derive has written is passed
-/// over, if there is more.
+/// The innermost frame of own code, by its name in the source. Code made by a derive is passed over
+/// if there is other own code.
 pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
     let mut own = frames.iter().filter(|frame| frame.origin == Origin::Own);
     let is_written = |frame: &&Frame| {
@@ -41,8 +42,8 @@ pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
     })
 }
 
-/// Which stack tells the site: the earliest at the site found most often. Computing stalls rarely show the same
-/// stack twice, but the same site.
+/// The index of the representative stack: the earliest at the site found most often. Computing
+/// stalls rarely show the same stack twice, but the same site.
 pub(crate) fn telling(stacks: &[StackSample]) -> Option<usize> {
     let sites: Vec<_> = stacks.iter().map(|stack| site(&stack.frames)).collect();
     let found = |site: &Option<Site>| -> u32 {

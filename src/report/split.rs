@@ -1,14 +1,15 @@
-//! What the time of a stall was spent on.
+//! The time of a stall, by the way in which it was spent.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* arithmetic. The parts add up to the time that was looked at.
+//! *Runs on:* `stall-watchdog`; users read it on any thread.
+//!
+//! The parts add up to the time that was looked at.
 
 use std::time::Duration;
 
-/// What the time of a stall was spent on.
+/// The time of a stall, by the way in which it was spent.
 ///
-/// The parts add up to the duration, but for the piece of a tick at an end that was not measured. Only
-/// `cpu` and `asleep` are the code's doing; `run_queue`, `throttled` and `stopped` are the host's.
+/// The parts add up to the duration, except for the part of a tick at an end that was not measured.
+/// `cpu` and `asleep` are the code's time. `run_queue`, `throttled` and `stopped` are the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -19,13 +20,13 @@ pub struct TimeSplit {
         serde(rename = "cpu_seconds", serialize_with = "super::seconds")
     )]
     pub cpu: Duration,
-    /// Asleep in the kernel: in a sleep, a lock, a read, a write …
+    /// Asleep in the kernel, as in a sleep, a lock, a read or a write.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "asleep_seconds", serialize_with = "super::seconds")
     )]
     pub asleep: Duration,
-    /// Ready to compute, with no CPU to be had: other work on the machine.
+    /// Ready to compute, without a CPU: other work on the machine had it.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "run_queue_seconds", serialize_with = "super::seconds")
@@ -43,7 +44,7 @@ pub struct TimeSplit {
         serde(rename = "stopped_seconds", serialize_with = "super::seconds")
     )]
     pub stopped: Duration,
-    /// Not to be told: no evidence about the thread on this system, or not yet.
+    /// Unknown: this system shows no evidence about the thread, or there was none yet.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "unknown_seconds", serialize_with = "super::seconds")
@@ -59,12 +60,12 @@ impl TimeSplit {
         }
     }
 
-    /// The parts that are the host's doing.
+    /// The sum of the parts that are the host's.
     pub fn host(&self) -> Duration {
         self.run_queue + self.throttled + self.stopped
     }
 
-    /// All parts together.
+    /// The sum of all parts.
     pub fn total(&self) -> Duration {
         self.cpu + self.asleep + self.host() + self.unknown
     }
@@ -80,7 +81,8 @@ impl TimeSplit {
         }
     }
 
-    /// The split of the last part of the same time, where the worker was parked before: asleep, as far as it was.
+    /// The split of the last part of the same time, for a worker that was parked before it. Sleep
+    /// before that part is left out.
     pub(crate) fn since_parked(self, part: Duration) -> TimeSplit {
         let before = self.total().saturating_sub(part);
         let awake = TimeSplit {

@@ -1,8 +1,7 @@
-//! The report of a stall: everything that is known of it.
+//! The report of a stall: all evidence of it, explained.
 //!
-//! *Runs on:* made by the reporter thread, and without names by whoever asks what is stalled now; the types
-//! are the user's.
-//! *Here:* plain data.
+//! *Runs on:* every thread: plain data. `stall-reporter` makes it; a thread that calls
+//! [`stalled_now`](crate::Guard::stalled_now) makes one without names.
 
 use super::cause::Cause;
 use super::certainty::Certainty;
@@ -13,7 +12,7 @@ use super::split::TimeSplit;
 use super::text::Headline;
 use std::time::{Duration, SystemTime};
 
-/// Where in its life a stall is.
+/// The phase of a stall at the time of its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -26,14 +25,14 @@ pub enum Phase {
     Began,
     /// It goes on, and has doubled its age since the last report.
     Ongoing,
-    /// It is over; the duration is final.
+    /// It is over. The duration is final.
     Ended,
 }
 
 /// One poll that held its worker for longer than the threshold.
 ///
-/// A stall is reported when it crosses the threshold, again each time its age has doubled, and when it
-/// is over. All reports of one stall carry the same [`id`](Self::id).
+/// A stall is reported when it crosses the threshold, again each time its age has doubled, and when
+/// it is over. All reports of one stall carry the same [`id`](Self::id).
 ///
 /// `Display` writes several lines for people. With the feature `serde` durations are serialised as
 /// seconds, and `started_at` as seconds since 1970.
@@ -41,12 +40,12 @@ pub enum Phase {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct StallReport {
-    /// The number of this stall. Later stalls of a process have larger numbers; some numbers are left out, as
-    /// each suspected poll takes one.
+    /// The number of this stall, given at its first suspicion. Later stalls of a process have
+    /// larger numbers. Some numbers are left out: suspected polls that are no stalls have them.
     pub id: u64,
     /// Whether it goes on.
     pub phase: Phase,
-    /// Whether it is certain that it was one poll.
+    /// Whether it is proven that it was one poll.
     pub certainty: Certainty,
     /// The name under which the runtime is watched.
     pub runtime: String,
@@ -56,36 +55,37 @@ pub struct StallReport {
     pub thread: Option<String>,
     /// The kernel's number for that thread.
     pub tid: Option<u32>,
-    /// The path of spans and watched names that the poll is in, outermost first: `request > get_user`.
+    /// The path of spans and watched names that the poll is in, outermost first: `request >
+    /// get_user`.
     pub span: Option<String>,
-    /// Tokio's id for the task. `None` for the future given to `block_on`, and where neither turns nor
-    /// `watch_polls` show it.
+    /// Tokio's id for the task. `None` for the future given to `block_on`, and where neither turns
+    /// nor `watch_polls` show it.
     pub task: Option<u64>,
     /// The place that spawned the task, as `file:line`, where `watch_polls` shows it.
     pub spawned_at: Option<String>,
     /// When the poll began, by the wall clock.
     #[cfg_attr(feature = "serde", serde(serialize_with = "super::unix_seconds"))]
     pub started_at: SystemTime,
-    /// How long it has been going on, or took.
+    /// How long the stall has been going on, or took.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "duration_seconds", serialize_with = "super::seconds")
     )]
     pub duration: Duration,
-    /// `duration` is right to within this much; zero where the start and the end were measured.
+    /// The largest error of `duration`. Zero if the start and the end were measured.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "duration_error_seconds", serialize_with = "super::seconds")
     )]
     pub duration_error: Duration,
-    /// What the time was spent on.
+    /// The time, by the way in which it was spent.
     pub time: TimeSplit,
-    /// Why, by what most of the time was spent on.
+    /// The reason why the worker was held.
     pub cause: Cause,
-    /// The system call that the thread slept in longest, as far as was seen.
+    /// The system call in which the thread was seen asleep longest.
     pub asleep_in: Option<String>,
-    /// For how long, of the time so far, nobody waited in the runtime's driver: no socket and no timer of the
-    /// whole runtime moved. `None` where that cannot be told.
+    /// The part of the time so far in which no worker waited in the runtime's driver: no socket and
+    /// no timer of the whole runtime moved. `None` if the state of the driver is not visible.
     #[cfg_attr(
         feature = "serde",
         serde(
@@ -96,33 +96,35 @@ pub struct StallReport {
     pub driver_frozen: Option<Duration>,
     /// The line of the user's own code that held the worker: the innermost on most of the stacks.
     pub site: Option<Site>,
-    /// What was on the thread's stack, in the order in which it was found.
+    /// The stacks of the thread, in the order in which they were found.
     pub stacks: Vec<StackSample>,
-    /// Which of `stacks` the site, the cause and the advice are from: the earliest at the site found most often.
+    /// The index in `stacks` of the stack that gives the site, the cause and the advice: the
+    /// earliest at the site found most often.
     pub representative_stack: Option<usize>,
-    /// What to write instead.
+    /// One sentence that advises what to write instead.
     pub advice: Option<String>,
-    /// Stalls at this site since the watch was started, this one included; 0 if the site is not known.
+    /// The number of stalls at this site since the watch was started, this one included. Zero if
+    /// the site is not known.
     pub seen_here: u64,
-    /// How long they were together, this one so far.
+    /// The time lost to all stalls at this site together, with this one so far.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "lost_here_seconds", serialize_with = "super::seconds")
     )]
     pub lost_here: Duration,
-    /// What this report would tell, and cannot.
+    /// The parts that this report lacks, with the reasons.
     pub missing: Vec<Missing>,
-    /// Stalls that were not logged since the last one that was, to spare the log.
+    /// The number of stalls not logged since the last one that was, because of the log's limit.
     pub suppressed: u64,
 }
 
 impl StallReport {
-    /// The path of spans without their fields: a set that does not grow with what is served.
+    /// The path of spans without their fields: the set of paths does not grow with the requests.
     pub(crate) fn span_names(&self) -> Option<String> {
         self.span.as_deref().map(without_fields)
     }
 
-    /// The report in one line: what a log shows first.
+    /// The report in one line, as a log shows it first.
     ///
     /// `worker 1 of "api" blocked for 127 ms so far: asleep in clock_nanosleep,
     /// app::handlers::get_user (src/handlers.rs:42), in request > get_user`
@@ -131,7 +133,7 @@ impl StallReport {
     }
 }
 
-/// A report for tests: of a sleep in a handler.
+/// A report of a sleep in a handler, for tests.
 #[cfg(all(test, not(loom)))]
 pub(crate) fn example() -> StallReport {
     StallReport {

@@ -1,11 +1,12 @@
 //! The last words about a stall that does not end: standard error, past every logger.
 //!
-//! *Runs on:* the thread `stall-sinks`; also a thread made for it, where the sinks are stuck.
+//! *Runs on:* `stall-sinks`, or a thread made for it if the sinks are stuck.
+//! *Must not:* use a lock or a buffer of this process.
 
 use super::StallReport;
 
-/// Writes a report to standard error past every buffer and lock of this process, since one of those may
-/// be what the stalled worker holds.
+/// Writes a report to standard error past every buffer and lock of this process: the stalled worker
+/// may hold one of them.
 pub(crate) fn write_last_words(report: &StallReport) {
     let text = format!("tokio-stall: {}\n{report}\n", report.headline());
     #[cfg(target_os = "linux")]
@@ -15,7 +16,7 @@ pub(crate) fn write_last_words(report: &StallReport) {
             match rustix::io::write(rustix::stdio::stderr(), rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(rustix::io::Errno::INTR) => {}
-                // Nobody is left to be told.
+                // No channel is left for this error.
                 Err(_) => return,
             }
         }

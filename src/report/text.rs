@@ -1,7 +1,6 @@
-//! How a report reads: in one line for logs, in several for people.
+//! The text of a report: one line for logs, several for people.
 //!
-//! *Runs on:* whoever writes a report down.
-//! *Here:* formatting only.
+//! *Runs on:* every thread that formats a report, mostly `stall-sinks`.
 
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
@@ -17,6 +16,21 @@ impl<'a> Headline<'a> {
     pub(crate) fn of(report: &'a StallReport) -> Headline<'a> {
         Headline(report)
     }
+
+    /// The longest part of the time. `None` if it is less than half of the time.
+    fn reason(&self) -> Option<String> {
+        let (longest, what) = Why(self.0).parts().into_iter().next()?;
+        (longest * 2 >= self.0.time.total()).then_some(what)
+    }
+
+    fn verb(&self) -> &'static str {
+        match (self.0.certainty, self.0.phase) {
+            (Certainty::Certain, Phase::Ended) => "was blocked for",
+            (Certainty::Certain, _) => "blocked for",
+            (Certainty::Likely, Phase::Ended) => "was probably blocked for",
+            (Certainty::Likely, _) => "probably blocked for",
+        }
+    }
 }
 
 impl fmt::Display for Headline<'_> {
@@ -24,50 +38,56 @@ impl fmt::Display for Headline<'_> {
         let StallReport {
             worker, runtime, ..
         } = self.0;
-        write!(f, "worker {worker} of {runtime:?} ")?;
-        f.write_str(match (self.0.certainty, self.0.phase) {
-            (Certainty::Certain, Phase::Ended) => "was blocked for ",
-            (Certainty::Certain, _) => "blocked for ",
-            (Certainty::Likely, Phase::Ended) => "was probably blocked for ",
-            (Certainty::Likely, _) => "probably blocked for ",
-        })?;
-        write!(f, "{}", Human(self.0.duration))?;
+        let (blocked_for, duration) = (self.verb(), Human(self.0.duration));
+        write!(f, "worker {worker} of {runtime:?} {blocked_for} {duration}")?;
         if self.0.phase != Phase::Ended {
             f.write_str(" so far")?;
         }
         if self.0.cause.is_host() {
             f.write_str(" (mostly the host)")?;
         }
-        let parts = Why(self.0).parts();
-        if let Some((longest, what)) = parts.first() {
-            // Half of the time and more: below that, no part speaks for the whole.
-            if *longest * 2 >= self.0.time.total() {
-                write!(f, ": {what}")?;
-            }
+        if let Some(reason) = self.reason() {
+            write!(f, ": {reason}")?;
         }
         if let Some(site) = &self.0.site {
             write!(f, ", {site}")?;
         }
-        match &self.0.span {
-            Some(span) => write!(f, ", in {span}"),
-            None => Ok(()),
+        if let Some(span) = &self.0.span {
+            write!(f, ", in {span}")?;
         }
+        Ok(())
     }
 }
 
 impl fmt::Display for StallReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_title(f)?;
+        self.write_blame(f)?;
+        self.write_driver(f)?;
+        if let Some(stack) = self.shown_stack() {
+            Stack(stack, self.stacks.len()).fmt(f)?;
+        }
+        if let Some((module, build_id)) = self.unnamed_module() {
+            write!(f, "\n  build id  {build_id} ({module})")?;
+        }
+        self.write_advice(f)?;
+        self.write_task(f)?;
+        self.write_thread(f)?;
+        self.write_gaps(f)
+    }
+}
+
+/// The parts of the text, in its order. Each begins with the end of the line before it.
+impl StallReport {
+    fn write_title(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             id,
             runtime,
             worker,
             ..
         } = self;
-        write!(
-            f,
-            "stall #{id}   runtime {runtime:?}, worker {worker}, {}",
-            Human(self.duration)
-        )?;
+        write!(f, "stall #{id}   runtime {runtime:?}, worker {worker}")?;
+        write!(f, ", {}", Human(self.duration))?;
         if self.phase != Phase::Ended {
             f.write_str(" so far")?;
         }
@@ -77,7 +97,10 @@ impl fmt::Display for StallReport {
         f.write_str(match self.certainty {
             Certainty::Certain => ", certain",
             Certainty::Likely => ", likely: the poll may have left its worker",
-        })?;
+        })
+    }
+
+    fn write_blame(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
         }
@@ -85,95 +108,81 @@ impl fmt::Display for StallReport {
             write!(f, "\n  in        {span}")?;
         }
         let why = Why(self).to_string();
-        if !why.is_empty() {
-            write!(f, "\n  why       {}: {why}", self.cause)?;
-            if self.cause.is_host() {
-                f.write_str(" (mostly the host)")?;
-            }
+        if why.is_empty() {
+            return Ok(());
         }
-        if let Some(frozen) = self.driver_frozen.filter(|frozen| !frozen.is_zero()) {
-            let (was, so_far) = match self.phase {
-                Phase::Ended => ("was ", ""),
-                _ => ("", " so far"),
-            };
-            let frozen = Human(frozen);
-            write!(
-                f,
-                "\n  driver    {was}frozen for {frozen}{so_far}: no socket and no timer of this runtime moved"
-            )?;
+        write!(f, "\n  why       {}: {why}", self.cause)?;
+        if self.cause.is_host() {
+            f.write_str(" (mostly the host)")?;
         }
-        if let Some(stack) = self.shown_stack() {
-            Stack(stack, self.stacks.len()).fmt(f)?;
-        }
-        if let Some((module, build_id)) = self.unnamed_module() {
-            write!(f, "\n  build id  {build_id} ({module})")?;
-        }
+        Ok(())
+    }
+
+    fn write_driver(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(frozen) = self.driver_frozen.filter(|frozen| !frozen.is_zero()) else {
+            return Ok(());
+        };
+        let (was, so_far) = match self.phase {
+            Phase::Ended => ("was ", ""),
+            _ => ("", " so far"),
+        };
+        let frozen = Human(frozen);
+        write!(
+            f,
+            "\n  driver    {was}frozen for {frozen}{so_far}: no socket and no timer of this runtime moved"
+        )
+    }
+
+    fn write_advice(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(advice) = &self.advice {
             write!(f, "\n  do        {advice}")?;
         }
         if self.seen_here > 1 {
-            let lost = Human(self.lost_here);
-            write!(
-                f,
-                "\n  seen      {} times here, {lost} in all",
-                self.seen_here
-            )?;
-        }
-        match (self.task, &self.spawned_at) {
-            (Some(task), Some(place)) => write!(f, "\n  task      {task}, spawned at {place}")?,
-            (Some(task), None) => write!(f, "\n  task      {task}")?,
-            (None, _) => {}
-        }
-        if let Some(thread) = &self.thread {
-            write!(f, "\n  thread    {thread}")?;
-            if let Some(tid) = self.tid {
-                write!(f, " ({tid})")?;
-            }
-        }
-        for missing in &self.missing {
-            write!(f, "\n  missing   {missing}")?;
-        }
-        if self.suppressed > 0 {
-            write!(
-                f,
-                "\n  unlogged  {} stalls since the last one shown",
-                self.suppressed
-            )?;
+            let (times, lost) = (self.seen_here, Human(self.lost_here));
+            write!(f, "\n  seen      {times} times here, {lost} in all")?;
         }
         Ok(())
     }
+
+    fn write_task(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.task, &self.spawned_at) {
+            (Some(task), Some(place)) => write!(f, "\n  task      {task}, spawned at {place}"),
+            (Some(task), None) => write!(f, "\n  task      {task}"),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn write_thread(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.thread, self.tid) {
+            (Some(thread), Some(tid)) => write!(f, "\n  thread    {thread} ({tid})"),
+            (Some(thread), None) => write!(f, "\n  thread    {thread}"),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn write_gaps(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for missing in &self.missing {
+            write!(f, "\n  missing   {missing}")?;
+        }
+        match self.suppressed {
+            0 => Ok(()),
+            stalls => write!(f, "\n  unlogged  {stalls} stalls since the last one shown"),
+        }
+    }
 }
 
-/// One stack, as far as it says something: runs of frames that are not the user's own are folded.
+/// The text of one stack, and the number of different stacks. Runs of frames that are not the
+/// user's own are folded.
 struct Stack<'a>(&'a StackSample, usize);
 
-/// Frames of others that are shown below the innermost own one: what it called. Further out, only the
-/// user's own are of interest.
+/// The most frames shown that the innermost own frame called. Further out, only the user's own
+/// frames are shown.
 const CALLED: usize = 6;
 
 impl fmt::Display for Stack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stack(sample, stacks) = self;
-        let shown = crate::report::site::of_the_poll(&sample.frames);
-        let mut lines = Vec::new();
-        for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
-            let kept = match (run.iter().all(is_own), lines.is_empty()) {
-                (true, _) => run.len(),
-                (false, true) => run.len().min(CALLED),
-                (false, false) => 0,
-            };
-            lines.extend(run[..kept].iter().map(ToString::to_string));
-            match run.len() - kept {
-                0 => {}
-                1 => lines.push(run[kept].to_string()),
-                folded => lines.push(format!("… {folded} frames")),
-            }
-        }
-        match sample.frames.len() - shown.len() {
-            0 => {}
-            below => lines.push(format!("… {below} runtime frames")),
-        }
-        for (index, line) in lines.iter().enumerate() {
+        for (index, line) in lines(&sample.frames).iter().enumerate() {
             match index {
                 0 => write!(f, "\n  stack     {line}")?,
                 _ => write!(f, "\n            {line}")?,
@@ -190,12 +199,37 @@ impl fmt::Display for Stack<'_> {
     }
 }
 
+/// The lines for these frames: calls, and the numbers of calls that are left out.
+fn lines(frames: &[Frame]) -> Vec<String> {
+    let shown = crate::report::site::of_the_poll(frames);
+    let mut lines = Vec::new();
+    for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
+        let kept = match (run.iter().all(is_own), lines.is_empty()) {
+            (true, _) => run.len(),
+            (false, true) => run.len().min(CALLED),
+            (false, false) => 0,
+        };
+        lines.extend(run[..kept].iter().map(ToString::to_string));
+        match run.len() - kept {
+            0 => {}
+            1 => lines.push(run[kept].to_string()),
+            folded => lines.push(format!("… {folded} frames")),
+        }
+    }
+    match frames.len() - shown.len() {
+        0 => {}
+        below => lines.push(format!("… {below} runtime frames")),
+    }
+    lines
+}
+
 fn is_own(frame: &Frame) -> bool {
     frame.origin == Origin::Own
 }
 
 impl StallReport {
-    /// The program, if its functions have no names here, and what to look them up with.
+    /// The module of the first frame without a name, and its build id. With both, names can be
+    /// found elsewhere.
     fn unnamed_module(&self) -> Option<(&str, &str)> {
         let frames = &self.shown_stack()?.frames;
         let is_unnamed =
@@ -209,11 +243,11 @@ impl StallReport {
     }
 }
 
-/// The known parts of the time that are worth a word, the longest first.
+/// The known parts of a stall's time that are long enough to be mentioned, the longest first.
 struct Why<'a>(&'a StallReport);
 
-/// Parts below this share of the whole are left out.
-const WORTH_A_WORD: f64 = 0.01;
+/// Parts below this share of the whole time are left out.
+const LEAST_SHARE: f64 = 0.01;
 
 impl Why<'_> {
     fn parts(&self) -> Vec<(Duration, String)> {
@@ -237,7 +271,7 @@ impl Why<'_> {
     }
 
     fn least(&self) -> Duration {
-        let share = self.0.time.total().mul_f64(WORTH_A_WORD);
+        let share = self.0.time.total().mul_f64(LEAST_SHARE);
         share.max(Duration::from_micros(50))
     }
 }
@@ -257,7 +291,7 @@ impl fmt::Display for Why<'_> {
     }
 }
 
-/// A duration as people write it: three figures, and the unit that fits.
+/// A duration with three figures, in a unit that fits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Human(pub(crate) Duration);
 

@@ -1,11 +1,11 @@
-//! What one worker is doing now.
+//! The stack of one worker now.
 //!
 //! *Runs on:* every thread: plain data.
 
 use super::{Frame, NoStack};
 use std::fmt;
 
-/// The stack of one worker's thread at one moment; from
+/// The stack of one worker's thread at one moment, made by
 /// [`Guard::worker_stacks`](crate::Guard::worker_stacks).
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -15,11 +15,11 @@ pub struct WorkerStack {
     pub runtime: String,
     /// The index of the worker, as in tokio's `RuntimeMetrics`.
     pub worker: usize,
-    /// The name of the thread that drives it.
+    /// The name of the thread that drives the worker.
     pub thread: Option<String>,
     /// The calls, innermost first, or why there are none.
     pub frames: Result<Vec<Frame>, NoStack>,
-    /// The stack was followed to the root of its thread.
+    /// Whether the stack was followed to the root of its thread.
     pub complete: bool,
 }
 

@@ -1,10 +1,11 @@
-//! From a copied stack to frames: unwound, named, and told whose they are.
+//! From a copied stack to frames with names and owners.
 //!
-//! *Runs on:* the reporter thread where that is quick, else `stall-explainer`, a thread made for one stack;
-//! and whoever asks for [`worker_stacks`](crate::Guard::worker_stacks).
-//! *Here:* may allocate, read files, and take a tenth of a second the first time.
+//! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
+//!
+//! It may allocate, read files, and take a tenth of a second the first time.
 
 mod symbols;
+mod tables;
 mod unwind;
 
 use super::Explained;
@@ -14,61 +15,56 @@ use crate::clock::{self, Nanos};
 use crate::report::{Frame, NoStack};
 use std::time::Duration;
 use symbols::Symbols;
-use unwind::{End, Unwinder};
+use tables::Modules;
+use unwind::{End, walk};
 
-/// Unwind tables and debug information unused for so long are let go of.
+/// Unwind tables and debug information unused for so long are dropped.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// Explains stacks.
+/// Explains stacks: unwinds and names them.
 #[derive(Default)]
 pub(crate) struct Explainer {
-    unwinder: Unwinder,
+    modules: Modules,
     symbols: Symbols,
     used_at: Nanos,
 }
 
 impl Explainer {
-    /// Unwinds and names a stack. Never an error here; where stacks cannot be taken, always.
+    /// Unwinds and names a stack. Never fails here. Builds without stacks always return an error.
     pub(crate) fn explain(
         &mut self,
         stack: &RawStack,
         own: &OwnCode,
     ) -> Result<Explained, NoStack> {
         self.used_at = clock::now();
-        self.unwinder.refresh();
-        let walk = self.unwinder.walk(stack);
+        self.modules.refresh();
+        let walk = walk(stack, &mut self.modules);
         let mut frames = Vec::with_capacity(walk.addresses.len());
         for address in walk.addresses {
-            let named = self.symbols.frames(address, &self.unwinder);
+            let named = self.symbols.frames(address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
         }
-        // While a panic switches from one frame to another, the tables of the unwinder do not hold.
-        let unwinds = |frame: &Frame| {
-            let function = frame.function.as_deref();
-            function.is_some_and(|function| function.starts_with("_Unwind_"))
-        };
-        let in_unwinder = frames.iter().any(unwinds);
         Ok(Explained {
+            complete: walk.end == End::Root && !frames.iter().any(is_unwinder),
             frames,
-            complete: walk.end == End::Root && !in_unwinder,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
         })
     }
 
-    /// Opens the program's debug information, which takes the better part of a first look.
+    /// Opens the program's debug information, which is most of the cost of a first stack.
     pub(crate) fn prime(&mut self) {
         self.used_at = clock::now();
-        self.unwinder.refresh();
+        self.modules.refresh();
         let here = Explainer::prime as *const () as u64;
-        self.unwinder.read_module_of(here);
-        self.symbols.frames(here, &self.unwinder);
+        self.modules.read_module_of(here);
+        self.symbols.frames(here, &self.modules);
     }
 
-    /// Lets go of what has not been used for a while; the names found stay.
+    /// Drops tables and debug information that have not been used for a while. Names found stay.
     pub(crate) fn rest(&mut self) {
         if clock::now().since(self.used_at) >= KEPT_FOR {
-            self.unwinder = Unwinder::default();
+            self.modules = Modules::default();
             self.symbols.forget_files();
         }
     }
@@ -78,4 +74,11 @@ impl std::fmt::Debug for Explainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Explainer").finish_non_exhaustive()
     }
+}
+
+/// Whether it is a frame of the unwinder. While a panic switches from one frame to another, the
+/// tables of the unwinder are not valid.
+fn is_unwinder(frame: &Frame) -> bool {
+    let function = frame.function.as_deref();
+    function.is_some_and(|function| function.starts_with("_Unwind_"))
 }

@@ -1,109 +1,64 @@
 //! From registers and a copy of the stack to the addresses of the calls on it.
 //!
-//! *Runs on:* whichever thread explains a stack; see the parent module.
-//! *Here:* no unsafe: bytes in, addresses out. The tables come from the copies in `capture::modules`; a
-//! module's are read when an address in it is first met.
+//! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
+//! *Must not:* contain unsafe code, or read memory: words and [`Tables`] in, addresses out.
 
-use crate::capture::{Extent, Mapped, Module, RawStack, Registers, UnwindSections, mapped};
-use framehop::{
-    CacheNative, ExplicitModuleSectionInfo, FrameAddress, UnwindRegsNative, Unwinder as _,
-    UnwinderNative,
-};
-use gimli::{
-    BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, FrameDescriptionEntry, LittleEndian,
-    RegisterRule, UnwindContext, UnwindSection as _,
-};
-use std::cell::Cell;
-use std::ops::Range;
-use std::sync::Arc;
+use crate::capture::{Extent, RawStack, Registers};
+use framehop::{FrameAddress, UnwindRegsNative};
 
-/// Deeper stacks than this are cut: nobody reads them, and a recursion looks the same all the way.
+/// Deeper stacks than this are cut. A recursion looks the same all the way.
 const DEEPEST: usize = 512;
 
-/// Unwinds the stacks of this process.
-#[derive(Default)]
-pub(crate) struct Unwinder {
-    framehop: UnwinderNative<Arc<[u8]>, framehop::MayAllocateDuringUnwind>,
-    cache: CacheNative<framehop::MayAllocateDuringUnwind>,
-    modules: Vec<Known>,
+/// The unwind tables of all modules, by address.
+pub(super) trait Tables {
+    /// The kind of the code at an address.
+    fn code_at(&mut self, address: u64) -> Code;
+
+    /// Whether the function at this address has no caller: its table has no return address. The
+    /// first function of a thread is marked so. `None` if there is no table for it.
+    fn is_root(&self, address: u64) -> Option<bool>;
+
+    /// Goes from a frame to its caller: changes the registers, and returns the return address.
+    /// `None` if the frame has no caller. An error if no rule leads to the caller.
+    fn caller(
+        &mut self,
+        at: FrameAddress,
+        registers: &mut UnwindRegsNative,
+        stack: &mut CopiedStack<'_>,
+    ) -> Result<Option<u64>, ()>;
 }
 
-/// A mapped file, and what was read of it.
-pub(crate) struct Known {
-    pub(crate) file: Mapped,
-    state: State,
+/// The kind of the code at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    /// There is no code.
+    Nowhere,
+    /// The function has no unwind table. Its frame pointer is followed, which may skip frames.
+    WithoutTable,
+    WithTable,
+    /// Signal handlers return to it. The frame below it is the code that the signal interrupted.
+    SignalReturn,
 }
 
-enum State {
-    Unread,
-    /// Not an ELF file, or gone.
-    Unreadable,
-    Read(Read),
+/// The words of a stack, read by the address that each had.
+pub(super) struct CopiedStack<'a> {
+    base: u64,
+    words: &'a [u64],
+    /// Whether the last word asked for is not among them.
+    is_beyond: bool,
 }
 
-/// What naming needs of a module.
-pub(crate) struct Read {
-    pub(crate) range: Range<u64>,
-    pub(crate) bias: u64,
-    pub(crate) build_id: Option<String>,
-    unwind: Option<UnwindSections>,
-}
-
-impl Read {
-    /// The function around an address in the file, by the unwind tables. These are there also where
-    /// symbols have been stripped.
-    pub(crate) fn function_at(&self, in_file: u64) -> Option<Range<u64>> {
-        self.with_entry(in_file, |entry, _, _| {
-            let start = entry.initial_address();
-            Some(start..start + entry.len())
-        })
-    }
-
-    /// Whether the function at this address has no caller: its table says that nobody is returned to. That
-    /// is how the first function of a thread is marked. `None` if there is no table for it.
-    fn is_root(&self, in_file: u64) -> Option<bool> {
-        self.with_entry(in_file, |entry, frames, bases| {
-            let mut context = UnwindContext::new();
-            let row = entry
-                .unwind_info_for_address(frames, bases, &mut context, in_file)
-                .ok()?;
-            let returns_to = row.register(entry.cie().return_address_register());
-            Some(returns_to == RegisterRule::Undefined)
-        })
-    }
-
-    /// Whether this is where handlers return to: the frame below it is the code that a signal interrupted.
-    fn is_signal_frame(&self, in_file: u64) -> bool {
-        let marked = self.with_entry(in_file, |entry, _, _| {
-            Some(entry.cie().is_signal_trampoline())
-        });
-        marked.unwrap_or(false)
-    }
-
-    fn with_entry<R>(
-        &self,
-        in_file: u64,
-        f: impl FnOnce(&Entry<'_>, &EhFrame<Bytes<'_>>, &BaseAddresses) -> Option<R>,
-    ) -> Option<R> {
-        let unwind = self.unwind.as_ref()?;
-        let (hdr_at, hdr) = &unwind.eh_frame_hdr;
-        let (frame_at, frame) = &unwind.eh_frame;
-        let bases = BaseAddresses::default()
-            .set_eh_frame_hdr(hdr_at.start)
-            .set_eh_frame(frame_at.start)
-            .set_text(unwind.text.start);
-        let parsed = EhFrameHdr::new(hdr, LittleEndian).parse(&bases, 8).ok()?;
-        let frames = EhFrame::new(frame, LittleEndian);
-        let entry =
-            parsed
-                .table()?
-                .fde_for_address(&frames, &bases, in_file, EhFrame::cie_from_offset);
-        f(&entry.ok()?, &frames, &bases)
+impl CopiedStack<'_> {
+    /// The word at this address. An error if it was not copied.
+    pub(super) fn read(&mut self, address: u64) -> Result<u64, ()> {
+        let word = address
+            .checked_sub(self.base)
+            .filter(|offset| offset % 8 == 0)
+            .and_then(|offset| self.words.get(usize::try_from(offset / 8).ok()?));
+        self.is_beyond = word.is_none();
+        word.copied().ok_or(())
     }
 }
-
-type Bytes<'a> = EndianSlice<'a, LittleEndian>;
-type Entry<'a> = FrameDescriptionEntry<Bytes<'a>>;
 
 /// The calls on a stack, innermost first.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,213 +68,148 @@ pub(crate) struct Walk {
     pub(crate) end: End,
 }
 
-/// Where the walk ended.
+/// The reason why a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// At the thread's root: a function that has no caller.
+    /// It came to the thread's root: a function that has no caller.
     Root,
-    /// Where nothing points further, and no table says whether that is the root.
+    /// No rule leads further, and no table shows whether that is the root.
     Unproven,
-    /// At the end of what was copied.
+    /// It came to the end of the copied words.
     Truncated,
-    /// At a frame that nothing explains.
+    /// It came to a frame that no rule explains.
     Lost,
 }
 
-impl Unwinder {
-    /// Looks which files are mapped now. Those that have gone are forgotten.
-    pub(crate) fn refresh(&mut self) {
-        let now = mapped();
-        if self.modules.len() == now.len()
-            && self
-                .modules
-                .iter()
-                .zip(&now)
-                .all(|(known, file)| known.file == *file)
-        {
-            return;
+/// Walks a copied stack.
+///
+/// # Cost
+///
+/// 25 to 70 µs for about twenty frames, once the tables of the modules have been read.
+pub(super) fn walk(stack: &RawStack, tables: &mut impl Tables) -> Walk {
+    let registers = stack.registers();
+    let truncated = stack.extent() != Extent::Whole;
+    stack.with_words(|words| walk_words(registers, words, truncated, tables))
+}
+
+fn walk_words(
+    registers: Registers,
+    words: &[u64],
+    truncated: bool,
+    tables: &mut impl Tables,
+) -> Walk {
+    let mut walker = Walker::new(registers, words, truncated, tables);
+    let end = loop {
+        if let Err(end) = walker.step() {
+            break end;
         }
-        let mut old = std::mem::take(&mut self.modules);
-        for file in now {
-            let known = old.iter().position(|known| known.file == file);
-            self.modules.push(match known {
-                Some(known) => old.swap_remove(known),
-                None => Known {
-                    file,
-                    state: State::Unread,
-                },
-            });
+    };
+    Walk {
+        addresses: walker.addresses,
+        end,
+    }
+}
+
+/// A walk that goes on: the frame that it has come to, and the frames before.
+struct Walker<'a, T> {
+    tables: &'a mut T,
+    stack: CopiedStack<'a>,
+    /// Whether the stack has more words than were copied.
+    truncated: bool,
+    at: FrameAddress,
+    registers: UnwindRegsNative,
+    addresses: Vec<u64>,
+    all_have_tables: bool,
+}
+
+impl<'a, T: Tables> Walker<'a, T> {
+    fn new(registers: Registers, words: &'a [u64], truncated: bool, tables: &'a mut T) -> Self {
+        let at = FrameAddress::from_instruction_pointer(registers.pc);
+        Walker {
+            tables,
+            stack: CopiedStack {
+                base: registers.sp & !7,
+                words,
+                is_beyond: false,
+            },
+            truncated,
+            at,
+            registers: native(registers),
+            addresses: vec![at.address_for_lookup()],
+            all_have_tables: true,
         }
-        for gone in old {
-            if let State::Read(read) = gone.state {
-                self.framehop.remove_module(read.range.start);
-            }
+    }
+
+    /// Goes one frame further, or ends.
+    fn step(&mut self) -> Result<(), End> {
+        if self.addresses.len() == DEEPEST {
+            return Err(End::Truncated);
+        }
+        let code = self.tables.code_at(self.at.address_for_lookup());
+        self.all_have_tables &= matches!(code, Code::WithTable | Code::SignalReturn);
+        match code {
+            // A call comes from code. The innermost pc may be anywhere.
+            Code::Nowhere if self.addresses.len() > 1 => Err(End::Lost),
+            Code::SignalReturn => self.step_to_interrupted(),
+            _ => self.step_to_caller(),
         }
     }
 
-    /// Walks a copied stack.
-    ///
-    /// # Cost
-    ///
-    /// 25 to 70 µs for some twenty frames, once the tables of the modules have been read.
-    pub(crate) fn walk(&mut self, stack: &RawStack) -> Walk {
-        let registers = stack.registers();
-        let truncated = stack.extent() != Extent::Whole;
-        stack.with_words(|words| self.walk_words(registers, words, truncated))
+    fn step_to_interrupted(&mut self) -> Result<(), End> {
+        let interrupted = interrupted(self.registers.sp(), &mut self.stack);
+        let interrupted = interrupted.ok_or_else(|| self.end_without_rule())?;
+        self.registers = native(interrupted);
+        self.go_to(FrameAddress::from_instruction_pointer(interrupted.pc));
+        Ok(())
     }
 
-    fn walk_words(&mut self, registers: Registers, words: &[u64], truncated: bool) -> Walk {
-        let base = registers.sp & !7;
-        let beyond = Cell::new(false);
-        let mut read = |address: u64| {
-            let word = address
-                .checked_sub(base)
-                .filter(|offset| offset % 8 == 0)
-                .and_then(|offset| words.get(usize::try_from(offset / 8).ok()?));
-            beyond.set(word.is_none());
-            word.copied().ok_or(())
-        };
-        let mut at = FrameAddress::from_instruction_pointer(registers.pc);
-        let mut native = native(registers);
-        let mut addresses = vec![at.address_for_lookup()];
-        // Where there is no table, frame pointers are followed, which may lead past frames.
-        let mut explained = true;
-        let end = loop {
-            if addresses.len() == DEEPEST {
-                break End::Truncated;
-            }
-            self.read_module_of(at.address_for_lookup());
-            if !self.has_table(at.address_for_lookup()) {
-                explained = false;
-                if addresses.len() > 1 && self.module_of(at.address_for_lookup()).is_none() {
-                    // Nobody calls from where there is no code.
-                    break End::Lost;
-                }
-            }
-            if self.is_signal_frame(at.address_for_lookup()) {
-                let Some(interrupted) = interrupted(native.sp(), &mut read) else {
-                    let cut = truncated && beyond.get();
-                    break if cut { End::Truncated } else { End::Lost };
-                };
-                native = self::native(interrupted);
-                at = FrameAddress::from_instruction_pointer(interrupted.pc);
-                addresses.push(at.address_for_lookup());
-                continue;
-            }
-            let next = self
-                .framehop
-                .unwind_frame(at, &mut native, &mut self.cache, &mut read);
-            let next = match next {
-                Ok(Some(address)) => FrameAddress::from_return_address(address),
-                Ok(None) => break End::Root,
-                Err(_) if truncated && beyond.get() => break End::Truncated,
-                Err(_) => break End::Lost,
-            };
-            let Some(next) = next else {
-                break End::Root;
-            };
-            at = next;
-            addresses.push(at.address_for_lookup());
-        };
-        let end = match (end, addresses.last()) {
-            (End::Root, _) if !explained => End::Unproven,
-            (End::Root, Some(&outermost)) => self.proven(outermost),
-            (end, _) => end,
-        };
-        Walk { addresses, end }
+    fn step_to_caller(&mut self) -> Result<(), End> {
+        let caller = self
+            .tables
+            .caller(self.at, &mut self.registers, &mut self.stack)
+            .map_err(|()| self.end_without_rule())?;
+        let caller = caller.and_then(FrameAddress::from_return_address);
+        self.go_to(caller.ok_or_else(|| self.end_without_caller())?);
+        Ok(())
     }
 
-    fn has_table(&self, address: u64) -> bool {
-        self.module_of(address)
-            .and_then(|(_, read)| read)
-            .is_some_and(|read| read.function_at(address.wrapping_sub(read.bias)).is_some())
+    fn go_to(&mut self, frame: FrameAddress) {
+        self.at = frame;
+        self.addresses.push(frame.address_for_lookup());
     }
 
-    fn is_signal_frame(&self, address: u64) -> bool {
-        self.module_of(address)
-            .and_then(|(_, read)| read)
-            .is_some_and(|read| read.is_signal_frame(address.wrapping_sub(read.bias)))
+    fn end_without_rule(&self) -> End {
+        if self.truncated && self.stack.is_beyond {
+            End::Truncated
+        } else {
+            End::Lost
+        }
     }
 
-    /// A stack that was caught in the middle of being switched, or unwound by a panic, can lead to any
-    /// place; so can the frame that a signal has made.
-    fn proven(&self, outermost: u64) -> End {
-        let Some((_, Some(read))) = self.module_of(outermost) else {
-            return End::Lost;
-        };
-        match read.is_root(outermost.wrapping_sub(read.bias)) {
+    /// The end at a frame that seems to have no caller. A stack that was caught in the middle of
+    /// being switched, or unwound by a panic, can lead to any place. So can the frame that a signal
+    /// has made.
+    fn end_without_caller(&self) -> End {
+        if !self.all_have_tables {
+            return End::Unproven;
+        }
+        match self.tables.is_root(self.at.address_for_lookup()) {
             Some(true) => End::Root,
             Some(false) => End::Lost,
             None => End::Unproven,
         }
     }
-
-    /// The module that an address lies in, with what was read of it.
-    pub(crate) fn module_of(&self, address: u64) -> Option<(&Mapped, Option<&Read>)> {
-        let known = self
-            .modules
-            .iter()
-            .find(|known| known.file.range.contains(&address))?;
-        let read = match &known.state {
-            State::Read(read) => Some(read),
-            State::Unread | State::Unreadable => None,
-        };
-        Some((&known.file, read))
-    }
-
-    /// Reads the tables of the module that an address lies in, unless they have been.
-    pub(super) fn read_module_of(&mut self, address: u64) {
-        let Some(known) = self
-            .modules
-            .iter_mut()
-            .find(|known| known.file.range.contains(&address))
-        else {
-            return;
-        };
-        if !matches!(known.state, State::Unread) {
-            return;
-        }
-        known.state = match Module::load(&known.file) {
-            None => State::Unreadable,
-            Some(module) => {
-                let read = Read {
-                    range: module.range.clone(),
-                    bias: module.bias,
-                    build_id: module.build_id,
-                    unwind: module.unwind,
-                };
-                let sections = read.unwind.clone().map_or_else(Default::default, |unwind| {
-                    ExplicitModuleSectionInfo {
-                        text_svma: Some(unwind.text),
-                        eh_frame_hdr_svma: Some(unwind.eh_frame_hdr.0),
-                        eh_frame_hdr: Some(unwind.eh_frame_hdr.1),
-                        eh_frame_svma: Some(unwind.eh_frame.0),
-                        eh_frame: Some(unwind.eh_frame.1),
-                        ..ExplicitModuleSectionInfo::default()
-                    }
-                });
-                self.framehop.add_module(framehop::Module::new(
-                    known.file.path.clone(),
-                    read.range.clone(),
-                    read.bias,
-                    sections,
-                ));
-                State::Read(read)
-            }
-        };
-    }
 }
 
-/// The registers of the code that a signal interrupted, as the kernel has left them above the handler's
-/// frame: where they are is part of its interface, where its unwind table puts them is beyond `framehop`.
+/// The registers of the code that a signal interrupted, as the kernel has left them above the
+/// handler's frame. Their place is part of the kernel's interface. `framehop` does not support the
+/// unwind table that leads to it.
 #[cfg(target_arch = "x86_64")]
-fn interrupted(sp: u64, read: &mut impl FnMut(u64) -> Result<u64, ()>) -> Option<Registers> {
-    use std::mem::offset_of;
+fn interrupted(sp: u64, stack: &mut CopiedStack<'_>) -> Option<Registers> {
     // The handler has returned, so the stack pointer is at the context.
-    let saved = offset_of!(libc::ucontext_t, uc_mcontext) + offset_of!(libc::mcontext_t, gregs);
     let mut register = |index: libc::c_int| {
-        let offset = saved as u64 + 8 * u64::try_from(index).ok()?;
-        read(sp.checked_add(offset)?).ok()
+        let offset = SAVED_REGISTERS as u64 + 8 * u64::try_from(index).ok()?;
+        stack.read(sp.checked_add(offset)?).ok()
     };
     Some(Registers {
         pc: register(libc::REG_RIP)?,
@@ -329,8 +219,13 @@ fn interrupted(sp: u64, read: &mut impl FnMut(u64) -> Result<u64, ()>) -> Option
     })
 }
 
+/// The offset of the registers in the context of a signal.
+#[cfg(target_arch = "x86_64")]
+const SAVED_REGISTERS: usize = std::mem::offset_of!(libc::ucontext_t, uc_mcontext)
+    + std::mem::offset_of!(libc::mcontext_t, gregs);
+
 #[cfg(target_arch = "aarch64")]
-fn interrupted(_: u64, _: &mut impl FnMut(u64) -> Result<u64, ()>) -> Option<Registers> {
+fn interrupted(_: u64, _: &mut CopiedStack<'_>) -> Option<Registers> {
     None
 }
 
@@ -352,3 +247,141 @@ fn native(registers: Registers) -> UnwindRegsNative {
 /// The bits of an address that are not its signature: Linux gives programs 48 of them.
 #[cfg(target_arch = "aarch64")]
 const SIGNED: u64 = (1 << 48) - 1;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use framehop::{CacheNative, MayAllocateDuringUnwind, Unwinder as _, UnwinderNative};
+    use std::ops::Range;
+
+    const SP: u64 = 0x7000;
+    const ROOT: u64 = 0x1100;
+    const HANDLER_RETURN: u64 = 0x1200;
+    const MADE_AT_RUN_TIME: Range<u64> = 0x3000..0x4000;
+
+    /// Code from 0x1000 to 0x2000 with tables, and code made at run time without. Callers are found
+    /// by frame pointers.
+    #[derive(Default)]
+    struct Program {
+        unwinder: UnwinderNative<Vec<u8>, MayAllocateDuringUnwind>,
+        cache: CacheNative<MayAllocateDuringUnwind>,
+    }
+
+    impl Tables for Program {
+        fn code_at(&mut self, address: u64) -> Code {
+            match address {
+                HANDLER_RETURN => Code::SignalReturn,
+                0x1000..0x2000 => Code::WithTable,
+                _ if MADE_AT_RUN_TIME.contains(&address) => Code::WithoutTable,
+                _ => Code::Nowhere,
+            }
+        }
+
+        fn is_root(&self, address: u64) -> Option<bool> {
+            Some(address == ROOT)
+        }
+
+        fn caller(
+            &mut self,
+            at: FrameAddress,
+            registers: &mut UnwindRegsNative,
+            stack: &mut CopiedStack<'_>,
+        ) -> Result<Option<u64>, ()> {
+            let mut read = |address| stack.read(address);
+            self.unwinder
+                .unwind_frame(at, registers, &mut self.cache, &mut read)
+                .map_err(|_| ())
+        }
+    }
+
+    /// A stack of these callers: pairs of a frame pointer and a return address. The last frame
+    /// pointer is zero.
+    fn stack_of(callers: &[u64]) -> Vec<u64> {
+        let mut words = Vec::new();
+        for (index, caller) in callers.iter().enumerate() {
+            let next = SP + 16 * (index as u64 + 1);
+            let is_last = index + 1 == callers.len();
+            words.extend([if is_last { 0 } else { next }, caller + 1]);
+        }
+        words
+    }
+
+    fn walked(pc: u64, words: &[u64], truncated: bool) -> Walk {
+        let registers = Registers {
+            pc,
+            sp: SP,
+            fp: SP,
+            lr: 0,
+        };
+        walk_words(registers, words, truncated, &mut Program::default())
+    }
+
+    fn walk_of(addresses: &[u64], end: End) -> Walk {
+        Walk {
+            addresses: addresses.to_vec(),
+            end,
+        }
+    }
+
+    #[test]
+    fn a_walk_ends_at_the_root() {
+        let walk = walked(0x1010, &stack_of(&[0x1020, 0x1030, ROOT]), false);
+        assert_eq!(walk, walk_of(&[0x1010, 0x1020, 0x1030, ROOT], End::Root));
+        let walk = walked(0x1010, &stack_of(&[0x1020, 0x1030]), false);
+        assert_eq!(walk.end, End::Lost, "no root, but nothing leads further");
+    }
+
+    #[test]
+    fn a_stack_that_is_deeper_than_its_copy_is_truncated() {
+        let words = stack_of(&[0x1020, 0x1030, ROOT]);
+        let addresses = [0x1010, 0x1020, 0x1030];
+        let walk = walked(0x1010, &words[..4], true);
+        assert_eq!(walk, walk_of(&addresses, End::Truncated));
+        let walk = walked(0x1010, &words[..4], false);
+        assert_eq!(walk, walk_of(&addresses, End::Lost), "the copy is whole");
+    }
+
+    #[test]
+    fn a_recursion_is_cut() {
+        let mut calls = vec![0x1020; 2 * DEEPEST];
+        calls.push(ROOT);
+        let walk = walked(0x1010, &stack_of(&calls), false);
+        assert_eq!(walk.addresses.len(), DEEPEST);
+        assert_eq!(walk.end, End::Truncated);
+    }
+
+    #[test]
+    fn a_caller_outside_of_all_code_is_lost() {
+        let walk = walked(0x1010, &stack_of(&[0x1020, 0x5000, ROOT]), false);
+        assert_eq!(walk, walk_of(&[0x1010, 0x1020, 0x5000], End::Lost));
+    }
+
+    #[test]
+    fn code_without_tables_is_passed_and_leaves_the_root_unproven() {
+        let made = MADE_AT_RUN_TIME.start;
+        let walk = walked(0x1010, &stack_of(&[made, ROOT]), false);
+        assert_eq!(walk, walk_of(&[0x1010, made, ROOT], End::Unproven));
+        let walk = walked(0x5000, &stack_of(&[ROOT]), false);
+        assert_eq!(walk.end, End::Unproven, "a call to no code has a caller");
+    }
+
+    #[test]
+    fn the_frame_of_a_signal_leads_to_the_interrupted_code() {
+        // The handler, its return address, the context, and the stack of the interrupted code.
+        let context = SP + 16;
+        let saved = |register: libc::c_int| 2 + SAVED_REGISTERS / 8 + register as usize;
+        let mut words = vec![0; 64];
+        words[1] = HANDLER_RETURN + 1;
+        let outer = SP + 64 * 8;
+        words[saved(libc::REG_RIP)] = 0x1040;
+        words[saved(libc::REG_RSP)] = outer;
+        words[saved(libc::REG_RBP)] = outer;
+        words.extend([0, ROOT + 1]);
+        assert_eq!(context + SAVED_REGISTERS as u64, SP + 8 * saved(0) as u64);
+        let walk = walked(0x1010, &words, false);
+        let addresses = [0x1010, HANDLER_RETURN, 0x1040, ROOT];
+        assert_eq!(walk, walk_of(&addresses, End::Root));
+        let walk = walked(0x1010, &words[..8], true);
+        assert_eq!(walk.end, End::Truncated, "the context was not copied");
+    }
+}
