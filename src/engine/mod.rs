@@ -28,11 +28,11 @@ pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
 pub(crate) use stats::{CAUSES, SpanSite, Stalls};
-pub(crate) use stats::{Stats, TimeByState, WaitCounter};
+pub(crate) use stats::{TimeByState, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;
 pub(crate) use view::View;
-pub(crate) use watched::{VerdictCell, WatchState, WatchedRuntime};
+pub(crate) use watched::{WatchState, WatchedRuntime};
 
 use crate::capture::RawStack;
 use crate::clock::Nanos;

@@ -4,10 +4,11 @@
 
 use super::stats::Stats;
 use super::{Settings, StallId};
-use crate::clock::Nanos;
+use crate::clock::{self, Nanos};
 use crate::detect::{Rules, StackVerdict};
 use crate::probe::Pulse;
 use crate::report::{NoStack, Profile, Recent};
+use crate::slot;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,30 @@ pub(crate) struct WatchedRuntime {
 }
 
 impl WatchedRuntime {
+    pub(crate) fn new(
+        name: String,
+        handle: Handle,
+        rules: Rules,
+        pulse: Pulse,
+        watch: Arc<WatchState>,
+    ) -> WatchedRuntime {
+        let metrics = handle.metrics();
+        let workers = metrics.num_workers();
+        WatchedRuntime {
+            name,
+            id: slot::raw_id(&handle.id()),
+            handle,
+            metrics,
+            rules,
+            pulse,
+            stats: Stats::new(workers),
+            verdicts: std::iter::repeat_with(VerdictCell::default)
+                .take(workers)
+                .collect(),
+            watch,
+        }
+    }
+
     /// Whether it has been shut down during the watch.
     pub(crate) fn is_gone(&self) -> bool {
         self.pulse.is_gone()
@@ -84,4 +109,16 @@ pub(crate) struct WatchState {
     pub(crate) signal: Result<i32, NoStack>,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) profile: Mutex<Profile>,
+}
+
+impl WatchState {
+    pub(crate) fn new(settings: Settings, signal: Result<i32, NoStack>) -> WatchState {
+        WatchState {
+            started_at: clock::now(),
+            signal,
+            profile: Mutex::default(),
+            recent: Mutex::new(Recent::new(settings.recent)),
+            settings,
+        }
+    }
 }

@@ -35,10 +35,7 @@ pub(crate) fn run(shared: &Shared) {
     loop {
         let now = clock::now();
         // Read before the export, so that the last export has all counts.
-        let last = shared.stopping() && {
-            let since = *stopping_since.get_or_insert(now);
-            shared.reports_ended() || now.since(since) > LAST_COUNTS
-        };
+        let last = is_last(shared, &mut stopping_since, now);
         if shared.stopping() && !last {
             // Runtimes that have left are exported once more, by the last export.
             std::thread::park_timeout(Duration::from_millis(1));
@@ -51,6 +48,14 @@ pub(crate) fn run(shared: &Shared) {
         }
         let quiet = shared.live.lock().is_empty();
         std::thread::park_timeout(if quiet { ALL } else { AGES });
+    }
+}
+
+/// Whether the threads end and all stalls are counted, or have had the time to be.
+fn is_last(shared: &Shared, stopping_since: &mut Option<Nanos>, now: Nanos) -> bool {
+    shared.stopping() && {
+        let since = *stopping_since.get_or_insert(now);
+        shared.reports_ended() || now.since(since) > LAST_COUNTS
     }
 }
 
@@ -127,14 +132,8 @@ impl Exporter {
         is_its: impl Fn(&WatchedRuntime) -> bool,
         all: bool,
     ) {
-        let watched: Vec<Arc<WatchedRuntime>> = {
-            let watched = shared.watched.lock();
-            watched
-                .iter()
-                .filter(|runtime| is_its(runtime))
-                .cloned()
-                .collect()
-        };
+        let mut watched = shared.watched.lock().clone();
+        watched.retain(|runtime| is_its(runtime));
         if watched.is_empty() && self.runtimes.is_empty() {
             return;
         }
@@ -175,12 +174,11 @@ impl Exporter {
         if all || is_new || !left.is_empty() {
             self.write_all(writer, shared, now);
         }
-        for id in left {
-            self.zero_gauges(writer, id, watched);
-        }
+        self.zero_gauges(writer, &left);
+        self.runtimes
+            .retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
         if watched.is_empty() {
-            writer.set(&list::BUILD_INFO, &[VERSION], 0.0);
-            writer.set(&list::LAST_TICK, &[], 0.0);
+            zero_detector(writer);
         }
     }
 
@@ -205,14 +203,9 @@ impl Exporter {
         ids.filter(|id| !goes_on(*id)).collect()
     }
 
-    /// Zeroes the gauges of a runtime that has left, and forgets it once it is not watched any
-    /// more.
-    fn zero_gauges(&mut self, writer: &MetricWriter<'_>, id: u64, watched: &[Arc<WatchedRuntime>]) {
-        if let Some(exported) = self.runtimes.get(&id) {
+    fn zero_gauges(&self, writer: &MetricWriter<'_>, left: &[u64]) {
+        for exported in left.iter().filter_map(|id| self.runtimes.get(id)) {
             exported.zero_gauges(writer);
-        }
-        if !watched.iter().any(|runtime| runtime.id == id) {
-            self.runtimes.remove(&id);
         }
     }
 
@@ -245,6 +238,12 @@ impl Exporter {
         let exported = &mut self.failed_callbacks;
         writer.grow(&list::DROPPED, &["callbacks"], failed, exported);
     }
+}
+
+/// Zeroes the gauges of the detector itself.
+fn zero_detector(writer: &MetricWriter<'_>) {
+    writer.set(&list::BUILD_INFO, &[VERSION], 0.0);
+    writer.set(&list::LAST_TICK, &[], 0.0);
 }
 
 /// The ages of the certain stalls going on, by runtime and worker.

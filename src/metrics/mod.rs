@@ -15,7 +15,9 @@
 //! worker's loop:
 //!
 //! ```promql
-//! sum by (runtime) (rate(tokio_stall_worker_time_seconds_sum{state=~"cpu|blocked|contention"}[5m]))
+//! sum by (runtime) (
+//!   rate(tokio_stall_worker_time_seconds_sum{state=~"cpu|blocked|contention"}[5m])
+//! )
 //!   / sum by (runtime) (rate(tokio_stall_worker_turns_total[5m]))
 //! ```
 //!

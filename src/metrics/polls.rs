@@ -47,19 +47,7 @@ impl ExportedPolls {
 
     /// Exports the new polls of one runtime. Returns how many timed polls were left out.
     pub(super) fn export(&mut self, writer: &MetricWriter<'_>, runtime: u64, name: &str) -> u64 {
-        let mut polls = 0;
-        let mut batches = Vec::new();
-        for slot in slot::all() {
-            if slot
-                .claim()
-                .is_some_and(|(claim, _)| claim.runtime == runtime)
-            {
-                let exported = self.slot(slot);
-                let now = polls_of(slot);
-                polls += now - std::mem::replace(&mut exported.polls, now);
-                batches.extend(exported.times(slot));
-            }
-        }
+        let (polls, mut batches) = self.news(runtime);
         writer.add(&list::POLLS, &[name], polls);
         let left_out = thinned(&mut batches);
         for (place, batch) in batches {
@@ -68,6 +56,22 @@ impl ExportedPolls {
             writer.record(&list::POLL_DURATION, &labels, mean, batch.count);
         }
         left_out
+    }
+
+    /// The number of new polls of one runtime, and its new timed polls by place.
+    fn news(&mut self, runtime: u64) -> (u64, Vec<(usize, Batch)>) {
+        let mut polls = 0;
+        let mut batches = Vec::new();
+        for slot in slot::all() {
+            let claim = slot.claim();
+            if claim.is_some_and(|(claim, _)| claim.runtime == runtime) {
+                let exported = self.slot(slot);
+                let now = polls_of(slot);
+                polls += now - std::mem::replace(&mut exported.polls, now);
+                batches.extend(exported.times(slot));
+            }
+        }
+        (polls, batches)
     }
 }
 

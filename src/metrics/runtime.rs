@@ -23,6 +23,12 @@ const WORKERS: usize = 128;
 /// The parts of the coverage, as labels.
 const SEES: [&str; 6] = ["workers", "polls", "spans", "causes", "stacks", "turns"];
 
+/// The certainties, with their labels.
+const CERTAINTIES: [(Certainty, &str); 2] = [
+    (Certainty::Certain, "certain"),
+    (Certainty::Likely, "likely"),
+];
+
 /// A shorter interval gives no ratio, such as the one before the first export.
 const SHORT: Duration = Duration::from_millis(10);
 
@@ -133,23 +139,14 @@ impl ExportedRuntime {
 
     fn export_stalls(&mut self, writer: &MetricWriter<'_>, name: &str, stalls: &Stalls) {
         for (place, (_, cause, kind)) in CAUSES.iter().enumerate() {
-            let certainties = [
-                (Certainty::Certain, "certain"),
-                (Certainty::Likely, "likely"),
-            ];
-            for ((certainty, label), exported) in
-                certainties.into_iter().zip(&mut self.stalls[place])
-            {
-                let count = stalls.count(place, certainty);
-                writer.grow(&list::STALLS, &[name, cause, kind, label], count, exported);
+            for ((certainty, label), exported) in CERTAINTIES.iter().zip(&mut self.stalls[place]) {
+                let count = stalls.count(place, *certainty);
+                let labels = [name, cause, kind, label];
+                writer.grow(&list::STALLS, &labels, count, exported);
             }
-            let exported = &mut self.durations[place];
-            writer.tally(
-                &list::STALL_DURATION,
-                &[name, cause],
-                stalls.durations(place),
-                exported,
-            );
+            let durations = stalls.durations(place);
+            let seen = &mut self.durations[place];
+            writer.tally(&list::STALL_DURATION, &[name, cause], durations, seen);
         }
     }
 
@@ -177,14 +174,9 @@ impl ExportedRuntime {
                 }
             }
         }
-        let before = self.other_sites;
-        let other = stalls.other_sites();
-        writer.grow(
-            &list::STALLS_BY_SITE,
-            &[name, OTHER, OTHER],
-            other,
-            &mut self.other_sites,
-        );
+        let (before, other) = (self.other_sites, stalls.other_sites());
+        let labels = [name, OTHER, OTHER];
+        writer.grow(&list::STALLS_BY_SITE, &labels, other, &mut self.other_sites);
         other - before
     }
 

@@ -103,21 +103,22 @@ impl Routes {
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
             ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
-            ("/stalls/folded", None | Some("by=time")) => {
-                let folded = || self.view.profile().folded(FoldedBy::Microseconds);
-                ok(TEXT, self.by_time.get(folded))
-            }
-            ("/stalls/folded", Some("by=samples")) => {
-                let folded = || self.view.profile().folded(FoldedBy::Samples);
-                ok(TEXT, self.by_samples.get(folded))
-            }
-            ("/stalls/folded", Some(_)) => response(
-                StatusCode::BAD_REQUEST,
-                TEXT,
-                "by=time (the default) or by=samples\n".into(),
-            ),
+            ("/stalls/folded", query) => self.folded(query),
             _ => response(StatusCode::NOT_FOUND, TEXT, INDEX.into()),
         }
+    }
+
+    fn folded(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let profile = |by| move || self.view.profile().folded(by);
+        let text = match query {
+            None | Some("by=time") => self.by_time.get(profile(FoldedBy::Microseconds)),
+            Some("by=samples") => self.by_samples.get(profile(FoldedBy::Samples)),
+            Some(_) => {
+                let usage = "by=time (the default) or by=samples\n";
+                return response(StatusCode::BAD_REQUEST, TEXT, usage.into());
+            }
+        };
+        response(StatusCode::OK, TEXT, text)
     }
 
     fn health(&self) -> Response<Full<Bytes>> {

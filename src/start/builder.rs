@@ -33,7 +33,7 @@ use tokio::runtime::Handle;
 /// #[tokio::main]
 /// async fn main() -> Result<(), tokio_stall::StartError> {
 ///     let _watch = tokio_stall::watch()?;
-///     // … the service …
+///     // The service runs here.
 ///     Ok(())
 /// }
 /// ```
@@ -253,8 +253,9 @@ impl Builder {
     ///
     /// There is no authentication, and stacks and spans show the insides of the program: choose a
     /// loopback address, such as `([127, 0, 0, 1], 9464)`, or one that only the scraper reaches. A
-    /// kubelet's probe comes to the pod's own address, so in a pod it has to be `([0, 0, 0, 0],
-    /// 9464)`. With port 0 the operating system chooses; [`Guard::served_at`] has the port.
+    /// kubelet's probe comes to the pod's own address, so in a pod it has to be
+    /// `([0, 0, 0, 0], 9464)`. With port 0 the operating system chooses; [`Guard::served_at`] has
+    /// the port.
     ///
     /// At most 64 connections are kept. A request's head may take 10 s and have 16 KiB. A
     /// connection lives for a minute.

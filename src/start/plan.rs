@@ -7,13 +7,12 @@
 
 use super::{Builder, Guard, threads};
 use crate::capture;
-use crate::clock;
 use crate::detect::Rules;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
 };
 use crate::error::StartError;
-use crate::report::{NoStack, Recent};
+use crate::report::NoStack;
 use crate::reporter;
 #[cfg(feature = "serve")]
 use crate::serve;
@@ -21,7 +20,6 @@ use crate::serve;
 use crate::slot::polls;
 use crate::slot::timing;
 use crate::turns::Track;
-use parking_lot::Mutex;
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,24 +39,18 @@ pub(super) struct Plan {
 impl Builder {
     /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
-        let Builder {
-            mut runtimes,
-            tick,
-            #[cfg(feature = "serve")]
-            serve,
-            settings,
-        } = self;
-        check(&settings, tick)?;
+        check(&self.settings, self.tick)?;
+        let mut runtimes = self.runtimes;
         if runtimes.is_empty() {
             let here = here.ok_or(StartError::NoRuntime)?;
             runtimes.push((here.name().map(str::to_owned), here));
         }
         Ok(Plan {
             runtimes,
-            tick,
+            tick: self.tick,
             #[cfg(feature = "serve")]
-            serve,
-            settings,
+            serve: self.serve,
+            settings: self.settings,
         })
     }
 }
@@ -89,13 +81,7 @@ impl Plan {
         #[cfg(feature = "metrics")]
         polls::set_name_limit(self.settings.poll_labels);
         let tick = self.tick;
-        let watch = Arc::new(WatchState {
-            started_at: clock::now(),
-            signal,
-            profile: Mutex::default(),
-            recent: Mutex::new(Recent::new(self.settings.recent)),
-            settings: self.settings,
-        });
+        let watch = Arc::new(WatchState::new(self.settings, signal));
         let rules = |runtime: &Handle| rules(&watch.settings, tick, runtime);
         let shared = threads::join(self.runtimes, &watch, rules)?;
         let view = View { watch, shared };

@@ -23,9 +23,10 @@ pub struct Status {
     pub watchdog_lateness: Option<Waits>,
     /// Reports that were dropped because 256 others were waiting.
     ///
-    /// They wait for `stall-sinks` while a callback or logger holds it up. The callback and the log
-    /// miss dropped reports; figures and [`Guard::recent`](crate::Guard::recent) have the stalls.
-    /// If the reporter itself gets no CPU for so long, they miss them as well.
+    /// Reports wait for the thread `stall-sinks` while a callback or logger holds it up. The
+    /// callback and the log miss those that were dropped; figures and
+    /// [`Guard::recent`](crate::Guard::recent) have their stalls. Only if `stall-reporter` gets no
+    /// CPU, reports are dropped before they are counted and kept.
     pub dropped_reports: u64,
     /// Callbacks and loggers that panicked.
     pub failed_callbacks: u64,

@@ -4,7 +4,7 @@
 
 use crate::clock;
 use crate::detect::Rules;
-use crate::engine::{Message, Shared, Stats, VerdictCell, WatchState, WatchedRuntime, Work};
+use crate::engine::{Message, Shared, WatchState, WatchedRuntime, Work};
 use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
@@ -21,7 +21,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// The most messages that wait in one channel. Further ones are dropped and counted.
+/// The most messages that wait in one channel. Threads that must not wait drop further ones.
 const CHANNEL: usize = 256;
 
 /// How long the drop of the last guard waits for its threads: one may be in the user's callback or
@@ -58,15 +58,9 @@ pub(crate) fn join(
         .as_ref()
         .map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
     let new = prepare(runtimes, watched, watch, rules)?;
-    let running = match engine.take() {
-        Some(running) => running,
-        None => Engine::start()?,
-    };
-    gather(&new);
+    let running = engine.take().map_or_else(Engine::start, Ok)?;
     let shared = running.shared.clone();
-    shared.watched.lock().extend(new);
-    shared.runtimes_changed();
-    running.wake();
+    running.add(new);
     *engine = Some(running);
     Ok(shared)
 }
@@ -93,20 +87,9 @@ fn prepare(
         let Some(pulse) = Pulse::spawn(&handle) else {
             return Err(StartError::RuntimeShutDown { name });
         };
-        let workers = handle.metrics().num_workers();
-        let runtime = Arc::new(WatchedRuntime {
-            name,
-            id,
-            metrics: handle.metrics(),
-            rules: rules(&handle),
-            verdicts: std::iter::repeat_with(VerdictCell::default)
-                .take(workers)
-                .collect(),
-            stats: Stats::new(workers),
-            handle,
-            pulse,
-            watch: watch.clone(),
-        });
+        let rules = rules(&handle);
+        let runtime = WatchedRuntime::new(name, handle, rules, pulse, watch.clone());
+        let runtime = Arc::new(runtime);
         others.push(runtime.clone());
         new.push(runtime);
     }
@@ -212,6 +195,13 @@ impl Engine {
         }
     }
 
+    fn add(&self, runtimes: Vec<Arc<WatchedRuntime>>) {
+        gather(&runtimes);
+        self.shared.watched.lock().extend(runtimes);
+        self.shared.runtimes_changed();
+        self.wake();
+    }
+
     fn spawn_all(&mut self, ends: Ends) -> std::io::Result<()> {
         let shared = self.shared.clone();
         self.spawn("stall-sinks", move || sinks::run(&shared, &ends.reports))?;
@@ -221,7 +211,7 @@ impl Engine {
         })?;
         let reporter = ends.to_reporter.clone();
         self.spawn("stall-explainer", move || {
-            explainer::run(&ends.work, &reporter);
+            explainer::run(&ends.work, &reporter)
         })?;
         self.spawn_metrics()?;
         let (shared, reporter) = (self.shared.clone(), ends.to_reporter.clone());

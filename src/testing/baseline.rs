@@ -140,25 +140,24 @@ struct Listing<'a>(&'a Path, &'a [BaselineEntry]);
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Listing(path, entries) = self;
-        for (index, entry) in entries.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
+        let lines: Vec<String> = entries.iter().map(|entry| entry.line(path)).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl BaselineEntry {
+    fn line(&self, path: &Path) -> String {
+        let (site, path) = (&self.site, path.display());
+        match (self.met, &self.reason) {
+            (0, _) => format!(
+                "tokio-stall: {site} does not block any more: remove it from {path}, if no other \
+                 test meets it"
+            ),
+            (met, Some(reason)) => {
+                format!("tokio-stall: known to block, {met} times: {site} ({reason})")
             }
-            let (site, path) = (&entry.site, path.display());
-            match (entry.met, &entry.reason) {
-                (0, _) => write!(
-                    f,
-                    "tokio-stall: {site} does not block any more: remove it from {path}, if no \
-                     other test meets it"
-                )?,
-                (met, Some(reason)) => write!(
-                    f,
-                    "tokio-stall: known to block, {met} times: {site} ({reason})"
-                )?,
-                (met, None) => write!(f, "tokio-stall: known to block, {met} times: {site}")?,
-            }
+            (met, None) => format!("tokio-stall: known to block, {met} times: {site}"),
         }
-        Ok(())
     }
 }
 

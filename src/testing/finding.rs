@@ -2,11 +2,12 @@
 //!
 //! *Runs on:* the measured thread, after a measurement that shows a sleep.
 //!
-//! It unwinds and names the stack, which takes some ten milliseconds the first time. That is not
-//! measured.
+//! It unwinds and names the stack, which takes some ten milliseconds the first time. The work is
+//! not measured.
 
 use super::baseline::Baseline;
 use super::meter::{Allowed, Cost, FirstSleep, ThreadCost};
+use super::never_blocks::Excused;
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
 use crate::explain::{Explainer, OwnCode, advice};
@@ -55,6 +56,27 @@ pub(super) enum Outcome {
     Excused(Excuse, ThreadCost),
 }
 
+impl Outcome {
+    /// Adds an excuse to the list. Returns a call that was found and is not in the baseline.
+    pub(super) fn unexcused(
+        self,
+        excused: &mut Excused,
+        known: Option<&Baseline>,
+    ) -> Option<Box<BlockingCall>> {
+        match self {
+            Outcome::Clean => None,
+            Outcome::Excused(excuse, thread) => {
+                excused.add(excuse, thread.asleep + thread.run_queue);
+                None
+            }
+            Outcome::Found(call) => {
+                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
+                (!known.is_some_and(passes)).then_some(call)
+            }
+        }
+    }
+}
+
 /// Judges a measured poll.
 pub(super) fn look_into(
     cost: &Cost,
@@ -62,23 +84,7 @@ pub(super) fn look_into(
     cpu_budget: Option<Duration>,
     poll: impl FnOnce() -> String,
 ) -> Outcome {
-    let without_stack = match first_sleep {
-        FirstSleep::NotAsked => Slept::NotAsked,
-        FirstSleep::None => Slept::NotSeen,
-        // Assumed to be the code's own until its stack is named.
-        FirstSleep::Stack(_) => Slept::In(Blocking::Other),
-    };
-    let is_worth_a_look = verdict::judge(cost, without_stack, None) == Verdict::Blocked;
-    let frames = match first_sleep {
-        FirstSleep::Stack(stack) if is_worth_a_look => Some(explain(&stack)),
-        _ => None,
-    };
-    let slept = match &frames {
-        None => without_stack,
-        Some(frames) if frames.is_empty() => Slept::NotAsked,
-        Some(frames) => verdict::slept(frames),
-    };
-    let frames = frames.unwrap_or_default();
+    let (slept, frames) = look_at(cost, first_sleep);
     match verdict::judge(cost, slept, cpu_budget) {
         Verdict::Clean => Outcome::Clean,
         Verdict::Excused(excuse) => Outcome::Excused(excuse, cost.thread.unwrap_or_default()),
@@ -86,6 +92,25 @@ pub(super) fn look_into(
         Verdict::OverBudget => found(cost, Cause::Cpu, Vec::new(), cpu_budget, poll()),
         Verdict::NoProgress => found(cost, Cause::Unknown, Vec::new(), None, poll()),
     }
+}
+
+/// The kind of the first sleep, and its stack if it was worth naming.
+fn look_at(cost: &Cost, first_sleep: FirstSleep) -> (Slept, Vec<Frame>) {
+    let stack = match first_sleep {
+        FirstSleep::NotAsked => return (Slept::NotAsked, Vec::new()),
+        FirstSleep::None => return (Slept::NotSeen, Vec::new()),
+        FirstSleep::Stack(stack) => stack,
+    };
+    // Assumed to be the code's own until its stack is named.
+    let assumed = Slept::In(Blocking::Other);
+    if verdict::judge(cost, assumed, None) != Verdict::Blocked {
+        return (assumed, Vec::new());
+    }
+    let frames = explain(&stack);
+    if frames.is_empty() {
+        return (Slept::NotAsked, frames);
+    }
+    (verdict::slept(&frames), frames)
 }
 
 fn blocked_cause(slept: Slept) -> Cause {

@@ -8,8 +8,8 @@
 //!
 //! | to test | write | judges |
 //! |---|---|---|
-//! | one future, in any runtime | [`assert_never_blocks`] | each of its polls, from 50 µs asleep on |
-//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of each worker, as exactly |
+//! | one future, in any runtime | [`assert_never_blocks`] | each poll, from 50 µs asleep on |
+//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of a worker, as exactly |
 //! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, with full reports |
 //!
 //! None of them sees other tests of the same process. Intended blocking is wrapped in

@@ -6,7 +6,7 @@
 //! it.
 
 use super::baseline::Baseline;
-use super::finding::{self, Outcome};
+use super::finding;
 use super::meter::{Cost, Measurement};
 use super::verdict::{self, Excuse};
 use crate::os;
@@ -173,17 +173,9 @@ impl<F: Future> Future for NeverBlocks<F> {
                 this.polls, this.asserted_at
             )
         };
-        match finding::look_into(&cost, first_sleep, budget, poll) {
-            Outcome::Clean => {}
-            Outcome::Excused(excuse, thread) => {
-                this.excused.add(excuse, thread.asleep + thread.run_queue)
-            }
-            Outcome::Found(call) => {
-                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
-                if !this.known.as_ref().is_some_and(passes) {
-                    panic!("{call}");
-                }
-            }
+        let outcome = finding::look_into(&cost, first_sleep, budget, poll);
+        if let Some(call) = outcome.unexcused(this.excused, this.known.as_ref()) {
+            panic!("{call}");
         }
         result
     }

@@ -317,21 +317,28 @@ impl TestState {
         });
     }
 
+    /// Polls the future of `block_on` as part of the turns of its worker: it begins the first turn
+    /// and ends the last.
+    fn in_turn<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
+        if TURN.with_borrow(Option::is_none) {
+            self.begin_turn();
+        }
+        let result = poll();
+        if result.is_ready() {
+            self.end_turn();
+        }
+        result
+    }
+
     fn judge(&self, measurement: Measurement, poll: impl FnOnce() -> String) {
         let (cost, first_sleep) = measurement.end();
-        match finding::look_into(&cost, first_sleep, None, poll) {
-            Outcome::Clean => {}
-            Outcome::Excused(excuse, thread) => {
-                let time = thread.asleep + thread.run_queue;
-                self.excused.lock().add(excuse, time);
-            }
-            Outcome::Found(call) => {
-                let known = self.known.lock();
-                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
-                if !known.as_ref().is_some_and(passes) {
-                    self.found.lock().push(*call);
-                }
-            }
+        let outcome = finding::look_into(&cost, first_sleep, None, poll);
+        if let Outcome::Clean = outcome {
+            return;
+        }
+        let known = self.known.lock();
+        if let Some(call) = outcome.unexcused(&mut self.excused.lock(), known.as_ref()) {
+            self.found.lock().push(*call);
         }
     }
 }
@@ -355,14 +362,7 @@ impl<F: Future> Future for Root<'_, F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         if this.state.worker().is_some() {
-            if TURN.with_borrow(Option::is_none) {
-                this.state.begin_turn();
-            }
-            let result = this.future.poll(cx);
-            if result.is_ready() {
-                this.state.end_turn();
-            }
-            return result;
+            return this.state.in_turn(|| this.future.poll(cx));
         }
         let measurement = Measurement::begin();
         let result = this.future.poll(cx);
