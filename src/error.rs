@@ -1,15 +1,15 @@
-//! Why a watch could not be started, each with what to do about it.
+//! The errors of a start, each with its mend.
 //!
 //! *Runs on:* the thread that calls `start`.
-//! *Here:* plain data. Starting is the only thing that can fail; nothing has been started then.
 
 use std::time::Duration;
 use std::{fmt, io};
 
-/// The watch could not be started, and nothing was.
+/// The reason why a watch could not be started. Nothing has been started.
 ///
-/// Only starting can fail. Once running, the detector degrades instead and says so in
-/// [`Coverage`](crate::Coverage) and [`Status`](crate::Status).
+/// Only the start can fail. A running detector sees less instead, which
+/// [`Coverage`](crate::Coverage) and [`Status`](crate::Status) show. `Display` writes the problem
+/// and its mend.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StartError {
@@ -17,14 +17,14 @@ pub enum StartError {
     NoRuntime,
     /// The threshold is below [`Builder::MIN_THRESHOLD`](crate::Builder::MIN_THRESHOLD).
     ThresholdTooSmall {
-        /// What was asked for.
+        /// The threshold given.
         threshold: Duration,
     },
     /// The tick is zero or longer than the threshold.
     TickOutOfRange {
-        /// What was asked for.
+        /// The tick given.
         tick: Duration,
-        /// The threshold it has to fit into.
+        /// The threshold that it has to fit into.
         threshold: Duration,
     },
     /// This runtime is being watched already.
@@ -41,20 +41,20 @@ pub enum StartError {
     NameEmpty,
     /// The runtime has been shut down.
     RuntimeShutDown {
-        /// The name it was to be watched under.
+        /// The name under which it was to be watched.
         name: String,
     },
     /// This target has no 64-bit atomics, so its tokio has no worker counters.
     UnsupportedTarget,
-    /// The signal for stacks does not exist, may not be handled, or is used by the C library; or no stacks
-    /// are taken on this system.
+    /// The signal for stacks does not exist, may not be handled, or is used by the C library; or
+    /// this system or build takes no stacks.
     SignalUnusable {
-        /// What was asked for.
+        /// The signal given.
         signal: i32,
     },
-    /// Somebody else handles the signal for stacks.
+    /// The signal for stacks has a handler already.
     SignalTaken {
-        /// What was asked for.
+        /// The signal given.
         signal: i32,
     },
     /// The address given to [`Builder::serve`](crate::Builder::serve) could not be bound.
@@ -62,7 +62,7 @@ pub enum StartError {
     Serve {
         /// The address.
         address: std::net::SocketAddr,
-        /// What the operating system says.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The operating system would not start one of the detector's threads.
@@ -71,63 +71,94 @@ pub enum StartError {
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem(f)?;
+        write!(f, ": {}", self.mend())
+    }
+}
+
+impl StartError {
+    fn problem(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::NoRuntime => f.write_str(
-                "no tokio runtime here: call `tokio_stall::watch()` inside `#[tokio::main]` or a task, \
-                 or name the runtime with `Builder::runtime(\"name\", handle)`",
-            ),
-            StartError::ThresholdTooSmall { threshold } => write!(
-                f,
-                "the threshold is {threshold:?}, less than 0.1 ms: such polls are ordinary; set \
-                 `Builder::threshold` to 0.1 ms or more (10 ms is the default)",
-            ),
+            StartError::NoRuntime => f.write_str("no tokio runtime here"),
+            StartError::ThresholdTooSmall { threshold } => {
+                write!(f, "the threshold is {threshold:?}, less than 0.1 ms")
+            }
             StartError::TickOutOfRange { tick, threshold } => write!(
                 f,
-                "the tick is {tick:?}, which does not fit into the threshold of {threshold:?}: leave out \
-                 `Builder::tick` to have half the threshold, or choose a tick between the two",
+                "the tick is {tick:?}, which does not fit into the threshold of {threshold:?}"
             ),
-            StartError::RuntimeWatchedTwice { name } => write!(
-                f,
-                "this runtime is being watched already, as {name:?}: keep the first guard, or drop it \
-                 before starting again",
-            ),
+            StartError::RuntimeWatchedTwice { name } => {
+                write!(f, "this runtime is being watched already, as {name:?}")
+            }
             StartError::NameTaken { name } => write!(
                 f,
-                "a runtime is being watched under the name {name:?} already: give this one another with \
-                 `Builder::runtime(\"name\", handle)`",
+                "a runtime is being watched under the name {name:?} already"
             ),
-            StartError::NameEmpty => f.write_str(
-                "a runtime was given an empty name: reports and metrics would not tell whose they are; \
-                 give it one with `Builder::runtime(\"name\", handle)`",
-            ),
-            StartError::RuntimeShutDown { name } => write!(
-                f,
-                "the runtime {name:?} has been shut down: start the watch while it is running",
-            ),
+            StartError::NameEmpty => f.write_str("a runtime was given an empty name"),
+            StartError::RuntimeShutDown { name } => {
+                write!(f, "the runtime {name:?} has been shut down")
+            }
             StartError::UnsupportedTarget => f.write_str(
-                "this target has no 64-bit atomics, so tokio publishes no worker counters here: build \
-                 for another target, or start the watch only where `cfg(target_has_atomic = \"64\")` holds",
+                "this target has no 64-bit atomics, so tokio publishes no worker counters here",
             ),
-            StartError::SignalUnusable { signal } => write!(
-                f,
-                "stacks cannot be taken with signal {signal}: leave out `Builder::stacks` to use SIGURG, or \
-                 choose a real-time signal that nobody uses, such as `libc::SIGRTMIN() + 3`",
-            ),
-            StartError::SignalTaken { signal } => write!(
-                f,
-                "signal {signal} has a handler already: choose another with `Stacks::Signal`, or \
-                 `Stacks::Off`",
-            ),
+            StartError::SignalUnusable { signal } => {
+                write!(f, "stacks cannot be taken with signal {signal}")
+            }
+            StartError::SignalTaken { signal } => {
+                write!(f, "signal {signal} has a handler already")
+            }
             #[cfg(feature = "serve")]
-            StartError::Serve { address, error } => write!(
-                f,
-                "cannot serve at {address} ({error}): give `Builder::serve` an address of this machine and a \
-                 port that is free, or port 0 to have one chosen",
-            ),
-            StartError::Thread(error) => write!(
-                f,
-                "the detector's thread could not be started ({error}): raise the limit on threads",
-            ),
+            StartError::Serve { address, error } => {
+                write!(f, "cannot serve at {address} ({error})")
+            }
+            StartError::Thread(error) => {
+                write!(f, "the detector's thread could not be started ({error})")
+            }
+        }
+    }
+
+    /// The change that lets the watch start.
+    fn mend(&self) -> &'static str {
+        match self {
+            StartError::NoRuntime => {
+                "call `tokio_stall::watch()` inside `#[tokio::main]` or a task, or name the runtime \
+                 with `Builder::runtime(\"name\", handle)`"
+            }
+            StartError::ThresholdTooSmall { .. } => {
+                "such polls are ordinary; set `Builder::threshold` to 0.1 ms or more (10 ms is the \
+                 default)"
+            }
+            StartError::TickOutOfRange { .. } => {
+                "leave out `Builder::tick` to have half the threshold, or choose a tick between the two"
+            }
+            StartError::RuntimeWatchedTwice { .. } => {
+                "keep the first guard, or drop it before starting again"
+            }
+            StartError::NameTaken { .. } => {
+                "give this one another with `Builder::runtime(\"name\", handle)`"
+            }
+            StartError::NameEmpty => {
+                "reports and metrics would not tell whose they are; give it one with \
+                 `Builder::runtime(\"name\", handle)`"
+            }
+            StartError::RuntimeShutDown { .. } => "start the watch while it is running",
+            StartError::UnsupportedTarget => {
+                "build for another target, or start the watch only where \
+                 `cfg(target_has_atomic = \"64\")` holds"
+            }
+            StartError::SignalUnusable { .. } => {
+                "leave out `Builder::stacks` to use SIGURG, or choose a real-time signal that nobody \
+                 uses, such as `libc::SIGRTMIN() + 3`"
+            }
+            StartError::SignalTaken { .. } => {
+                "choose another with `Stacks::Signal`, or `Stacks::Off`"
+            }
+            #[cfg(feature = "serve")]
+            StartError::Serve { .. } => {
+                "give `Builder::serve` an address of this machine and a port that is free, or port 0 \
+                 to have one chosen"
+            }
+            StartError::Thread(_) => "raise the limit on threads",
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What the detector can see of one runtime.
+//! The things that the detector can see of one runtime.
 //!
-//! *Runs on:* the user's threads, and every thread of the detector that tells of it.
+//! *Runs on:* the user's threads, and the threads of the detector that report it.
 
 use super::WatchedRuntime;
 use crate::os::{self, ThreadFiles};
@@ -9,31 +9,33 @@ use crate::turns::NoTurns;
 use std::fmt;
 use std::sync::atomic::Ordering;
 
-/// What the detector can see of one runtime. A quiet detector is a sign of health only as far as it sees.
+/// The things that the detector can see of one runtime.
+///
+/// A detector without reports is a sign of health only for these things. `Display` writes one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Coverage {
     /// The name under which the runtime is watched.
     pub runtime: String,
-    /// Its workers. All are watched, in any case.
+    /// The number of its workers. All of them are watched.
     pub workers: usize,
-    /// How many of them have a thread that is known: names, and proof of sleep, need it.
+    /// The number of workers whose thread is known. Names and the proof of a sleep need it.
     pub known_threads: usize,
-    /// Every poll of every task is marked: `watch_polls` with `tokio_unstable`. Otherwise marked polls
-    /// are those in spans and in `watched` futures.
+    /// Whether every poll of every task is marked: `watch_polls` with `tokio_unstable`. Otherwise
+    /// polls are marked in spans and in `watched` futures.
     pub all_polls: bool,
-    /// Some subscriber of this process has our layer.
+    /// Whether a subscriber of this process has the [`layer()`](crate::layer()).
     pub spans: bool,
-    /// The system tells whether a thread sleeps, computes, or waits for a CPU. Without, host trouble is
-    /// told apart only by the watchdog's own lateness.
+    /// Whether the system shows if a thread sleeps, computes, or waits for a CPU. Otherwise only
+    /// the watchdog's own lateness distinguishes trouble of the host.
     pub thread_evidence: bool,
-    /// Stacks of stalled threads are taken. Without, reports have no sites.
+    /// Whether stacks of stalled threads are taken. Otherwise reports have no sites.
     pub stacks: bool,
-    /// The turns of the workers' loops are counted, so that one long poll is told from many short ones without
-    /// a mark.
+    /// Whether the turns of the workers' loops are counted. They distinguish one long poll from
+    /// many short ones without a mark.
     pub turns: bool,
-    /// Why they are not, if they are not.
+    /// The reason why turns are not counted, if they are not.
     pub no_turns: Option<&'static str>,
 }
 

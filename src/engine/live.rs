@@ -1,7 +1,7 @@
-//! One stall: which one, of which worker, and how it stands.
+//! One stall: its number, its worker and its figures.
 //!
-//! *Runs on:* kept by the watchdog; its report is composed by the reporter, and by the thread that asks what
-//! is stalled now.
+//! *Runs on:* `stall-watchdog` keeps it. `stall-reporter` composes its report, and so does a thread
+//! that calls `stalled_now()`.
 
 use super::{StallId, WatchedRuntime};
 use crate::clock::{self, wall_clock};
@@ -20,21 +20,21 @@ pub(crate) struct Live {
     pub(crate) runtime: Arc<WatchedRuntime>,
     pub(crate) worker: usize,
     pub(crate) stall: Stall,
-    /// It has been written to standard error.
+    /// Whether it has been written to standard error.
     pub(crate) last_words: Arc<AtomicBool>,
 }
 
 impl Live {
-    /// The report of a stall that goes on, as far as the watchdog's own figures make one: without names and
-    /// stacks.
+    /// The report of a stall that goes on, by the watchdog's own figures: without names and stacks.
     pub(crate) fn report_now(&self) -> StallReport {
         let mut now = self.clone();
         now.stall.duration = clock::now().since(self.stall.since);
         now.report(Phase::Ongoing, self.stall.call.map(SleptIn::now), &[])
     }
 
-    /// The report of this stall, without names and stacks. `frames` are the stack that tells the cause, if
-    /// there is one.
+    /// The report of this stall, without names and stacks.
+    ///
+    /// `frames` is the stack that shows the cause; empty if there is none.
     pub(crate) fn report(
         &self,
         phase: Phase,

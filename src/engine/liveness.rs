@@ -1,14 +1,15 @@
-//! Whether the program should be restarted: a verdict on the stalls going on.
+//! The decision whether the program should be restarted, by the stalls going on.
 //!
-//! *Runs on:* the server's thread.
-//! *Here:* pure; ages are handed in. Only certain stalls count.
+//! *Runs on:* the thread `stall-serve`.
+//! *Must not:* read a clock or a lock: ages are arguments.
 
 use std::time::Duration;
 
-/// When `/health/live` says that the program should be restarted.
+/// The ages of stalls from which on `/health/live` asks for a restart of the program.
 ///
-/// By default, once one worker has been stalled for 60 s, or all workers of a runtime for 15 s. A stall that ends
-/// in time is none of a liveness probe's business; metrics and reports have it.
+/// By default, these are 60 s for a stall of one worker, and 15 s for stalls of all workers of a
+/// runtime. Shorter stalls do not concern a liveness probe; metrics and reports have them. Only
+/// certain stalls count.
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,7 +36,7 @@ impl Default for Liveness {
 }
 
 impl Liveness {
-    /// After how long a stall of one worker is a reason; `None` for never.
+    /// The age from which on a stall of one worker is a reason; `None` for never.
     pub fn one_worker(self, after: Option<Duration>) -> Liveness {
         Liveness {
             one_worker: after,
@@ -43,7 +44,7 @@ impl Liveness {
         }
     }
 
-    /// After how long a stall of all workers of one runtime is a reason; `None` for never.
+    /// The age from which on stalls of all workers of one runtime are a reason; `None` for never.
     pub fn all_workers(self, after: Option<Duration>) -> Liveness {
         Liveness {
             all_workers: after,
@@ -51,8 +52,10 @@ impl Liveness {
         }
     }
 
-    /// Why the program should be restarted, if it should, by the ages of the stalls going on in one runtime, one
-    /// for each worker that is held.
+    /// Why the program should be restarted, if it should.
+    ///
+    /// `held` has the ages of the certain stalls going on in one runtime, one for each worker that
+    /// is held.
     pub(crate) fn verdict(
         self,
         runtime: &str,

@@ -1,8 +1,9 @@
-//! What the threads of the detector and the guards share.
+//! The data that the detector's threads and the guards share.
 //!
-//! *Runs on:* made by the thread that starts a watch; the detector's threads and the guards read it.
-//! *Must not:* start a thread, nor know what runs on one. A lock here is held for a copy of a short list, and
-//! the watchdog only ever tries it.
+//! *Runs on:* the thread that starts a watch makes it. The detector's threads and the guards read
+//! it.
+//! *Must not:* start a thread, or depend on the code of one. Locks are held for a copy of a short
+//! list, and the watchdog only tries one.
 
 mod coverage;
 mod live;
@@ -27,11 +28,11 @@ pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
 pub(crate) use stats::{CAUSES, SpanSite, Stalls};
-pub(crate) use stats::{Stats, WaitCounter};
+pub(crate) use stats::{TimeByState, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;
 pub(crate) use view::View;
-pub(crate) use watched::{VerdictCell, WatchState, WatchedRuntime};
+pub(crate) use watched::{WatchState, WatchedRuntime};
 
 use crate::capture::RawStack;
 use crate::clock::Nanos;
@@ -47,29 +48,31 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::Thread;
 use std::time::Duration;
 
-/// What the threads share.
+/// The data that the threads share.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     stop: AtomicBool,
     ids: AtomicU64,
     pub(crate) watched: Mutex<Vec<Arc<WatchedRuntime>>>,
-    /// Counts changes of `watched`.
+    /// The number of changes of `watched`.
     pub(crate) version: AtomicU64,
-    /// Written by the watchdog with `try_lock`; others hold it for a copy.
+    /// The stalls going on. The watchdog writes it with `try_lock`; others lock it for a copy.
     pub(crate) live: Mutex<Vec<Live>>,
-    /// To the explainer, for stacks that a user asks for; gone once the threads are to end.
+    /// The channel to the explainer, for stacks that a user asks for; `None` once the threads are
+    /// to end.
     explainer: Mutex<Option<SyncSender<Work>>>,
     pub(crate) dropped_reports: AtomicU64,
     pub(crate) failed_callbacks: AtomicU64,
     pub(crate) watchdog_lateness: WaitCounter,
     ticks: AtomicU64,
-    /// When the watchdog last ticked.
+    /// The time of the watchdog's last tick; 0 before the first.
     last_tick: AtomicU64,
-    /// Since when the sinks have been busy with one report; 0 while they wait for the next.
+    /// The time since which the sinks have been busy with one report; 0 while they wait for the
+    /// next.
     pub(crate) sinks_busy_since: AtomicU64,
-    /// The reporter has come to its end.
+    /// Whether the reporter has ended.
     reports_ended: AtomicBool,
-    /// The thread that tells stalls' ages to recorders.
+    /// The thread that exports the ages of stalls to recorders.
     #[cfg(feature = "metrics")]
     metrics_thread: OnceLock<Thread>,
 }
@@ -78,16 +81,16 @@ impl Shared {
     /// Asks the detector's threads to end.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        // The explainer ends when nobody can send to it any more.
+        // The explainer ends once all senders of its channel are gone.
         self.explainer.lock().take();
     }
 
-    /// Lets users' requests reach the explainer.
+    /// Keeps the channel to the explainer, for stacks that a user asks for.
     pub(crate) fn explainer_runs(&self, explainer: SyncSender<Work>) {
         *self.explainer.lock() = Some(explainer);
     }
 
-    /// Unwinds and names a stack that a user has asked for. WaitCounter for the explainer.
+    /// Has the explainer unwind and name a stack that a user has asked for, and waits for it.
     pub(crate) fn explain(
         &self,
         watch: &Arc<WatchState>,
@@ -125,13 +128,14 @@ impl Shared {
         self.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Says that no report will be counted any more.
+    /// Notes that no report will be counted any more.
     pub(crate) fn end_of_reports(&self) {
-        // Release: pairs with the Acquire in `reports_ended`: who sees the end sees all that was counted.
+        // Release: pairs with the Acquire in `reports_ended`. A thread that sees the end sees all
+        // counts.
         self.reports_ended.store(true, Ordering::Release);
     }
 
-    /// A stall has begun or ended: recorders are told now, and not within a second.
+    /// A stall has begun or ended: the metrics thread exports it now instead of within a second.
     pub(crate) fn live_changed(&self) {
         #[cfg(feature = "metrics")]
         if let Some(thread) = self.metrics_thread.get() {
@@ -150,7 +154,7 @@ impl Shared {
         }
     }
 
-    /// Says that `watched` is not as it was.
+    /// Notes a change of `watched`.
     pub(crate) fn runtimes_changed(&self) {
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -167,7 +171,7 @@ impl Shared {
         self.reports_ended.load(Ordering::Acquire)
     }
 
-    /// When the watchdog last ticked, if it ever did.
+    /// The time of the watchdog's last tick; `None` before the first.
     pub(crate) fn last_tick(&self) -> Option<Nanos> {
         let at = self.last_tick.load(Ordering::Relaxed);
         (at != 0).then_some(Nanos(at))

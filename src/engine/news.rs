@@ -1,7 +1,8 @@
 //! The messages of the watchdog, the pulse thread and the explainer.
 //!
-//! *Runs on:* made by the thread that sends, taken in by the reporter or the explainer.
-//! *Must not:* cost the watchdog more than a copy. Names are looked up by the reporter.
+//! *Runs on:* `stall-watchdog`, `stall-pulse` and `stall-explainer` send them. `stall-reporter` and
+//! `stall-explainer` receive them.
+//! *Must not:* cost the watchdog more than a copy. The reporter looks up the names.
 
 use super::{Live, WatchState, WatchedRuntime};
 use crate::capture::RawStack;
@@ -14,7 +15,9 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-/// The number of a stall, from its first suspicion on. A suspicion that comes to nothing uses a number up.
+/// The number of a stall, from its first suspicion on.
+///
+/// A suspicion that does not become a stall has a number too, so numbers of stalls have gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct StallId(pub(crate) u64);
 
@@ -23,13 +26,13 @@ pub(crate) struct StallId(pub(crate) u64);
 pub(crate) enum Message {
     Stall(Box<StallNews>),
     Stack(Box<StackNews>),
-    /// There will be no stack of what was asked for.
+    /// A stack of this stall was asked for and will not come.
     NoStack(StallId, NoStack),
     PoolWait(PoolNews),
     TurnsLost(TurnsLost),
 }
 
-/// A runtime's turns are not counted any more.
+/// The turns of a runtime are not counted any more.
 #[derive(Debug)]
 pub(crate) struct TurnsLost {
     pub(crate) runtime: Arc<WatchedRuntime>,
@@ -39,15 +42,17 @@ pub(crate) struct TurnsLost {
 /// The watchdog's findings about a worker.
 #[derive(Debug)]
 pub(crate) struct StallNews {
-    /// `None` for a poll that is only suspected: the names are looked up in case it becomes a stall.
+    /// The phase of the stall. `None` for a suspicion: its names are looked up in case it becomes a
+    /// stall.
     pub(crate) phase: Option<Phase>,
     pub(crate) live: Live,
-    /// The call that the thread was last seen asleep in.
+    /// The system call in which the thread was last seen asleep.
     pub(crate) slept_in: Option<SleptIn>,
-    /// For how long nobody has waited for the runtime's sockets and timers; `None` if that cannot be told.
+    /// The time for which no worker has waited for the runtime's sockets and timers; `None` if it
+    /// is not known.
     pub(crate) driver_frozen: Option<Duration>,
     pub(crate) thread: Option<StallThread>,
-    /// Stacks of this stall that the explainer has been sent so far.
+    /// The number of stacks of this stall that the explainer has been sent so far.
     pub(crate) stacks: u32,
 }
 
@@ -62,16 +67,16 @@ pub(crate) struct StallThread {
 /// Work for the explainer.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// A stack that the watchdog has taken of a stall.
+    /// A stack of a stall, taken by the watchdog.
     OfStall {
         id: StallId,
         runtime: Arc<WatchedRuntime>,
         worker: usize,
-        /// How old the stall was when the stack was asked for.
+        /// The age of the stall when the stack was asked for.
         after: Duration,
         stack: RawStack,
     },
-    /// A stack that a user has asked for, and who waits for it.
+    /// A stack that a user has asked for, and the channel for the answer.
     Asked {
         watch: Arc<WatchState>,
         stack: RawStack,
@@ -83,7 +88,7 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct StackNews {
     pub(crate) id: StallId,
-    /// How old the stall was when the stack was asked for.
+    /// The age of the stall when the stack was asked for.
     pub(crate) after: Duration,
     pub(crate) stack: Result<Explained, NoStack>,
 }

@@ -1,6 +1,6 @@
-//! What a watch can be told: how it looks, and where reports go.
+//! The settings of a watch: how it looks, and where its reports go.
 //!
-//! *Runs on:* made by the thread that starts a watch; read by every thread of the detector.
+//! *Runs on:* the thread that starts a watch makes them. Every thread of the detector reads them.
 
 #[cfg(feature = "serve")]
 use super::Liveness;
@@ -16,25 +16,27 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A stall this old is written to standard error, in case the logger is what is stuck.
+/// A stall of this age is written to standard error, in case the logger is stuck.
 pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
-/// The longest tick at any threshold, and the tick once every worker has been parked for ten seconds.
+/// The longest tick at any threshold, and the tick once every worker has been parked for ten
+/// seconds.
 pub(crate) const LONGEST_TICK: Duration = Duration::from_millis(25);
 /// The shortest tick that is chosen by default.
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 
 /// How the stacks of stalled threads are taken.
 ///
-/// A directed signal makes the thread copy its registers and stack, and go on. Its pause is some ten
-/// microseconds. A call that the signal meets asleep is restarted by the kernel, except for the few that
-/// never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`. Rust's standard
-/// library calls them again; C libraries may not. A stall that sleeps is signalled once; the first signal
-/// comes one tick before the threshold, so also a poll that is about to become a stall may see one.
+/// A directed signal makes the thread copy its registers and stack, and go on. The pause takes some
+/// ten microseconds. A call that the signal meets asleep is restarted by the kernel, except for the
+/// few that never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`.
+/// Rust's standard library calls them again; C libraries may not. A stall that sleeps is signalled
+/// once; the first signal comes one tick before the threshold, so a poll that ends just below the
+/// threshold may be signalled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stacks {
-    /// By `SIGURG`, which does nothing where it is not handled, and which debuggers pass on. If somebody
-    /// else handles it, no stacks are taken, and [`Coverage`](crate::Coverage) says so.
+    /// By `SIGURG`, which does nothing where it is not handled, and which debuggers pass on. If it
+    /// has a handler already, no stacks are taken, and [`Coverage`](crate::Coverage) shows it.
     #[default]
     Auto,
     /// Not at all: no signal is sent, and reports have no sites.
@@ -64,7 +66,7 @@ impl Advice {
 type OnStall = Arc<dyn Fn(&StallReport) + Send + Sync>;
 type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
 
-/// The knobs that concern reports.
+/// The settings of one watch.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) threshold: Duration,
@@ -75,17 +77,18 @@ pub(crate) struct Settings {
     pub(crate) pool_threshold: Duration,
     pub(crate) poll_timing: PollTiming,
     pub(crate) recent: usize,
-    /// Pairs of span and site that metrics tell apart.
+    /// The most pairs of span and site with labels of their own in metrics.
     pub(crate) site_labels: usize,
     #[cfg(feature = "serve")]
     pub(crate) liveness: Liveness,
-    /// Names of polls that they tell apart.
+    /// The most names of polls with a label of their own in metrics.
     #[cfg(feature = "metrics")]
     pub(crate) poll_labels: usize,
-    /// Where metrics go.
+    /// The recorder for metrics.
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Target,
-    /// Started by the thread that drives the runtime, for as long as it does.
+    /// The thread that drives the runtime starts the watch, and drives it as long as the watch
+    /// lasts.
     pub(crate) driven_here: bool,
     /// Whether turns are to be counted.
     pub(crate) turns: bool,
@@ -109,7 +112,7 @@ impl Settings {
     #[cfg(feature = "metrics")]
     pub(crate) const POLL_LABELS: usize = polls::NAMES;
 
-    /// Logs keep quiet while a program starts; everything else does not.
+    /// Whether the log is still silent after the start. Only the log waits for the grace to end.
     pub(crate) fn is_in_grace(&self, started_at: Nanos, now: Nanos) -> bool {
         now.since(started_at) < self.grace
     }

@@ -1,8 +1,10 @@
-//! Figures about one runtime: what `status()` and the metrics are made of.
+//! Figures about one runtime, read by `status()` and the metrics.
 //!
-//! *Runs on:* written by the detector's threads, each figure by one of them; read by guards and exporters.
-//! *Here:* numbers that only grow, so that any number of readers can take what is new to them. The two
-//! locks are held for some instructions, and never by the watchdog.
+//! *Runs on:* the detector's threads write, each figure by one of them. Guards and exporters read.
+//! *Must not:* make the watchdog wait. It takes none of the two locks, which others hold for some
+//! instructions.
+//!
+//! Most figures only grow, so any number of readers can take the difference to their last look.
 
 // Without metrics much of this is written and not read.
 #![cfg_attr(not(feature = "metrics"), allow(dead_code))]
@@ -23,21 +25,21 @@ pub(crate) struct Stats {
     pub(crate) certain: AtomicU64,
     pub(crate) likely: AtomicU64,
     pub(crate) enrolled: AtomicUsize,
-    /// Its own hooks mark every poll of every task.
+    /// Whether the runtime's own hooks mark every poll of every task.
     pub(crate) all_polls: AtomicBool,
-    /// Some worker has been active since the pulse thread last asked.
+    /// Whether a worker has been active since the pulse thread's last look.
     pub(crate) active: AtomicBool,
     pub(crate) scheduler_lag: WaitCounter,
     pub(crate) blocking_queue_wait: WaitCounter,
-    /// When the probe that waits for the blocking pool was sent; 0 for none.
+    /// The time at which the probe that waits for the blocking pool was sent; 0 for none.
     probe_sent_at: AtomicU64,
-    /// By worker.
+    /// By worker: its time by state.
     pub(crate) worker_time: Vec<TimeByState>,
-    /// By worker: the turns of its loop, as far as they are counted.
+    /// By worker: the turns of its loop, where they are counted.
     pub(crate) worker_turns: Vec<AtomicU64>,
-    /// Why turns are not counted: 0 if they are.
+    /// The reason why turns are not counted; 0 if they are.
     no_turns: AtomicU8,
-    /// Nanoseconds for which nobody waited for sockets and timers, since workers were stalled.
+    /// Nanoseconds for which the driver was frozen.
     driver_frozen: AtomicU64,
     pub(crate) stalls: Stalls,
 }
@@ -53,42 +55,40 @@ impl Stats {
             scheduler_lag: WaitCounter::default(),
             blocking_queue_wait: WaitCounter::default(),
             probe_sent_at: AtomicU64::new(0),
-            worker_time: std::iter::repeat_with(TimeByState::default)
-                .take(workers)
-                .collect(),
-            worker_turns: std::iter::repeat_with(AtomicU64::default)
-                .take(workers)
-                .collect(),
+            worker_time: one_each(workers),
+            worker_turns: one_each(workers),
             no_turns: AtomicU8::new(0),
             driver_frozen: AtomicU64::new(0),
             stalls: Stalls::default(),
         }
     }
 
-    /// Notes why turns are not counted; `None` if they are.
+    /// Notes the reason why turns are not counted; `None` if they are.
     pub(crate) fn note_no_turns(&self, why: Option<NoTurns>) {
         let index = |why| NoTurns::ALL.iter().position(|known| *known == why);
         let code = why.and_then(index).map_or(0, |index| index as u8 + 1);
         self.no_turns.store(code, Ordering::Relaxed);
     }
 
-    /// Why turns are not counted; `None` if they are.
+    /// The reason why turns are not counted; `None` if they are.
     pub(crate) fn no_turns(&self) -> Option<NoTurns> {
         let code = self.no_turns.load(Ordering::Relaxed);
         NoTurns::ALL.get(usize::from(code).checked_sub(1)?).copied()
     }
 
-    /// Adds time for which nobody waited for sockets and timers.
+    /// Adds time for which the driver was frozen.
     pub(crate) fn note_driver_frozen(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.driver_frozen.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// For how long nobody has waited for sockets and timers, since workers were stalled.
+    /// The time for which the driver was frozen: no worker waited for sockets and timers, since
+    /// workers were stalled.
     pub(crate) fn driver_frozen(&self) -> Duration {
         Duration::from_nanos(self.driver_frozen.load(Ordering::Relaxed))
     }
 
+    /// Counts a stall when it is first reported.
     pub(crate) fn count(&self, certainty: Certainty) {
         let counter = match certainty {
             Certainty::Certain => &self.certain,
@@ -96,10 +96,8 @@ impl Stats {
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
-}
 
-impl Stats {
-    /// When the probe that waits for the blocking pool was sent, if one does.
+    /// The time at which the probe was sent that waits for the blocking pool, if one does.
     pub(crate) fn probe_sent_at(&self) -> Option<Nanos> {
         match self.probe_sent_at.load(Ordering::Relaxed) {
             0 => None,
@@ -113,6 +111,10 @@ impl Stats {
     }
 }
 
+fn one_each<T: Default>(workers: usize) -> Vec<T> {
+    std::iter::repeat_with(T::default).take(workers).collect()
+}
+
 /// A kind of wait: the last, the longest, and all by size.
 #[derive(Debug, Default)]
 pub(crate) struct WaitCounter {
@@ -123,7 +125,7 @@ pub(crate) struct WaitCounter {
 }
 
 impl WaitCounter {
-    /// Counts one wait. Only one thread does.
+    /// Counts one wait. Only one thread may write.
     pub(crate) fn note(&self, wait: Duration) {
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         self.last.store(nanos, Ordering::Relaxed);
@@ -145,7 +147,7 @@ impl WaitCounter {
 #[derive(Debug, Default)]
 pub(crate) struct TimeByState {
     nanos: [AtomicU64; WorkerState::ALL.len()],
-    /// For how long it has been busy without tokio's counter saying so.
+    /// The busy time that tokio's counter does not have yet.
     unpublished: AtomicU64,
 }
 
@@ -169,7 +171,7 @@ impl TimeByState {
     }
 }
 
-/// Causes as labels: a coarse one, and what a blocked thread slept for.
+/// Causes as labels: the kind of cause, and for a blocked thread what blocked it.
 pub(crate) const CAUSES: [(Cause, &str, &str); 11] = [
     (Cause::Cpu, "cpu", ""),
     (Cause::Blocked(Blocking::Sleep), "blocked", "sleep"),
@@ -184,15 +186,15 @@ pub(crate) const CAUSES: [(Cause, &str, &str); 11] = [
     (Cause::Unknown, "unknown", ""),
 ];
 
-/// How far back "recent" goes.
+/// The window of the longest recent stall.
 pub(crate) const RECENT: Duration = Duration::from_secs(60);
 
 /// The stalls of one runtime, written by the reporter.
 #[derive(Debug, Default)]
 pub(crate) struct Stalls {
-    /// By cause, in the order of [`CAUSES`]; certain ones first.
+    /// By cause, in the order of [`CAUSES`], and by certainty: certain, then likely.
     detected: [[AtomicU64; 2]; CAUSES.len()],
-    /// Certain ones that are over, in the same order.
+    /// Durations of certain stalls that are over, in the order of [`CAUSES`].
     ended: [Tally; CAUSES.len()],
     sites: Mutex<Sites>,
     longest: Mutex<Longest>,
@@ -244,7 +246,7 @@ impl Stalls {
             .collect()
     }
 
-    /// Stalls that were counted as "other", since there are too many sites.
+    /// The number of stalls counted as "other", since there are too many sites.
     pub(crate) fn other_sites(&self) -> u64 {
         self.sites.lock().other
     }
@@ -257,7 +259,7 @@ fn certainty_index(certainty: Certainty) -> usize {
     }
 }
 
-/// A pair of labels.
+/// A span and a site, as labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SpanSite {
     pub(crate) span: String,
@@ -288,7 +290,8 @@ impl Sites {
     }
 }
 
-/// The longest of a sliding window: those that are longer than all that came after them.
+/// The longest duration of a sliding window. It keeps the durations that are longer than all later
+/// ones.
 #[derive(Debug, Default)]
 struct Longest(VecDeque<(Nanos, Duration)>);
 
@@ -325,7 +328,7 @@ mod tests {
     use crate::report::Site;
 
     #[test]
-    fn the_longest_is_forgotten_after_the_window_and_not_before() {
+    fn longest_is_forgotten_after_the_window_and_not_before() {
         let mut longest = Longest::default();
         let at = |seconds: u64| Nanos(seconds * 1_000_000_000);
         let ms = Duration::from_millis;

@@ -1,18 +1,18 @@
-//! Which recorder a watch's metrics go to.
+//! The recorder that the metrics of a watch go to.
 //!
-//! *Runs on:* chosen by the thread that starts a watch; used by the thread that tells recorders.
+//! *Runs on:* the thread that starts a watch chooses it; `stall-metrics` and `stall-serve` use it.
 
 use metrics::Recorder;
 use std::fmt;
 use std::sync::Arc;
 
-/// Where metrics go.
+/// The recorder for metrics.
 #[derive(Clone, Default)]
 pub(crate) enum Target {
-    /// To the recorder that is installed at the time.
+    /// The recorder that is installed at the time of an export.
     #[default]
     Installed,
-    /// To this one.
+    /// The recorder given to the builder.
     Given(Arc<dyn Recorder + Send + Sync>),
 }
 
@@ -24,7 +24,7 @@ impl Target {
         }
     }
 
-    /// Which recorder that is now.
+    /// Identifies the recorder of this moment.
     pub(crate) fn identity(&self) -> usize {
         self.with(|recorder| std::ptr::from_ref(recorder).cast::<()>().addr())
     }

@@ -1,12 +1,12 @@
-//! One watch, as its guard and its server see it.
+//! One watch, as its guard and its server read it.
 //!
-//! *Runs on:* the user's threads, and the server's.
+//! *Runs on:* the user's threads, and `stall-serve`.
 
 use super::{Shared, WatchState, WatchedRuntime};
 use crate::report::{Profile, StallReport};
 use std::sync::Arc;
 
-/// One watch, as its guard and its server see it.
+/// One watch and the shared data, for its guard and its server.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) watch: Arc<WatchState>,

@@ -1,19 +1,20 @@
-//! A runtime being watched, and what the runtimes of one guard have in common.
+//! A watched runtime, and the state that the runtimes of one guard share.
 //!
-//! *Runs on:* made by the thread that starts a watch; read by every thread of the detector.
+//! *Runs on:* the thread that starts a watch makes it. Every thread of the detector reads it.
 
 use super::stats::Stats;
 use super::{Settings, StallId};
-use crate::clock::Nanos;
+use crate::clock::{self, Nanos};
 use crate::detect::{Rules, StackVerdict};
 use crate::probe::Pulse;
 use crate::report::{NoStack, Profile, Recent};
+use crate::slot;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-/// A runtime being watched.
+/// A watched runtime.
 #[derive(Debug)]
 pub(crate) struct WatchedRuntime {
     pub(crate) name: String,
@@ -24,64 +25,100 @@ pub(crate) struct WatchedRuntime {
     pub(crate) rules: Rules,
     pub(crate) pulse: Pulse,
     pub(crate) stats: Stats,
-    /// By worker: what the last stack showed, for the watchdog.
+    /// By worker: the verdict of the last stack, for the watchdog.
     pub(crate) verdicts: Vec<VerdictCell>,
     pub(crate) watch: Arc<WatchState>,
 }
 
 impl WatchedRuntime {
-    /// It has been shut down under the watch.
+    pub(crate) fn new(
+        name: String,
+        handle: Handle,
+        rules: Rules,
+        pulse: Pulse,
+        watch: Arc<WatchState>,
+    ) -> WatchedRuntime {
+        let metrics = handle.metrics();
+        let workers = metrics.num_workers();
+        WatchedRuntime {
+            name,
+            id: slot::raw_id(&handle.id()),
+            handle,
+            metrics,
+            rules,
+            pulse,
+            stats: Stats::new(workers),
+            verdicts: std::iter::repeat_with(VerdictCell::default)
+                .take(workers)
+                .collect(),
+            watch,
+        }
+    }
+
+    /// Whether it has been shut down during the watch.
     pub(crate) fn is_gone(&self) -> bool {
         self.pulse.is_gone()
     }
 }
 
-/// What a stack has shown, handed from the explainer back to the watchdog: the number of the stall, and three
-/// bits.
+/// The verdict of a stack, from the explainer to the watchdog: one word with the number of the
+/// stall and three bits.
 #[derive(Debug, Default)]
 pub(crate) struct VerdictCell(AtomicU64);
 
 impl VerdictCell {
     const DRIVING: u64 = 1;
-    const MOVED_AWAY: u64 = 2;
+    const DETACHED: u64 = 2;
     const PARKED: u64 = 3;
-    const UNCLEAR: u64 = 4;
+    const INCONCLUSIVE: u64 = 4;
 
-    pub(crate) fn put(&self, id: StallId, shown: StackVerdict) {
-        let shown = match shown {
+    pub(crate) fn put(&self, id: StallId, verdict: StackVerdict) {
+        let bits = match verdict {
             StackVerdict::Driving => VerdictCell::DRIVING,
-            StackVerdict::Detached => VerdictCell::MOVED_AWAY,
+            StackVerdict::Detached => VerdictCell::DETACHED,
             StackVerdict::Parked => VerdictCell::PARKED,
-            StackVerdict::Inconclusive => VerdictCell::UNCLEAR,
+            StackVerdict::Inconclusive => VerdictCell::INCONCLUSIVE,
         };
-        // Relaxed: the word is all there is to see.
-        self.0.store(id.0 << 3 | shown, Ordering::Relaxed);
+        // Relaxed: the word is complete in itself, and publishes nothing else.
+        self.0.store(id.0 << 3 | bits, Ordering::Relaxed);
     }
 
     pub(crate) fn take(&self) -> Option<(StallId, StackVerdict)> {
-        // A look first: there is nearly never anything, and a swap would own the line.
+        // A load first: the cell is nearly always empty, and a swap would take the cache line.
         if self.0.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let word = self.0.swap(0, Ordering::Relaxed);
-        let shown = match word & 7 {
+        let verdict = match word & 7 {
             VerdictCell::DRIVING => StackVerdict::Driving,
-            VerdictCell::MOVED_AWAY => StackVerdict::Detached,
+            VerdictCell::DETACHED => StackVerdict::Detached,
             VerdictCell::PARKED => StackVerdict::Parked,
-            VerdictCell::UNCLEAR => StackVerdict::Inconclusive,
+            VerdictCell::INCONCLUSIVE => StackVerdict::Inconclusive,
             _ => return None,
         };
-        Some((StallId(word >> 3), shown))
+        Some((StallId(word >> 3), verdict))
     }
 }
 
-/// What the runtimes of one guard have in common.
+/// The state that the runtimes of one guard share.
 #[derive(Debug)]
 pub(crate) struct WatchState {
     pub(crate) settings: Settings,
     pub(crate) started_at: Nanos,
-    /// The signal that asks its threads for their stacks, or why none does.
+    /// The signal that asks threads for their stacks, or the reason why there is none.
     pub(crate) signal: Result<i32, NoStack>,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) profile: Mutex<Profile>,
+}
+
+impl WatchState {
+    pub(crate) fn new(settings: Settings, signal: Result<i32, NoStack>) -> WatchState {
+        WatchState {
+            started_at: clock::now(),
+            signal,
+            profile: Mutex::default(),
+            recent: Mutex::new(Recent::new(settings.recent)),
+            settings,
+        }
+    }
 }

@@ -1,10 +1,11 @@
-//! Tells recorders what is new: the installed one, and those that were given to a builder.
+//! Exports new figures to recorders: to the installed one, and to those given to a builder.
 //!
-//! *Runs on:* the thread `stall-metrics`; an exporter of its own, on the server's thread.
-//! *Here:* calls the recorder, which is the user's, and may wait for it. The detector waits for nobody here.
+//! *Runs on:* the thread `stall-metrics`; for `/metrics`, the thread `stall-serve`.
+//! *Must not:* be waited for by the detector. It calls the recorder, which is the user's code and
+//! may block.
 
-use super::out::Out;
-use super::runtime::{Ages, Told};
+use super::runtime::{Ages, ExportedRuntime};
+use super::writer::MetricWriter;
 use super::{list, polls};
 use crate::clock::{self, Nanos, wall_clock};
 use crate::engine::{Shared, Target, WatchedRuntime};
@@ -17,12 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-/// Between two times of telling everything …
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The time between two exports of everything.
 const ALL: Duration = Duration::from_secs(1);
-/// … and, while a stall goes on, between two times of telling its age.
+/// The time between two exports of a stall's age, while a stall goes on.
 const AGES: Duration = Duration::from_millis(100);
 /// How long the thread waits at the end for the last stalls to be counted.
-const PATIENCE: Duration = Duration::from_secs(1);
+const LAST_COUNTS: Duration = Duration::from_secs(1);
 
 /// The thread's main function.
 pub(crate) fn run(shared: &Shared) {
@@ -31,33 +34,15 @@ pub(crate) fn run(shared: &Shared) {
     let mut stopping_since = None;
     loop {
         let now = clock::now();
-        // Asked first, so that what is told then is all there is.
-        let last = shared.stopping() && {
-            let since = *stopping_since.get_or_insert(now);
-            shared.reports_ended() || now.since(since) > PATIENCE
-        };
+        // Read before the export, so that the last export has all counts.
+        let last = is_last(shared, &mut stopping_since, now);
         if shared.stopping() && !last {
-            // Who has left is told of once, with everything.
+            // Runtimes that have left are exported once more, by the last export.
             std::thread::park_timeout(Duration::from_millis(1));
             continue;
         }
-        for runtime in shared.watched.lock().iter() {
-            let target = &runtime.watch.settings.metrics;
-            if !exporters.iter().any(|exporter| exporter.target.is(target)) {
-                exporters.push(Exporter::new(target.clone()));
-            }
-        }
-        for exporter in &mut exporters {
-            let target = exporter.target.clone();
-            let is_its = |runtime: &WatchedRuntime| runtime.watch.settings.metrics.is(&target);
-            let all = last || exporter.is_due(now);
-            guarded(shared, || exporter.export(shared, is_its, all));
-        }
-        // A recorder that was given is let go of with the last runtime that uses it. What the installed one was
-        // told is remembered for the next runtime, or it would hear of the watchdog twice.
-        exporters.retain(|exporter| {
-            matches!(exporter.target, Target::Installed) || !exporter.runtimes.is_empty()
-        });
+        add_exporters(&mut exporters, shared);
+        export_each(&mut exporters, shared, now, last);
         if last {
             return;
         }
@@ -66,13 +51,46 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-/// Remembers what one recorder has been told.
+/// Whether the threads end and all stalls are counted, or have had the time to be.
+fn is_last(shared: &Shared, stopping_since: &mut Option<Nanos>, now: Nanos) -> bool {
+    shared.stopping() && {
+        let since = *stopping_since.get_or_insert(now);
+        shared.reports_ended() || now.since(since) > LAST_COUNTS
+    }
+}
+
+/// Adds an exporter for each recorder that has none yet.
+fn add_exporters(exporters: &mut Vec<Exporter>, shared: &Shared) {
+    for runtime in shared.watched.lock().iter() {
+        let target = &runtime.watch.settings.metrics;
+        if !exporters.iter().any(|exporter| exporter.target.is(target)) {
+            exporters.push(Exporter::new(target.clone()));
+        }
+    }
+}
+
+/// Exports to each recorder, and drops the exporters that are not used any more.
+fn export_each(exporters: &mut Vec<Exporter>, shared: &Shared, now: Nanos, last: bool) {
+    for exporter in exporters.iter_mut() {
+        let target = exporter.target.clone();
+        let is_its = |runtime: &WatchedRuntime| runtime.watch.settings.metrics.is(&target);
+        let all = last || exporter.is_due(now);
+        guarded(shared, || exporter.export(shared, is_its, all));
+    }
+    // The exporter of a given recorder goes with the last runtime that uses it. The exporter of the
+    // installed one stays: a new one would export the watchdog's figures a second time.
+    exporters.retain(|exporter| {
+        matches!(exporter.target, Target::Installed) || !exporter.runtimes.is_empty()
+    });
+}
+
+/// The figures that one recorder already has.
 pub(crate) struct Exporter {
     target: Target,
     identity: usize,
-    told_all_at: Option<Nanos>,
-    runtimes: HashMap<u64, Told>,
-    polls: polls::Told,
+    exported_all_at: Option<Nanos>,
+    runtimes: HashMap<u64, ExportedRuntime>,
+    polls: polls::ExportedPolls,
     watchdog_lag: Seen,
     dropped_reports: u64,
     failed_callbacks: u64,
@@ -91,9 +109,9 @@ impl Exporter {
         Exporter {
             identity: target.identity(),
             target,
-            told_all_at: None,
+            exported_all_at: None,
             runtimes: HashMap::new(),
-            polls: polls::Told::everything(),
+            polls: polls::ExportedPolls::up_to_now(),
             watchdog_lag: Seen::default(),
             dropped_reports: 0,
             failed_callbacks: 0,
@@ -102,121 +120,131 @@ impl Exporter {
 
     fn is_due(&self, now: Nanos) -> bool {
         // A park may end a little early.
-        self.told_all_at
+        self.exported_all_at
             .is_none_or(|at| now.since(at) >= ALL - AGES / 2)
     }
 
-    /// Tells the recorder what goes on with these runtimes, and `all` else that is new; and bids farewell to those
-    /// that have left.
+    /// Exports the ages of stalls on these runtimes, with `all` every other new figure, and zeroes
+    /// the gauges of runtimes that have left.
     pub(crate) fn export(
         &mut self,
         shared: &Shared,
         is_its: impl Fn(&WatchedRuntime) -> bool,
         all: bool,
     ) {
-        let watched: Vec<Arc<WatchedRuntime>> = {
-            let watched = shared.watched.lock();
-            watched
-                .iter()
-                .filter(|runtime| is_its(runtime))
-                .cloned()
-                .collect()
-        };
+        let mut watched = shared.watched.lock().clone();
+        watched.retain(|runtime| is_its(runtime));
         if watched.is_empty() && self.runtimes.is_empty() {
             return;
         }
         let target = self.target.clone();
-        let identity = target.identity();
-        if identity != self.identity {
-            // Another recorder has been installed. It hears everything from the beginning; except for polls, whose
-            // beginning was before the watch.
-            let polls = std::mem::take(&mut self.polls);
-            *self = Exporter {
-                polls,
-                ..Exporter::new(self.target.clone())
-            };
+        if target.identity() != self.identity {
+            self.begin_anew();
         }
-        target.with(|recorder| {
-            let out = Out(recorder);
-            if self.told_all_at.is_none() {
-                out.describe();
-            }
-            let is_new = watched
-                .iter()
-                .any(|runtime| !self.runtimes.contains_key(&runtime.id));
-            for runtime in &watched {
-                let told = self.runtimes.entry(runtime.id);
-                told.or_insert_with(|| Told::nothing_yet(runtime.clone()));
-            }
-            let now = clock::now();
-            let left: Vec<u64> = self
-                .runtimes
-                .keys()
-                .filter(|id| {
-                    !watched
-                        .iter()
-                        .any(|runtime| runtime.id == **id && !runtime.is_gone())
-                })
-                .copied()
-                .collect();
-            let all = all || is_new || !left.is_empty();
-            let ages = ages(shared, now);
-            for (id, told) in &mut self.runtimes {
-                told.tell_ages(&out, ages.get(id).unwrap_or(&Ages::new()), now);
-            }
-            if all {
-                self.tell_all(&out, shared, now);
-            }
-            for id in left {
-                if let Some(told) = self.runtimes.get(&id) {
-                    told.silence(&out);
-                }
-                if !watched.iter().any(|runtime| runtime.id == id) {
-                    self.runtimes.remove(&id);
-                }
-            }
-            if watched.is_empty() {
-                out.set(&list::BUILD_INFO, &[VERSION], 0.0);
-                out.set(&list::LAST_TICK, &[], 0.0);
-            }
-        });
+        target.with(|recorder| self.write(&MetricWriter(recorder), shared, &watched, all));
     }
 
-    fn tell_all(&mut self, out: &Out<'_>, shared: &Shared, now: Nanos) {
-        self.told_all_at = Some(now);
-        let (mut other_labels, mut polls_left_out) = (0, 0);
-        for (id, told) in &mut self.runtimes {
-            other_labels += told.tell(out);
-            polls_left_out += self.polls.tell(out, *id, &told.runtime.name);
+    /// Another recorder has been installed: it gets all figures from their beginning. Only polls go
+    /// on from here, since they began before the watch.
+    fn begin_anew(&mut self) {
+        let polls = std::mem::take(&mut self.polls);
+        *self = Exporter {
+            polls,
+            ..Exporter::new(self.target.clone())
+        };
+    }
+
+    fn write(
+        &mut self,
+        writer: &MetricWriter<'_>,
+        shared: &Shared,
+        watched: &[Arc<WatchedRuntime>],
+        all: bool,
+    ) {
+        if self.exported_all_at.is_none() {
+            writer.describe();
         }
-        out.set(&list::BUILD_INFO, &[VERSION], 1.0);
+        let is_new = self.add_runtimes(watched);
+        let now = clock::now();
+        let left = self.left(watched);
+        let ages = ages(shared, now);
+        for (id, exported) in &mut self.runtimes {
+            exported.export_ages(writer, ages.get(id).unwrap_or(&Ages::new()), now);
+        }
+        if all || is_new || !left.is_empty() {
+            self.write_all(writer, shared, now);
+        }
+        self.zero_gauges(writer, &left);
+        self.runtimes
+            .retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
+        if watched.is_empty() {
+            zero_detector(writer);
+        }
+    }
+
+    /// Adds the runtimes that are new, and returns whether any is.
+    fn add_runtimes(&mut self, watched: &[Arc<WatchedRuntime>]) -> bool {
+        let before = self.runtimes.len();
+        for runtime in watched {
+            let exported = self.runtimes.entry(runtime.id);
+            exported.or_insert_with(|| ExportedRuntime::new(runtime.clone()));
+        }
+        self.runtimes.len() > before
+    }
+
+    /// The runtimes that are not watched any more, or have been shut down.
+    fn left(&self, watched: &[Arc<WatchedRuntime>]) -> Vec<u64> {
+        let goes_on = |id: u64| {
+            watched
+                .iter()
+                .any(|runtime| runtime.id == id && !runtime.is_gone())
+        };
+        let ids = self.runtimes.keys().copied();
+        ids.filter(|id| !goes_on(*id)).collect()
+    }
+
+    fn zero_gauges(&self, writer: &MetricWriter<'_>, left: &[u64]) {
+        for exported in left.iter().filter_map(|id| self.runtimes.get(id)) {
+            exported.zero_gauges(writer);
+        }
+    }
+
+    fn write_all(&mut self, writer: &MetricWriter<'_>, shared: &Shared, now: Nanos) {
+        self.exported_all_at = Some(now);
+        let (mut other_labels, mut polls_left_out) = (0, 0);
+        for (id, exported) in &mut self.runtimes {
+            other_labels += exported.export(writer);
+            polls_left_out += self.polls.export(writer, *id, &exported.runtime.name);
+        }
+        self.write_detector(writer, shared);
+        writer.add(&list::DROPPED, &["labels"], other_labels);
+        writer.add(&list::DROPPED, &["polls"], polls_left_out);
+    }
+
+    /// The figures of the detector itself.
+    fn write_detector(&mut self, writer: &MetricWriter<'_>, shared: &Shared) {
+        writer.set(&list::BUILD_INFO, &[VERSION], 1.0);
         let last_tick = shared.last_tick().map_or(0.0, |at| {
             let since = wall_clock(at).duration_since(SystemTime::UNIX_EPOCH);
             since.unwrap_or_default().as_secs_f64()
         });
-        out.set(&list::LAST_TICK, &[], last_tick);
+        writer.set(&list::LAST_TICK, &[], last_tick);
         let lateness = &shared.watchdog_lateness.tally;
-        out.tally(&list::WATCHDOG_LAG, &[], lateness, &mut self.watchdog_lag);
+        writer.tally(&list::WATCHDOG_LAG, &[], lateness, &mut self.watchdog_lag);
         let dropped = shared.dropped_reports.load(Ordering::Relaxed);
-        out.grow(
-            &list::DROPPED,
-            &["reports"],
-            dropped,
-            &mut self.dropped_reports,
-        );
+        let exported = &mut self.dropped_reports;
+        writer.grow(&list::DROPPED, &["reports"], dropped, exported);
         let failed = shared.failed_callbacks.load(Ordering::Relaxed);
-        out.grow(
-            &list::DROPPED,
-            &["callbacks"],
-            failed,
-            &mut self.failed_callbacks,
-        );
-        out.add(&list::DROPPED, &["labels"], other_labels);
-        out.add(&list::DROPPED, &["polls"], polls_left_out);
+        let exported = &mut self.failed_callbacks;
+        writer.grow(&list::DROPPED, &["callbacks"], failed, exported);
     }
 }
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Zeroes the gauges of the detector itself.
+fn zero_detector(writer: &MetricWriter<'_>) {
+    writer.set(&list::BUILD_INFO, &[VERSION], 0.0);
+    writer.set(&list::LAST_TICK, &[], 0.0);
+}
 
 /// The ages of the certain stalls going on, by runtime and worker.
 fn ages(shared: &Shared, now: Nanos) -> HashMap<u64, Ages> {

@@ -1,9 +1,11 @@
 //! The one list of metrics: names, kinds, labels and meanings.
 //!
-//! *Runs on:* nowhere; the exporter, the documentation and the tests read it.
-//! *Here:* constants. Names are full already (`_seconds`, `_total`), so that no exporter has to add to them.
+//! *Runs on:* no thread: the list is constant. The exporter, the documentation and the tests read
+//! it.
+//!
+//! Names are complete (`_seconds`, `_total`), so an exporter adds nothing to them.
 
-/// What kind of metric it is, as Prometheus means it.
+/// A kind of metric, in the meaning of Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -12,16 +14,16 @@
 )]
 #[non_exhaustive]
 pub enum MetricKind {
-    /// Only grows.
+    /// A number that only grows.
     Counter,
-    /// Goes up and down.
+    /// A number that goes up and down.
     Gauge,
-    /// Counts values by size, and adds them up.
+    /// Values counted by size, and their sum.
     Histogram,
 }
 
 impl MetricKind {
-    /// As in `Serialize`: `counter`, `gauge` or `histogram`.
+    /// The same text as in `Serialize`: `counter`, `gauge` or `histogram`.
     pub fn as_str(self) -> &'static str {
         match self {
             MetricKind::Counter => "counter",
@@ -36,24 +38,24 @@ impl MetricKind {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Metric {
-    /// Its name, with prefix and unit.
+    /// The full name, with prefix and unit.
     pub name: &'static str,
-    /// Its kind.
+    /// The kind of the metric.
     pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it means.
+    /// The meaning, in a sentence.
     pub help: &'static str,
-    /// For a histogram, the upper bounds of its buckets, in seconds; otherwise empty.
+    /// The upper bounds of a histogram's buckets, in seconds. Empty for other kinds.
     pub buckets: &'static [f64],
 }
 
 /// Bounds for durations from a millisecond to half a minute.
 pub const BUCKETS: &[f64] = &crate::tally::BOUNDS;
-/// The same, from the default threshold up: no stall is shorter.
+/// The bounds of [`BUCKETS`] from the default threshold up: no stall is shorter.
 const STALL_BUCKETS: &[f64] = BUCKETS.split_at(3).1;
-/// Only the sum counts; and a bound has to be a fraction, since Prometheus 2 and 3 write whole ones
-/// differently.
+/// One bound for histograms of which only the sum counts. It is a fraction, since Prometheus 2 and
+/// 3 write whole numbers differently.
 const LEDGER_BUCKETS: &[f64] = &[0.5];
 
 const fn metric(
@@ -82,7 +84,7 @@ macro_rules! metrics {
     ($($constant:ident = $metric:expr;)*) => {
         $(pub(crate) const $constant: Metric = $metric;)*
 
-        /// Every metric of this crate, in the order of the documentation.
+        /// All metrics of this crate, in the order of the documentation.
         pub const METRICS: &[Metric] = &[$($constant),*];
     };
 }

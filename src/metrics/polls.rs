@@ -1,80 +1,82 @@
-//! What a recorder has been told of the polls on each thread.
+//! The polls on each thread that a recorder already has, and the export of new ones.
 //!
-//! *Runs on:* the thread `stall-metrics`, and the server's.
-//! *Here:* walks all slots. A thread's polls are those of the runtime it drives now.
+//! *Runs on:* the threads `stall-metrics` and `stall-serve`.
+//!
+//! An export goes through all slots. A thread's polls count for the runtime that it drives now.
 
 use super::list;
-use super::out::Out;
+use super::writer::MetricWriter;
 use crate::slot::{self, Slot, polls};
 use crate::tally::{Batch, Seen};
 use std::collections::HashMap;
 
-/// Timed polls of one runtime that are passed on each time: a recorder keeps every value for a while.
-const MOST: u32 = 4096;
+/// The most timed polls of one runtime in one export: a recorder keeps every value for a while.
+const MOST_POLLS: u32 = 4096;
 
-/// What a recorder has been told of polls.
+/// The polls that a recorder already has.
 #[derive(Default)]
-pub(super) struct Told {
-    slots: HashMap<usize, SlotTold>,
+pub(super) struct ExportedPolls {
+    slots: HashMap<usize, ExportedSlot>,
 }
 
+/// The polls of one slot that a recorder already has.
 #[derive(Default)]
-struct SlotTold {
+struct ExportedSlot {
     polls: u64,
-    /// By place; most are never used.
+    /// By place. Most places are never used.
     times: HashMap<usize, Seen>,
 }
 
-impl Told {
-    /// As if everything so far had been told: slots outlive the watch that was before this one.
-    pub(super) fn everything() -> Told {
-        let mut told = Told::default();
+impl ExportedPolls {
+    /// Counts all polls so far as exported: slots outlive the watch before this one.
+    pub(super) fn up_to_now() -> ExportedPolls {
+        let mut exported = ExportedPolls::default();
         for slot in slot::all() {
-            let slot_told = told.slot(slot);
-            slot_told.polls = polls_of(slot);
-            slot_told.times(slot);
+            let of_slot = exported.slot(slot);
+            of_slot.polls = polls_of(slot);
+            of_slot.times(slot);
         }
-        told
+        exported
     }
 
-    fn slot(&mut self, slot: &'static Slot) -> &mut SlotTold {
+    fn slot(&mut self, slot: &'static Slot) -> &mut ExportedSlot {
         self.slots
             .entry(std::ptr::from_ref(slot).addr())
             .or_default()
     }
 
-    /// Tells what is new of one runtime. Returns how many timed polls were left out.
-    pub(super) fn tell(&mut self, out: &Out<'_>, runtime: u64, name: &str) -> u64 {
+    /// Exports the new polls of one runtime. Returns how many timed polls were left out.
+    pub(super) fn export(&mut self, writer: &MetricWriter<'_>, runtime: u64, name: &str) -> u64 {
+        let (polls, mut batches) = self.news(runtime);
+        writer.add(&list::POLLS, &[name], polls);
+        let left_out = thinned(&mut batches);
+        for (place, batch) in batches {
+            let labels = [name, polls::name_of(place)];
+            let mean = batch.mean.as_secs_f64();
+            writer.record(&list::POLL_DURATION, &labels, mean, batch.count);
+        }
+        left_out
+    }
+
+    /// The number of new polls of one runtime, and its new timed polls by place.
+    fn news(&mut self, runtime: u64) -> (u64, Vec<(usize, Batch)>) {
         let mut polls = 0;
         let mut batches = Vec::new();
         for slot in slot::all() {
-            if slot
-                .claim()
-                .is_some_and(|(claim, _)| claim.runtime == runtime)
-            {
-                let told = self.slot(slot);
+            let claim = slot.claim();
+            if claim.is_some_and(|(claim, _)| claim.runtime == runtime) {
+                let exported = self.slot(slot);
                 let now = polls_of(slot);
-                polls += now - std::mem::replace(&mut told.polls, now);
-                batches.extend(told.times(slot));
+                polls += now - std::mem::replace(&mut exported.polls, now);
+                batches.extend(exported.times(slot));
             }
         }
-        out.add(&list::POLLS, &[name], polls);
-        let kept = thinned(&mut batches);
-        for (place, batch) in batches {
-            let labels = [name, polls::name_of(place)];
-            out.record(
-                &list::POLL_DURATION,
-                &labels,
-                batch.mean.as_secs_f64(),
-                batch.count,
-            );
-        }
-        kept
+        (polls, batches)
     }
 }
 
-impl SlotTold {
-    /// The timed polls that are new, by place.
+impl ExportedSlot {
+    /// The new timed polls, by place.
     fn times(&mut self, slot: &Slot) -> Vec<(usize, Batch)> {
         let mut all = Vec::new();
         for (place, tally) in slot.polls.tallies().iter().enumerate() {
@@ -88,11 +90,12 @@ impl SlotTold {
     }
 }
 
+/// Polls on this thread so far: each makes the epoch odd and even again.
 fn polls_of(slot: &Slot) -> u64 {
     slot.line.observe().epoch / 2
 }
 
-/// Thins out a flood evenly; what there is one of stays. Returns how many were left out.
+/// Thins out a flood evenly. A batch keeps at least one. Returns how many were left out.
 fn thinned(batches: &mut [(usize, Batch)]) -> u64 {
     let count = |batches: &[(usize, Batch)]| -> u64 {
         batches
@@ -101,12 +104,12 @@ fn thinned(batches: &mut [(usize, Batch)]) -> u64 {
             .sum()
     };
     let all = count(batches);
-    if all <= u64::from(MOST) {
+    if all <= u64::from(MOST_POLLS) {
         return 0;
     }
     for (_, batch) in batches.iter_mut() {
-        let share = u64::from(batch.count) * u64::from(MOST) / all;
-        batch.count = u32::try_from(share).unwrap_or(MOST).max(1);
+        let share = u64::from(batch.count) * u64::from(MOST_POLLS) / all;
+        batch.count = u32::try_from(share).unwrap_or(MOST_POLLS).max(1);
     }
     all - count(batches)
 }

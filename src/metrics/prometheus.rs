@@ -1,26 +1,28 @@
-//! The Prometheus exporter, set up so that it answers while every worker is blocked.
+//! The Prometheus exporter, set up to answer while every worker is blocked.
 //!
-//! *Runs on:* the thread that calls; the exporter, on a thread of its own.
-//! *Here:* settings only.
+//! *Runs on:* the calling thread, and for a moment `stall-prometheus`. The exporter has a thread of
+//! its own.
 //!
-//! `PrometheusBuilder::install`, called inside a runtime, puts the exporter *on that runtime*: with all workers
-//! blocked no scrape is answered, and the dashboard is blind just when there is something to see.
-//! [`install`] gives it a thread and a runtime of its own. Where the exporter is set up elsewhere,
-//! [`configure`] adds what this crate's histograms need.
+//! `PrometheusBuilder::install`, called inside a runtime, puts the exporter *on that runtime*: with
+//! all workers blocked no scrape is answered, exactly during a stall. [`install`] gives it a thread
+//! and a runtime of its own. For an exporter that is set up elsewhere, [`configure`] adds the
+//! bounds of this crate's histograms.
 //!
-//! Without a recorder of the program's own, [`Builder::serve`](crate::Builder::serve) needs nothing of this.
+//! In a program without a recorder, [`Builder::serve`](crate::Builder::serve) needs none of this.
 
 use super::METRICS;
 use metrics_exporter_prometheus::Matcher;
 
 pub use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
 
-/// Gives the exporter the bounds of this crate's histograms. Without, they are rendered as summaries, which
-/// cannot be added up over instances, and the dashboard's queries find nothing.
+/// Gives the exporter the bounds of this crate's histograms.
+///
+/// Without bounds they are rendered as summaries. Summaries cannot be added up over instances, and
+/// the dashboard's queries find nothing.
 ///
 /// # Errors
 ///
-/// None of its own; the builder's type has them.
+/// Those of the exporter's builder. The bounds of this crate cause none.
 ///
 /// # Examples
 ///
@@ -45,7 +47,8 @@ pub fn configure(builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildE
 ///
 /// # Errors
 ///
-/// As `PrometheusBuilder::install`: the address is in use, or a recorder has been installed already.
+/// The errors of `PrometheusBuilder::install`: the address is in use, or a recorder has been
+/// installed already. Also if no thread can be started.
 ///
 /// # Examples
 ///
@@ -61,7 +64,7 @@ pub fn configure(builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildE
 /// ```
 pub fn install(builder: PrometheusBuilder) -> Result<(), BuildError> {
     let builder = configure(builder)?;
-    // On a thread outside of every runtime, the exporter makes a thread and a runtime for itself.
+    // Called outside of every runtime, the exporter starts a thread and a runtime of its own.
     let outside = std::thread::Builder::new()
         .name("stall-prometheus".to_owned())
         .spawn(move || builder.install());

@@ -1,10 +1,11 @@
-//! What a recorder has been told of one runtime, and what there is to add.
+//! The figures of one runtime that a recorder already has, and the export of new ones.
 //!
-//! *Runs on:* the thread `stall-metrics`, and the server's.
-//! *Here:* differences of numbers that only grow, and gauges read anew.
+//! *Runs on:* the threads `stall-metrics` and `stall-serve`.
+//!
+//! Counts are exported as differences to the last export. Gauges are read anew.
 
-use super::list;
-use super::out::Out;
+use super::list::{self, Metric};
+use super::writer::MetricWriter;
 use crate::clock::Nanos;
 use crate::detect::WorkerState;
 use crate::engine::{CAUSES, Coverage, SpanSite, Stalls, WatchedRuntime};
@@ -14,19 +15,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio_metrics::{RuntimeIntervals, RuntimeMonitor};
+use tokio_metrics::{RuntimeIntervals, RuntimeMetrics, RuntimeMonitor};
 
-/// Workers that are told apart.
+/// Workers with a label of their own.
 const WORKERS: usize = 128;
 
 /// The parts of the coverage, as labels.
 const SEES: [&str; 6] = ["workers", "polls", "spans", "causes", "stacks", "turns"];
 
-/// No share is taken of a time as short as the one before the first look.
+/// The certainties, with their labels.
+const CERTAINTIES: [(Certainty, &str); 2] = [
+    (Certainty::Certain, "certain"),
+    (Certainty::Likely, "likely"),
+];
+
+/// A shorter interval gives no ratio, such as the one before the first export.
 const SHORT: Duration = Duration::from_millis(10);
 
-/// What a recorder has been told of one runtime.
-pub(super) struct Told {
+/// The figures of one runtime that a recorder already has.
+pub(super) struct ExportedRuntime {
     pub(super) runtime: Arc<WatchedRuntime>,
     stalls: [[u64; 2]; CAUSES.len()],
     durations: [Seen; CAUSES.len()],
@@ -44,10 +51,10 @@ pub(super) struct Told {
 /// The ages of certain stalls going on, by worker.
 pub(super) type Ages = HashMap<usize, Duration>;
 
-impl Told {
-    pub(super) fn nothing_yet(runtime: Arc<WatchedRuntime>) -> Told {
+impl ExportedRuntime {
+    pub(super) fn new(runtime: Arc<WatchedRuntime>) -> ExportedRuntime {
         let workers = runtime.stats.worker_time.len();
-        Told {
+        ExportedRuntime {
             stalls: Default::default(),
             durations: Default::default(),
             sites: HashMap::new(),
@@ -63,30 +70,47 @@ impl Told {
         }
     }
 
-    /// Tells what is going on at this moment.
-    pub(super) fn tell_ages(&self, out: &Out<'_>, ages: &Ages, now: Nanos) {
-        let Told { runtime, .. } = self;
+    /// Exports the gauges of this moment: ages of stalls, and waits that go on.
+    pub(super) fn export_ages(&self, writer: &MetricWriter<'_>, ages: &Ages, now: Nanos) {
+        let ExportedRuntime { runtime, .. } = self;
         let name = runtime.name.as_str();
         for worker in 0..self.worker_time.len().min(WORKERS) {
             let age = ages.get(&worker).copied().unwrap_or_default();
             let worker = worker.to_string();
-            out.set(&list::WORKER_STALLED, &[name, &worker], age.as_secs_f64());
+            writer.set(&list::WORKER_STALLED, &[name, &worker], age.as_secs_f64());
         }
         let oldest = ages.values().max().copied().unwrap_or_default();
         let longest = oldest.max(runtime.stats.stalls.longest_ended(now));
-        out.set(&list::LONGEST_RECENT, &[name], longest.as_secs_f64());
+        writer.set(&list::LONGEST_RECENT, &[name], longest.as_secs_f64());
         let since = |at: Option<Nanos>| at.map_or(0.0, |at| now.since(at).as_secs_f64());
         let lag = since(runtime.pulse.sent_at());
-        out.set(&list::SCHEDULER_LAG_ONGOING, &[name], lag);
+        writer.set(&list::SCHEDULER_LAG_ONGOING, &[name], lag);
         let wait = since(runtime.stats.probe_sent_at());
-        out.set(&list::QUEUE_WAIT_ONGOING, &[name], wait);
+        writer.set(&list::QUEUE_WAIT_ONGOING, &[name], wait);
     }
 
-    /// Tells everything else. Returns how many stalls more were counted under "other".
-    pub(super) fn tell(&mut self, out: &Out<'_>) -> u64 {
+    /// Exports all other figures. Returns how many more stalls were counted under "other".
+    pub(super) fn export(&mut self, writer: &MetricWriter<'_>) -> u64 {
         let runtime = self.runtime.clone();
         let (name, stats) = (runtime.name.as_str(), &runtime.stats);
-        let coverage = Coverage::of(&runtime);
+        self.export_coverage(writer, name);
+        self.export_stalls(writer, name, &stats.stalls);
+        let other = self.export_sites(writer, name, &stats.stalls);
+        self.export_worker_time(writer, name);
+        self.export_turns(writer, name);
+        let frozen = stats.driver_frozen();
+        let more = frozen - std::mem::replace(&mut self.driver_frozen, frozen);
+        record_time(writer, &list::DRIVER_FROZEN, &[name], more);
+        let lag = &stats.scheduler_lag.tally;
+        writer.tally(&list::SCHEDULER_LAG, &[name], lag, &mut self.scheduler_lag);
+        let wait = &stats.blocking_queue_wait.tally;
+        writer.tally(&list::QUEUE_WAIT, &[name], wait, &mut self.queue_wait);
+        self.export_figures(writer, name);
+        other
+    }
+
+    fn export_coverage(&self, writer: &MetricWriter<'_>, name: &str) {
+        let coverage = Coverage::of(&self.runtime);
         let all_known = coverage.known_threads == coverage.workers;
         let seen = [
             all_known,
@@ -97,134 +121,102 @@ impl Told {
             coverage.turns,
         ];
         for (sees, seen) in SEES.into_iter().zip(seen) {
-            out.set(&list::COVERAGE, &[name, sees], f64::from(u8::from(seen)));
+            writer.set(&list::COVERAGE, &[name, sees], f64::from(u8::from(seen)));
         }
-        out.set(&list::WORKERS, &[name], coverage.workers as f64);
-        self.tell_stalls(out, name, &stats.stalls);
-        let other = self.tell_sites(out, name, &stats.stalls);
-        for (worker, told) in stats.worker_time.iter().zip(&mut self.worker_time) {
-            for (state, told) in WorkerState::ALL.into_iter().zip(told) {
+        writer.set(&list::WORKERS, &[name], coverage.workers as f64);
+    }
+
+    fn export_worker_time(&mut self, writer: &MetricWriter<'_>, name: &str) {
+        let workers = self.runtime.stats.worker_time.iter();
+        for (worker, exported) in workers.zip(&mut self.worker_time) {
+            for (state, exported) in WorkerState::ALL.into_iter().zip(exported) {
                 let time = worker.get(state);
-                let more = time - std::mem::replace(told, time);
-                let count = u32::from(!more.is_zero());
-                out.record(
-                    &list::WORKER_TIME,
-                    &[name, state.as_str()],
-                    more.as_secs_f64(),
-                    count,
-                );
+                let more = time - std::mem::replace(exported, time);
+                record_time(writer, &list::WORKER_TIME, &[name, state.as_str()], more);
             }
         }
-        self.tell_turns(out, name);
-        let frozen = stats.driver_frozen();
-        let more = frozen - std::mem::replace(&mut self.driver_frozen, frozen);
-        let count = u32::from(!more.is_zero());
-        out.record(&list::DRIVER_FROZEN, &[name], more.as_secs_f64(), count);
-        let lag = &stats.scheduler_lag.tally;
-        out.tally(&list::SCHEDULER_LAG, &[name], lag, &mut self.scheduler_lag);
-        let wait = &stats.blocking_queue_wait.tally;
-        out.tally(&list::QUEUE_WAIT, &[name], wait, &mut self.queue_wait);
-        self.tell_figures(out, name);
-        other
     }
 
-    fn tell_stalls(&mut self, out: &Out<'_>, name: &str, stalls: &Stalls) {
+    fn export_stalls(&mut self, writer: &MetricWriter<'_>, name: &str, stalls: &Stalls) {
         for (place, (_, cause, kind)) in CAUSES.iter().enumerate() {
-            let certainties = [
-                (Certainty::Certain, "certain"),
-                (Certainty::Likely, "likely"),
-            ];
-            for ((certainty, label), told) in certainties.into_iter().zip(&mut self.stalls[place]) {
-                let count = stalls.count(place, certainty);
-                out.grow(&list::STALLS, &[name, cause, kind, label], count, told);
+            for ((certainty, label), exported) in CERTAINTIES.iter().zip(&mut self.stalls[place]) {
+                let count = stalls.count(place, *certainty);
+                let labels = [name, cause, kind, label];
+                writer.grow(&list::STALLS, &labels, count, exported);
             }
-            let told = &mut self.durations[place];
-            out.tally(
-                &list::STALL_DURATION,
-                &[name, cause],
-                stalls.durations(place),
-                told,
-            );
+            let durations = stalls.durations(place);
+            let seen = &mut self.durations[place];
+            writer.tally(&list::STALL_DURATION, &[name, cause], durations, seen);
         }
     }
 
-    fn tell_turns(&mut self, out: &Out<'_>, name: &str) {
+    fn export_turns(&mut self, writer: &MetricWriter<'_>, name: &str) {
         let turns = self.runtime.stats.worker_turns.iter();
-        for (worker, (turns, told)) in turns.zip(&mut self.worker_turns).enumerate() {
+        for (worker, (turns, exported)) in turns.zip(&mut self.worker_turns).enumerate() {
             let turns = turns.load(Ordering::Relaxed);
             let label = match worker {
                 0..WORKERS => worker.to_string(),
                 _ => OTHER.to_owned(),
             };
-            out.grow(&list::WORKER_TURNS, &[name, &label], turns, told);
+            writer.grow(&list::WORKER_TURNS, &[name, &label], turns, exported);
         }
     }
 
-    fn tell_sites(&mut self, out: &Out<'_>, name: &str, stalls: &Stalls) -> u64 {
+    fn export_sites(&mut self, writer: &MetricWriter<'_>, name: &str, stalls: &Stalls) -> u64 {
         for (labels, count) in stalls.by_site() {
             let SpanSite { span, site } = &labels;
             let values = [name, span, site];
             match self.sites.get_mut(&labels) {
-                Some(told) => out.grow(&list::STALLS_BY_SITE, &values, count, told),
+                Some(exported) => writer.grow(&list::STALLS_BY_SITE, &values, count, exported),
                 None => {
-                    out.add(&list::STALLS_BY_SITE, &values, count);
+                    writer.add(&list::STALLS_BY_SITE, &values, count);
                     self.sites.insert(labels, count);
                 }
             }
         }
-        let before = self.other_sites;
-        let other = stalls.other_sites();
-        out.grow(
-            &list::STALLS_BY_SITE,
-            &[name, OTHER, OTHER],
-            other,
-            &mut self.other_sites,
-        );
+        let (before, other) = (self.other_sites, stalls.other_sites());
+        let labels = [name, OTHER, OTHER];
+        writer.grow(&list::STALLS_BY_SITE, &labels, other, &mut self.other_sites);
         other - before
     }
 
-    /// Tokio's own figures, as far as they survive being exported.
-    fn tell_figures(&mut self, out: &Out<'_>, name: &str) {
+    /// Exports Tokio's own figures, as far as an exporter can carry them.
+    fn export_figures(&mut self, writer: &MetricWriter<'_>, name: &str) {
         let Some(interval) = self.intervals.next() else {
             return;
         };
-        // Tokio counts busy time when it is over: during a stall the very worker that is held looks idle, and
-        // afterwards busier than time allows.
-        let unpublished = self
-            .runtime
-            .stats
-            .worker_time
-            .iter()
-            .map(|time| time.unpublished())
-            .sum();
+        let ratio = self.busy_ratio(&interval);
+        writer.set(&list::BUSY_RATIO, &[name], ratio);
+        let tasks = interval.live_tasks_count as f64;
+        writer.set(&list::ALIVE_TASKS, &[name], tasks);
+        let queue = interval.global_queue_depth as f64;
+        writer.set(&list::GLOBAL_QUEUE, &[name], queue);
+        writer.add(&list::PARKS, &[name], interval.total_park_count);
+    }
+
+    /// The share of time in which workers were busy.
+    ///
+    /// Tokio counts busy time when it is over: a worker that is held looks idle during the stall,
+    /// and busier than time allows afterwards. The unpublished busy time corrects both.
+    fn busy_ratio(&mut self, interval: &RuntimeMetrics) -> f64 {
+        let workers = self.runtime.stats.worker_time.iter();
+        let unpublished = workers.map(|time| time.unpublished()).sum();
         let before = std::mem::replace(&mut self.unpublished, unpublished);
         let busy = (interval.total_busy_duration + unpublished).saturating_sub(before);
         let all = interval.elapsed * u32::try_from(interval.workers_count).unwrap_or(u32::MAX);
-        let ratio = if interval.elapsed < SHORT {
+        if interval.elapsed < SHORT {
             0.0
         } else {
-            busy.as_secs_f64() / all.as_secs_f64()
-        };
-        out.set(&list::BUSY_RATIO, &[name], ratio.min(1.0));
-        out.set(
-            &list::ALIVE_TASKS,
-            &[name],
-            interval.live_tasks_count as f64,
-        );
-        out.set(
-            &list::GLOBAL_QUEUE,
-            &[name],
-            interval.global_queue_depth as f64,
-        );
-        out.add(&list::PARKS, &[name], interval.total_park_count);
+            (busy.as_secs_f64() / all.as_secs_f64()).min(1.0)
+        }
     }
 
-    /// Sets all gauges to zero: a gauge keeps its last value for ever.
-    pub(super) fn silence(&self, out: &Out<'_>) {
+    /// Sets all gauges to zero: a recorder keeps a gauge's last value for ever.
+    pub(super) fn zero_gauges(&self, writer: &MetricWriter<'_>) {
         let name = self.runtime.name.as_str();
-        self.tell_ages(out, &Ages::new(), Nanos::default());
+        self.export_ages(writer, &Ages::new(), Nanos::default());
         for sees in SEES {
-            out.set(&list::COVERAGE, &[name, sees], 0.0);
+            writer.set(&list::COVERAGE, &[name, sees], 0.0);
         }
         let gauges = [
             &list::WORKERS,
@@ -236,7 +228,13 @@ impl Told {
             &list::GLOBAL_QUEUE,
         ];
         for gauge in gauges {
-            out.set(gauge, &[name], 0.0);
+            writer.set(gauge, &[name], 0.0);
         }
     }
+}
+
+/// Records more of a time of which only the sum counts.
+fn record_time(writer: &MetricWriter<'_>, metric: &Metric, labels: &[&str], more: Duration) {
+    let count = u32::from(!more.is_zero());
+    writer.record(metric, labels, more.as_secs_f64(), count);
 }

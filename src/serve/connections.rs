@@ -1,8 +1,11 @@
 //! Connections: few, short, and the newest first.
 //!
-//! *Runs on:* the server's thread.
-//! *Here:* a limit on everything a client can make us keep or wait for: connections, time, bytes. With all places
-//! taken the oldest connection gives way, so that those who hold connections keep nobody out.
+//! *Runs on:* the thread `stall-serve`.
+//! *Must not:* keep anything for a client without a limit: connections, time and bytes each have
+//! one.
+//!
+//! With all places taken the oldest connection is closed, so clients that hold connections keep no
+//! other client out.
 
 use super::routes::Routes;
 use hyper::server::conn::http1;
@@ -19,18 +22,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// Connections kept at one time.
+/// The most connections at one time.
 const CONNECTIONS: usize = 64;
-/// A request's head must have come after this long, also the next one on a connection kept open.
+/// The longest time for a request's head, also for the next request on an open connection.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// A connection lives for so long at most, whatever its client does.
+/// The longest life of a connection, busy or not.
 const LIFE: Duration = Duration::from_secs(60);
-/// Bytes of a request's head, and of what is buffered for writing. The library's smallest is 8 KiB.
+/// The most bytes of a request's head, and of the write buffer. The library's minimum is 8 KiB.
 const BUFFER: usize = 16 * 1024;
-/// Without descriptors no connection can be accepted; after this long there may be some.
+/// The pause after an error of `accept`, such as no free file descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves whoever comes, until told to stop.
+/// Accepts connections until `stop` is notified.
 pub(super) async fn accept(listener: &TcpListener, routes: &Arc<Routes>, stop: &Notify) {
     let mut stopped = pin!(stop.notified());
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
@@ -42,16 +45,21 @@ pub(super) async fn accept(listener: &TcpListener, routes: &Arc<Routes>, stop: &
         match next.await {
             None => return,
             Some(Ok((stream, _))) => {
-                open.retain(|connection| !connection.is_finished());
-                if open.len() >= CONNECTIONS {
-                    if let Some(oldest) = open.pop_front() {
-                        oldest.abort();
-                    }
-                }
+                make_room(&mut open);
                 let task = tokio::spawn(connection(stream, routes.clone()));
                 open.push_back(task.abort_handle());
             }
             Some(Err(_)) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Aborts the oldest connection if all places are taken.
+fn make_room(open: &mut VecDeque<AbortHandle>) {
+    open.retain(|connection| !connection.is_finished());
+    if open.len() >= CONNECTIONS {
+        if let Some(oldest) = open.pop_front() {
+            oldest.abort();
         }
     }
 }
@@ -66,6 +74,6 @@ async fn connection(stream: TcpStream, routes: Arc<Routes>) {
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
-    // What goes wrong is the client's affair: it has gone, was too slow, or spoke no HTTP.
+    // Errors are the client's: it has gone, was too slow, or spoke no HTTP.
     tokio::time::timeout(LIFE, connection).await.ok();
 }

@@ -1,19 +1,20 @@
-//! Metrics, health and stalls over HTTP, while the program's own server may be what is stuck.
+//! Metrics, health and stalls over HTTP, also while the program's own server is stuck.
 //!
 //! *Runs on:* its own thread, `stall-serve`, with a runtime of its own.
-//! *Here:* touches no watched runtime. Whatever clients do, they hold this thread up and nothing else.
+//! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
 mod connections;
 mod routes;
 
 use crate::engine::View;
+use routes::Routes;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::Notify;
 
-/// A running server. Dropping it ends it.
+/// A running server. The drop ends it.
 #[derive(Debug)]
 pub(crate) struct Server {
     address: SocketAddr,
@@ -37,7 +38,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<Bound> {
 }
 
 impl Bound {
-    /// Serves what this view shows.
+    /// Starts the thread that serves this view.
     pub(crate) fn serve(self, view: View) -> io::Result<Server> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -45,17 +46,8 @@ impl Bound {
             .build()?;
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
-        let routes = Arc::new(routes::Routes::new(view));
-        let main = move || {
-            runtime.block_on(async {
-                match tokio::net::TcpListener::from_std(self.listener) {
-                    Ok(listener) => connections::accept(&listener, &routes, &stopped).await,
-                    Err(error) => {
-                        tracing::error!(target: "tokio_stall", "the server could not start: {error}");
-                    }
-                }
-            });
-        };
+        let routes = Arc::new(Routes::new(view));
+        let main = move || runtime.block_on(run(self.listener, &routes, &stopped));
         let thread = std::thread::Builder::new()
             .name("stall-serve".to_owned())
             .spawn(main)?;
@@ -64,6 +56,16 @@ impl Bound {
             stop,
             thread: Some(thread),
         })
+    }
+}
+
+/// The thread's main function, on its own runtime.
+async fn run(listener: std::net::TcpListener, routes: &Arc<Routes>, stopped: &Notify) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => connections::accept(&listener, routes, stopped).await,
+        Err(error) => {
+            tracing::error!(target: "tokio_stall", "the server could not start: {error}");
+        }
     }
 }
 
@@ -77,7 +79,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.notify_one();
         if let Some(thread) = self.thread.take() {
-            // It waits for nobody, so it ends at once; a panic of ours has been printed where it happened.
+            // The thread waits for nothing, so it ends at once. A panic in it has been printed.
             thread.join().ok();
         }
     }

@@ -1,7 +1,8 @@
-//! What is served: `/metrics`, `/health/live`, `/stalls`, `/stalls/folded`.
+//! The pages of the server: `/metrics`, `/health/live`, `/stalls`, `/stalls/folded`.
 //!
-//! *Runs on:* the server's thread.
-//! *Here:* texts that are made at most ten times a second each, however often they are asked for.
+//! *Runs on:* the thread `stall-serve`.
+//!
+//! Each page is rendered at most ten times a second, except for the short text of `/health/live`.
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// For how long an answer stays good.
+/// How long an answer is served again before it is rendered anew.
 const FRESH: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -33,46 +34,47 @@ tokio-stall
 /stalls/folded   stacks of stalls for a flame graph, by microseconds lost; ?by=samples
 ";
 
+/// The answers to all requests.
 pub(super) struct Routes {
     view: View,
-    /// Our own metrics, whatever recorder the program has.
+    /// Exports to a recorder of the server's own, independent of the program's.
     exporter: Mutex<Exporter>,
     rendered: PrometheusHandle,
-    metrics: Kept,
-    stalls: Kept,
-    by_time: Kept,
-    by_samples: Kept,
+    metrics: CachedAnswer,
+    stalls: CachedAnswer,
+    by_time: CachedAnswer,
+    by_samples: CachedAnswer,
 }
 
-/// An answer, and when it was made.
+/// An answer, and the time at which it was rendered.
 #[derive(Default)]
-struct Kept(Mutex<Option<(Nanos, Bytes)>>);
+struct CachedAnswer(Mutex<Option<(Nanos, Bytes)>>);
 
-impl Kept {
+impl CachedAnswer {
     fn get(&self, make: impl FnOnce() -> String) -> Bytes {
         let now = clock::now();
-        let mut kept = self.0.lock();
-        match &*kept {
+        let mut cached = self.0.lock();
+        match &*cached {
             Some((at, text)) if now.since(*at) < FRESH => text.clone(),
             _ => {
                 let text = Bytes::from(make());
-                *kept = Some((now, text.clone()));
+                *cached = Some((now, text.clone()));
                 text
             }
         }
     }
 }
 
-/// What `/stalls` says.
+/// The answer to `/stalls`.
 #[derive(serde::Serialize)]
-struct Stalls {
+struct StallsAnswer {
     now: Vec<StallReport>,
     recent: Vec<StallReport>,
 }
 
 impl Routes {
     pub(super) fn new(view: View) -> Routes {
-        // Bounds that a builder refuses are not in our list: its own test configures one.
+        // The builder accepts the bounds of the list: the example of `configure` tests it.
         let builder = prometheus::configure(PrometheusBuilder::new()).unwrap_or_default();
         let recorder = builder.build_recorder();
         let rendered = recorder.handle();
@@ -80,57 +82,52 @@ impl Routes {
             view,
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
-            metrics: Kept::default(),
-            stalls: Kept::default(),
-            by_time: Kept::default(),
-            by_samples: Kept::default(),
+            metrics: CachedAnswer::default(),
+            stalls: CachedAnswer::default(),
+            by_time: CachedAnswer::default(),
+            by_samples: CachedAnswer::default(),
         };
-        // From here on, differences have a beginning.
+        // The first export is the beginning of all differences.
         routes.render_metrics();
         routes
     }
 
     pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = response(
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "only GET and HEAD\n".into(),
-            );
-            let allow = HeaderValue::from_static("GET, HEAD");
-            response.headers_mut().insert(ALLOW, allow);
-            return response;
+            return method_not_allowed();
         }
         let query = request.uri().query();
         let ok = |kind, text| response(StatusCode::OK, kind, text);
         match (request.uri().path(), query) {
             ("/", _) => ok(TEXT, INDEX.into()),
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
-            ("/health/live", _) => match self.reason_to_restart() {
-                None => ok(TEXT, "ok\n".into()),
-                Some(why) => response(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    TEXT,
-                    format!("{why}\n").into(),
-                ),
-            },
+            ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
-            ("/stalls/folded", None | Some("by=time")) => ok(
-                TEXT,
-                self.by_time
-                    .get(|| self.view.profile().folded(FoldedBy::Microseconds)),
-            ),
-            ("/stalls/folded", Some("by=samples")) => ok(
-                TEXT,
-                self.by_samples
-                    .get(|| self.view.profile().folded(FoldedBy::Samples)),
-            ),
-            ("/stalls/folded", Some(_)) => response(
-                StatusCode::BAD_REQUEST,
-                TEXT,
-                "by=time (the default) or by=samples\n".into(),
-            ),
+            ("/stalls/folded", query) => self.folded(query),
             _ => response(StatusCode::NOT_FOUND, TEXT, INDEX.into()),
+        }
+    }
+
+    fn folded(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let profile = |by| move || self.view.profile().folded(by);
+        let text = match query {
+            None | Some("by=time") => self.by_time.get(profile(FoldedBy::Microseconds)),
+            Some("by=samples") => self.by_samples.get(profile(FoldedBy::Samples)),
+            Some(_) => {
+                let usage = "by=time (the default) or by=samples\n";
+                return response(StatusCode::BAD_REQUEST, TEXT, usage.into());
+            }
+        };
+        response(StatusCode::OK, TEXT, text)
+    }
+
+    fn health(&self) -> Response<Full<Bytes>> {
+        match self.reason_to_restart() {
+            None => response(StatusCode::OK, TEXT, "ok\n".into()),
+            Some(why) => {
+                let text = format!("{why}\n");
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+            }
         }
     }
 
@@ -142,15 +139,18 @@ impl Routes {
     }
 
     fn render_stalls(&self) -> String {
-        let stalls = Stalls {
+        let stalls = StallsAnswer {
             now: self.view.stalled_now(),
             recent: self.view.recent(),
         };
-        // Plain data always has a text.
+        // Plain data always serializes.
         serde_json::to_string(&stalls).unwrap_or_default()
     }
 
-    /// By the stalls going on, without their names: this must answer when all else is stuck.
+    /// Why the program should be restarted, if it should.
+    ///
+    /// It reads the stalls going on without their names, so it answers while the reporter is held
+    /// up.
     fn reason_to_restart(&self) -> Option<String> {
         let liveness = self.view.watch.settings.liveness;
         let now = clock::now();
@@ -168,6 +168,14 @@ impl Routes {
         let reasons: Vec<String> = reasons.collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
+}
+
+fn method_not_allowed() -> Response<Full<Bytes>> {
+    let text = "only GET and HEAD\n";
+    let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text.into());
+    let allow = HeaderValue::from_static("GET, HEAD");
+    response.headers_mut().insert(ALLOW, allow);
+    response
 }
 
 fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {

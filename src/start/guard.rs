@@ -1,12 +1,13 @@
-//! A running watch: what can be asked of it, and its end.
+//! A running watch: its answers at any time, and its end.
 //!
-//! *Runs on:* the user's threads, and the server's.
-//! *Here:* copies of what the detector's threads keep; nothing here waits for them, except the end.
+//! *Runs on:* the user's threads.
+//! *Must not:* wait for the detector's threads, except in the drop and in `worker_stacks()`. All
+//! else is a copy of their data.
 
 use super::status::{RuntimeStatus, Status, Waits, WorkerTime};
 use super::threads;
 use crate::detect::WorkerState;
-use crate::engine::{self, Coverage, View, WatchedRuntime};
+use crate::engine::{Coverage, TimeByState, View, WaitCounter, WatchedRuntime};
 use crate::probe;
 use crate::report::{PoolWaitReport, Profile, StallReport, WorkerStack};
 use crate::reporter::worker_stacks;
@@ -14,15 +15,15 @@ use crate::reporter::worker_stacks;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Keeps the watch going. Dropping it ends the watch, and with the last one the detector's threads.
+/// Keeps the watch going. The drop ends the watch, and with the last one the detector's threads.
 ///
-/// The drop takes about a tick. It waits for a callback or logger that is just running, for at most a
-/// second; one that takes longer ends on its own.
+/// The drop takes about a tick. The last one waits for a callback or logger that is running, for at
+/// most a second. A thread held up for longer ends on its own.
 #[derive(Debug)]
 #[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
 pub struct Guard {
     view: View,
-    /// Ends before the watch does.
+    /// The server ends before the watch does.
     #[cfg(feature = "serve")]
     server: Option<crate::serve::Server>,
 }
@@ -36,7 +37,7 @@ impl Guard {
         }
     }
 
-    /// Has this server end with the watch.
+    /// Adds the server, which ends with the watch.
     #[cfg(feature = "serve")]
     pub(crate) fn with_server(self, server: crate::serve::Server) -> Guard {
         let mut guard = self;
@@ -44,7 +45,8 @@ impl Guard {
         guard
     }
 
-    /// The address that the watch serves at; with its port, where the operating system has chosen that.
+    /// The address that the watch serves at, with the port chosen by the operating system for port
+    /// 0; `None` without a server.
     #[cfg(feature = "serve")]
     pub fn served_at(&self) -> Option<std::net::SocketAddr> {
         self.server.as_ref().map(crate::serve::Server::address)
@@ -57,7 +59,8 @@ impl Guard {
 
     /// The stalls going on at this moment, each with its age so far.
     ///
-    /// Works while loggers and callbacks are stuck; names may be missing then.
+    /// It works while loggers and callbacks are stuck. Names and stacks are missing in the first
+    /// moments of a stall, until the reporter has added them.
     pub fn stalled_now(&self) -> Vec<StallReport> {
         self.view.stalled_now()
     }
@@ -77,16 +80,16 @@ impl Guard {
         self.view.profile()
     }
 
-    /// What all workers are doing at this moment: the stack of each one's thread.
+    /// The stack of each worker's thread at this moment.
     ///
-    /// Works while workers are blocked. The calling thread waits for at most a tenth of a second per four
-    /// workers, and the first time for debug information to be read: in async code, call it inside
-    /// `spawn_blocking`.
+    /// It works while workers are blocked. The calling thread waits for at most a tenth of a second
+    /// per four workers, and until the explainer has named the stacks; the first time, debug
+    /// information is read for that. In async code, call it inside `spawn_blocking`.
     pub fn worker_stacks(&self) -> Vec<WorkerStack> {
         worker_stacks::take(&self.view.runtimes(), &self.view.shared)
     }
 
-    /// What the detector can see, for each runtime of this watch.
+    /// The things that the detector can see, for each runtime of this watch.
     pub fn coverage(&self) -> Vec<Coverage> {
         let runtimes = self.view.runtimes();
         runtimes
@@ -114,7 +117,7 @@ impl Guard {
     }
 }
 
-fn waits(waits: &engine::WaitCounter) -> Option<Waits> {
+fn waits(waits: &WaitCounter) -> Option<Waits> {
     waits.get().map(|(last, longest)| Waits { last, longest })
 }
 
@@ -127,23 +130,23 @@ fn status_of(runtime: &WatchedRuntime) -> RuntimeStatus {
         likely_stalls: stats.likely.load(Ordering::Relaxed),
         scheduler_lag: waits(&stats.scheduler_lag),
         blocking_queue_wait: waits(&stats.blocking_queue_wait),
-        worker_time: stats
-            .worker_time
-            .iter()
-            .map(|time| WorkerTime {
-                cpu: time.get(WorkerState::Cpu),
-                blocked: time.get(WorkerState::Blocked),
-                contention: time.get(WorkerState::Contention),
-                parked: time.get(WorkerState::Parked),
-                unknown: time.get(WorkerState::Unknown),
-            })
-            .collect(),
+        worker_time: stats.worker_time.iter().map(worker_time).collect(),
         worker_turns: stats
             .worker_turns
             .iter()
             .map(|turns| turns.load(Ordering::Relaxed))
             .collect(),
         driver_frozen: stats.driver_frozen(),
+    }
+}
+
+fn worker_time(time: &TimeByState) -> WorkerTime {
+    WorkerTime {
+        cpu: time.get(WorkerState::Cpu),
+        blocked: time.get(WorkerState::Blocked),
+        contention: time.get(WorkerState::Contention),
+        parked: time.get(WorkerState::Parked),
+        unknown: time.get(WorkerState::Unknown),
     }
 }
 

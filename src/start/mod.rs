@@ -1,4 +1,4 @@
-//! Starting and ending: the builder, the threads, the guard.
+//! The start and the end of a watch: the builder, the threads, the guard.
 //!
 //! *Runs on:* the user's threads.
 

@@ -1,19 +1,18 @@
-//! From what was chosen to a plan, or to what is wrong with it; and from a plan to a running watch.
+//! The check of the settings, which makes a plan or an error; and the start of a plan.
 //!
 //! *Runs on:* the user's threads.
 //!
-//! [`Builder::plan`] is pure: it only looks at its arguments. Whatever can be found wrong without touching the
-//! process is found there.
+//! [`Builder::plan`] is pure: it reads its arguments only. It finds every error that can be found
+//! without touching the process.
 
 use super::{Builder, Guard, threads};
 use crate::capture;
-use crate::clock;
 use crate::detect::Rules;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
 };
 use crate::error::StartError;
-use crate::report::{NoStack, Recent};
+use crate::report::NoStack;
 use crate::reporter;
 #[cfg(feature = "serve")]
 use crate::serve;
@@ -21,17 +20,16 @@ use crate::serve;
 use crate::slot::polls;
 use crate::slot::timing;
 use crate::turns::Track;
-use parking_lot::Mutex;
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// What is to be started.
+/// A watch that can be started.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) runtimes: Vec<(Option<String>, Handle)>,
+    runtimes: Vec<(Option<String>, Handle)>,
     tick: Option<Duration>,
     #[cfg(feature = "serve")]
     serve: Option<SocketAddr>,
@@ -39,80 +37,55 @@ pub(super) struct Plan {
 }
 
 impl Builder {
-    /// Checks what was chosen. `here` is the runtime that this is called in.
+    /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
-        let Builder {
-            mut runtimes,
-            tick,
-            #[cfg(feature = "serve")]
-            serve,
-            settings,
-        } = self;
-        let threshold = settings.threshold;
-        if threshold < Settings::MIN_THRESHOLD {
-            return Err(StartError::ThresholdTooSmall { threshold });
-        }
-        if let Some(tick) = tick.filter(|tick| tick.is_zero() || *tick > threshold) {
-            return Err(StartError::TickOutOfRange { tick, threshold });
-        }
-        match settings.stacks {
-            Stacks::Signal(signal) if !capture::is_usable(signal) => {
-                return Err(StartError::SignalUnusable { signal });
-            }
-            _ => {}
-        }
+        check(&self.settings, self.tick)?;
+        let mut runtimes = self.runtimes;
         if runtimes.is_empty() {
             let here = here.ok_or(StartError::NoRuntime)?;
             runtimes.push((here.name().map(str::to_owned), here));
         }
         Ok(Plan {
             runtimes,
-            tick,
+            tick: self.tick,
             #[cfg(feature = "serve")]
-            serve,
-            settings,
+            serve: self.serve,
+            settings: self.settings,
         })
     }
 }
 
-impl Plan {
-    /// Starts what is planned: all of it, or nothing.
-    pub(super) fn launch(self) -> Result<Guard, StartError> {
-        let Plan {
-            runtimes,
-            tick,
-            #[cfg(feature = "serve")]
-            serve,
-            settings,
-        } = self;
-        let signal = install(settings.stacks)?;
-        #[cfg(feature = "serve")]
-        let bound = match serve {
-            Some(address) => {
-                let bound = serve::bind(address);
-                Some(bound.map_err(|error| StartError::Serve { address, error })?)
-            }
-            None => None,
-        };
-        timing::set_mode(settings.poll_timing);
-        #[cfg(feature = "metrics")]
-        polls::set_name_limit(settings.poll_labels);
-        let watch = Arc::new(WatchState {
-            started_at: clock::now(),
-            signal,
-            profile: Mutex::default(),
-            recent: Mutex::new(Recent::new(settings.recent)),
-            settings,
-        });
-        let shared = threads::join(runtimes, &watch, |runtime| {
-            rules(&watch.settings, tick, runtime)
-        })?;
-        let view = View { watch, shared };
-        if view.watch.settings.log {
-            for runtime in view.runtimes() {
-                reporter::log::watching(&runtime, &Coverage::of(&runtime));
-            }
+fn check(settings: &Settings, tick: Option<Duration>) -> Result<(), StartError> {
+    let threshold = settings.threshold;
+    if threshold < Settings::MIN_THRESHOLD {
+        return Err(StartError::ThresholdTooSmall { threshold });
+    }
+    if let Some(tick) = tick.filter(|tick| tick.is_zero() || *tick > threshold) {
+        return Err(StartError::TickOutOfRange { tick, threshold });
+    }
+    match settings.stacks {
+        Stacks::Signal(signal) if !capture::is_usable(signal) => {
+            Err(StartError::SignalUnusable { signal })
         }
+        _ => Ok(()),
+    }
+}
+
+impl Plan {
+    /// Starts all of the plan, or nothing.
+    pub(super) fn launch(self) -> Result<Guard, StartError> {
+        let signal = install(self.settings.stacks)?;
+        #[cfg(feature = "serve")]
+        let bound = bind(self.serve)?;
+        timing::set_mode(self.settings.poll_timing);
+        #[cfg(feature = "metrics")]
+        polls::set_name_limit(self.settings.poll_labels);
+        let tick = self.tick;
+        let watch = Arc::new(WatchState::new(self.settings, signal));
+        let rules = |runtime: &Handle| rules(&watch.settings, tick, runtime);
+        let shared = threads::join(self.runtimes, &watch, rules)?;
+        let view = View { watch, shared };
+        log_start(&view);
         let guard = Guard::new(view.clone());
         #[cfg(feature = "serve")]
         if let Some(bound) = bound {
@@ -123,7 +96,25 @@ impl Plan {
     }
 }
 
-/// By what rules one runtime is watched.
+#[cfg(feature = "serve")]
+fn bind(address: Option<SocketAddr>) -> Result<Option<serve::Bound>, StartError> {
+    let bind = |address| {
+        let bound = serve::bind(address);
+        bound.map_err(|error| StartError::Serve { address, error })
+    };
+    address.map(bind).transpose()
+}
+
+/// Logs one line for each runtime.
+fn log_start(view: &View) {
+    if view.watch.settings.log {
+        for runtime in view.runtimes() {
+            reporter::log::watching(&runtime, &Coverage::of(&runtime));
+        }
+    }
+}
+
+/// The rules for one runtime.
 fn rules(settings: &Settings, tick: Option<Duration>, runtime: &Handle) -> Rules {
     let threshold = settings.threshold;
     Rules {
@@ -140,8 +131,8 @@ fn rules(settings: &Settings, tick: Option<Duration>, runtime: &Handle) -> Rules
     }
 }
 
-/// Installs the handler of the signal that asks for stacks. Asking for a signal that cannot be had is an error;
-/// not getting the default one is not.
+/// Installs the handler of the signal that asks for stacks. Only a signal chosen by the user is an
+/// error if it cannot be used; without the default one there are no stacks.
 fn install(stacks: Stacks) -> Result<Result<i32, NoStack>, StartError> {
     let (signal, was_asked_for) = match stacks {
         Stacks::Off => return Ok(Err(NoStack::Off)),
@@ -161,8 +152,10 @@ fn is_driven_here(runtime: &Handle) -> bool {
         && Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
 }
 
-/// Where turns are counted, four ticks make a threshold, so that a poll of 1.25 thresholds is seen for one
-/// whatever the moment it begins at. Without them only what sleeps, or has a mark, is seen that soon.
+/// The tick for a threshold: a quarter of it with turns, half of it without, within bounds.
+///
+/// With four ticks in a threshold, a poll of 1.25 thresholds is seen for one threshold, whatever
+/// the moment it begins at. Without turns, only polls that sleep or have a mark are seen that soon.
 fn default_tick(threshold: Duration, counts_turns: bool) -> Duration {
     let in_a_threshold = if counts_turns { 4 } else { 2 };
     (threshold / in_a_threshold).clamp(SHORTEST_TICK.min(threshold), LONGEST_TICK)
@@ -171,18 +164,166 @@ fn default_tick(threshold: Duration, counts_turns: bool) -> Duration {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A runtime that is only there for its handle.
+    fn current_thread() -> Runtime {
+        RuntimeBuilder::new_current_thread().build().unwrap()
+    }
+
+    fn multi_thread() -> Runtime {
+        let mut builder = RuntimeBuilder::new_multi_thread();
+        builder.worker_threads(1).build().unwrap()
+    }
 
     #[test]
-    fn the_tick_is_a_part_of_the_threshold_within_bounds() {
-        let tick = |micros, turns| default_tick(Duration::from_micros(micros), turns);
-        assert_eq!(tick(10_000, true), Duration::from_micros(2_500));
-        assert_eq!(tick(10_000, false), Duration::from_millis(5));
-        assert_eq!(tick(1_000_000, true), Duration::from_millis(25));
-        assert_eq!(tick(600, false), Duration::from_micros(500));
-        assert_eq!(
-            tick(100, true),
-            Duration::from_micros(100),
-            "never longer than the threshold"
-        );
+    fn wrong_settings_are_refused_with_their_mend() {
+        let builder = Builder::new;
+        let too_small = "set `Builder::threshold` to 0.1 ms or more";
+        let out_of_range = "leave out `Builder::tick`";
+        let unusable = "leave out `Builder::stacks`";
+        for (builder, problem, mend) in [
+            (
+                builder().threshold(Duration::from_micros(99)),
+                "the threshold is 99µs, less than 0.1 ms",
+                too_small,
+            ),
+            (
+                builder().threshold(Duration::ZERO),
+                "the threshold is 0ns",
+                too_small,
+            ),
+            (
+                builder().tick(Duration::ZERO),
+                "the tick is 0ns, which does not fit into the threshold of 10ms",
+                out_of_range,
+            ),
+            (
+                builder().threshold(2 * MS).tick(3 * MS),
+                "the tick is 3ms, which does not fit into the threshold of 2ms",
+                out_of_range,
+            ),
+            (
+                // No process can handle `SIGKILL`.
+                builder().stacks(Stacks::Signal(9)),
+                "stacks cannot be taken with signal 9",
+                unusable,
+            ),
+            (
+                builder(),
+                "no tokio runtime here",
+                "call `tokio_stall::watch()` inside `#[tokio::main]`",
+            ),
+        ] {
+            let text = builder.plan(None).unwrap_err().to_string();
+            assert!(text.starts_with(problem), "{text}");
+            assert!(text[problem.len()..].contains(mend), "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_at_their_bounds_are_accepted() {
+        let runtime = current_thread();
+        for builder in [
+            Builder::new().threshold(Builder::MIN_THRESHOLD),
+            Builder::new().tick(Builder::DEFAULT_THRESHOLD),
+            Builder::new().tick(Duration::from_nanos(1)),
+            Builder::new().stacks(Stacks::Off),
+        ] {
+            builder.plan(Some(runtime.handle().clone())).unwrap();
+        }
+    }
+
+    #[test]
+    fn plan_is_for_the_named_runtimes_or_the_one_here() {
+        let (here, other) = (current_thread(), current_thread());
+        let names_and_ids = |plan: Plan| -> Vec<_> {
+            let runtimes = plan.runtimes.into_iter();
+            runtimes.map(|(name, handle)| (name, handle.id())).collect()
+        };
+        let id = |runtime: &Runtime| runtime.handle().id();
+        let plan = Builder::new().plan(Some(here.handle().clone())).unwrap();
+        assert_eq!(names_and_ids(plan), [(None, id(&here))]);
+        let named = || {
+            Builder::new()
+                .runtime("api", other.handle().clone())
+                .runtime("db", here.handle().clone())
+        };
+        for in_runtime in [None, Some(here.handle().clone())] {
+            let plan = named().plan(in_runtime).unwrap();
+            let expected = [
+                (Some("api".to_owned()), id(&other)),
+                (Some("db".to_owned()), id(&here)),
+            ];
+            assert_eq!(names_and_ids(plan), expected);
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let runtime = current_thread();
+        let plan = Builder::new().plan(Some(runtime.handle().clone())).unwrap();
+        let settings = &plan.settings;
+        assert_eq!(settings.threshold, 10 * MS);
+        assert_eq!(settings.warn_after, 100 * MS);
+        assert_eq!(settings.error_after, 1_000 * MS);
+        assert_eq!(settings.grace, 2_000 * MS);
+        assert_eq!(settings.pool_threshold, 100 * MS);
+        assert_eq!((settings.recent, settings.site_labels), (64, 64));
+        assert_eq!(settings.stacks, Stacks::Auto);
+        assert!(settings.log && settings.turns && !settings.driven_here);
+        assert!(settings.on_stall.is_none() && settings.on_pool_wait.is_none());
+        assert_eq!(plan.tick, None);
+        let rules = rules(settings, plan.tick, runtime.handle());
+        assert_eq!(rules.threshold, 10 * MS);
+        assert_eq!(rules.milestones, [100 * MS, 1_000 * MS, 10_000 * MS]);
+    }
+
+    #[test]
+    fn rules_have_the_chosen_tick_or_a_part_of_the_threshold() {
+        let runtime = current_thread();
+        let tick = |builder: Builder| {
+            let plan = builder.plan(Some(runtime.handle().clone())).unwrap();
+            rules(&plan.settings, plan.tick, runtime.handle()).tick
+        };
+        let without_turns = || Builder::new().turns(false);
+        assert_eq!(tick(without_turns()), 5 * MS);
+        assert_eq!(tick(without_turns().threshold(8 * MS)), 4 * MS);
+        assert_eq!(tick(without_turns().tick(7 * MS)), 7 * MS);
+        assert_eq!(tick(Builder::new().tick(7 * MS)), 7 * MS);
+    }
+
+    #[test]
+    fn only_a_multi_thread_runtime_is_always_driven() {
+        let settings = Settings::default();
+        let always_driven = |runtime: &Runtime| {
+            let rules = rules(&settings, Some(MS), runtime.handle());
+            rules.always_driven
+        };
+        assert!(always_driven(&multi_thread()));
+        assert!(!always_driven(&current_thread()));
+    }
+
+    #[test]
+    fn default_tick_is_a_part_of_the_threshold_within_bounds() {
+        for (threshold_us, counts_turns, tick_us) in [
+            (10_000, true, 2_500),
+            (10_000, false, 5_000),
+            // The longest tick.
+            (1_000_000, true, 25_000),
+            (1_000_000, false, 25_000),
+            // The shortest tick.
+            (600, true, 500),
+            (600, false, 500),
+            // Never longer than the threshold.
+            (100, true, 100),
+            (100, false, 100),
+        ] {
+            let threshold = Duration::from_micros(threshold_us);
+            let tick = default_tick(threshold, counts_turns);
+            assert_eq!(tick, Duration::from_micros(tick_us), "{threshold:?}");
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! What can be asked of a watch at any time: what it sees, and how it fares.
+//! Figures of a watch at any time: its runtimes, and the detector itself.
 //!
 //! *Runs on:* the user's threads.
-//! *Here:* copies of counters that the detector's threads keep.
+//!
+//! The figures are copies of counters that the detector's threads keep.
 
 use crate::probe::AllowedBlocking;
 use std::time::Duration;
@@ -15,12 +16,17 @@ pub struct Status {
     pub runtimes: Vec<RuntimeStatus>,
     /// Blocking that was allowed in this process, by reason.
     pub allowed: Vec<AllowedBlocking>,
-    /// Ticks of the watchdog so far. A number that stands still for longer than 25 ms means that the
-    /// detector does not run.
+    /// Ticks of the watchdog so far. If the number stands still for longer than 25 ms, the detector
+    /// does not run.
     pub ticks: u64,
-    /// How late the watchdog itself woke.
+    /// The lateness with which the watchdog itself woke up.
     pub watchdog_lateness: Option<Waits>,
-    /// Reports lost because the reporter was held up, by a callback or a logger.
+    /// Reports that were dropped because 256 others were waiting.
+    ///
+    /// Reports wait for the thread `stall-sinks` while a callback or logger holds it up. The
+    /// callback and the log miss those that were dropped; figures and
+    /// [`Guard::recent`](crate::Guard::recent) have their stalls. Only if `stall-reporter` gets no
+    /// CPU, reports are dropped before they are counted and kept.
     pub dropped_reports: u64,
     /// Callbacks and loggers that panicked.
     pub failed_callbacks: u64,
@@ -33,46 +39,47 @@ pub struct Status {
 pub struct RuntimeStatus {
     /// The name under which it is watched.
     pub runtime: String,
-    /// It has been shut down, and is no longer watched.
+    /// Whether it has been shut down. It is no longer watched then.
     pub shut_down: bool,
     /// Stalls so far that were certain when first reported.
     pub stalls: u64,
     /// Stalls so far that were only likely then.
     pub likely_stalls: u64,
-    /// How long a task that is ready waits for a worker.
+    /// The scheduler lag: the time for which a ready task waits for a worker.
     pub scheduler_lag: Option<Waits>,
-    /// How long a `spawn_blocking` closure waits for a thread.
+    /// The time for which a `spawn_blocking` closure waits for a thread.
     pub blocking_queue_wait: Option<Waits>,
-    /// By worker: what its time went into.
+    /// By worker: its time by state.
     pub worker_time: Vec<WorkerTime>,
     /// By worker: the turns of its loop since it was first seen. Zero where
     /// [turns](crate::Coverage::turns) are not counted.
     ///
-    /// A turn polls one task from the worker's queue, and up to three from its "next" slot. What a worker was
-    /// busy with, divided by its turns, is the mean length of a turn.
+    /// A turn polls one task from the worker's queue, and up to three from its "next" slot. The
+    /// worker's busy time, divided by its turns, is the mean length of a turn.
     pub worker_turns: Vec<u64>,
-    /// For how long nobody has waited for the runtime's sockets and timers, since workers were stalled: all
-    /// of them stood still.
+    /// The time for which the driver was frozen: since workers were stalled, none waited for the
+    /// runtime's sockets and timers, and all of them stood still.
     pub driver_frozen: Duration,
 }
 
-/// What a worker's time went into, since the watch was started: the ledger.
+/// The time of one worker by state since the watch was started: its ledger.
 ///
-/// The parts add up to the time that has passed, except for the last second or so. Blocking far below the
-/// threshold is in it, too.
+/// The parts add up to the time that has passed, except for the last second or so. Blocking far
+/// below the threshold is in it, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct WorkerTime {
-    /// Computing.
+    /// The time in which it computed.
     pub cpu: Duration,
-    /// Asleep inside polls. A lower bound, by the CPU time a worker needs while tokio does not call it busy.
+    /// The time asleep inside polls. It is a lower bound, by the CPU time that a worker needs while
+    /// tokio does not call it busy.
     pub blocked: Duration,
-    /// Ready to compute, without a CPU.
+    /// The time in which it was ready to compute and had no CPU.
     pub contention: Duration,
-    /// Parked: nothing to do.
+    /// The time in which it was parked, with nothing to do.
     pub parked: Duration,
-    /// Not to be told: the worker's thread was not known, or changed.
+    /// The time without a known state: the worker's thread was not known, or changed.
     pub unknown: Duration,
 }
 
@@ -81,8 +88,8 @@ pub struct WorkerTime {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Waits {
-    /// The last one.
+    /// The last wait.
     pub last: Duration,
-    /// The longest since the start.
+    /// The longest wait since the start.
     pub longest: Duration,
 }

@@ -4,7 +4,7 @@
 
 use crate::clock;
 use crate::detect::Rules;
-use crate::engine::{Message, Shared, Stats, VerdictCell, WatchState, WatchedRuntime, Work};
+use crate::engine::{Message, Shared, WatchState, WatchedRuntime, Work};
 use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
@@ -21,17 +21,20 @@ use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// News that may wait for the reporter, and reports for the sinks. More is dropped and counted.
+/// The most messages that wait in one channel. Threads that must not wait drop further ones.
 const CHANNEL: usize = 256;
 
-/// How long a guard's drop waits for a thread that is held up in the user's callback or logger.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the drop of the last guard waits for its threads: one may be in the user's callback or
+/// logger, or read debug information.
+const LONGEST_END: Duration = Duration::from_secs(1);
 
-/// The name of a runtime that nobody has named; a second one is called by tokio's number for it.
+/// The name of a runtime without a given name. A second one is called by tokio's number for it.
 const UNNAMED: &str = "main";
 
+/// The engine of this process. The lock is held during a start and an end, also while these wait.
 static ENGINE: Mutex<Option<Engine>> = Mutex::new(None);
 
+/// The detector's threads and their shared data.
 #[derive(Debug)]
 struct Engine {
     shared: Arc<Shared>,
@@ -51,77 +54,92 @@ pub(crate) fn join(
         turns::learn_layout();
     }
     let mut engine = ENGINE.lock();
-    let known = engine
+    let watched = engine
         .as_ref()
         .map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
-    let mut new: Vec<Arc<WatchedRuntime>> = Vec::new();
-    for (name, handle) in runtimes {
-        let id = slot::raw_id(&handle.id());
-        // One that has been shut down gives its name free; its guard has only to be dropped some time.
-        let others = || {
-            known
-                .iter()
-                .filter(|runtime| !runtime.is_gone())
-                .chain(&new)
-        };
-        if let Some(twin) = others().find(|runtime| runtime.id == id) {
-            return Err(StartError::RuntimeWatchedTwice {
-                name: twin.name.clone(),
-            });
-        }
-        let is_taken = |name: &str| others().any(|runtime| runtime.name == name);
-        let name = match name {
-            Some(name) if name.is_empty() => return Err(StartError::NameEmpty),
-            Some(name) if is_taken(&name) => return Err(StartError::NameTaken { name }),
-            Some(name) => name,
-            // Nobody has asked for a name, so nobody is to be told that it is taken.
-            None if is_taken(UNNAMED) => format!("runtime-{id}"),
-            None => UNNAMED.to_owned(),
-        };
-        let Some(pulse) = Pulse::spawn(&handle) else {
-            return Err(StartError::RuntimeShutDown { name });
-        };
-        new.push(Arc::new(WatchedRuntime {
-            name,
-            id,
-            metrics: handle.metrics(),
-            rules: rules(&handle),
-            verdicts: std::iter::repeat_with(VerdictCell::default)
-                .take(handle.metrics().num_workers())
-                .collect(),
-            stats: Stats::new(handle.metrics().num_workers()),
-            handle,
-            pulse,
-            watch: watch.clone(),
-        }));
-    }
-    let running = match engine.take() {
-        Some(running) => running,
-        None => Engine::start()?,
-    };
-    for runtime in &new {
-        let track = Track::new(
-            runtime.handle.runtime_flavor(),
-            runtime.watch.settings.turns,
-        );
-        runtime.stats.note_no_turns(track.missing());
-        probe::gather(&runtime.handle, runtime.rules.threshold / 2).wait();
-    }
+    let new = prepare(runtimes, watched, watch, rules)?;
+    let running = engine.take().map_or_else(Engine::start, Ok)?;
     let shared = running.shared.clone();
-    shared.watched.lock().extend(new);
-    shared.runtimes_changed();
-    running.wake();
+    running.add(new);
     *engine = Some(running);
     Ok(shared)
 }
 
-/// Stops watching the runtimes of this watch, and the engine if there are no others.
+/// Gives each runtime a name and a pulse, beside those that are watched already.
+fn prepare(
+    runtimes: Vec<(Option<String>, Handle)>,
+    watched: Vec<Arc<WatchedRuntime>>,
+    watch: &Arc<WatchState>,
+    rules: impl Fn(&Handle) -> Rules,
+) -> Result<Vec<Arc<WatchedRuntime>>, StartError> {
+    // A runtime that has been shut down frees its name, even while its guard is kept.
+    let mut others = watched;
+    others.retain(|runtime| !runtime.is_gone());
+    let mut new = Vec::new();
+    for (name, handle) in runtimes {
+        let id = slot::raw_id(&handle.id());
+        if let Some(twin) = others.iter().find(|runtime| runtime.id == id) {
+            let name = twin.name.clone();
+            return Err(StartError::RuntimeWatchedTwice { name });
+        }
+        let is_taken = |name: &str| others.iter().any(|runtime| runtime.name == name);
+        let name = choose_name(name, id, is_taken)?;
+        let Some(pulse) = Pulse::spawn(&handle) else {
+            return Err(StartError::RuntimeShutDown { name });
+        };
+        let rules = rules(&handle);
+        let runtime = WatchedRuntime::new(name, handle, rules, pulse, watch.clone());
+        let runtime = Arc::new(runtime);
+        others.push(runtime.clone());
+        new.push(runtime);
+    }
+    Ok(new)
+}
+
+/// The name of a runtime: the given one, or one that is free.
+fn choose_name(
+    given: Option<String>,
+    id: u64,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<String, StartError> {
+    match given {
+        Some(name) if name.is_empty() => Err(StartError::NameEmpty),
+        Some(name) if is_taken(&name) => Err(StartError::NameTaken { name }),
+        Some(name) => Ok(name),
+        // A name that the user has not chosen is no error of the user if it is taken.
+        None if is_taken(UNNAMED) => Ok(format!("runtime-{id}")),
+        None => Ok(UNNAMED.to_owned()),
+    }
+}
+
+/// Notes whether turns are counted, and enrols the threads of all workers.
+fn gather(runtimes: &[Arc<WatchedRuntime>]) {
+    for runtime in runtimes {
+        let flavor = runtime.handle.runtime_flavor();
+        let track = Track::new(flavor, runtime.watch.settings.turns);
+        runtime.stats.note_no_turns(track.missing());
+        probe::gather(&runtime.handle, runtime.rules.threshold / 2).wait();
+    }
+}
+
+/// Stops watching the runtimes of this watch, and stops the engine if there are no others.
 pub(crate) fn leave(watch: &Arc<WatchState>) {
     let mut engine = ENGINE.lock();
     let Some(running) = engine.take() else {
         return;
     };
-    let mut watched = running.shared.watched.lock();
+    let is_last = remove(&mut running.shared.watched.lock(), watch);
+    running.shared.runtimes_changed();
+    if is_last {
+        running.stop();
+    } else {
+        running.wake();
+        *engine = Some(running);
+    }
+}
+
+/// Removes the runtimes of this watch and stops their pulses. Returns whether none is left.
+fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bool {
     watched.retain(|runtime| {
         let leaves = Arc::ptr_eq(&runtime.watch, watch);
         if leaves {
@@ -129,15 +147,7 @@ pub(crate) fn leave(watch: &Arc<WatchState>) {
         }
         !leaves
     });
-    let last = watched.is_empty();
-    drop(watched);
-    running.shared.runtimes_changed();
-    if last {
-        running.stop();
-    } else {
-        running.wake();
-        *engine = Some(running);
-    }
+    watched.is_empty()
 }
 
 /// Both ends of the channels between the threads.
@@ -150,27 +160,33 @@ struct Ends {
     reports: Receiver<Delivery>,
 }
 
-impl Engine {
-    fn start() -> Result<Engine, StartError> {
-        clock::prime();
-        let shared = Arc::new(Shared::default());
+impl Ends {
+    fn new() -> Ends {
         let (to_reporter, news) = sync_channel(CHANNEL);
         let (to_explainer, work) = sync_channel(CHANNEL);
         let (to_sinks, reports) = sync_channel(CHANNEL);
-        let mut engine = Engine {
-            shared: shared.clone(),
-            threads: Vec::new(),
-        };
-        shared.explainer_runs(to_explainer.clone());
-        let started = engine.spawn_all(Ends {
+        Ends {
             to_reporter,
             news,
             to_explainer,
             work,
             to_sinks,
             reports,
-        });
-        match started {
+        }
+    }
+}
+
+impl Engine {
+    fn start() -> Result<Engine, StartError> {
+        clock::prime();
+        let shared = Arc::new(Shared::default());
+        let ends = Ends::new();
+        shared.explainer_runs(ends.to_explainer.clone());
+        let mut engine = Engine {
+            shared,
+            threads: Vec::new(),
+        };
+        match engine.spawn_all(ends) {
             Ok(()) => Ok(engine),
             Err(error) => {
                 engine.stop();
@@ -179,22 +195,29 @@ impl Engine {
         }
     }
 
+    fn add(&self, runtimes: Vec<Arc<WatchedRuntime>>) {
+        gather(&runtimes);
+        self.shared.watched.lock().extend(runtimes);
+        self.shared.runtimes_changed();
+        self.wake();
+    }
+
     fn spawn_all(&mut self, ends: Ends) -> std::io::Result<()> {
-        let shared = || self.shared.clone();
-        let (for_sinks, for_reporter, for_pulse, for_watchdog) =
-            (shared(), shared(), shared(), shared());
-        let (from_explainer, from_pulse) = (ends.to_reporter.clone(), ends.to_reporter.clone());
-        self.spawn("stall-sinks", move || sinks::run(&for_sinks, &ends.reports))?;
+        let shared = self.shared.clone();
+        self.spawn("stall-sinks", move || sinks::run(&shared, &ends.reports))?;
+        let shared = self.shared.clone();
         self.spawn("stall-reporter", move || {
-            reporter::run(&for_reporter, &ends.news, ends.to_sinks);
+            reporter::run(&shared, &ends.news, ends.to_sinks);
         })?;
+        let reporter = ends.to_reporter.clone();
         self.spawn("stall-explainer", move || {
-            explainer::run(&ends.work, &from_explainer);
+            explainer::run(&ends.work, &reporter)
         })?;
         self.spawn_metrics()?;
-        self.spawn("stall-pulse", move || pulses::run(&for_pulse, &from_pulse))?;
+        let (shared, reporter) = (self.shared.clone(), ends.to_reporter.clone());
+        self.spawn("stall-pulse", move || pulses::run(&shared, &reporter))?;
         let out = Out {
-            shared: for_watchdog,
+            shared: self.shared.clone(),
             reporter: ends.to_reporter,
             explainer: ends.to_explainer,
         };
@@ -227,11 +250,11 @@ impl Engine {
             .for_each(Thread::unpark);
     }
 
-    /// Waits for the threads to end, but not for ever for one that is inside the user's code.
+    /// Ends the threads, and waits for them, for at most [`LONGEST_END`].
     fn stop(self) {
         self.shared.stop();
         self.wake();
-        let deadline = clock::now().plus(PATIENCE);
+        let deadline = clock::now().plus(LONGEST_END);
         for thread in self.threads {
             if thread.thread().id() == std::thread::current().id() {
                 // Dropped inside `on_stall`: this thread ends when the callback returns.
@@ -241,9 +264,32 @@ impl Engine {
                 std::thread::sleep(Duration::from_micros(200));
             }
             if thread.is_finished() {
-                // A panic of ours has been printed where it happened; there is nobody to tell.
+                // A panic of the thread has been printed.
                 thread.join().ok();
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_given_unique_and_not_empty() {
+        let name = |given: Option<&str>, taken: &[&str]| {
+            let given = given.map(str::to_owned);
+            let name = choose_name(given, 7, |name| taken.contains(&name));
+            name.map_err(|error| error.to_string())
+        };
+        let main = Ok(UNNAMED.to_owned());
+        assert_eq!(name(Some("api"), &["main"]), Ok("api".to_owned()));
+        assert_eq!(name(None, &["api"]), main);
+        assert_eq!(name(None, &["main"]), Ok("runtime-7".to_owned()));
+        assert_eq!(name(Some("main"), &[]), main);
+        let taken = name(Some("api"), &["api"]).unwrap_err();
+        assert!(taken.contains("under the name \"api\" already"), "{taken}");
+        let empty = name(Some(""), &[]).unwrap_err();
+        assert!(empty.contains("an empty name"), "{empty}");
     }
 }

@@ -1,8 +1,8 @@
-//! A file of known sites: what blocks already may go on for now, what is new may not.
+//! A file of known sites: they may block for now, and new ones may not.
 //!
 //! *Runs on:* the threads of tests.
-//! *Here:* the part of TOML that such a file needs, and nothing that guesses: what is not understood is an error
-//! with its line.
+//! *Must not:* guess. The file has the part of TOML that it needs, and other text is an error with
+//! its line.
 
 use crate::report::{Cause, Site};
 use parking_lot::Mutex;
@@ -10,24 +10,24 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Reads a baseline: the sites that are known to block, and pass.
+/// Reads a baseline: a file of sites that are known to block, and pass.
 ///
 /// ```toml
 /// [[known]]
 /// site = "app::handlers::get_user"
-/// cause = "blocked/sleep"            # may be left out: then whatever the cause
+/// cause = "blocked/sleep"            # may be left out: then any cause
 /// reason = "is waiting for #123"     # may be left out
 /// ```
 ///
-/// `site` is the function, as failures show it. A path that is not absolute is relative to the package's root, as
-/// cargo runs its tests. A failure ends with the entry that would let it pass.
+/// `site` is the function, as failures show it. A failure ends with the entry that would let it
+/// pass. A relative path is relative to the package's root, since cargo runs tests there.
 ///
-/// When the last clone is dropped, known sites that were met are listed on standard error, and those that were not
-/// ask to be removed.
+/// The drop of the last clone lists on standard error the known sites that have blocked, and those
+/// that have not and can be removed.
 ///
 /// # Panics
 ///
-/// If the file cannot be read, or has something in it that is not understood.
+/// If the file cannot be read, or has text in it that is no entry.
 ///
 /// # Examples
 ///
@@ -53,7 +53,7 @@ pub fn baseline(path: impl AsRef<Path>) -> Baseline {
         Err(error) => panic!("the baseline {} cannot be read: {error}", path.display()),
     };
     match parse(&text) {
-        Ok(known) => Baseline(Arc::new(Shared {
+        Ok(known) => Baseline(Arc::new(BaselineFile {
             path: path.to_owned(),
             known: Mutex::new(known),
         })),
@@ -61,63 +61,62 @@ pub fn baseline(path: impl AsRef<Path>) -> Baseline {
     }
 }
 
-/// Sites that are known to block; made by [`baseline`]. Clones share what they have met.
+/// Sites that are known to block; made by [`baseline`]. Clones share their counts.
 #[derive(Clone, Debug)]
-pub struct Baseline(Arc<Shared>);
+pub struct Baseline(Arc<BaselineFile>);
 
+/// A baseline file and the counts of its entries.
 #[derive(Debug)]
-struct Shared {
+struct BaselineFile {
     path: PathBuf,
-    known: Mutex<Vec<Known>>,
+    known: Mutex<Vec<BaselineEntry>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Known {
+struct BaselineEntry {
     site: String,
     cause: Option<String>,
     reason: Option<String>,
+    /// How often the site has blocked so far.
     met: u64,
 }
 
 impl Baseline {
-    /// Whether this is a known one, which is counted.
+    /// Whether this site is known to block for this cause. A known one is counted.
     pub(super) fn knows(&self, site: Option<&Site>, cause: Cause) -> bool {
         let Some(site) = site else {
             return false;
         };
         let mut known = self.0.known.lock();
-        let is_it = |known: &&mut Known| {
-            known.site == site.function
-                && known
-                    .cause
-                    .as_deref()
-                    .is_none_or(|known| known == cause.as_str())
+        let is_it = |entry: &&mut BaselineEntry| {
+            let known_cause = entry.cause.as_deref();
+            entry.site == site.function && known_cause.is_none_or(|known| known == cause.as_str())
         };
         match known.iter_mut().find(is_it) {
-            Some(known) => {
-                known.met += 1;
+            Some(entry) => {
+                entry.met += 1;
                 true
             }
             None => false,
         }
     }
 
-    /// The known sites that have been met so far, each with how often.
+    /// The known sites that have blocked so far, each with a count.
     pub fn met(&self) -> Vec<(String, u64)> {
         let known = self.0.known.lock();
         let met = known.iter().filter(|known| known.met > 0);
         met.map(|known| (known.site.clone(), known.met)).collect()
     }
 
-    /// The known sites that have not been met: their entries are to be removed.
+    /// The known sites that have not blocked so far. Their entries can be removed.
     pub fn vanished(&self) -> Vec<String> {
         let known = self.0.known.lock();
         let vanished = known.iter().filter(|known| known.met == 0);
         vanished.map(|known| known.site.clone()).collect()
     }
 
+    /// The text of an entry for this site; `None` if the file's format cannot express its name.
     pub(super) fn entry(site: &Site, cause: Cause) -> Option<String> {
-        // What cannot be written cannot be known.
         let is_plain = |c: char| c != '"' && c != '\\' && !c.is_control();
         let site = &site.function;
         site.chars()
@@ -126,7 +125,7 @@ impl Baseline {
     }
 }
 
-impl Drop for Shared {
+impl Drop for BaselineFile {
     fn drop(&mut self) {
         let text = Listing(&self.path, self.known.get_mut()).to_string();
         if !text.is_empty() {
@@ -135,92 +134,92 @@ impl Drop for Shared {
     }
 }
 
-/// What is said in the end.
-struct Listing<'a>(&'a Path, &'a [Known]);
+/// The list for standard error at the end.
+struct Listing<'a>(&'a Path, &'a [BaselineEntry]);
 
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Listing(path, known) = self;
-        for (index, known) in known.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            let path = path.display();
-            match (known.met, &known.reason) {
-                (0, _) => write!(
-                    f,
-                    "tokio-stall: {} does not block any more: remove it from {path}, if no other test meets it",
-                    known.site
-                )?,
-                (met, Some(reason)) => {
-                    write!(
-                        f,
-                        "tokio-stall: known to block, {met} times: {} ({reason})",
-                        known.site
-                    )?;
-                }
-                (met, None) => write!(
-                    f,
-                    "tokio-stall: known to block, {met} times: {}",
-                    known.site
-                )?,
-            }
-        }
-        Ok(())
+        let Listing(path, entries) = self;
+        let lines: Vec<String> = entries.iter().map(|entry| entry.line(path)).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Known>, String> {
-    let mut all: Vec<Known> = Vec::new();
+impl BaselineEntry {
+    fn line(&self, path: &Path) -> String {
+        let (site, path) = (&self.site, path.display());
+        match (self.met, &self.reason) {
+            (0, _) => format!(
+                "tokio-stall: {site} does not block any more: remove it from {path}, if no other \
+                 test meets it"
+            ),
+            (met, Some(reason)) => {
+                format!("tokio-stall: known to block, {met} times: {site} ({reason})")
+            }
+            (met, None) => format!("tokio-stall: known to block, {met} times: {site}"),
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<BaselineEntry>, String> {
+    let mut entries: Vec<BaselineEntry> = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        let number = index + 1;
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let error = |what: &str| format!("line {number}: {what}");
-        if without_comment(line) == Some("[[known]]") {
-            all.push(Known::default());
-            continue;
-        }
-        let (key, value) = line
-            .split_once('=')
-            .ok_or_else(|| error("expected `[[known]]`, or a key and a text"))?;
-        let value = value
-            .trim()
-            .strip_prefix('"')
-            .and_then(|rest| rest.split_once('"'))
-            .filter(|(value, rest)| !value.contains('\\') && without_comment(rest) == Some(""))
-            .map(|(value, _)| value.to_owned())
-            .ok_or_else(|| error("expected a text in double quotes, without backslashes"))?;
-        let known = all
-            .last_mut()
-            .ok_or_else(|| error("expected `[[known]]` first"))?;
-        let place = match key.trim() {
-            "site" if known.site.is_empty() => {
-                known.site = value;
-                continue;
-            }
-            "cause" => &mut known.cause,
-            "reason" => &mut known.reason,
-            "site" => return Err(error("`site` is there already")),
-            key => {
-                return Err(error(&format!(
-                    "`{key}` is not a key: site, cause, reason are"
-                )));
-            }
-        };
-        if place.replace(value).is_some() {
-            return Err(error("the key is there already"));
-        }
+        let read = read_line(line.trim(), &mut entries);
+        read.map_err(|error| format!("line {}: {error}", index + 1))?;
     }
-    match all.iter().position(|known| known.site.is_empty()) {
+    match entries.iter().position(|entry| entry.site.is_empty()) {
         Some(index) => Err(format!("entry {} has no `site`", index + 1)),
-        None => Ok(all),
+        None => Ok(entries),
     }
 }
 
-/// The line up to its comment, if there is nothing else behind.
+fn read_line(line: &str, entries: &mut Vec<BaselineEntry>) -> Result<(), String> {
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(());
+    }
+    if without_comment(line) == Some("[[known]]") {
+        entries.push(BaselineEntry::default());
+        return Ok(());
+    }
+    let (key, text) = key_and_text(line)?;
+    let entry = entries.last_mut().ok_or("expected `[[known]]` first")?;
+    entry.set(key, text)
+}
+
+fn key_and_text(line: &str) -> Result<(&str, String), &'static str> {
+    let (key, value) = line
+        .split_once('=')
+        .ok_or("expected `[[known]]`, or a key and a text")?;
+    let text = value
+        .trim()
+        .strip_prefix('"')
+        .and_then(|rest| rest.split_once('"'))
+        .filter(|(text, rest)| !text.contains('\\') && without_comment(rest) == Some(""))
+        .map(|(text, _)| text.to_owned())
+        .ok_or("expected a text in double quotes, without backslashes")?;
+    Ok((key.trim(), text))
+}
+
+impl BaselineEntry {
+    fn set(&mut self, key: &str, text: String) -> Result<(), String> {
+        let place = match key {
+            "site" if self.site.is_empty() => {
+                self.site = text;
+                return Ok(());
+            }
+            "site" => return Err("`site` is there already".to_owned()),
+            "cause" => &mut self.cause,
+            "reason" => &mut self.reason,
+            key => return Err(format!("`{key}` is not a key: site, cause, reason are")),
+        };
+        match place.replace(text) {
+            None => Ok(()),
+            Some(_) => Err("the key is there already".to_owned()),
+        }
+    }
+}
+
+/// The line up to its comment, trimmed.
 fn without_comment(line: &str) -> Option<&str> {
     line.split('#').next().map(str::trim)
 }
@@ -239,14 +238,14 @@ mod tests {
     }
 
     fn of(text: &str) -> Baseline {
-        Baseline(Arc::new(Shared {
+        Baseline(Arc::new(BaselineFile {
             path: "stalls.toml".into(),
             known: Mutex::new(parse(text).unwrap()),
         }))
     }
 
     #[test]
-    fn known_sites_pass_new_ones_do_not_and_vanished_ones_are_told() {
+    fn known_sites_pass_new_ones_do_not_and_vanished_ones_are_listed() {
         let known = of(
             "# ours\n[[known]] # one\nsite = \"app::f\" # \"here\"\ncause = \"blocked/sleep\"\n\n\
                         [[known]]\nsite = \"app::g\"\nreason = \"#7\"\n",
@@ -258,7 +257,10 @@ mod tests {
             "another cause is new"
         );
         assert!(!known.knows(Some(&site("app::h")), sleep));
-        assert!(!known.knows(None, sleep), "what has no name is not known");
+        assert!(
+            !known.knows(None, sleep),
+            "a site without a name is not known"
+        );
         assert_eq!(known.vanished(), ["app::g"]);
         assert!(known.knows(Some(&site("app::g")), Cause::Cpu));
         assert_eq!(
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_listing_tells_what_was_met_and_asks_to_remove_the_rest() {
+    fn listing_has_met_sites_and_asks_to_remove_the_rest() {
         let known =
             parse("[[known]]\nsite = \"f\"\nreason = \"#7\"\n[[known]]\nsite = \"g\"\n").unwrap();
         let mut met = known;
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error_with_its_line() {
+    fn unknown_text_is_an_error_with_its_line() {
         for (text, error) in [
             ("site = \"f\"", "line 1: expected `[[known]]` first"),
             (

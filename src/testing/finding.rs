@@ -1,11 +1,13 @@
-//! A blocking call that was found, and how it reads: what blocked, where, why, for how long, what to write
-//! instead.
+//! A blocking call that was found, and its text: call, site, cause, durations, advice.
 //!
-//! *Runs on:* the thread that was measured, once something was found.
-//! *Here:* the stack is unwound and named, which takes some ten milliseconds the first time. Not measured.
+//! *Runs on:* the measured thread, after a measurement that shows a sleep.
+//!
+//! It unwinds and names the stack, which takes some ten milliseconds the first time. The work is
+//! not measured.
 
 use super::baseline::Baseline;
-use super::meter::{Allowed, Cost, Known, Met};
+use super::meter::{Allowed, Cost, FirstSleep, ThreadCost};
+use super::never_blocks::Excused;
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
 use crate::explain::{Explainer, OwnCode, advice};
@@ -17,82 +19,105 @@ use std::time::Duration;
 
 /// A call that blocked its thread, or a poll that computed for too long.
 ///
-/// `Display` writes several lines for people; they are what a failed test shows.
+/// `Display` writes several lines for people: the text of a failed test.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BlockingCall {
-    /// Which poll it was, as far as is known.
+    /// A description of the poll.
     pub poll: String,
-    /// How long the poll took.
+    /// The duration of the poll.
     pub duration: Duration,
-    /// How long it was asleep.
+    /// The time asleep.
     pub asleep: Duration,
-    /// How long it computed.
+    /// The time on a CPU.
     pub cpu: Duration,
-    /// How long it waited for a CPU, which nobody blames it for.
+    /// The time of waiting for a CPU, which is not blamed.
     pub run_queue: Duration,
-    /// How often it went to sleep: voluntary context switches.
+    /// The number of sleeps: voluntary context switches.
     pub sleeps: u64,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// The line of the user's own code, where stacks can be taken.
+    /// The line of the user's own code, if there is a stack.
     pub site: Option<Site>,
-    /// The stack of the first sleep, innermost call first; empty where stacks cannot be taken.
+    /// The stack of the first sleep, innermost call first; empty if none could be taken.
     pub stack: Vec<Frame>,
-    /// What to write instead.
+    /// A sentence with the code to write instead, if there is an advice for the call.
     pub advice: Option<String>,
-    /// The most that a poll may compute, if it was more.
+    /// The budget of CPU time, if the poll has exceeded it.
     pub cpu_budget: Option<Duration>,
 }
 
-/// What is to be done about a measured poll.
+/// The result for a measured poll.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Clean,
     Found(Box<BlockingCall>),
-    /// To be listed.
-    Excused(Excuse, Known),
+    /// A delay that is not the code's. It is listed.
+    Excused(Excuse, ThreadCost),
+}
+
+impl Outcome {
+    /// Adds an excuse to the list. Returns a call that was found and is not in the baseline.
+    pub(super) fn unexcused(
+        self,
+        excused: &mut Excused,
+        known: Option<&Baseline>,
+    ) -> Option<Box<BlockingCall>> {
+        match self {
+            Outcome::Clean => None,
+            Outcome::Excused(excuse, thread) => {
+                excused.add(excuse, thread.asleep + thread.run_queue);
+                None
+            }
+            Outcome::Found(call) => {
+                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
+                (!known.is_some_and(passes)).then_some(call)
+            }
+        }
+    }
 }
 
 /// Judges a measured poll.
 pub(super) fn look_into(
     cost: &Cost,
-    met: Met,
+    first_sleep: FirstSleep,
     cpu_budget: Option<Duration>,
     poll: impl FnOnce() -> String,
 ) -> Outcome {
-    let without_stack = match met {
-        Met::NotAsked => Slept::NotAsked,
-        Met::None => Slept::NotMet,
-        // Only a sleep of its own could be blamed from here on; is it one?
-        Met::Sleep(_) => Slept::In(Blocking::Other),
-    };
-    let mut frames = Vec::new();
-    let mut slept = without_stack;
-    if verdict::judge(cost, slept, None) == Verdict::Blocked {
-        if let Met::Sleep(stack) = met {
-            frames = explain(&stack);
-            slept = if frames.is_empty() {
-                Slept::NotAsked
-            } else {
-                verdict::slept(&frames)
-            };
-        }
-    }
+    let (slept, frames) = look_at(cost, first_sleep);
     match verdict::judge(cost, slept, cpu_budget) {
         Verdict::Clean => Outcome::Clean,
-        Verdict::Excused(excuse) => Outcome::Excused(excuse, cost.known.unwrap_or_default()),
+        Verdict::Excused(excuse) => Outcome::Excused(excuse, cost.thread.unwrap_or_default()),
         Verdict::Blocked => found(cost, blocked_cause(slept), frames, None, poll()),
         Verdict::OverBudget => found(cost, Cause::Cpu, Vec::new(), cpu_budget, poll()),
         Verdict::NoProgress => found(cost, Cause::Unknown, Vec::new(), None, poll()),
     }
 }
 
+/// The kind of the first sleep, and its stack if it was worth naming.
+fn look_at(cost: &Cost, first_sleep: FirstSleep) -> (Slept, Vec<Frame>) {
+    let stack = match first_sleep {
+        FirstSleep::NotAsked => return (Slept::NotAsked, Vec::new()),
+        FirstSleep::None => return (Slept::NotSeen, Vec::new()),
+        FirstSleep::Stack(stack) => stack,
+    };
+    // Assumed to be the code's own until its stack is named.
+    let assumed = Slept::In(Blocking::Other);
+    if verdict::judge(cost, assumed, None) != Verdict::Blocked {
+        return (assumed, Vec::new());
+    }
+    let frames = explain(&stack);
+    if frames.is_empty() {
+        return (Slept::NotAsked, frames);
+    }
+    (verdict::slept(&frames), frames)
+}
+
 fn blocked_cause(slept: Slept) -> Cause {
     Cause::Blocked(match slept {
         Slept::In(kind) => kind,
         Slept::InFile => Blocking::File,
-        Slept::NotAsked | Slept::NotMet | Slept::Excused(_) => Blocking::Other,
+        Slept::NotAsked | Slept::NotSeen | Slept::Excused(_) => Blocking::Other,
     })
 }
 
@@ -103,16 +128,16 @@ fn found(
     cpu_budget: Option<Duration>,
     poll: String,
 ) -> Outcome {
-    let known = cost.known.unwrap_or_default();
+    let thread = cost.thread.unwrap_or_default();
     let shown = verdict::of_the_measured(&frames);
     let call = shown.first().and_then(|frame| frame.function.as_deref());
     Outcome::Found(Box::new(BlockingCall {
         poll,
         duration: cost.wall,
-        asleep: known.asleep,
-        cpu: known.cpu,
-        run_queue: known.run_queue,
-        sleeps: known.sleeps,
+        asleep: thread.asleep,
+        cpu: thread.cpu,
+        run_queue: thread.run_queue,
+        sleeps: thread.sleeps,
         cause,
         site: site::site(shown),
         advice: advice::advise(shown, cause, call).map(str::to_owned),
@@ -121,11 +146,11 @@ fn found(
     }))
 }
 
-/// Tables and debug information are read once for all tests of the process.
+/// The explainer of the process: it reads tables and debug information once for all tests.
 static EXPLAINER: Mutex<Option<Explainer>> = Mutex::new(None);
 
 fn explain(stack: &RawStack) -> Vec<Frame> {
-    // The test's own looking is nobody's fault: not of this poll, nor of a measurement around it.
+    // This work does not count for a measurement around this one, nor for a watch.
     let _allowed = Allowed::begin();
     crate::probe::allow_blocking("a test names what it has found", || {
         let mut explainer = EXPLAINER.lock();
@@ -137,58 +162,25 @@ fn explain(stack: &RawStack) -> Vec<Frame> {
 }
 
 impl BlockingCall {
-    /// The entry for a baseline file that lets this one pass.
+    /// The entry for a baseline file that lets this call pass; `None` without a site.
     pub fn baseline_entry(&self) -> Option<String> {
         Baseline::entry(self.site.as_ref()?, self.cause)
     }
 }
 
-/// Frames of others that are shown below the innermost own one.
+/// The most frames of libraries shown below the innermost own one.
 const CALLED: usize = 6;
 
 impl fmt::Display for BlockingCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.cause, self.cpu_budget) {
-            (Cause::Cpu, Some(budget)) => write!(
-                f,
-                "one poll computed for {}, more than its {}",
-                Human(self.cpu),
-                Human(budget)
-            )?,
-            (Cause::Unknown, _) => write!(
-                f,
-                "one poll did not come back for {}; this system does not tell what threads do, so only what \
-                 takes longer than {} is found, and not why",
-                Human(self.duration),
-                Human(verdict::NO_PROGRESS)
-            )?,
-            _ => write!(f, "blocked its thread: asleep for {}", Human(self.asleep))?,
-        }
+        self.write_headline(f)?;
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
         }
         write!(f, "\n  in        {}", self.poll)?;
-        if self.cause != Cause::Unknown {
-            write!(
-                f,
-                "\n  why       {}: asleep {} in {} sleeps, computing {}; without a CPU {}, which does not count",
-                self.cause,
-                Human(self.asleep),
-                self.sleeps,
-                Human(self.cpu),
-                Human(self.run_queue)
-            )?;
-        }
+        self.write_reason(f)?;
         self.write_stack(f)?;
-        match (&self.advice, self.cause) {
-            (Some(advice), _) => write!(f, "\n  do        {advice}")?,
-            (None, Cause::Cpu) => f.write_str(
-                "\n  do        Move the computation to `spawn_blocking`, or yield in between.",
-            )?,
-            (None, _) => f.write_str(
-                "\n  do        Await instead of blocking, or move the call to `spawn_blocking`.",
-            )?,
-        }
+        self.write_advice(f)?;
         f.write_str("\n  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`")?;
         if let Some(entry) = self.baseline_entry() {
             f.write_str("; for later, in a baseline file:")?;
@@ -203,6 +195,49 @@ impl fmt::Display for BlockingCall {
 }
 
 impl BlockingCall {
+    fn write_headline(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause, self.cpu_budget) {
+            (Cause::Cpu, Some(budget)) => write!(
+                f,
+                "one poll computed for {}, more than its {}",
+                Human(self.cpu),
+                Human(budget)
+            ),
+            (Cause::Unknown, _) => write!(
+                f,
+                "one poll did not come back for {}; this system does not tell what threads do, so only what \
+                 takes longer than {} is found, and not why",
+                Human(self.duration),
+                Human(verdict::NO_PROGRESS)
+            ),
+            _ => write!(f, "blocked its thread: asleep for {}", Human(self.asleep)),
+        }
+    }
+
+    fn write_reason(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.cause == Cause::Unknown {
+            return Ok(());
+        }
+        write!(
+            f,
+            "\n  why       {}: asleep {} in {} sleeps, computing {}; without a CPU {}, which does not count",
+            self.cause,
+            Human(self.asleep),
+            self.sleeps,
+            Human(self.cpu),
+            Human(self.run_queue)
+        )
+    }
+
+    fn write_advice(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let advice = match (&self.advice, self.cause) {
+            (Some(advice), _) => advice,
+            (None, Cause::Cpu) => "Move the computation to `spawn_blocking`, or yield in between.",
+            (None, _) => "Await instead of blocking, or move the call to `spawn_blocking`.",
+        };
+        write!(f, "\n  do        {advice}")
+    }
+
     fn write_stack(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = crate::report::of_the_poll(&self.stack);
         let shown = if shown.is_empty() { &self.stack } else { shown };
@@ -260,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocking_call_says_where_why_and_what_to_do() {
+    fn a_blocking_call_shows_site_cause_and_advice() {
         assert_eq!(
             call().to_string(),
             "blocked its thread: asleep for 12.0 ms
@@ -278,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_claimed() {
+    fn unknown_facts_are_not_claimed() {
         let unseen = BlockingCall {
             site: None,
             stack: Vec::new(),

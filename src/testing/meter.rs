@@ -1,8 +1,10 @@
-//! What a stretch of code cost its thread, told by the thread itself: wall time, CPU time, run queue, sleeps.
+//! The cost of a stretch of code, measured by its own thread: wall time, CPU time, run queue,
+//! sleeps.
 //!
-//! *Runs on:* the measured thread, in tests only; `allow_blocking` asks whether there is a measurement.
-//! *Here:* readings at the ends. A reading errs on the side of the code: what falls between two clocks of one
-//! reading counts as waiting for a CPU, never as sleep.
+//! *Runs on:* the measured thread, in tests only. `allow_blocking` checks whether there is a
+//! measurement.
+//! *Must not:* count a wait for a CPU as sleep. The time between the two clocks of one reading
+//! counts as a wait for a CPU, so errors are in favour of the code.
 
 use crate::capture::{self, Addressee, RawStack, SleepTimer};
 use crate::clock::{self, Nanos};
@@ -12,97 +14,99 @@ use crate::slot;
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// What a stretch of code has cost, without what was allowed.
+/// The cost of a stretch of code, without that of its allowed regions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// By the clock on the wall.
+    /// The duration by the wall clock.
     pub(crate) wall: Duration,
-    /// `None` where the system does not tell.
-    pub(crate) known: Option<Known>,
+    /// The figures of the thread; `None` on systems that have none.
+    pub(crate) thread: Option<ThreadCost>,
 }
 
-/// What the system tells of the thread.
+/// The figures of the system about a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Known {
-    /// On a CPU.
+pub(crate) struct ThreadCost {
+    /// The time on a CPU.
     pub(crate) cpu: Duration,
-    /// Ready, without a CPU.
+    /// The time in which it was ready and had no CPU.
     pub(crate) run_queue: Duration,
-    /// Neither: asleep, or on a CPU that the host of a virtual machine has taken away.
+    /// The rest of the time: asleep, or on a CPU that the host of a virtual machine has stolen.
     pub(crate) asleep: Duration,
-    /// How often the thread gave its CPU up by itself.
+    /// How often the thread gave up its CPU by itself.
     pub(crate) sleeps: u64,
 }
 
-/// The stack of the first sleep that was met.
+/// The first sleep that the timer has seen.
 #[derive(Debug)]
-pub(crate) enum Met {
-    /// Nobody looked: stacks cannot be taken here, or all places were taken.
+pub(crate) enum FirstSleep {
+    /// Unknown: stacks cannot be taken here, or all timers were in use.
     NotAsked,
-    /// None lasted for 50 µs in a system call.
+    /// No sleep in a system call lasted for 50 µs.
     None,
-    Sleep(RawStack),
+    /// The stack of the sleep.
+    Stack(RawStack),
 }
 
+/// The thread's figures and the wall clock at one end of a stretch.
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+struct UsageReading {
     wall: Nanos,
     usage: Option<Usage>,
 }
 
-impl Reading {
-    /// Before the code. A wait after the usage is read is taken off its wall time.
-    fn before() -> Reading {
+impl UsageReading {
+    /// Reads the usage, then the clock: a preemption in between makes the measured sleep shorter.
+    fn before() -> UsageReading {
         let usage = os::own_usage();
-        Reading {
+        UsageReading {
             usage,
             wall: clock::now(),
         }
     }
 
-    /// After the code. A wait after the clock is read is taken off, too.
-    fn after() -> Reading {
+    /// Reads the clock, then the usage: a preemption in between makes the measured sleep shorter.
+    fn after() -> UsageReading {
         let wall = clock::now();
-        Reading {
+        UsageReading {
             wall,
             usage: os::own_usage(),
         }
     }
 
-    fn since(self, before: Reading) -> Cost {
+    fn since(self, before: UsageReading) -> Cost {
         let wall = self.wall.since(before.wall);
-        let known = self.usage.zip(before.usage).map(|(after, before)| {
+        let thread = self.usage.zip(before.usage).map(|(after, before)| {
             let cpu = after.cpu.saturating_sub(before.cpu);
             let run_queue = after.run_queue.saturating_sub(before.run_queue);
-            Known {
+            ThreadCost {
                 cpu,
                 run_queue,
                 asleep: wall.saturating_sub(cpu + run_queue),
                 sleeps: after.sleeps.saturating_sub(before.sleeps),
             }
         });
-        Cost { wall, known }
+        Cost { wall, thread }
     }
 }
 
 impl Cost {
     fn without(self, allowed: Cost) -> Cost {
-        let without = |known: Known, allowed: Known| Known {
-            cpu: known.cpu.saturating_sub(allowed.cpu),
-            run_queue: known.run_queue.saturating_sub(allowed.run_queue),
-            asleep: known.asleep.saturating_sub(allowed.asleep),
-            sleeps: known.sleeps.saturating_sub(allowed.sleeps),
+        let without = |thread: ThreadCost, allowed: ThreadCost| ThreadCost {
+            cpu: thread.cpu.saturating_sub(allowed.cpu),
+            run_queue: thread.run_queue.saturating_sub(allowed.run_queue),
+            asleep: thread.asleep.saturating_sub(allowed.asleep),
+            sleeps: thread.sleeps.saturating_sub(allowed.sleeps),
         };
         Cost {
             wall: self.wall.saturating_sub(allowed.wall),
-            known: self
-                .known
-                .map(|known| without(known, allowed.known.unwrap_or_default())),
+            thread: self
+                .thread
+                .map(|thread| without(thread, allowed.thread.unwrap_or_default())),
         }
     }
 
     fn plus(self, other: Cost) -> Cost {
-        let plus = |a: Known, b: Known| Known {
+        let plus = |a: ThreadCost, b: ThreadCost| ThreadCost {
             cpu: a.cpu + b.cpu,
             run_queue: a.run_queue + b.run_queue,
             asleep: a.asleep + b.asleep,
@@ -110,7 +114,7 @@ impl Cost {
         };
         Cost {
             wall: self.wall + other.wall,
-            known: match (self.known, other.known) {
+            thread: match (self.thread, other.thread) {
                 (Some(a), Some(b)) => Some(plus(a, b)),
                 (one, other) => one.or(other),
             },
@@ -118,19 +122,21 @@ impl Cost {
     }
 }
 
-/// What the calling thread measures.
+/// The measurements of the calling thread.
 #[derive(Default)]
 struct Meter {
     timer: Timer,
-    /// Measurements going on, one inside the other.
+    /// The number of measurements going on, one inside the other.
     depth: u32,
-    /// What the regions of `allow_blocking` have cost so far, and those open now.
+    /// The cost of the regions of `allow_blocking` so far.
     allowed: Cost,
+    /// The number of regions of `allow_blocking` that are open.
     regions: u32,
-    /// How often a measurement inside another one has taken its sleep over.
+    /// How often a measurement inside another one has taken over the timer.
     taken_over: u64,
 }
 
+/// The timer of a thread that looks for sleeps.
 #[derive(Default)]
 enum Timer {
     #[default]
@@ -143,7 +149,7 @@ thread_local! {
     static METER: RefCell<Meter> = RefCell::default();
 }
 
-/// With the thread's meter; `None` while the thread is being torn down.
+/// Calls `f` with the thread's meter. Returns `None` while the thread is being torn down.
 fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
     METER
         .try_with(|meter| meter.try_borrow_mut().ok().map(|mut meter| f(&mut meter)))
@@ -154,16 +160,29 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 impl Timer {
     fn get(&mut self) -> Option<&mut SleepTimer> {
         if let Timer::NotTried = self {
-            *self = make().map_or(Timer::None, Timer::Some);
+            *self = start_timer().map_or(Timer::None, Timer::Some);
         }
         match self {
             Timer::Some(timer) => Some(timer),
             Timer::None | Timer::NotTried => None,
         }
     }
+
+    /// Ends the timer of a measurement with this cost.
+    fn first_sleep(&mut self, is_taken_over: bool, cost: &Cost) -> FirstSleep {
+        let Timer::Some(timer) = self else {
+            return FirstSleep::NotAsked;
+        };
+        let has_slept = || cost.thread.is_some_and(|thread| thread.sleeps > 0);
+        match timer.end() {
+            Some(stack) => FirstSleep::Stack(stack),
+            None if is_taken_over || has_slept() && is_deaf() => FirstSleep::NotAsked,
+            None => FirstSleep::None,
+        }
+    }
 }
 
-fn make() -> Option<SleepTimer> {
+fn start_timer() -> Option<SleepTimer> {
     capture::install(capture::DEFAULT_SIGNAL).ok()?;
     let slot = slot::mine()?;
     let addressee = Addressee {
@@ -171,13 +190,14 @@ fn make() -> Option<SleepTimer> {
         tenancy: slot.tenancy(),
     };
     let mut timer = SleepTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
-    // Proof that it meets sleeps, on this thread and this system: one that meets none would excuse them all.
+    // A proof that it sees sleeps on this thread and this system: a timer that sees none would
+    // excuse all of them.
     timer.begin();
     std::thread::sleep(PLANTED);
     timer.end().is_some().then_some(timer)
 }
 
-/// Some periods of the timer.
+/// The sleep that the timer must see: some of its periods.
 const PLANTED: Duration = Duration::from_micros(200);
 
 /// Whether the timer's signal no longer reaches this thread.
@@ -186,17 +206,17 @@ fn is_deaf() -> bool {
     capture::is_replaced(signal) || os::is_signal_blocked(os::current_tid(), signal)
 }
 
-/// A measurement of the calling thread that goes on. Not one to be sent to another thread.
+/// A measurement of the calling thread that goes on. It must end on the same thread.
 #[derive(Debug)]
 pub(crate) struct Measurement {
-    before: Reading,
+    before: UsageReading,
     allowed: Cost,
     taken_over: u64,
     ended: bool,
 }
 
 impl Measurement {
-    /// Begins to measure. Measurements nest.
+    /// Begins a measurement. Measurements nest.
     pub(crate) fn begin() -> Measurement {
         UNMEASURED.get_or_init(|| || Some(Box::new(Allowed::begin()?)));
         let (allowed, taken_over) = with_meter(|meter| {
@@ -211,34 +231,25 @@ impl Measurement {
         })
         .unwrap_or_default();
         Measurement {
-            before: Reading::before(),
+            before: UsageReading::before(),
             allowed,
             taken_over,
             ended: false,
         }
     }
 
-    /// What the code since `begin` has cost, and where it slept first.
-    pub(crate) fn end(mut self) -> (Cost, Met) {
-        let cost = Reading::after().since(self.before);
+    /// Ends it: the cost of the code since `begin`, and its first sleep.
+    pub(crate) fn end(mut self) -> (Cost, FirstSleep) {
+        let cost = UsageReading::after().since(self.before);
         self.ended = true;
-        let (allowed, met) = with_meter(|meter| {
+        let (allowed, first_sleep) = with_meter(|meter| {
             meter.depth = meter.depth.saturating_sub(1);
-            let met = match &mut meter.timer {
-                Timer::Some(timer) => match timer.end() {
-                    Some(stack) => Met::Sleep(stack),
-                    None if meter.taken_over != self.taken_over => Met::NotAsked,
-                    None if cost.known.is_some_and(|known| known.sleeps > 0) && is_deaf() => {
-                        Met::NotAsked
-                    }
-                    None => Met::None,
-                },
-                Timer::None | Timer::NotTried => Met::NotAsked,
-            };
-            (meter.allowed, met)
+            let is_taken_over = meter.taken_over != self.taken_over;
+            let first_sleep = meter.timer.first_sleep(is_taken_over, &cost);
+            (meter.allowed, first_sleep)
         })
-        .unwrap_or((self.allowed, Met::NotAsked));
-        (cost.without(allowed.without(self.allowed)), met)
+        .unwrap_or((self.allowed, FirstSleep::NotAsked));
+        (cost.without(allowed.without(self.allowed)), first_sleep)
     }
 }
 
@@ -258,7 +269,7 @@ impl Drop for Measurement {
 /// A region whose cost is allowed. Regions nest; the outermost one counts.
 #[derive(Debug)]
 pub(super) struct Allowed {
-    before: Option<Reading>,
+    before: Option<UsageReading>,
 }
 
 impl Allowed {
@@ -270,7 +281,7 @@ impl Allowed {
             }
             meter.regions += 1;
             if meter.regions == 1 {
-                // A sleep that was met already stays met.
+                // A sleep that was seen already is kept.
                 if let Timer::Some(timer) = &mut meter.timer {
                     timer.pause();
                 }
@@ -278,14 +289,14 @@ impl Allowed {
             Some(meter.regions == 1)
         });
         Some(Allowed {
-            before: is_outermost??.then(Reading::before),
+            before: is_outermost??.then(UsageReading::before),
         })
     }
 }
 
 impl Drop for Allowed {
     fn drop(&mut self) {
-        let after = Reading::after();
+        let after = UsageReading::after();
         with_meter(|meter| {
             meter.regions = meter.regions.saturating_sub(1);
             if let Some(before) = self.before {
@@ -305,43 +316,44 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_sleep_is_asleep_and_met() {
+    fn a_sleep_counts_as_asleep_and_is_seen() {
         let measurement = Measurement::begin();
         std::thread::sleep(MS);
-        let (cost, met) = measurement.end();
-        let known = cost.known.unwrap();
-        // On a busy machine, the signal that meets the sleep turns its rest into a wait for a CPU.
-        let away = known.asleep + known.run_queue;
-        assert!(known.sleeps >= 1 && away >= MS.mul_f64(0.9), "{cost:?}");
-        assert!(cfg!(not(feature = "stacks")) || matches!(met, Met::Sleep(_)));
+        let (cost, first_sleep) = measurement.end();
+        let thread = cost.thread.unwrap();
+        // On a busy machine, the signal of the timer turns the rest of the sleep into a wait for a
+        // CPU.
+        let away = thread.asleep + thread.run_queue;
+        assert!(thread.sleeps >= 1 && away >= MS.mul_f64(0.9), "{cost:?}");
+        assert!(cfg!(not(feature = "stacks")) || matches!(first_sleep, FirstSleep::Stack(_)));
     }
 
     #[test]
-    fn what_is_allowed_is_taken_off_and_what_follows_is_not() {
+    fn allowed_cost_is_taken_off_and_later_cost_is_not() {
         let measurement = Measurement::begin();
         {
             let _outer = Allowed::begin();
             let _inner = Allowed::begin();
             std::thread::sleep(5 * MS);
         }
-        let (cost, met) = measurement.end();
-        assert_eq!(cost.known.unwrap().sleeps, 0, "{cost:?}");
-        assert!(!matches!(met, Met::Sleep(_)));
+        let (cost, first_sleep) = measurement.end();
+        assert_eq!(cost.thread.unwrap().sleeps, 0, "{cost:?}");
+        assert!(!matches!(first_sleep, FirstSleep::Stack(_)));
 
         let measurement = Measurement::begin();
         {
             let _region = Allowed::begin();
         }
         std::thread::sleep(MS);
-        let (cost, met) = measurement.end();
-        assert!(cost.known.unwrap().sleeps >= 1, "{cost:?}");
-        assert!(cfg!(not(feature = "stacks")) || matches!(met, Met::Sleep(_)));
+        let (cost, first_sleep) = measurement.end();
+        assert!(cost.thread.unwrap().sleeps >= 1, "{cost:?}");
+        assert!(cfg!(not(feature = "stacks")) || matches!(first_sleep, FirstSleep::Stack(_)));
     }
 
     #[test]
     fn a_region_outside_of_a_measurement_costs_nothing() {
         drop(Allowed::begin());
         let measurement = Measurement::begin();
-        assert_eq!(measurement.end().0.known.unwrap().sleeps, 0);
+        assert_eq!(measurement.end().0.thread.unwrap().sleeps, 0);
     }
 }

@@ -1,26 +1,32 @@
 //! Assertions for tests: code that blocks an event loop fails, and a busy machine does not.
 //!
 //! *Runs on:* the threads of tests.
-//! *Here:* what is decided, is decided by what the kernel says a thread did. A clock on the wall decides nothing.
+//! *Must not:* decide by a wall clock. The kernel's figures of a thread decide.
+//!
+//! The feature `testing` has this module. It is not a default feature: it belongs into
+//! `[dev-dependencies]`.
 //!
 //! | to test | write | judges |
 //! |---|---|---|
-//! | one future, in any runtime | [`assert_never_blocks`] | each of its polls, from 50 µs asleep on |
-//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of each worker, as exactly |
-//! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, and says more |
+//! | one future, in any runtime | [`assert_never_blocks`] | each poll, from 50 µs asleep on |
+//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of a worker, as exactly |
+//! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, with full reports |
 //!
-//! None sees what other tests of the same process do. Blocking that is meant is wrapped in
-//! [`allow_blocking`](crate::probe::allow_blocking); what an existing code base cannot mend at once goes into a
-//! [`baseline()`].
+//! None of them sees other tests of the same process. Intended blocking is wrapped in
+//! [`allow_blocking`](crate::probe::allow_blocking). Existing code that cannot be mended at once
+//! goes into a [`baseline()`].
 //!
-//! # How it is decided
+//! # How is it decided?
 //!
-//! Sleeping for one nanosecond, waiting for a lock and joining a thread are one voluntary context switch each,
-//! synchronising a file is four; computing, free locks, cached files and allocation are none. But so are waits
-//! that no code can avoid, for the kernel's lock on the memory of the process, or for one inside of the runtime whose
-//! holder has lost its CPU, and on a busy machine these take up to a fifth of a second. So while a poll goes on,
-//! a timer looks every 50 µs whether its thread sleeps, and has it copy its stack. A poll has blocked if
-//! its thread gave up the CPU, was asleep for more than a floor, and the stack shows a call of the code's own.
+//! A sleep of one nanosecond, a wait for a lock and the join of a thread are one voluntary context
+//! switch each, and the synchronisation of a file is four. Computing, free locks, cached files and
+//! allocation are none. But some waits are switches too and cannot be avoided by any code: for the
+//! kernel's lock on the memory of the process, or for a lock inside of the runtime whose holder has
+//! lost its CPU. On a busy machine these take up to a fifth of a second.
+//!
+//! So while a poll goes on, a timer checks every 50 µs whether its thread sleeps, and has the
+//! thread copy its stack. A poll has blocked if its thread gave up the CPU, was asleep for more
+//! than a floor, and the stack shows a call of the code's own.
 
 mod baseline;
 mod finding;

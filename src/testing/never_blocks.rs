@@ -1,11 +1,13 @@
-//! `assert_never_blocks(future).await`: every poll of one future is measured by the thread that polls it.
+//! `assert_never_blocks(future).await`: the polling thread measures every poll of one future.
 //!
-//! *Runs on:* whichever thread polls the future, in any runtime.
-//! *Here:* about 3 µs a poll. It panics at the end of the poll that blocked, with everything known of it.
+//! *Runs on:* the thread that polls the future, in any runtime.
+//!
+//! A poll costs about 3 µs more. At the end of a poll that blocked it panics, with all facts about
+//! it.
 
 use super::baseline::Baseline;
-use super::finding::{self, Outcome};
-use super::meter::Measurement;
+use super::finding;
+use super::meter::{Cost, Measurement};
 use super::verdict::{self, Excuse};
 use crate::os;
 use crate::report::Human;
@@ -18,26 +20,28 @@ use std::time::Duration;
 
 /// Awaits `future`, and fails if one of its polls blocks the thread.
 ///
-/// A poll blocks if its thread goes to sleep in a system call of the code's own: a sleep, a lock that somebody else
-/// holds, a file that is synchronised, a channel, a join, a connection, another process. What decides is the
-/// kernel's count of voluntary context switches and the time asleep, never how long the poll took; so a busy
-/// machine neither fails the test nor hides a fault. Computing is no blocking, but can have a
-/// [budget](NeverBlocks::cpu_budget).
+/// A poll blocks if its thread goes to sleep in a system call of the code's own: a sleep, a lock
+/// that another thread holds, a file that is synchronised, a channel, a join, a connection, another
+/// process. The kernel's count of voluntary context switches and the time asleep decide, and never
+/// the duration of the poll. So a busy machine neither fails the test nor hides a fault. Computing
+/// does not block, but can have a [budget](NeverBlocks::cpu_budget).
 ///
-/// What the host does is listed on standard error and never fails: waits for a CPU, page faults, locks inside of
-/// the runtime, the allocator and the kernel whose holder has no CPU. What is inside of
-/// [`allow_blocking`](crate::probe::allow_blocking), `spawn_blocking` or `block_in_place` does not count.
+/// Delays by the host are listed on standard error and never fail: waits for a CPU, page faults,
+/// and locks inside of the runtime, the allocator and the kernel whose holder has no CPU. Code
+/// inside of [`allow_blocking`](crate::probe::allow_blocking), `spawn_blocking` or `block_in_place`
+/// does not count.
 ///
-/// In each poll the first sleep of 50 µs or more is judged: one that is excused hides those after it.
+/// In each poll the first sleep of 50 µs or more is judged. If it is excused, it hides later ones.
 ///
-/// Only the future's own polls are measured, not tasks that it spawns; see [`watch`](super::watch()) and
-/// [`block_on`](super::block_on) for those.
+/// Only the future's own polls are measured, not tasks that it spawns; see
+/// [`watch`](super::watch()) and [`block_on`](super::block_on) for those.
 ///
 /// # Where there is less evidence
 ///
-/// Without stacks (see [`Stacks`](crate::Stacks); also if more than 32 threads measure at one time) there is no site, and
-/// sleeps shorter than 0.5 ms pass. Other systems than Linux do not tell what threads do: there, only polls of more
-/// than a second fail, and the failure says so.
+/// Without stacks there is no site, and sleeps shorter than 0.5 ms pass. See
+/// [`Stacks`](crate::Stacks); there are also none if more than 32 threads measure at one time.
+/// Systems other than Linux do not show when a thread sleeps: only polls of more than a second fail
+/// there, and the failure explains it.
 ///
 /// # Panics
 ///
@@ -105,11 +109,11 @@ pin_project! {
 }
 
 impl<F> NeverBlocks<F> {
-    /// Fails also if one poll computes for longer than this: CPU time of its thread, whatever else the machine does.
+    /// Fails also if one poll computes for longer than this, by the CPU time of its thread.
     ///
-    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised. While the host of a
-    /// virtual machine takes CPU time away, the thread's clock goes on; what the kernel counts of that is added to
-    /// the budget.
+    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised
+    /// code. While the host of a virtual machine takes CPU time away, the thread's clock goes on.
+    /// The time that the kernel counts as stolen is added to the budget.
     ///
     /// # Examples
     ///
@@ -160,15 +164,8 @@ impl<F: Future> Future for NeverBlocks<F> {
         let stolen_before = this.cpu_budget.and_then(|_| os::stolen());
         let measurement = Measurement::begin();
         let result = this.future.poll(cx);
-        let (cost, met) = measurement.end();
-        let mut budget = *this.cpu_budget;
-        if let (Some(most), Some(known)) = (budget, cost.known) {
-            if known.cpu > most {
-                let stolen = os::stolen().zip(stolen_before);
-                let stolen = stolen.map(|(after, before)| after.saturating_sub(before));
-                budget = Some(verdict::with_stolen(most, stolen.unwrap_or_default()));
-            }
-        }
+        let (cost, first_sleep) = measurement.end();
+        let budget = extended(*this.cpu_budget, &cost, stolen_before);
         let poll = || {
             let future = std::any::type_name::<F>();
             format!(
@@ -176,23 +173,30 @@ impl<F: Future> Future for NeverBlocks<F> {
                 this.polls, this.asserted_at
             )
         };
-        match finding::look_into(&cost, met, budget, poll) {
-            Outcome::Clean => {}
-            Outcome::Excused(excuse, known) => {
-                this.excused.add(excuse, known.asleep + known.run_queue)
-            }
-            Outcome::Found(call) => {
-                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
-                if !this.known.as_ref().is_some_and(passes) {
-                    panic!("{call}");
-                }
-            }
+        let outcome = finding::look_into(&cost, first_sleep, budget, poll);
+        if let Some(call) = outcome.unexcused(this.excused, this.known.as_ref()) {
+            panic!("{call}");
         }
         result
     }
 }
 
-/// What was excused: why, how often, and how long in all. Listed when dropped.
+/// The budget of a poll. If the poll exceeds it, the CPU time that the host has stolen is added.
+fn extended(
+    budget: Option<Duration>,
+    cost: &Cost,
+    stolen_before: Option<Duration>,
+) -> Option<Duration> {
+    let most = budget?;
+    if cost.thread.is_none_or(|thread| thread.cpu <= most) {
+        return budget;
+    }
+    let stolen = os::stolen().zip(stolen_before);
+    let stolen = stolen.map(|(after, before)| after.saturating_sub(before));
+    Some(verdict::with_stolen(most, stolen.unwrap_or_default()))
+}
+
+/// Excused delays by reason: how often, and how long in all. The drop lists them.
 #[derive(Debug, Default)]
 pub(super) struct Excused(Vec<(Excuse, u64, Duration)>);
 
@@ -231,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_host_did_is_listed_by_reason() {
+    fn delays_by_the_host_are_listed_by_reason() {
         let mut excused = Excused::default();
         assert!(excused.lines().is_empty());
         excused.add(Excuse::NoCpu, Duration::from_millis(20));

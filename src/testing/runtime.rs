@@ -1,11 +1,13 @@
-//! A runtime that measures itself: every turn of a worker, from one park to the next, by the worker's own thread.
+//! A runtime that measures itself: every turn of a worker, from one park to the next.
 //!
-//! *Runs on:* worker threads, in tokio's hooks around a park; the thread in `block_on`.
-//! *Here:* exact on stable tokio. A worker that is about to park looks at what it has done since it woke up: whatever
-//! it slept in meanwhile held it.
+//! *Runs on:* worker threads, in tokio's hooks around a park, and the thread in `block_on`.
 //!
-//! A worker leaves its thread in `block_in_place`. Its count of parks, which tokio keeps by worker, tells: it stands
-//! still during a turn, unless another thread has taken over. Then nothing is said of the turn.
+//! It is exact on stable tokio. A worker that is about to park checks its work since it woke up:
+//! each sleep in between held the worker.
+//!
+//! `block_in_place` moves a worker to another thread. Tokio keeps the count of parks by worker: it
+//! stands still during a turn, unless another thread has taken over. A turn during which it has
+//! moved is not judged.
 
 use super::baseline::Baseline;
 use super::finding::{self, BlockingCall, Outcome};
@@ -24,7 +26,8 @@ use tokio::runtime::{Builder, Handle, RuntimeFlavor, RuntimeMetrics};
 
 /// A runtime with two workers, timers and I/O that catches every blocking call of every task.
 ///
-/// See [`Runtime`]. For another number of workers, or a `current_thread` runtime, see [`runtime_from`].
+/// See [`Runtime`]. For another number of workers, or a `current_thread` runtime, see
+/// [`runtime_from`].
 ///
 /// # Panics
 ///
@@ -52,9 +55,9 @@ pub fn runtime() -> Runtime {
     runtime_from(Builder::new_multi_thread().worker_threads(2).enable_all())
 }
 
-/// A runtime built as you like that catches every blocking call of every task.
+/// A runtime of your own builder that catches every blocking call of every task.
 ///
-/// Its hooks `on_thread_park` and `on_thread_unpark` are ours; your own are replaced.
+/// The hooks `on_thread_park` and `on_thread_unpark` measure the turns; your own are replaced.
 ///
 /// # Panics
 ///
@@ -77,40 +80,50 @@ pub fn runtime() -> Runtime {
 /// ```
 #[track_caller]
 pub fn runtime_from(builder: &mut Builder) -> Runtime {
-    let shared = Arc::new(Shared::default());
-    let (parking, unparking) = (shared.clone(), shared.clone());
+    let state = Arc::new(TestState::default());
+    let (parking, unparking) = (state.clone(), state.clone());
     let inner = builder
         .on_thread_park(move || parking.end_turn())
         .on_thread_unpark(move || unparking.begin_turn())
         .build();
     let inner = inner.unwrap_or_else(|error| panic!("no runtime for the test: {error}"));
     let metrics = inner.metrics();
-    shared.metrics.set(metrics.clone()).ok();
+    state.metrics.set(metrics.clone()).ok();
     if inner.handle().runtime_flavor() == RuntimeFlavor::MultiThread {
-        // A turn that began before the hooks knew the counters is not measured, so it has to be over. An odd count is
-        // that of a worker that is parked, and whose next turn is.
-        let deadline = Instant::now() + PATIENCE;
-        let is_parked = |worker| metrics.worker_park_unpark_count(worker) % 2 == 1;
-        for worker in 0..metrics.num_workers() {
-            while !is_parked(worker) {
-                assert!(
-                    Instant::now() < deadline,
-                    "a worker of the test's runtime does not come to rest"
-                );
-                std::thread::sleep(Duration::from_micros(100));
-            }
-        }
+        await_first_parks(&metrics);
     }
-    Runtime { inner, shared }
+    Runtime { inner, state }
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Waits until each worker is parked. A turn that began before the hooks had the metrics is not
+/// measured, so it has to be over.
+#[track_caller]
+fn await_first_parks(metrics: &RuntimeMetrics) {
+    let deadline = Instant::now() + LONGEST_TURN;
+    for worker in 0..metrics.num_workers() {
+        while !is_parked(metrics.worker_park_unpark_count(worker)) {
+            assert!(
+                Instant::now() < deadline,
+                "a worker of the test's runtime does not come to rest"
+            );
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Tokio counts parks and unparks together: the count is odd while the worker is parked.
+fn is_parked(park_unpark_count: u64) -> bool {
+    park_unpark_count % 2 == 1
+}
+
+/// How long workers are waited for until they park.
+const LONGEST_TURN: Duration = Duration::from_secs(10);
 
 /// Runs a future on a [`runtime()`], and fails if it or a task that it has spawned blocks.
 ///
 /// # Panics
 ///
-/// When the future is done, if anything has blocked.
+/// If anything has blocked; at the end of the future.
 ///
 /// # Examples
 ///
@@ -136,79 +149,80 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
-/// A runtime that records what blocks it; made by [`runtime()`].
+/// A runtime that records blocking calls on its threads; made by [`runtime()`].
 ///
-/// What is judged is a worker's turn, all that it does between two parks, and the future given to
-/// [`block_on`](Self::block_on). The rules are those of [`assert_never_blocks`](super::assert_never_blocks).
+/// It judges each stretch of a worker's work between two parks, and the future given to
+/// [`block_on`](Self::block_on). The rules are those of
+/// [`assert_never_blocks`](super::assert_never_blocks).
 ///
-/// One thing is not seen: what a thread that takes a worker over from `block_in_place` does until it first parks.
+/// One stretch is not seen: a thread that takes over a worker from `block_in_place`, until it first
+/// parks.
 pub struct Runtime {
     inner: tokio::runtime::Runtime,
-    shared: Arc<Shared>,
+    state: Arc<TestState>,
 }
 
 impl Runtime {
-    /// To spawn on.
+    /// The handle to spawn tasks with.
     pub fn handle(&self) -> &Handle {
         self.inner.handle()
     }
 
     /// Lets the sites of a [`baseline`](super::baseline()) pass, from now on.
     pub fn known(&self, baseline: &Baseline) {
-        *self.shared.known.lock() = Some(baseline.clone());
+        *self.state.known.lock() = Some(baseline.clone());
     }
 
-    /// Runs a future to its end on this thread, then fails if anything on the runtime has blocked since the last
-    /// look.
+    /// Runs a future to its end on this thread. Fails if anything on the runtime has blocked since
+    /// the last assertion.
     ///
     /// # Panics
     ///
-    /// If anything has blocked; and as tokio's own, inside of another runtime.
+    /// If anything has blocked. Inside of another runtime, as tokio's `block_on`.
     #[track_caller]
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let output = self.inner.block_on(Root {
             future,
-            shared: &self.shared,
+            state: &self.state,
         });
         self.assert_none();
         output
     }
 
-    /// What has blocked so far and has not been asserted yet.
+    /// The blocking calls so far that have not been asserted yet.
     ///
-    /// A worker says so when it parks. This waits until all have, for at most ten seconds; call it where nothing is
-    /// running any more.
+    /// A worker records them when it parks. This waits until all workers have parked, for at most
+    /// ten seconds: call it when no task is running any more.
     pub fn recorded(&self) -> Vec<BlockingCall> {
         self.settle();
-        self.shared.found.lock().clone()
+        self.state.found.lock().clone()
     }
 
-    /// Fails if anything has blocked since the last look.
+    /// Fails if anything has blocked since the last assertion.
     ///
     /// # Panics
     ///
-    /// With what has blocked.
+    /// With all blocking calls.
     #[track_caller]
     pub fn assert_none(&self) {
         self.settle();
-        let found = std::mem::take(&mut *self.shared.found.lock());
+        let found = std::mem::take(&mut *self.state.found.lock());
         if !found.is_empty() {
             panic!("{}", Several(&found));
         }
     }
 
-    /// Waits until every worker has parked, or is idle, once from now on.
+    /// Waits until each worker is parked, or has parked once from now on.
     fn settle(&self) {
         let metrics = self.inner.metrics();
         let multi_thread = self.handle().runtime_flavor() == RuntimeFlavor::MultiThread;
         if !multi_thread || tokio::runtime::worker_index().is_some() {
             return;
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LONGEST_TURN;
         for worker in 0..metrics.num_workers() {
             let before = metrics.worker_park_unpark_count(worker);
-            // Odd while parked.
-            while metrics.worker_park_unpark_count(worker) == before && before % 2 == 0 {
+            while metrics.worker_park_unpark_count(worker) == before && !is_parked(before) {
                 if Instant::now() > deadline {
                     eprintln!(
                         "tokio-stall: worker {worker} is still busy; what it does now is not judged"
@@ -232,14 +246,11 @@ impl Drop for Runtime {
         if std::thread::panicking() {
             return;
         }
-        self.settle();
-        let found = std::mem::take(&mut *self.shared.found.lock());
-        if !found.is_empty() {
-            panic!("{}", Several(&found));
-        }
+        self.assert_none();
     }
 }
 
+/// The text of a failure.
 struct Several<'a>(&'a [BlockingCall]);
 
 impl fmt::Display for Several<'_> {
@@ -256,26 +267,27 @@ impl fmt::Display for Several<'_> {
     }
 }
 
+/// The state that the runtime shares with the hooks of its threads.
 #[derive(Default)]
-struct Shared {
+struct TestState {
     metrics: OnceLock<RuntimeMetrics>,
     found: Mutex<Vec<BlockingCall>>,
     excused: Mutex<Excused>,
     known: Mutex<Option<Baseline>>,
 }
 
-/// What a worker does between two parks.
-struct Turn {
+/// A stretch of a worker's work between two parks that goes on.
+struct OpenTurn {
     measurement: Measurement,
     worker: usize,
     parks: u64,
 }
 
 thread_local! {
-    static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };
+    static TURN: RefCell<Option<OpenTurn>> = const { RefCell::new(None) };
 }
 
-impl Shared {
+impl TestState {
     /// The worker that this thread drives, and its count of parks.
     fn worker(&self) -> Option<(usize, u64)> {
         let worker = tokio::runtime::worker_index()?;
@@ -284,7 +296,7 @@ impl Shared {
     }
 
     fn begin_turn(&self) {
-        let turn = self.worker().map(|(worker, parks)| Turn {
+        let turn = self.worker().map(|(worker, parks)| OpenTurn {
             measurement: Measurement::begin(),
             worker,
             parks,
@@ -305,33 +317,42 @@ impl Shared {
         });
     }
 
+    /// Polls the future of `block_on` as part of the turns of its worker: it begins the first turn
+    /// and ends the last.
+    fn in_turn<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
+        if TURN.with_borrow(Option::is_none) {
+            self.begin_turn();
+        }
+        let result = poll();
+        if result.is_ready() {
+            self.end_turn();
+        }
+        result
+    }
+
     fn judge(&self, measurement: Measurement, poll: impl FnOnce() -> String) {
-        let (cost, met) = measurement.end();
-        match finding::look_into(&cost, met, None, poll) {
-            Outcome::Clean => {}
-            Outcome::Excused(excuse, known) => {
-                let time = known.asleep + known.run_queue;
-                self.excused.lock().add(excuse, time);
-            }
-            Outcome::Found(call) => {
-                let known = self.known.lock();
-                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
-                if !known.as_ref().is_some_and(passes) {
-                    self.found.lock().push(*call);
-                }
-            }
+        let (cost, first_sleep) = measurement.end();
+        let outcome = finding::look_into(&cost, first_sleep, None, poll);
+        if let Outcome::Clean = outcome {
+            return;
+        }
+        let known = self.known.lock();
+        if let Some(call) = outcome.unexcused(&mut self.excused.lock(), known.as_ref()) {
+            self.found.lock().push(*call);
         }
     }
 }
 
 pin_project! {
-    /// The future given to `block_on`. On a `current_thread` runtime its polls are a part of the worker's turns, of
-    /// which it begins the first and ends the last. Elsewhere its thread is no worker, and each poll is measured by
-    /// itself.
+    /// The future given to `block_on`.
+    ///
+    /// On a `current_thread` runtime its polls are part of the worker's turns: it begins the first
+    /// turn and ends the last. On a multi-thread runtime its thread is no worker, and each poll is
+    /// measured by itself.
     struct Root<'a, F> {
         #[pin]
         future: F,
-        shared: &'a Shared,
+        state: &'a TestState,
     }
 }
 
@@ -340,19 +361,12 @@ impl<F: Future> Future for Root<'_, F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if this.shared.worker().is_some() {
-            if TURN.with_borrow(Option::is_none) {
-                this.shared.begin_turn();
-            }
-            let result = this.future.poll(cx);
-            if result.is_ready() {
-                this.shared.end_turn();
-            }
-            return result;
+        if this.state.worker().is_some() {
+            return this.state.in_turn(|| this.future.poll(cx));
         }
         let measurement = Measurement::begin();
         let result = this.future.poll(cx);
-        this.shared.judge(measurement, || {
+        this.state.judge(measurement, || {
             format!(
                 "the future given to block_on: {}",
                 std::any::type_name::<F>()

@@ -1,53 +1,54 @@
-//! Whether a poll has blocked: decided by what the kernel says the thread did, never by how long it took.
+//! The decision whether a poll has blocked, by the kernel's figures and never by its duration.
 //!
-//! *Runs on:* the thread that was measured, after the poll.
-//! *Here:* pure. Cost and the names on a stack in, a verdict out; no clock, no threads, no I/O.
+//! *Runs on:* the measured thread, after the poll.
+//! *Must not:* read a clock, or do I/O: a cost and the names on a stack go in, a verdict comes out.
 //!
-//! A poll is blamed if its thread gave up the CPU by itself, slept in a system call, and the stack of that
-//! sleep is not one of the few that no code can avoid. Waiting for a CPU and being preempted count for nothing,
-//! so a busy machine changes no verdict.
+//! A poll is blamed if its thread gave up the CPU by itself, slept in a system call, and the stack
+//! of that sleep is not one of the few that no code can avoid. Waits for a CPU and preemptions do
+//! not count, so a busy machine changes no verdict.
 
-use super::meter::{Cost, Known};
+use super::meter::{Cost, ThreadCost};
 use crate::report::{Blocking, Frame, Origin};
 use std::time::Duration;
 
-/// A lock that is free a moment later is nobody's fault. Measured: an `fsync` sleeps for 100 µs and more.
+/// The floor of a sleep: a lock that is free a moment later is no fault. Measured: an `fsync`
+/// sleeps for 100 µs and more.
 ///
-/// Waiting for a CPU counts up to here if a sleep was met: the signal that met it has woken the thread, and on a busy
-/// machine the rest of the sleep passes in a run queue.
+/// If a stack of the sleep was taken, a wait for a CPU counts up to this floor: the signal has
+/// woken the thread, and on a busy machine the rest of the sleep passes in a run queue.
 pub(super) const FLOOR: Duration = Duration::from_micros(50);
 
-/// A read of a cached file may meet a page that is being written back, or another reader. Measured: up to
-/// 0.18 ms, in one of 400 reads.
+/// The floor of a sleep in a file: a read of a cached file may wait for a page that is being
+/// written back, or for another reader. Measured: up to 0.18 ms, in one of 400 reads.
 pub(super) const FLOOR_OF_FILES: Duration = Duration::from_micros(500);
 
-/// Without a stack, nothing tells a sleep of the code's own from a lock inside of the runtime. Half of the
-/// shortest sleep that a test must see.
+/// The floor of a sleep without a stack, which may be the code's own or a lock inside of the
+/// runtime. It is half of the shortest sleep that a test must see.
 pub(super) const FLOOR_UNSEEN: Duration = Duration::from_micros(500);
 
-/// Where the system tells nothing about threads: no host trouble that a test survives takes so long, and what
-/// blocks for ever is found.
+/// The floor of a poll's duration on systems without figures about threads. Delays by the host that
+/// a test survives are shorter, and a poll that blocks for ever is found.
 pub(super) const NO_PROGRESS: Duration = Duration::from_secs(1);
 
-/// A wait for a CPU that is worth a line in the output.
+/// The shortest wait for a CPU that is listed.
 const WORTH_A_LINE: Duration = Duration::from_millis(10);
 
-/// What was on the stack of the first sleep.
+/// The kind of the first sleep of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slept {
-    /// Nobody could look.
+    /// Unknown: no stack could be taken.
     NotAsked,
-    /// No sleep in a system call was long enough to be met.
-    NotMet,
-    /// In a call of the code's own.
+    /// None: no sleep in a system call was long enough to be seen.
+    NotSeen,
+    /// A sleep in a call of the code's own.
     In(Blocking),
-    /// In one that a cache answers, as a rule: a file is read, written or opened.
+    /// A sleep in a call that a cache answers as a rule: a file is read, written or opened.
     InFile,
-    /// In something that code cannot avoid.
+    /// A sleep that no code can avoid.
     Excused(Excuse),
 }
 
-/// Why a sleep is not the code's.
+/// The reason why a delay is not the code's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Excuse {
     /// A lock inside of tokio, whose holder had no CPU.
@@ -56,10 +57,10 @@ pub(super) enum Excuse {
     AllocatorLock,
     /// The kernel's lock on the memory of the process, as when another thread starts.
     Memory,
-    /// Sleeps outside of system calls, or too short to be met: a page of the program that had to be read, or a
-    /// process that was stopped.
+    /// Sleeps outside of system calls, or too short to be seen: a page of the program had to be
+    /// read, or the process was stopped.
     PageFault,
-    /// `block_in_place` had handed the worker to another thread.
+    /// A sleep after `block_in_place` had moved the worker to another thread.
     MovedAway,
     /// There was no CPU for the thread.
     NoCpu,
@@ -78,36 +79,38 @@ impl Excuse {
     }
 }
 
-/// What is said of a poll.
+/// The judgement of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Clean,
     Blocked,
     OverBudget,
     Excused(Excuse),
-    /// Nothing is known but the clock on the wall, and it went on for [`NO_PROGRESS`].
+    /// It took [`NO_PROGRESS`] by the wall clock, and there are no other figures.
     NoProgress,
 }
 
-/// Judges one poll.
+/// Judges one poll by its cost, its first sleep and its budget.
 pub(super) fn judge(cost: &Cost, slept: Slept, cpu_budget: Option<Duration>) -> Verdict {
-    let Some(known) = cost.known else {
+    let Some(thread) = cost.thread else {
         return if cost.wall >= NO_PROGRESS {
             Verdict::NoProgress
         } else {
             Verdict::Clean
         };
     };
-    match sleep(&known, slept) {
+    match sleep(&thread, slept) {
         Verdict::Blocked => Verdict::Blocked,
-        _ if cpu_budget.is_some_and(|budget| known.cpu > budget) => Verdict::OverBudget,
-        Verdict::Clean if known.run_queue >= WORTH_A_LINE => Verdict::Excused(Excuse::NoCpu),
+        _ if cpu_budget.is_some_and(|budget| thread.cpu > budget) => Verdict::OverBudget,
+        Verdict::Clean if thread.run_queue >= WORTH_A_LINE => Verdict::Excused(Excuse::NoCpu),
         other => other,
     }
 }
 
-/// The budget of a poll during which the host has taken CPU time away: nothing tells from which thread, and the figure
-/// is behind by up to one of its steps of 10 ms.
+/// The budget of a poll during which the host has stolen CPU time.
+///
+/// It may have been stolen from any thread, so all of it is added. The figure is behind by up to
+/// one of its steps of 10 ms, so one step is added, too.
 pub(super) fn with_stolen(budget: Duration, stolen: Duration) -> Duration {
     if stolen.is_zero() {
         budget
@@ -116,72 +119,85 @@ pub(super) fn with_stolen(budget: Duration, stolen: Duration) -> Duration {
     }
 }
 
-fn sleep(known: &Known, slept: Slept) -> Verdict {
-    if known.sleeps == 0 {
+fn sleep(thread: &ThreadCost, slept: Slept) -> Verdict {
+    if thread.sleeps == 0 {
         return Verdict::Clean;
     }
     let is_long = match slept {
-        Slept::NotAsked => known.asleep >= FLOOR_UNSEEN,
-        Slept::InFile | Slept::NotMet => known.asleep >= FLOOR_OF_FILES,
-        // No signal wakes a thread that waits for a disk.
-        Slept::In(Blocking::File) => known.asleep >= FLOOR,
-        Slept::In(_) | Slept::Excused(_) => known.asleep + known.run_queue >= FLOOR,
+        Slept::NotAsked => thread.asleep >= FLOOR_UNSEEN,
+        Slept::InFile | Slept::NotSeen => thread.asleep >= FLOOR_OF_FILES,
+        // A signal does not wake a thread that waits for a disk.
+        Slept::In(Blocking::File) => thread.asleep >= FLOOR,
+        Slept::In(_) | Slept::Excused(_) => thread.asleep + thread.run_queue >= FLOOR,
     };
     if !is_long {
         return Verdict::Clean;
     }
     match slept {
         Slept::NotAsked | Slept::In(_) | Slept::InFile => Verdict::Blocked,
-        Slept::NotMet => Verdict::Excused(Excuse::PageFault),
+        Slept::NotSeen => Verdict::Excused(Excuse::PageFault),
         Slept::Excused(excuse) => Verdict::Excused(excuse),
     }
 }
 
-/// What the stack of a sleep says of it, innermost frame first.
+/// The kind of a sleep, by its stack, innermost frame first.
 pub(super) fn slept(frames: &[Frame]) -> Slept {
-    let plumbing = |frame: &&Frame| {
-        matches!(frame.origin, Origin::System | Origin::Std)
-            || names(frame, &["parking_lot", "lock_api::"])
-    };
-    let caller = frames.iter().find(|frame| !plumbing(frame));
-    if caller.is_some_and(|frame| frame.origin == Origin::Detector && !names(frame, &["testing::"]))
-    {
-        // A short lock of this crate's.
+    if is_in_own_lock(frames) {
         return Slept::Excused(Excuse::RuntimeLock);
     }
     let frames = of_the_measured(frames);
-    let tokio = |frame: &&Frame| frame.origin == Origin::Runtime;
-    if frames
+    let mut tokio = frames
         .iter()
-        .filter(tokio)
-        .any(|frame| names(frame, &["block_in_place"]))
-    {
+        .filter(|frame| frame.origin == Origin::Runtime);
+    if tokio.any(|frame| names(frame, &["block_in_place"])) {
         return Slept::Excused(Excuse::MovedAway);
     }
-    // What the code called: down to the first frame that is neither the system's nor the standard library's.
-    let depth = frames.iter().position(|frame| !plumbing(&frame));
-    let (called, caller) = frames.split_at(depth.unwrap_or(frames.len()));
-    let by_runtime = caller.first().is_some_and(|frame| {
-        let function = frame.function.as_deref();
-        frame.origin == Origin::Runtime
-            || function.is_some_and(|name| name.trim_start_matches('<').starts_with("tokio::"))
-    });
-    let any = |parts: &[&str]| called.iter().any(|frame| names(frame, parts));
-    let spawns = any(&["std::process", "std::sys::process", "posix_spawn"]);
-    if by_runtime && any(LOCKS) {
-        return Slept::Excused(Excuse::RuntimeLock);
+    // The called functions: down to the first frame that is not plumbing.
+    let depth = frames.iter().position(|frame| !is_plumbing(frame));
+    let (called, callers) = frames.split_at(depth.unwrap_or(frames.len()));
+    match excuse(called, callers.first()) {
+        Some(excuse) => Slept::Excused(excuse),
+        None => kind(called),
     }
-    if !spawns && called.first().is_some_and(|leaf| names(leaf, MEMORY)) {
-        return Slept::Excused(Excuse::Memory);
+}
+
+/// Whether a short lock of this crate is what the thread sleeps in.
+fn is_in_own_lock(frames: &[Frame]) -> bool {
+    let caller = frames.iter().find(|frame| !is_plumbing(frame));
+    caller.is_some_and(|frame| frame.origin == Origin::Detector && !names(frame, &["testing::"]))
+}
+
+/// Whether the frame is of the system, of the standard library, or of a library of locks.
+fn is_plumbing(frame: &Frame) -> bool {
+    matches!(frame.origin, Origin::System | Origin::Std)
+        || names(frame, &["parking_lot", "lock_api::"])
+}
+
+/// The excuse of a sleep in these functions, if no code can avoid it.
+fn excuse(called: &[Frame], caller: Option<&Frame>) -> Option<Excuse> {
+    let any = |parts| any_names(called, parts);
+    if any(LOCKS) && caller.is_some_and(is_of_tokio) {
+        return Some(Excuse::RuntimeLock);
     }
-    if !spawns && any(&["pthread_create", "thread::Thread::new"]) {
-        return Slept::Excused(Excuse::Memory);
+    let changes_memory = called.first().is_some_and(|leaf| names(leaf, MEMORY));
+    if !any(SPAWNS) && (changes_memory || any(&["pthread_create", "thread::Thread::new"])) {
+        return Some(Excuse::Memory);
     }
-    let allocates = called.iter().find(|frame| frame.origin != Origin::System);
-    if allocates.is_some_and(|frame| names(frame, ALLOCATOR)) {
-        return Slept::Excused(Excuse::AllocatorLock);
-    }
-    if spawns {
+    let first = called.iter().find(|frame| frame.origin != Origin::System);
+    let allocates = first.is_some_and(|frame| names(frame, ALLOCATOR));
+    allocates.then_some(Excuse::AllocatorLock)
+}
+
+fn is_of_tokio(frame: &Frame) -> bool {
+    let function = frame.function.as_deref();
+    frame.origin == Origin::Runtime
+        || function.is_some_and(|name| name.trim_start_matches('<').starts_with("tokio::"))
+}
+
+/// The kind of a sleep in these functions.
+fn kind(called: &[Frame]) -> Slept {
+    let any = |parts| any_names(called, parts);
+    if any(SPAWNS) {
         return Slept::In(Blocking::Process);
     }
     match KINDS.iter().find(|(_, parts)| any(parts)) {
@@ -191,7 +207,7 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
     }
 }
 
-/// The frames inside of the innermost measured poll.
+/// The frames inside of the innermost measured poll, or all if none is.
 pub(super) fn of_the_measured(frames: &[Frame]) -> &[Frame] {
     let ours = |frame: &Frame| frame.origin == Origin::Detector && names(frame, &["testing::"]);
     let end = frames.iter().position(ours).unwrap_or(frames.len());
@@ -202,6 +218,13 @@ fn names(frame: &Frame, parts: &[&str]) -> bool {
     let function = frame.function.as_deref();
     function.is_some_and(|function| parts.iter().any(|part| function.contains(part)))
 }
+
+fn any_names(frames: &[Frame], parts: &[&str]) -> bool {
+    frames.iter().any(|frame| names(frame, parts))
+}
+
+/// Calls that start a process.
+const SPAWNS: &[&str] = &["std::process", "std::sys::process", "posix_spawn"];
 
 /// The slow ways into a lock.
 const LOCKS: &[&str] = &[
@@ -216,6 +239,7 @@ const LOCKS: &[&str] = &[
 /// Calls that change the memory of the process.
 const MEMORY: &[&str] = &["mmap", "munmap", "mprotect", "madvise", "mremap", "brk"];
 
+/// Functions of the allocator.
 const ALLOCATOR: &[&str] = &[
     "__rust_alloc",
     "__rust_dealloc",
@@ -225,9 +249,9 @@ const ALLOCATOR: &[&str] = &[
     "alloc::System",
 ];
 
-/// What a thread sleeps for, by the functions that it sleeps in; the first that fits.
+/// Kinds of sleeps, each with functions on the stack of one. The first that fits counts.
 const KINDS: &[(Blocking, &[&str])] = &[
-    // What is synchronised, made or cut short is written to the disk; no cache helps.
+    // These calls write to the disk, and no cache answers them.
     (
         Blocking::File,
         &[
@@ -269,7 +293,7 @@ const KINDS: &[(Blocking, &[&str])] = &[
     ),
 ];
 
-/// Calls about files that a cache answers, as a rule.
+/// Calls about files that a cache answers as a rule.
 const CACHED: &[&str] = &[
     "std::fs", "sys::fs", "std::io", "stdio", "read", "write", "open", "stat", "unlink", "rename",
 ];
@@ -284,7 +308,7 @@ mod tests {
     fn cost(sleeps: u64, asleep: Duration) -> Cost {
         Cost {
             wall: 500 * MS,
-            known: Some(Known {
+            thread: Some(ThreadCost {
                 cpu: 5 * MS,
                 run_queue: Duration::ZERO,
                 asleep,
@@ -294,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn to_block_takes_a_sleep_and_time_asleep() {
+    fn a_poll_blocks_by_a_sleep_and_time_asleep() {
         let judged = |sleeps, asleep, slept| judge(&cost(sleeps, asleep), slept, None);
         let own = Slept::In(Blocking::Lock);
         assert_eq!(judged(1, FLOOR, own), Verdict::Blocked);
         assert_eq!(
             judged(1, FLOOR - NS, own),
             Verdict::Clean,
-            "too short to be met"
+            "too short to be seen"
         );
         assert_eq!(
             judged(0, 400 * MS, own),
@@ -310,7 +334,7 @@ mod tests {
         );
         assert_eq!(judged(0, 400 * MS, Slept::NotAsked), Verdict::Clean);
         let mut woken = cost(1, NS);
-        woken.known.as_mut().unwrap().run_queue = FLOOR;
+        woken.thread.as_mut().unwrap().run_queue = FLOOR;
         assert_eq!(
             judge(&woken, own, None),
             Verdict::Blocked,
@@ -328,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_excused_is_never_blamed_however_long() {
+    fn excused_sleeps_are_never_blamed_however_long() {
         let excused = |slept| judge(&cost(9, 400 * MS), slept, None);
         for excuse in [
             Excuse::RuntimeLock,
@@ -338,12 +362,12 @@ mod tests {
         ] {
             assert_eq!(excused(Slept::Excused(excuse)), Verdict::Excused(excuse));
         }
-        assert_eq!(excused(Slept::NotMet), Verdict::Excused(Excuse::PageFault));
+        assert_eq!(excused(Slept::NotSeen), Verdict::Excused(Excuse::PageFault));
     }
 
     #[test]
     fn the_budget_is_of_cpu_time_and_is_inclusive() {
-        let judged = |budget| judge(&cost(0, Duration::ZERO), Slept::NotMet, Some(budget));
+        let judged = |budget| judge(&cost(0, Duration::ZERO), Slept::NotSeen, Some(budget));
         assert_eq!(judged(5 * MS), Verdict::Clean);
         assert_eq!(judged(5 * MS - NS), Verdict::OverBudget);
         let blocked = judge(&cost(1, MS), Slept::NotAsked, Some(MS));
@@ -369,124 +393,112 @@ mod tests {
     #[test]
     fn waiting_for_a_cpu_is_listed_and_never_fails() {
         let mut waited = cost(0, Duration::ZERO);
-        waited.known.as_mut().unwrap().run_queue = WORTH_A_LINE;
-        let verdict = judge(&waited, Slept::NotMet, None);
+        waited.thread.as_mut().unwrap().run_queue = WORTH_A_LINE;
+        let verdict = judge(&waited, Slept::NotSeen, None);
         assert_eq!(verdict, Verdict::Excused(Excuse::NoCpu));
-        waited.known.as_mut().unwrap().run_queue = WORTH_A_LINE - NS;
-        assert_eq!(judge(&waited, Slept::NotMet, None), Verdict::Clean);
+        waited.thread.as_mut().unwrap().run_queue = WORTH_A_LINE - NS;
+        assert_eq!(judge(&waited, Slept::NotSeen, None), Verdict::Clean);
     }
 
     #[test]
     fn without_evidence_only_no_progress_is_blamed() {
-        let judged = |wall| judge(&Cost { wall, known: None }, Slept::NotAsked, Some(MS));
+        let judged = |wall| judge(&Cost { wall, thread: None }, Slept::NotAsked, Some(MS));
         assert_eq!(judged(NO_PROGRESS), Verdict::NoProgress);
         assert_eq!(judged(NO_PROGRESS - NS), Verdict::Clean);
     }
 
-    #[test]
-    fn a_stack_tells_whose_sleep_it_is() {
-        let stack = |names: &[&str]| -> Vec<Frame> {
-            let frame = |name: &&str| {
-                let (origin, function) = name.split_once(' ').unwrap();
-                Frame {
-                    function: Some(function.to_owned()),
-                    file: None,
-                    line: None,
-                    module: None,
-                    offset: 0,
-                    build_id: None,
-                    origin: match origin {
-                        "own" => Origin::Own,
-                        "dep" => Origin::Dependency,
-                        "std" => Origin::Std,
-                        "rt" => Origin::Runtime,
-                        _ => Origin::System,
-                    },
-                    inlined: false,
-                }
-            };
-            names.iter().map(frame).collect()
+    /// A stack of frames, each with its origin and its function.
+    fn stack(names: &[&str]) -> Vec<Frame> {
+        let frame = |name: &&str| {
+            let (origin, function) = name.split_once(' ').unwrap();
+            Frame {
+                function: Some(function.to_owned()),
+                file: None,
+                line: None,
+                module: None,
+                offset: 0,
+                build_id: None,
+                origin: match origin {
+                    "own" => Origin::Own,
+                    "dep" => Origin::Dependency,
+                    "std" => Origin::Std,
+                    "rt" => Origin::Runtime,
+                    _ => Origin::System,
+                },
+                inlined: false,
+            }
         };
+        names.iter().map(frame).collect()
+    }
+
+    #[test]
+    fn a_lock_is_of_the_code_or_of_the_runtime_by_its_caller() {
         let lock = ["sys syscall", "std futex_wait", "std Mutex::lock_contended"];
-        let of = |rest: &[&str]| slept(&stack(&[&lock, rest].concat()));
-        let excused = |excuse| Slept::Excused(excuse);
-        assert_eq!(
-            of(&["own app::f", "rt tokio::run"]),
-            Slept::In(Blocking::Lock)
-        );
-        assert_eq!(
-            of(&["dep pool::get", "own app::f"]),
-            Slept::In(Blocking::Lock)
-        );
-        assert_eq!(
-            of(&["dep lock_api::Mutex::lock", "rt tokio::spawn", "own app::f"]),
-            excused(Excuse::RuntimeLock)
-        );
-        assert_eq!(
-            of(&["rt tokio::spawn", "own app::f"]),
-            excused(Excuse::RuntimeLock)
-        );
-        for (names, expected) in [
+        let own = Slept::In(Blocking::Lock);
+        let of_runtime = Slept::Excused(Excuse::RuntimeLock);
+        for (callers, expected) in [
+            (&["own app::f", "rt tokio::run"][..], own),
+            (&["dep pool::get", "own app::f"], own),
             (
-                &["sys clock_nanosleep", "std std::thread::sleep", "own f"][..],
-                Slept::In(Blocking::Sleep),
+                &["dep lock_api::Mutex::lock", "rt tokio::spawn", "own app::f"],
+                of_runtime,
             ),
-            (
-                &["sys fsync", "std std::fs::File::sync_all", "own f"],
-                Slept::In(Blocking::File),
+            (&["rt tokio::spawn", "own app::f"], of_runtime),
+        ] {
+            let frames = stack(&[&lock, callers].concat());
+            assert_eq!(slept(&frames), expected, "{callers:?}");
+        }
+    }
+
+    #[test]
+    fn the_called_functions_show_the_kind_of_a_sleep() {
+        let own = |kind, stack: &'static str| (stack, Slept::In(kind));
+        for (frames, expected) in [
+            own(
+                Blocking::Sleep,
+                "sys clock_nanosleep, std std::thread::sleep, own f",
             ),
-            (&["sys read", "std std::fs::read", "own f"], Slept::InFile),
-            (
-                &["sys connect", "std std::net::TcpStream::connect", "own f"],
-                Slept::In(Blocking::Network),
+            own(
+                Blocking::File,
+                "sys fsync, std std::fs::File::sync_all, own f",
             ),
-            (
-                &[
-                    "sys clone3",
-                    "sys posix_spawn",
-                    "std std::process::Command::output",
-                    "own f",
-                ],
-                Slept::In(Blocking::Process),
+            ("sys read, std std::fs::read, own f", Slept::InFile),
+            own(
+                Blocking::Network,
+                "sys connect, std std::net::TcpStream::connect, own f",
             ),
-            (
-                &[
-                    "sys mmap",
-                    "sys pthread_create",
-                    "std std::thread::spawn",
-                    "own f",
-                ],
-                excused(Excuse::Memory),
+            own(
+                Blocking::Process,
+                "sys clone3, sys posix_spawn, std std::process::Command::output, own f",
             ),
-            (
-                &[
-                    "sys __lll_lock_wait",
-                    "sys malloc",
-                    "std __rust_alloc",
-                    "own f",
-                ],
-                excused(Excuse::AllocatorLock),
-            ),
-            (
-                &[
-                    "sys read",
-                    "own f",
-                    "rt tokio::task::block_in_place",
-                    "own g",
-                ],
-                excused(Excuse::MovedAway),
-            ),
-            (
-                &[
-                    "sys syscall",
-                    "std park",
-                    "rt tokio::runtime::Runtime::shutdown_timeout",
-                    "own f",
-                ],
-                Slept::In(Blocking::Lock),
+            own(
+                Blocking::Lock,
+                "sys syscall, std park, rt tokio::runtime::Runtime::shutdown_timeout, own f",
             ),
         ] {
-            assert_eq!(slept(&stack(names)), expected, "{names:?}");
+            let names: Vec<&str> = frames.split(", ").collect();
+            assert_eq!(slept(&stack(&names)), expected, "{frames}");
+        }
+    }
+
+    #[test]
+    fn unavoidable_sleeps_are_excused_by_their_stack() {
+        for (frames, excuse) in [
+            (
+                "sys mmap, sys pthread_create, std std::thread::spawn, own f",
+                Excuse::Memory,
+            ),
+            (
+                "sys __lll_lock_wait, sys malloc, std __rust_alloc, own f",
+                Excuse::AllocatorLock,
+            ),
+            (
+                "sys read, own f, rt tokio::task::block_in_place, own g",
+                Excuse::MovedAway,
+            ),
+        ] {
+            let names: Vec<&str> = frames.split(", ").collect();
+            assert_eq!(slept(&stack(&names)), Slept::Excused(excuse), "{frames}");
         }
     }
 }

@@ -1,8 +1,10 @@
-//! `watch()`: a whole test under the detector's eyes, with all tasks that it spawns.
+//! `watch()`: the detector watches a whole test, with all tasks that it spawns.
 //!
 //! *Runs on:* the thread of the test.
-//! *Here:* the same watch as in production, with a shorter tick, and proof that it sees: a stall of its own is
-//! planted at the start. What it finds is asserted on once the detector has come to rest.
+//! *Must not:* pass without proof that the detector sees: a stall is planted at the start.
+//!
+//! It is the same watch as in production, with a shorter tick. An assertion waits until the
+//! detector has reported all stalls.
 
 use super::baseline::Baseline;
 use super::verdict::{self, Slept};
@@ -18,33 +20,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// Watches the runtime of the test until the value is dropped, then fails if a poll stalled a worker.
+/// Watches the runtime of the test until the value is dropped, then fails if a poll stalled a
+/// worker.
 ///
-/// A stall is one poll that slept in the kernel, or computed, for 10 ms. Only what is
-/// [`Certain`](Certainty::Certain) and the code's own doing counts; stalls that the host has caused are listed on
-/// standard error. Works in `#[tokio::test]` of both flavours, and sees all tasks; other runtimes of the same
-/// process have watches of their own and are not seen. Another threshold, or names: [`watch_with`].
+/// A stall is one poll that slept in the kernel, or computed, for 10 ms. Only
+/// [`Certain`](Certainty::Certain) stalls that the code has caused count. Stalls caused by the host
+/// are listed on standard error. For another threshold, or names, see [`watch_with`].
 ///
-/// In the multi-thread flavour, **the body of the test itself** does not run on a worker, so it cannot stall one and
-/// is not seen. Spawn what is to be tested, or use [`assert_never_blocks`](super::assert_never_blocks) or
-/// [`block_on`](super::block_on).
+/// It works in `#[tokio::test]` of both flavours, and sees all tasks. Other runtimes of the same
+/// process have watches of their own and are not seen.
 ///
-/// The stack of a stall is taken by a signal, which wakes a sleeper; where much more is to do than there are CPUs, the
-/// rest of a short sleep passes in a run queue, and nobody is blamed for that. So there, sleeps of less than some 50 ms
-/// can be missed. The other assertions do not have this gap.
+/// In the multi-thread flavour, **the body of the test itself** does not run on a worker, so it
+/// cannot stall one and is not seen. Spawn the code under test, or use
+/// [`assert_never_blocks`](super::assert_never_blocks) or [`block_on`](super::block_on).
 ///
-/// On systems other than Linux the threshold is one second, since nothing tells there what a thread did; standard
-/// error says so.
+/// The signal that takes the stack of a stall wakes a sleeper. On an overloaded machine the rest of
+/// a short sleep passes in a run queue, and that is not blamed. So sleeps of less than some 50 ms
+/// can be missed there. The other assertions do not have this gap.
+///
+/// On systems other than Linux the threshold is one second, since nothing shows there when a thread
+/// sleeps; a line on standard error explains it.
 ///
 /// # Panics
 ///
-/// If no runtime is here, if it is watched already, or if a stall planted on it is not seen within ten seconds: a
-/// watch that sees nothing must not pass. When dropped without an assertion, if there were stalls, unless
-/// the test is panicking already.
+/// If there is no runtime, if it is watched already, or if a stall planted on it is not seen within
+/// ten seconds: a watch that sees nothing must not pass. The drop panics if there were stalls and
+/// no assertion, unless the test is panicking already.
 ///
 /// # Cost
 ///
-/// Some 20 ms for the planted stall, and a few percent of a core.
+/// It takes some 20 ms for the planted stall, and a few percent of a core.
 ///
 /// # Examples
 ///
@@ -83,14 +88,15 @@ pub fn watch() -> Watch {
     watch_with(builder)
 }
 
-/// Twenty microseconds of CPU each; in a test, that is nothing.
+/// The tick in a test. Each takes some 20 µs of CPU.
 const TICK: Duration = Duration::from_millis(1);
 
-/// As [`watch`](watch()), with a builder of your own: another threshold, other runtimes, names, callbacks.
+/// Watches like [`watch`](watch()), with a builder of your own: another threshold, other runtimes,
+/// names, callbacks.
 ///
 /// # Panics
 ///
-/// As [`watch`](watch()), and if the builder does not [`start`](Builder::start).
+/// Like [`watch`](watch()), and if the builder does not [`start`](Builder::start).
 ///
 /// # Examples
 ///
@@ -129,12 +135,13 @@ pub fn watch_with(builder: Builder) -> Watch {
     watch
 }
 
-/// More than a test can want to look at.
+/// The number of stalls kept in a test: more than a test needs.
 const RECENT: usize = 4096;
 
-/// How long to wait for the detector, on the busiest of machines.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest wait for the detector, on the busiest of machines.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
+/// The name of the planted stall.
 const PLANTED: &str = "planted by tokio_stall::testing";
 
 /// The stalls of a test; made by [`watch`](watch()).
@@ -143,7 +150,7 @@ const PLANTED: &str = "planted by tokio_stall::testing";
 pub struct Watch {
     guard: Guard,
     planted: Option<u64>,
-    /// The ones that were expected.
+    /// The numbers of the stalls that were expected.
     expected: Vec<u64>,
     known: Option<Baseline>,
     asserted: bool,
@@ -158,8 +165,8 @@ impl Watch {
 
     /// The stalls so far that fail a test, oldest first.
     ///
-    /// Takes some milliseconds: it waits until the detector has looked at everything that has happened. Whoever
-    /// has seen them is not failed for them when the watch is dropped.
+    /// It takes some milliseconds, until the detector has reported all stalls so far. After this
+    /// call the drop of the watch does not fail the test.
     pub fn recorded(&mut self) -> Vec<StallReport> {
         self.asserted = true;
         self.failing()
@@ -228,7 +235,7 @@ impl Watch {
         }
     }
 
-    /// Begins to say which stall is expected; [`Expectation::seen`] asserts it.
+    /// Begins the description of an expected stall; [`Expectation::seen`] asserts it.
     ///
     /// # Examples
     ///
@@ -272,108 +279,94 @@ impl Watch {
         }
     }
 
-    /// Stalls a worker, and waits until that has been seen.
+    /// Stalls a worker, and waits until the detector has seen it.
     #[track_caller]
     fn plant(&mut self, runtime: &Handle) {
-        let seen = Arc::new(AtomicBool::new(false));
         let name = names::number(names::Name::Text(PLANTED));
-        let is_driver = tokio::runtime::worker_index().is_some();
-        if !is_driver {
-            let seen = seen.clone();
-            runtime.spawn(async move {
-                stall_until(name, || seen.load(Ordering::Relaxed));
-            });
-        }
-        let look = || {
-            let found = self
-                .guard
-                .recent()
-                .into_iter()
-                .find(|report| report.certainty == Certainty::Certain && is_planted(report));
-            found.map(|report| report.id)
-        };
-        let planted = if is_driver {
-            stall_until(name, || look().is_some());
-            look()
+        if tokio::runtime::worker_index().is_some() {
+            stall_until(name, || self.planted_stall().is_some());
         } else {
-            let deadline = Instant::now() + PATIENCE;
-            while look().is_none() && Instant::now() < deadline {
-                std::thread::sleep(STEP);
-            }
-            seen.store(true, Ordering::Relaxed);
-            look()
-        };
-        self.planted = planted;
-        if planted.is_none() {
+            self.plant_on_a_worker(runtime, name);
+        }
+        self.planted = self.planted_stall();
+        if self.planted.is_none() {
             self.asserted = true;
             panic!(
-                "`testing::watch` is blind: it has not seen a stall of {PATIENCE:?} planted on this runtime; {:?}, {:?}",
+                "`testing::watch` is blind: it has not seen a stall of {LONGEST_WAIT:?} planted on this runtime; {:?}, {:?}",
                 self.guard.coverage(),
                 self.guard.status(),
             );
         }
     }
 
-    /// Waits until the threads of all workers are known. Of others it takes ten times as long to be sure, and on a
-    /// busy machine a thread may come too late to be known from the start.
+    fn plant_on_a_worker(&self, runtime: &Handle, name: u32) {
+        let seen = Arc::new(AtomicBool::new(false));
+        let is_seen = seen.clone();
+        runtime.spawn(async move {
+            stall_until(name, || is_seen.load(Ordering::Relaxed));
+        });
+        wait_until(|| self.planted_stall().is_some());
+        seen.store(true, Ordering::Relaxed);
+    }
+
+    /// The number of the planted stall, once it has been reported.
+    fn planted_stall(&self) -> Option<u64> {
+        let recent = self.guard.recent();
+        let is_it =
+            |report: &&StallReport| report.certainty == Certainty::Certain && is_planted(report);
+        recent.iter().find(is_it).map(|report| report.id)
+    }
+
+    /// Waits until the threads of all workers are known. On an unknown thread a stall takes ten
+    /// times as long to be certain, and on a busy machine a thread may come too late to be known
+    /// from the start.
     fn gather(&self) {
-        let unknown = || {
-            let coverage = self.guard.coverage();
-            coverage
-                .iter()
-                .map(|of| of.workers - of.known_threads)
-                .sum::<usize>()
-        };
-        crate::probe::allow_blocking("a test waits for the detector", || {
-            let deadline = Instant::now() + PATIENCE;
-            while unknown() > 0 && Instant::now() < deadline {
+        probe::allow_blocking("a test waits for the detector", || {
+            let deadline = Instant::now() + LONGEST_WAIT;
+            while self.unknown_threads() > 0 && Instant::now() < deadline {
                 for runtime in self.guard.runtimes() {
                     probe::gather(&runtime.handle, GATHERING).wait();
                 }
                 std::thread::sleep(STEP);
             }
         });
-        if unknown() > 0 {
+        let unknown = self.unknown_threads();
+        if unknown > 0 {
             eprintln!(
-                "tokio-stall: {} workers get no CPU; of these, only stalls of a tenth of a second are found",
-                unknown()
+                "tokio-stall: {unknown} workers get no CPU; of these, only stalls of a tenth of a second are found"
             );
         }
     }
 
-    /// Waits until the detector has seen and said all that has happened until now.
+    /// The number of workers whose threads are not known.
+    fn unknown_threads(&self) -> usize {
+        let coverage = self.guard.coverage();
+        let unknown = coverage.iter().map(|of| of.workers - of.known_threads);
+        unknown.sum()
+    }
+
+    /// Waits until the detector has seen and reported all stalls until now.
     #[track_caller]
     fn settle(&self) {
-        crate::probe::allow_blocking("a test waits for the detector", || {
-            let deadline = Instant::now() + PATIENCE;
+        probe::allow_blocking("a test waits for the detector", || {
             let ticks = || self.guard.status().ticks;
             let enough = ticks() + 3;
-            while ticks() < enough && Instant::now() < deadline {
-                std::thread::sleep(STEP);
-            }
-            let is_told = || {
-                let recent = self.guard.recent();
-                let certain = recent
-                    .iter()
-                    .filter(|report| report.certainty == Certainty::Certain);
-                let counted: u64 = self
-                    .guard
-                    .status()
-                    .runtimes
-                    .iter()
-                    .map(|of| of.stalls)
-                    .sum();
-                let not_yet = Missing::Stack(NoStack::NotYet);
-                certain.count() as u64 >= counted
-                    && recent.iter().all(|report| {
-                        report.phase == Phase::Ended && !report.missing.contains(&not_yet)
-                            || is_planted(report)
-                    })
-            };
-            while !is_told() && Instant::now() < deadline {
-                std::thread::sleep(STEP);
-            }
+            wait_until(|| ticks() >= enough && self.is_all_reported());
         });
+    }
+
+    /// Whether all counted stalls are kept, each with its last report and its stacks.
+    fn is_all_reported(&self) -> bool {
+        let recent = self.guard.recent();
+        let is_certain = |report: &&StallReport| report.certainty == Certainty::Certain;
+        let certain = recent.iter().filter(is_certain).count() as u64;
+        let status = self.guard.status();
+        let counted: u64 = status.runtimes.iter().map(|of| of.stalls).sum();
+        let not_yet = Missing::Stack(NoStack::NotYet);
+        let is_complete = |report: &StallReport| {
+            report.phase == Phase::Ended && !report.missing.contains(&not_yet) || is_planted(report)
+        };
+        certain >= counted && recent.iter().all(is_complete)
     }
 
     #[track_caller]
@@ -384,66 +377,69 @@ impl Watch {
             dropped == 0,
             "{dropped} reports were dropped, since a logger or callback is stuck: the watch cannot tell"
         );
-        let mut failing = Vec::new();
-        for report in self.guard.recent() {
-            if self.planted == Some(report.id)
-                || is_planted(&report)
-                || self.expected.contains(&report.id)
-            {
-                continue;
-            }
-            match blame(&report) {
-                Blame::Code => {
-                    let passes = |known: &Baseline| known.knows(report.site.as_ref(), report.cause);
-                    if !self.known.as_ref().is_some_and(passes) {
-                        failing.push(report);
-                    }
-                }
-                Blame::Host => eprintln!(
-                    "tokio-stall: by no fault of the code: {}",
-                    Headline::of(&report)
-                ),
-                Blame::Nobody => {}
-            }
+        let mut reports = self.guard.recent();
+        reports.retain(|report| self.fails(report));
+        reports
+    }
+
+    /// Whether a stall fails the test. A stall of the host is listed.
+    fn fails(&self, report: &StallReport) -> bool {
+        let is_planted = self.planted == Some(report.id) || is_planted(report);
+        if is_planted || self.expected.contains(&report.id) {
+            return false;
         }
-        failing
+        match blame(report) {
+            Blame::Code => {
+                let passes = |known: &Baseline| known.knows(report.site.as_ref(), report.cause);
+                !self.known.as_ref().is_some_and(passes)
+            }
+            Blame::Host => {
+                let headline = Headline::of(report);
+                eprintln!("tokio-stall: by no fault of the code: {headline}");
+                false
+            }
+            Blame::Nobody => false,
+        }
     }
 }
 
+/// The cause of a stall, in a test.
 enum Blame {
     Code,
     Host,
-    /// Not certain.
+    /// The stall is not certain.
     Nobody,
 }
 
-/// Whether a stall fails a test.
+/// The cause of a stall, for the decision whether it fails a test.
 fn blame(report: &StallReport) -> Blame {
     if report.certainty != Certainty::Certain {
         return Blame::Nobody;
     }
-    let unknown = report.cause == Cause::Unknown && crate::os::own_usage().is_some();
-    let is_excused = || {
-        let slept = report.stacks.iter().map(|stack| {
-            let frames = of_the_poll(&stack.frames);
-            verdict::slept(frames)
-        });
-        let slept: Vec<Slept> = slept.collect();
-        let by_code = |slept: &Slept| match slept {
-            Slept::In(kind) => *kind != Blocking::Other,
-            Slept::InFile => true,
-            _ => false,
-        };
-        let blocked = matches!(report.cause, Cause::Blocked(_));
-        let excused = slept.iter().any(|slept| matches!(slept, Slept::Excused(_)));
-        // One stack may be of a thread that was about to start another, and the next of its waiting for it.
-        blocked && excused && !slept.iter().any(by_code)
-    };
-    if report.cause.is_host() || unknown || is_excused() {
+    let is_unknown = report.cause == Cause::Unknown && crate::os::own_usage().is_some();
+    if report.cause.is_host() || is_unknown || is_excused(report) {
         Blame::Host
     } else {
         Blame::Code
     }
+}
+
+/// Whether a blocked thread slept where no code can avoid it, by all stacks of the stall.
+fn is_excused(report: &StallReport) -> bool {
+    let kinds = report.stacks.iter().map(|stack| {
+        let frames = of_the_poll(&stack.frames);
+        verdict::slept(frames)
+    });
+    let kinds: Vec<Slept> = kinds.collect();
+    let is_by_code = |slept: &Slept| match slept {
+        Slept::In(kind) => *kind != Blocking::Other,
+        Slept::InFile => true,
+        _ => false,
+    };
+    let is_blocked = matches!(report.cause, Cause::Blocked(_));
+    let excused = kinds.iter().any(|slept| matches!(slept, Slept::Excused(_)));
+    // One stack may show the start of a thread, which is excused, and the next one a wait for it.
+    is_blocked && excused && !kinds.iter().any(is_by_code)
 }
 
 fn is_planted(report: &StallReport) -> bool {
@@ -453,20 +449,25 @@ fn is_planted(report: &StallReport) -> bool {
         .is_some_and(|span| span.contains(PLANTED))
 }
 
-/// How long each worker is held, so that all come.
+/// The longest time for which each worker is held to find its thread.
 const GATHERING: Duration = Duration::from_millis(2);
 
-/// Between two looks.
+/// The time between two checks of a condition.
 const STEP: Duration = Duration::from_micros(500);
 
-/// Holds the calling thread in a marked poll until `seen` says so.
+/// Holds the calling thread in a marked poll until the stall is seen.
 fn stall_until(name: u32, seen: impl Fn() -> bool) {
     let slot = slot::begin(Mark::NAME, name.into());
-    let deadline = Instant::now() + PATIENCE;
-    while !seen() && Instant::now() < deadline {
+    wait_until(seen);
+    slot.end_uncounted();
+}
+
+/// Waits for a condition, for at most [`LONGEST_WAIT`].
+fn wait_until(is_done: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONGEST_WAIT;
+    while !is_done() && Instant::now() < deadline {
         std::thread::sleep(STEP);
     }
-    slot.end_uncounted();
 }
 
 impl Drop for Watch {
@@ -474,20 +475,11 @@ impl Drop for Watch {
         if self.asserted || std::thread::panicking() {
             return;
         }
-        self.asserted = true;
-        let failing = self.failing();
-        if !failing.is_empty() {
-            panic!(
-                "{}",
-                TooMany {
-                    failing: &failing,
-                    most: 0
-                }
-            );
-        }
+        self.assert_at_most_inner(0);
     }
 }
 
+/// The text of a failure.
 struct TooMany<'a> {
     failing: &'a [StallReport],
     most: usize,
@@ -507,7 +499,8 @@ impl fmt::Display for TooMany<'_> {
     }
 }
 
-/// Which stall is expected; made by [`Watch::expect`]. What is not said may be anything.
+/// The description of an expected stall; made by [`Watch::expect`]. A stall fits if all given parts
+/// do.
 #[derive(Debug)]
 #[must_use = "nothing is asserted until `seen`"]
 pub struct Expectation<'a> {
@@ -518,29 +511,29 @@ pub struct Expectation<'a> {
 }
 
 impl Expectation<'_> {
-    /// In a span, or a future watched under a name, with this in its path.
+    /// Expects a span, or the name of a watched future, with this in its path.
     pub fn in_span(mut self, part: impl Into<String>) -> Self {
         self.span = Some(part.into());
         self
     }
 
-    /// At a site with this in it: in its function's path, or `file.rs:42`.
+    /// Expects a site with this in it: in its function's path, or `file.rs:42`.
     pub fn at_site(mut self, part: impl Into<String>) -> Self {
         self.site = Some(part.into());
         self
     }
 
-    /// For this cause.
+    /// Expects this cause.
     pub fn caused_by(mut self, cause: Cause) -> Self {
         self.cause = Some(cause);
         self
     }
 
-    /// Fails unless there was such a stall. Returns all that fit; later assertions pass over them.
+    /// Fails unless there was such a stall. Returns all that fit; later assertions ignore these.
     ///
     /// # Panics
     ///
-    /// With what was expected, and all stalls that there were.
+    /// With the description, and all stalls that there were.
     #[track_caller]
     pub fn seen(self) -> Vec<StallReport> {
         let all = self.watch.failing();

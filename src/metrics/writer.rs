@@ -1,8 +1,8 @@
-//! A recorder, as this crate talks to it: by the entries of its list.
+//! A recorder, written to by the entries of the list of metrics.
 //!
-//! *Runs on:* the thread `stall-metrics`, and the server's.
-//! *Here:* handles are asked for anew each time. One made before the recorder was installed, or kept past its
-//! idle timeout, would be dead.
+//! *Runs on:* the threads `stall-metrics` and `stall-serve`.
+//! *Must not:* keep a handle. One made before the recorder was installed, or kept past the
+//! recorder's idle timeout, is dead: each write registers anew.
 
 use super::list::{METRICS, Metric, MetricKind};
 use crate::tally::{Seen, Tally};
@@ -10,10 +10,11 @@ use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit};
 
 const METADATA: Metadata<'static> = Metadata::new("tokio_stall", Level::INFO, Some(module_path!()));
 
-pub(super) struct Out<'a>(pub(super) &'a dyn Recorder);
+/// Writes metrics to a recorder.
+pub(super) struct MetricWriter<'a>(pub(super) &'a dyn Recorder);
 
-impl Out<'_> {
-    /// Says what all metrics mean.
+impl MetricWriter<'_> {
+    /// Describes all metrics to the recorder.
     pub(super) fn describe(&self) {
         for metric in METRICS {
             let unit = metric.name.ends_with("_seconds").then_some(Unit::Seconds);
@@ -26,24 +27,26 @@ impl Out<'_> {
         }
     }
 
-    /// Also with nothing to add: a counter that begins above zero has no increase.
+    /// Adds to a counter. Adding 0 creates the series: a counter that begins above zero shows no
+    /// increase.
     pub(super) fn add(&self, metric: &Metric, labels: &[&str], more: u64) {
         let key = key(metric, labels);
         self.0.register_counter(&key, &METADATA).increment(more);
     }
 
-    /// Adds what a counter has grown by since it was told last.
-    pub(super) fn grow(&self, metric: &Metric, labels: &[&str], total: u64, told: &mut u64) {
-        self.add(metric, labels, total.saturating_sub(*told));
-        *told = total;
+    /// Adds the growth of a counter since the last export.
+    pub(super) fn grow(&self, metric: &Metric, labels: &[&str], total: u64, exported: &mut u64) {
+        self.add(metric, labels, total.saturating_sub(*exported));
+        *exported = total;
     }
 
+    /// Sets a gauge.
     pub(super) fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
         let key = key(metric, labels);
         self.0.register_gauge(&key, &METADATA).set(value);
     }
 
-    /// Also with nothing to record, so that the histogram is there, empty.
+    /// Records one value `count` times. A count of 0 creates the empty histogram.
     pub(super) fn record(&self, metric: &Metric, labels: &[&str], value: f64, count: u32) {
         let histogram = self.0.register_histogram(&key(metric, labels), &METADATA);
         if count > 0 {
@@ -51,10 +54,10 @@ impl Out<'_> {
         }
     }
 
-    /// Records what is new in a tally.
-    pub(super) fn tally(&self, metric: &Metric, labels: &[&str], tally: &Tally, told: &mut Seen) {
+    /// Records the new durations of a tally.
+    pub(super) fn tally(&self, metric: &Metric, labels: &[&str], tally: &Tally, seen: &mut Seen) {
         let histogram = self.0.register_histogram(&key(metric, labels), &METADATA);
-        for batch in tally.news(told) {
+        for batch in tally.news(seen) {
             histogram.record_many(batch.mean.as_secs_f64(), batch.count as usize);
         }
     }
