@@ -1,53 +1,54 @@
-//! How sure it is that one poll held its worker: one table.
+//! The certainty that one poll held its worker: one table (D19–D22).
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* remember anything. What a verdict rests on is all in its arguments.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* keep a state. A verdict follows from the arguments alone.
 
 use crate::report::Certainty;
 
-/// What a hold of the threshold, or longer, is a sign of.
+/// The sign that a hold of the threshold, or longer, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// One marked poll.
+    /// One marked poll (D19).
     Mark,
-    /// One poll, by what memory shows of it.
+    /// One poll, by its turn (D20).
     Poll,
-    /// One sleep of the thread, without a mark, where memory shows nothing.
+    /// One sleep of the thread, without a mark and without turns (D21).
     Sleep,
-    /// More time than all polls that it can consist of may take.
+    /// More time than the polls it can consist of may take (D22).
     CountedOut,
 }
 
-/// What is known of whose the worker is. A poll that enters `block_in_place` leaves its worker to another
-/// thread, and its own thread may then sleep as long as it likes.
+/// The evidence that the worker belongs to the thread of the hold. A poll in `block_in_place`
+/// leaves its worker to another thread, and its own thread may then sleep for any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
     /// Memory shows the worker in the hands of this thread.
     Held,
-    /// Only a stack can tell, if there is one.
+    /// Only a stack can show it, if there is one.
     ByStack {
-        /// What it has shown.
+        /// The verdict of the stack.
         shown: Option<StackVerdict>,
         /// Polls of this worker have been seen to leave it.
         leaves: bool,
     },
 }
 
-/// What the stack of the worker's thread has shown.
+/// The verdict of a stack of the worker's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StackVerdict {
     /// The thread is inside the runtime's `block_on`, or its worker's loop: it drives the worker.
     Driving,
-    /// It is inside `block_in_place`, or idle in the blocking pool: the worker is another thread's.
+    /// The thread is inside `block_in_place`, or idle in the blocking pool: another thread drives
+    /// the worker.
     Detached,
-    /// It waits in the runtime's driver for something to do, or for its turn there: if the worker is held,
-    /// this thread is not what holds it.
+    /// The thread waits in the runtime's driver, or to enter it. If the worker is held, this thread
+    /// does not hold it.
     Parked,
-    /// There is no stack to be had, or its functions have no names.
+    /// No stack can be taken, or its functions have no names.
     Inconclusive,
 }
 
-/// Whether a sign is a stall, and how sure that is. `None`: not one, or not to be told yet.
+/// The certainty that a sign is a stall. `None` if it is none, or if it is not known yet.
 pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
     use Certainty::{Certain, Likely};
     let (shown, leaves) = match whose {
@@ -58,12 +59,12 @@ pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
         (_, Some(StackVerdict::Detached | StackVerdict::Parked)) => None,
         (Sign::CountedOut, _) => Some(Certain),
         (Sign::Mark | Sign::Sleep, Some(StackVerdict::Driving)) => Some(Certain),
-        // A mark is believed until there is reason to doubt it.
+        // A mark is likely only if polls have been seen to leave their worker (D24).
         (Sign::Mark, Some(StackVerdict::Inconclusive)) => {
             Some(if leaves { Likely } else { Certain })
         }
         (Sign::Sleep, Some(StackVerdict::Inconclusive)) | (Sign::Mark | Sign::Sleep, None) => None,
-        // Memory has shown a poll, and does not show its thread any more.
+        // Memory showed a poll, and does not show its thread any more.
         (Sign::Poll, _) => None,
     }
 }
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sign_is_believed_as_far_as_it_is_known_whose_the_worker_is() {
+    fn each_sign_is_as_certain_as_its_stack_allows() {
         use Certainty::{Certain, Likely};
         let certain = Some(Certain);
         let [driving, away, parked, unclear] = [
@@ -84,7 +85,7 @@ mod tests {
         ]
         .map(Some);
         let (stays, leaves) = (false, true);
-        #[rustfmt::skip] // A table reads as one.
+        #[rustfmt::skip] // The table is clearer with one row a line.
         let shown = [
             (Sign::Mark,       driving, stays,  certain),
             (Sign::Mark,       driving, leaves, certain),

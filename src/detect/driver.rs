@@ -1,41 +1,41 @@
-//! Whether anything of a runtime waits for its sockets and timers. Pure: places of workers in, time out.
+//! Whether the driver of a runtime is frozen, from the places of its workers.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* do anything but arithmetic on what it is given.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* do anything but arithmetic on its arguments.
 //!
-//! A runtime has one driver, in which a parked worker waits for the kernel to tell of sockets and timers. A
-//! worker that has come from there and is held at once may leave it empty, while the other workers sleep
-//! beside it: then no socket and no timer of the whole runtime moves before that poll ends.
+//! A runtime has one driver, in which one parked worker waits for sockets and timers. A worker that
+//! comes from there and is held at once may leave it empty, while the other workers sleep beside
+//! it. Then no socket and no timer of the runtime moves before that poll ends (D72).
 
 use crate::clock::Nanos;
 use std::time::Duration;
 
-/// Where a worker is, for the driver.
+/// The place of a worker, in relation to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Parked in the driver: it hears of sockets and timers.
+    /// Parked in the driver: it waits for sockets and timers.
     InDriver,
     /// Parked beside it.
     Beside,
-    /// Held by one thing, since no later than then.
+    /// Held by one thing, at the latest since then.
     Held(Nanos),
-    /// At work, so that it looks into the driver now and then, or not known.
+    /// At work, so it looks into the driver now and then; or not known.
     AtWork,
 }
 
 /// The driver of one runtime.
 #[derive(Debug, Default)]
 pub(crate) struct EventDriver {
-    /// Some worker has been seen in it, so there is one.
+    /// A worker has been seen in it, so there is one (D74).
     exists: bool,
     frozen_since: Option<Nanos>,
     looked_at: Nanos,
-    /// For so long, of the time between the last two looks, nobody was there.
+    /// The part of the time between the last two looks for which no worker was in it.
     frozen_now: Option<Duration>,
 }
 
 impl EventDriver {
-    /// Takes in where all workers are.
+    /// Takes in the places of all workers.
     pub(crate) fn follow(&mut self, workers: impl Iterator<Item = Place>, now: Nanos) {
         let mut is_frozen = true;
         let mut since = None;
@@ -47,25 +47,20 @@ impl EventDriver {
                 Place::Beside => {}
             }
         }
-        let is_frozen = is_frozen && self.exists;
-        self.frozen_since = match (since, self.frozen_since) {
-            (Some(_), Some(known)) if is_frozen => Some(known),
-            (Some(since), None) if is_frozen => Some(since),
-            _ => None,
-        };
-        self.frozen_now = self
-            .frozen_since
-            .map(|since| now.since(since.max(self.looked_at)));
+        let since = since.filter(|_| is_frozen && self.exists);
+        self.frozen_since = since.map(|since| self.frozen_since.unwrap_or(since));
+        let frozen_now = |since: Nanos| now.since(since.max(self.looked_at));
+        self.frozen_now = self.frozen_since.map(frozen_now);
         self.looked_at = now;
     }
 
-    /// For how long of the time since the last look but one the driver has been empty.
+    /// The part of the time between the last two looks for which the driver was empty.
     pub(crate) fn frozen_now(&self) -> Option<Duration> {
         self.frozen_now
     }
 
-    /// For how long it has been empty, up to the last look, since a stall began. `None` if that cannot be
-    /// told.
+    /// The time for which it has been empty since a stall began, up to the last look. `None` if it
+    /// is not known (D74).
     pub(crate) fn frozen_in(&self, since: Nanos) -> Option<Duration> {
         let frozen = |from: Nanos| self.looked_at.since(from.max(since));
         self.exists
@@ -121,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_in_which_nobody_was_ever_seen_to_wait_may_have_no_driver() {
+    fn a_runtime_in_which_no_worker_was_ever_seen_to_wait_may_have_no_driver() {
         let mut driver = EventDriver::default();
         assert_eq!(
             follow(&mut driver, 30, &[Place::Held(T(12)), Place::Beside]),

@@ -1,72 +1,119 @@
 //! A hold: a run of samples in which one thing held the worker.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* `stall-watchdog`.
 //! *Must not:* do anything but arithmetic on samples.
 
 use super::belief::StackVerdict;
-use super::sample::{Interval, PollKey, Rules, Sample};
-use super::{Ends, HeldBy, Stall, Unmoved};
+use super::sample::{Interval, Rules, Sample, Step};
+use super::{Finding, HeldBy, Stall};
 use crate::clock::Nanos;
-use crate::os::{Call, ThreadEvidence, ThreadState};
+use crate::os::{Call, ThreadEvidence};
 use crate::report::{Certainty, TimeSplit};
 use std::time::Duration;
 
-/// Ticks may be closer together than they should by one part in so many.
+/// Two ticks may be closer together than they should be, by one part in so many of a tick (D85).
 const JITTER: u32 = 8;
-/// The kernel's figures of what the host has taken may be too small by one part in so many, since switching from
-/// one thread to another takes time as well …
+/// The kernel's figures of the host's time may be too small by one part in so many (D84), since the
+/// switch from one thread to another takes time as well.
 const HOST_ERROR: u32 = 32;
-/// … but never by more than this part of the threshold.
+/// The most that the kernel's figures are taken to be wrong by: one part in so many of the
+/// threshold (D84).
 const MOST_HOST_ERROR: u32 = 4;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hold {
-    /// Counts the holds_seen of its detector.
+    /// The number of the hold among those of its detector.
     pub(super) serial: u64,
     pub(super) held_by: HeldBy,
-    /// It began no earlier than this …
-    pub(super) earliest: Nanos,
-    /// … and no later than this. Equal if the start was measured.
-    pub(super) latest: Nanos,
-    /// Time for which the code is to blame, from `latest` on.
-    pub(super) blamed: Duration,
-    /// Time that the host has taken meanwhile.
+    /// The hold began no earlier than this, and no later than its period. The two are equal if the
+    /// begin was measured.
+    earliest: Nanos,
+    pub(super) period: Period,
+    /// The host's part of the time.
     host: Duration,
-    /// What the time since `latest` was spent on, up to the last sample.
-    pub(super) split: TimeSplit,
-    /// The system calls that the thread was seen asleep in.
-    pub(super) calls: Calls,
-    pub(super) busy_before: Duration,
-    pub(super) sleep: Option<Sleep>,
+    calls: Calls,
+    sleep: Option<Sleep>,
     /// One sleep has lasted for the threshold.
     pub(super) long_sleep: bool,
     pub(super) ticks: u32,
     /// The longest time between two samples of it.
-    pub(super) widest: Duration,
+    widest: Duration,
     /// Memory shows the worker in the hands of this thread.
     pub(super) holds: bool,
-    /// Tokio's number for the task, as far as memory shows it.
-    pub(super) task: u64,
-    pub(super) suspected: bool,
-    /// For so many ticks it has been suspected.
-    pub(super) suspected_for: u32,
-    /// What a stack has shown.
+    /// Tokio's number for the task, if memory shows it; 0 for none.
+    task: u64,
+    /// The number of ticks since it was first suspected.
+    pub(super) suspected_for: Option<u32>,
+    /// The verdict of its stacks.
     pub(super) shown: Option<StackVerdict>,
     pub(super) announced: Option<Announced>,
 }
 
-/// The one sleep a thread has been in since it was first seen in it.
+/// The time from one moment to the last sample, by its parts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sleep {
+pub(super) struct Period {
+    pub(super) since: Nanos,
+    pub(super) blamed: Duration,
+    pub(super) split: TimeSplit,
+    /// The busy counter as it was last published before the period.
+    pub(super) busy_before: Duration,
+}
+
+impl Period {
+    /// The period that begins at this sample, if the worker is not parked.
+    pub(super) fn at_work_from(sample: &Sample) -> Option<Period> {
+        (!sample.after.is_parked()).then_some(Period {
+            since: sample.at,
+            blamed: Duration::ZERO,
+            split: TimeSplit::default(),
+            busy_before: sample.after.busy,
+        })
+    }
+
+    /// The period from a moment before this sample, or at it. The code is not blamed for the time
+    /// before the last sample, nor for any time before the first (D79).
+    fn back_to(since: Nanos, step: &Step) -> Period {
+        let age = step.sample.at.since(since);
+        let interval = step.interval.unwrap_or_default();
+        let seen = age.min(interval.length);
+        let split = if step.last.is_some_and(|last| last.after.is_parked()) {
+            interval.split.since_parked(seen)
+        } else {
+            interval.split.part(seen)
+        };
+        Period {
+            since,
+            blamed: seen.saturating_sub(interval.host),
+            split: split.plus(TimeSplit::unknown(age - seen)),
+            busy_before: step.last.unwrap_or(step.sample).after.busy,
+        }
+    }
+
+    pub(super) fn add(&mut self, interval: &Interval) {
+        self.blamed += interval.blamed();
+        self.split = self.split.plus(interval.split);
+    }
+
+    /// Adds the time between the last sample and the end to the split.
+    pub(super) fn add_tail(&mut self, tail: Duration, interval: Option<Interval>) {
+        if let Some(interval) = interval {
+            self.split = self.split.plus(interval.split.part(tail));
+        }
+    }
+}
+
+/// The sleep that a thread has been in since it was first seen in it.
+#[derive(Clone, Copy, Debug)]
+struct Sleep {
     runs: u64,
     cpu: Duration,
     call: Option<Call>,
-    pub(super) blamed: Duration,
+    blamed: Duration,
 }
 
 impl Sleep {
-    /// Whether the thread is in the same sleep: it has not run since, or only once, to take our signal,
-    /// and went back to where it was.
+    /// Whether the thread is in the same sleep. It has not run since (D34), or it ran once, to take
+    /// our signal, and is in the same call again (D35).
     fn goes_on(&self, thread: &ThreadEvidence, call: Option<Call>, signalled: bool) -> bool {
         let has_not_run = (self.runs, self.cpu) == (thread.runs, thread.cpu);
         let for_us = signalled && call.is_some() && thread.runs == self.runs + 1;
@@ -74,36 +121,25 @@ impl Sleep {
     }
 }
 
-/// The last few different system calls, and how long the thread slept in each.
+/// The last few different system calls, and the time for which the thread slept in each.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Calls([Option<(Call, Duration)>; 4]);
+struct Calls([Option<(Call, Duration)>; 4]);
 
 impl Calls {
     fn add(&mut self, call: Call, asleep: Duration) {
-        let known = self
-            .0
-            .iter_mut()
-            .flatten()
-            .find(|(known, _)| known.number == call.number);
-        match known {
-            Some((known, time)) => {
-                *known = call;
-                *time += asleep;
-            }
-            None => {
-                // The shortest makes room.
-                let place = self
-                    .0
-                    .iter_mut()
-                    .min_by_key(|place| place.map(|(_, time)| time));
-                if let Some(place) = place {
-                    *place = Some((call, asleep));
-                }
-            }
+        let mut known = self.0.iter_mut().flatten();
+        if let Some((known, time)) = known.find(|(known, _)| known.number == call.number) {
+            (*known, *time) = (call, *time + asleep);
+            return;
+        }
+        // The shortest makes room.
+        let places = self.0.iter_mut();
+        if let Some(place) = places.min_by_key(|place| place.map(|(_, time)| time)) {
+            *place = Some((call, asleep));
         }
     }
 
-    /// The one slept in longest.
+    /// The call that the thread slept in longest.
     fn longest(&self) -> Option<Call> {
         let known = self.0.iter().flatten();
         known.max_by_key(|(_, time)| *time).map(|(call, _)| *call)
@@ -113,146 +149,107 @@ impl Calls {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announced {
     pub(super) certainty: Certainty,
-    pub(super) next_age: Duration,
+    /// The age at which it is announced again.
+    next_age: Duration,
 }
 
 impl Hold {
-    pub(super) fn begin(
-        serial: u64,
-        held_by: HeldBy,
-        last: Option<&Sample>,
-        sample: &Sample,
-        interval: Option<Interval>,
-    ) -> Hold {
-        let slot = sample.slot;
-        let measured = match held_by {
-            HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
-            HeldBy::Turn(..) => sample.begun(last),
-            _ => None,
-        };
-        let not_before = last.map_or(sample.at, |last| last.at);
-        let resumed = slot
-            .and_then(|slot| slot.allowed_until)
-            .filter(|until| *until > measured.unwrap_or(not_before));
-        let exact = resumed.or(measured);
-        // A poll in which the thread is asleep began before the sleep did.
+    /// The hold of a thing that was not there at the last sample.
+    pub(super) fn begin(serial: u64, held_by: HeldBy, step: &Step) -> Hold {
+        let sample = &step.sample;
+        let exact = exact_begin(held_by, step);
+        // A poll in which the thread is asleep began before that sleep did (D86).
         let asleep = match held_by {
-            HeldBy::Poll(_) | HeldBy::Turn(..) => interval.and_then(|interval| interval.last_sleep),
-            _ => None,
+            HeldBy::Poll(_) | HeldBy::Turn(..) => step.interval.and_then(|step| step.last_sleep),
+            HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
         };
         let latest = exact.unwrap_or(sample.at.minus(asleep.unwrap_or_default()));
-        // What happened before the last sample, or before the first, is not known to be the code's doing.
-        let age = sample.at.since(latest);
-        let (blamed, split) = match interval {
-            Some(interval) => {
-                let seen = age.min(interval.length);
-                let unseen = TimeSplit::unknown(age - seen);
-                let was_parked = last.is_some_and(|last| last.after.parks % 2 == 1);
-                let split = if was_parked {
-                    interval.split.since_parked(seen)
-                } else {
-                    interval.split.part(seen)
-                };
-                (seen.saturating_sub(interval.host), split.plus(unseen))
-            }
-            None => (Duration::ZERO, TimeSplit::unknown(age)),
-        };
         let mut hold = Hold {
-            earliest: exact.unwrap_or(not_before),
-            split,
-            blamed,
+            earliest: exact.unwrap_or(step.last_seen()),
             holds: sample.turn.is_some_and(|turn| turn.holds),
             task: sample.turn.map_or(0, |turn| turn.id.task),
-            ..Hold::new(
-                serial,
-                held_by,
-                latest,
-                last.map_or(sample.after, |last| last.after).busy,
-            )
+            ..Hold::new(serial, held_by, Period::back_to(latest, step))
         };
-        hold.follow_sleep(sample, Duration::ZERO, hold.split.asleep);
+        hold.follow_sleep(sample, Duration::ZERO, hold.period.split.asleep);
         hold
     }
 
-    /// The hold since the worker was last seen to move.
-    pub(super) fn counted_out(serial: u64, unmoved: &Unmoved) -> Hold {
-        Hold {
-            blamed: unmoved.blamed,
-            split: unmoved.split,
-            ..Hold::new(
-                serial,
-                HeldBy::CountedOut,
-                unmoved.since,
-                unmoved.busy_before,
-            )
-        }
-    }
-
-    fn new(serial: u64, held_by: HeldBy, since: Nanos, busy_before: Duration) -> Hold {
+    /// The hold that began exactly when its period did.
+    pub(super) fn new(serial: u64, held_by: HeldBy, period: Period) -> Hold {
         Hold {
             serial,
             held_by,
-            earliest: since,
-            latest: since,
-            blamed: Duration::ZERO,
+            earliest: period.since,
+            period,
             host: Duration::ZERO,
-            split: TimeSplit::default(),
             calls: Calls::default(),
-            busy_before,
             sleep: None,
             long_sleep: false,
             ticks: 1,
             widest: Duration::ZERO,
             holds: false,
             task: 0,
-            suspected: false,
-            suspected_for: 0,
+            suspected_for: None,
             shown: None,
             announced: None,
         }
     }
 
-    /// A marked poll ends with its mark, anything else when the worker's counters move.
+    /// Whether the hold is over if the worker has gone on: a marked poll ends with its mark,
+    /// anything else when the worker's counters move.
     pub(super) fn is_over(&self, gone_on: bool) -> bool {
         gone_on && !matches!(self.held_by, HeldBy::Poll(_))
     }
 
-    pub(super) fn extend(&mut self, sample: &Sample, interval: Option<Interval>, rules: &Rules) {
+    /// Takes in one more sample of the hold.
+    pub(super) fn extend(&mut self, step: &Step, rules: &Rules) {
         self.ticks += 1;
-        let Some(interval) = interval else {
+        let Some(interval) = &step.interval else {
             return;
         };
-        let blamed = interval.blamed();
+        let sample = &step.sample;
         self.widest = self.widest.max(interval.length);
         self.host += interval.host;
         self.holds = sample.turn.is_some_and(|turn| turn.holds);
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
-        if let Some(resumed) = resumed.filter(|resumed| *resumed > self.latest) {
-            // `allow_blocking` was entered and left between two ticks.
-            self.earliest = resumed;
-            self.latest = resumed;
-            let age = sample.at.since(resumed);
-            self.blamed = age.min(blamed);
-            self.split = interval.split.part(age);
-            self.sleep = None;
-        } else {
-            self.blamed += blamed;
-            self.split = self.split.plus(interval.split);
-            self.follow_sleep(sample, blamed, interval.split.asleep);
-            let unmarked = matches!(self.held_by, HeldBy::Unmarked(_));
-            if unmarked && rules.always_driven && self.one_sleep().is_zero() && !self.is_decided() {
-                // Another sleep, if any, for which another stack must speak.
-                self.shown = None;
-                self.long_sleep = false;
+        match resumed.filter(|resumed| *resumed > self.period.since) {
+            Some(resumed) => self.resume(resumed, sample, interval),
+            None => {
+                self.period.add(interval);
+                self.follow_sleep(sample, interval.blamed(), interval.split.asleep);
+                self.judge_sleep(rules);
             }
-            self.long_sleep |= self.one_sleep() >= self.enough(rules);
         }
     }
 
-    /// How long it must have been seen to be a stall: for the threshold. Where it began is between two ticks, it is
-    /// older than it has been seen, and two ticks that are a little close together do.
+    /// Begins again at the end of `allow_blocking`, which was between two ticks (D80).
+    fn resume(&mut self, resumed: Nanos, sample: &Sample, interval: &Interval) {
+        let age = sample.at.since(resumed);
+        self.earliest = resumed;
+        self.period.since = resumed;
+        self.period.blamed = age.min(interval.blamed());
+        self.period.split = interval.split.part(age);
+        self.sleep = None;
+    }
+
+    /// Notes whether one sleep has lasted for the threshold. Another sleep of an unmarked visit
+    /// needs another stack (D38), unless an earlier sleep has decided it.
+    fn judge_sleep(&mut self, rules: &Rules) {
+        let is_unmarked = matches!(self.held_by, HeldBy::Unmarked(_));
+        let is_decided = self.long_sleep && !self.is_elsewhere();
+        let is_new = self.one_sleep().is_zero();
+        if is_unmarked && rules.always_driven && is_new && !is_decided {
+            self.shown = None;
+            self.long_sleep = false;
+        }
+        self.long_sleep |= self.one_sleep() >= self.enough(rules);
+    }
+
+    /// The blamed time that makes it long: the threshold, and what the kernel's figures of the host
+    /// may be wrong by (D84). If the begin was not measured, the hold is older than it has been
+    /// seen, and two ticks that are a little close together suffice (D85).
     pub(super) fn enough(&self, rules: &Rules) -> Duration {
-        let known = if self.earliest == self.latest {
+        let known = if self.earliest == self.period.since {
             rules.threshold
         } else {
             rules.threshold - rules.tick.min(rules.threshold) / JITTER
@@ -260,25 +257,21 @@ impl Hold {
         known + (self.host / HOST_ERROR).min(rules.threshold / MOST_HOST_ERROR)
     }
 
-    /// Whether one of two polls, with a third between them that no tick has seen, must have been long.
+    /// Whether one of two polls must have been long, with a third between them that no tick has
+    /// seen (D52).
     pub(super) fn outlasts_two(&self, rules: &Rules) -> bool {
-        self.blamed.saturating_sub(self.widest) >= rules.threshold.saturating_mul(2)
-    }
-
-    /// Whether a long sleep has been, and not been another thread's: what comes after it changes nothing.
-    fn is_decided(&self) -> bool {
-        self.long_sleep && !self.is_elsewhere()
+        self.period.blamed.saturating_sub(self.widest) >= rules.threshold.saturating_mul(2)
     }
 
     /// Whether a stack has shown the thread where it does not hold the worker.
-    pub(super) fn is_elsewhere(&self) -> bool {
+    fn is_elsewhere(&self) -> bool {
         matches!(
             self.shown,
             Some(StackVerdict::Detached | StackVerdict::Parked)
         )
     }
 
-    /// Whether nothing can be said before a stack is there.
+    /// Whether its verdict needs a stack, and there is none yet.
     pub(super) fn waits_for_a_stack(&self) -> bool {
         let waits = match self.held_by {
             HeldBy::Poll(_) => !self.holds,
@@ -288,51 +281,38 @@ impl Hold {
         waits && self.shown.is_none()
     }
 
-    /// Adds the time between the last sample that showed the hold and its end, to what it was spent on.
-    pub(super) fn add_tail(&mut self, tail: Duration, interval: Option<Interval>) {
-        if let Some(interval) = interval {
-            self.split = self.split.plus(interval.split.part(tail));
-        }
-    }
-
     fn follow_sleep(&mut self, sample: &Sample, blamed: Duration, asleep: Duration) {
-        let Some((thread, call)) = sample.thread.and_then(|thread| match thread.state {
-            ThreadState::Asleep(call) => Some((thread, call)),
-            _ => None,
-        }) else {
+        let Some((thread, call)) = sample.asleep() else {
             self.sleep = None;
             return;
         };
         if let Some(call) = call {
             self.calls.add(call, asleep);
         }
-        match &mut self.sleep {
-            Some(sleep) if sleep.goes_on(&thread, call, sample.signalled) => {
-                sleep.blamed += blamed;
-                (sleep.runs, sleep.cpu) = (thread.runs, thread.cpu);
-            }
-            sleep => {
-                *sleep = Some(Sleep {
-                    runs: thread.runs,
-                    cpu: thread.cpu,
-                    call,
-                    blamed: Duration::ZERO,
-                });
-            }
-        }
+        let same = self
+            .sleep
+            .filter(|sleep| sleep.goes_on(&thread, call, sample.signalled));
+        self.sleep = Some(Sleep {
+            runs: thread.runs,
+            cpu: thread.cpu,
+            call,
+            blamed: same.map_or(Duration::ZERO, |sleep| sleep.blamed + blamed),
+        });
     }
 
+    /// The blamed time of the sleep that the thread is in.
     pub(super) fn one_sleep(&self) -> Duration {
         self.sleep.map_or(Duration::ZERO, |sleep| sleep.blamed)
     }
 
+    /// The stall that the hold is, if it lasts until `end`.
     pub(super) fn stall_until(
         &self,
         end: Nanos,
         end_error: Duration,
         certainty: Certainty,
     ) -> Stall {
-        let (since, start_error) = middle(self.earliest, self.latest);
+        let (since, start_error) = middle(self.earliest, self.period.since);
         Stall {
             serial: self.serial,
             held_by: self.held_by,
@@ -340,21 +320,58 @@ impl Hold {
             duration: end.since(since),
             error: start_error + end_error,
             certainty,
-            split: self.split,
+            split: self.period.split,
             call: self.calls.longest(),
             name: 0,
             task: self.task,
         }
     }
+
+    /// Announces the stall that it is now, if that is news: at first, when it has reached the next
+    /// age, and when it has become surer.
+    pub(super) fn announce(&mut self, stall: Stall, rules: &Rules) -> Option<Finding> {
+        let Some(announced) = &mut self.announced else {
+            self.announced = Some(Announced {
+                certainty: stall.certainty,
+                next_age: next_age(rules, stall.duration),
+            });
+            return Some(Finding::Began(stall));
+        };
+        let is_older = stall.duration >= announced.next_age;
+        let is_surer = stall.certainty > announced.certainty;
+        announced.certainty = stall.certainty;
+        if is_older {
+            announced.next_age = next_age(rules, stall.duration);
+        }
+        (is_older || is_surer).then_some(Finding::Ongoing(stall))
+    }
 }
 
-/// When the poll ended, if its thread has measured that.
-pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
-    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
-    ends.iter().flatten().find_map(of_this)
+/// The begin of a new hold, if it was measured: by the mark, by tokio (D61), or at the end of
+/// `allow_blocking` (D80).
+fn exact_begin(held_by: HeldBy, step: &Step) -> Option<Nanos> {
+    let slot = step.sample.slot;
+    let measured = match held_by {
+        HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
+        HeldBy::Turn(..) => step.sample.begun(step.last.as_ref()),
+        HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
+    };
+    let resumed = slot.and_then(|slot| slot.allowed_until);
+    let not_before = measured.unwrap_or(step.last_seen());
+    resumed.filter(|until| *until > not_before).or(measured)
 }
 
-/// The middle between two times, and how far it is from each.
+/// The first age beyond this one that is a doubling of the threshold, or a milestone.
+fn next_age(rules: &Rules, reached: Duration) -> Duration {
+    let mut doubled = rules.threshold;
+    while doubled <= reached {
+        doubled = doubled.saturating_mul(2);
+    }
+    let milestones = rules.milestones.into_iter().filter(|age| *age > reached);
+    milestones.fold(doubled, Duration::min)
+}
+
+/// The middle between two times, and its distance from each.
 pub(super) fn middle(earliest: Nanos, latest: Nanos) -> (Nanos, Duration) {
     let half = latest.since(earliest) / 2;
     (earliest.plus(half), half)

@@ -1,22 +1,24 @@
-//! The ledger: what a worker's time went into, also when no piece of it is long enough for a stall.
+//! The ledger: the account of a worker's whole time, by state, also if no stall is among it.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* arithmetic on samples the detector has looked at anyway, once a second and worker. Pure: time is
-//! handed in.
+//! *Runs on:* `stall-watchdog`, on samples that the detector has looked at anyway.
+//! *Must not:* do anything but arithmetic. Each sample brings its time with it.
 //!
-//! Tokio counts how long a worker was busy; the kernel counts how long its thread computed and how long it
-//! waited for a CPU. What is left of the busy time was spent asleep in a poll:
+//! Tokio counts the time for which a worker was busy. The kernel counts the time for which its
+//! thread computed, and for which it waited for a CPU. The thread spent the rest of the busy time
+//! asleep in a poll:
 //!
 //! > blocked = busy − CPU time − run-queue wait
 //!
-//! That is a lower bound: a worker also computes while tokio does not call it busy.
+//! It is a lower bound, since a worker also computes while tokio does not call it busy. Once a
+//! second each worker's account is closed as a *page*.
 
+use super::Thread;
 use super::sample::Sample;
 use crate::clock::Nanos;
 use crate::os::{ThreadEvidence, ThreadState};
 use std::time::Duration;
 
-/// What a worker spends its time on.
+/// The states that a worker spends its time in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WorkerState {
     Cpu,
@@ -47,32 +49,41 @@ impl WorkerState {
     }
 }
 
-/// A page of the ledger is closed after this long, at a moment when the worker is parked: everything has
-/// been published then …
+/// The age at which a page is closed if the worker is parked, so that everything is published.
 const PAGE: Duration = Duration::from_secs(1);
-/// … or after this long at any moment that will do …
+/// The age at which a page is closed if the worker is at work and certainly driven.
 const LONG_PAGE: Duration = Duration::from_millis(1500);
-/// … or after this long at any moment at all.
+/// The age at which a page is closed in any case.
 const LONGEST_PAGE: Duration = Duration::from_secs(5);
 
 /// One worker's ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     opened: Option<Reading>,
-    /// Below zero: what was busy too little so far, since the moment of a publication is known only to within a
-    /// tick. What is found too much next is taken from it first.
+    /// Busy time that was missing in earlier pages: the moment of a publication is known only to
+    /// within a tick. The next excess of busy time pays it back first.
     owed: Duration,
 }
 
-/// Everything that a page is the difference of.
+/// The figures at one moment. A page is the difference of two readings.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     at: Nanos,
     busy: Duration,
-    thread: Option<((usize, u64), ThreadEvidence)>,
+    thread: Option<(Thread, ThreadEvidence)>,
 }
 
-/// How the time of a page was spent.
+impl Reading {
+    fn of(sample: &Sample, unpublished: Duration) -> Reading {
+        Reading {
+            at: sample.at,
+            busy: sample.after.busy + unpublished,
+            thread: sample.slot.map(|slot| slot.thread).zip(sample.thread),
+        }
+    }
+}
+
+/// The time of a page, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page {
     cpu: Duration,
@@ -83,6 +94,13 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    fn unknown(wall: Duration) -> Page {
+        Page {
+            unknown: wall,
+            ..Page::default()
+        }
+    }
+
     /// The parts, in the order of [`WorkerState::ALL`].
     pub(crate) fn parts(&self) -> [(WorkerState, Duration); 5] {
         [
@@ -95,18 +113,18 @@ impl Page {
     }
 }
 
-/// What one sample adds to the ledger.
+/// The addition of one sample to the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Increment {
-    /// For how long the worker has been busy without tokio's counter saying so.
+    /// The busy time that tokio has not published yet.
     pub(crate) unpublished: Duration,
     /// A page that has been closed.
     pub(crate) page: Option<Page>,
 }
 
 impl Ledger {
-    /// Takes in a sample. `moved_at` is the tick at which the worker's counters were first seen as they are;
-    /// `driven` says that an active worker cannot be one that nobody drives.
+    /// Takes in a sample. `moved_at` is the tick at which the worker's counters were first seen as
+    /// they are. If `driven` is true, an active worker is certainly driven.
     pub(crate) fn observe(
         &mut self,
         sample: &Sample,
@@ -114,64 +132,40 @@ impl Ledger {
         driven: bool,
         tick: Duration,
     ) -> Increment {
-        let parked = sample.after.parks % 2 == 1;
+        let parked = sample.after.is_parked();
         let moved = sample.at.since(moved_at);
-        let unpublished = if parked || !driven {
-            Duration::ZERO
-        } else {
-            moved
-        };
-        let reading = Reading {
-            at: sample.at,
-            busy: sample.after.busy + unpublished,
-            thread: sample.slot.map(|slot| slot.thread).zip(sample.thread),
-        };
-        // An active worker that may be nobody's says nothing until it moves on.
-        let is_somebodys = driven || parked || moved.is_zero();
-        let page = match self.opened {
-            None => {
-                self.opened = Some(reading);
-                None
-            }
-            Some(opened) if is_time(&opened, sample, is_somebodys) => {
-                self.opened = Some(reading);
-                is_somebodys.then(|| self.page(&opened, &reading, tick * 2))
-            }
-            Some(_) => None,
-        };
+        let is_busy = driven && !parked;
+        let unpublished = if is_busy { moved } else { Duration::ZERO };
+        let reading = Reading::of(sample, unpublished);
+        // An active worker that may not be driven has no account until it moves on.
+        let is_known = driven || parked || moved.is_zero();
+        let opened = *self.opened.get_or_insert(reading);
+        let mut page = None;
+        if is_time(&opened, sample, is_known) {
+            self.opened = Some(reading);
+            page = is_known.then(|| self.page(&opened, &reading, tick * 2));
+        }
         Increment { unpublished, page }
     }
 
-    /// What was between two readings. The parts add up to the time between them.
+    /// The time between two readings, by state.
     fn page(&mut self, opened: &Reading, closed: &Reading, slack: Duration) -> Page {
         let wall = closed.at.since(opened.at);
         let (before, now) = match (opened.thread, closed.thread) {
             (Some((same, before)), Some((thread, now))) if same == thread => (before, now),
-            _ => {
-                return Page {
-                    unknown: wall,
-                    ..Page::default()
-                };
-            }
+            _ => return Page::unknown(wall),
         };
-        let cpu = now.cpu.saturating_sub(before.cpu).min(wall);
         let busy = closed.busy.saturating_sub(opened.busy);
-        let mut contention = now.run_queue.saturating_sub(before.run_queue);
-        if now.state == ThreadState::Waiting {
-            // A wait that has lasted for a whole page, and is not counted yet.
-            contention = contention.max(busy.saturating_sub(cpu));
-        }
-        let contention = contention.min(wall - cpu);
+        let cpu = now.cpu.saturating_sub(before.cpu).min(wall);
+        let contention = contention(before, now, busy.saturating_sub(cpu)).min(wall - cpu);
         let awake = cpu + contention;
         let is_asleep = matches!(now.state, ThreadState::Asleep(_));
+        // A thread that was never put on a CPU anew has never slept. Its missing time was taken
+        // from the whole machine, or is an error.
         let blocked = if now.runs == before.runs && !is_asleep {
-            // Never put on a CPU anew, so it has never slept: the time is a stolen CPU's, or an error.
             Duration::ZERO
         } else {
-            let found = busy.saturating_sub(awake);
-            let blocked = found.saturating_sub(self.owed);
-            self.owed = (self.owed.saturating_sub(found) + awake.saturating_sub(busy)).min(slack);
-            blocked.min(wall - awake)
+            self.excess(busy, awake, slack).min(wall - awake)
         };
         Page {
             cpu,
@@ -181,18 +175,34 @@ impl Ledger {
             unknown: Duration::ZERO,
         }
     }
+
+    /// The excess of the busy time over the time awake, less the time that is owed.
+    fn excess(&mut self, busy: Duration, awake: Duration, slack: Duration) -> Duration {
+        let found = busy.saturating_sub(awake);
+        let excess = found.saturating_sub(self.owed);
+        self.owed = (self.owed.saturating_sub(found) + awake.saturating_sub(busy)).min(slack);
+        excess
+    }
 }
 
-/// Whether a page is to be closed at this sample. The kernel counts a wait for a CPU when it ends, so a page
-/// must not end in one.
-fn is_time(opened: &Reading, sample: &Sample, is_somebodys: bool) -> bool {
-    let parked = sample.after.parks % 2 == 1;
-    let waits = sample
-        .thread
-        .is_some_and(|thread| thread.state == ThreadState::Waiting);
-    let long_enough = if parked && !waits {
+/// The time without a CPU. A wait that has not ended may have lasted for the whole page, and the
+/// kernel has not counted it yet: then it is all the busy time in which the thread did not compute.
+fn contention(before: ThreadEvidence, now: ThreadEvidence, off_cpu: Duration) -> Duration {
+    let counted = now.run_queue.saturating_sub(before.run_queue);
+    match now.state {
+        ThreadState::Waiting => counted.max(off_cpu),
+        _ => counted,
+    }
+}
+
+/// Whether a page is to be closed at this sample. The kernel counts a wait for a CPU when it ends,
+/// so a page must not end in one.
+fn is_time(opened: &Reading, sample: &Sample, is_known: bool) -> bool {
+    let thread = sample.thread;
+    let waits = thread.is_some_and(|thread| thread.state == ThreadState::Waiting);
+    let long_enough = if sample.after.is_parked() && !waits {
         PAGE
-    } else if is_somebodys && !waits {
+    } else if is_known && !waits {
         LONG_PAGE
     } else {
         LONGEST_PAGE
@@ -209,7 +219,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// A worker's life in steps; each is looked at, at its end.
+    /// A worker's life in steps, with a look at the end of each.
     struct Life {
         ledger: Ledger,
         time: [Duration; WorkerState::ALL.len()],
@@ -286,7 +296,7 @@ mod tests {
                 self.sample.after.busy += ms(wall);
                 self.sample.after.parks = (self.sample.after.parks + 1) | 1;
                 self.moved_at = self.sample.at;
-            } else if self.sample.after.parks % 2 == 1 {
+            } else if self.sample.after.is_parked() {
                 self.sample.after.parks += 1;
                 self.moved_at = Nanos(self.sample.at.0 - wall * 1_000_000);
             }
@@ -298,7 +308,7 @@ mod tests {
             self.look();
         }
 
-        /// Blocked, and everything together, in milliseconds.
+        /// The blocked time, and the time of all states together, in milliseconds.
         fn figures(&self) -> (u128, u128) {
             let all: Duration = WorkerState::ALL
                 .iter()
@@ -346,7 +356,7 @@ mod tests {
         let mut life = Life::new();
         life.thread().state = ThreadState::Asleep(None);
         for _ in 0..400 {
-            // What `busy` adds.
+            // `busy` counts one run, and there is none.
             life.thread().runs -= 1;
             life.busy(10, 0, 0, false);
         }

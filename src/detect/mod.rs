@@ -1,17 +1,19 @@
-//! Decides, from one look a tick, whether a worker is held. Pure: no clock, no threads, no I/O.
+//! Decides, from one look a tick, whether a worker is held, and for how long.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* do anything but arithmetic on what it is given. Time is handed in, so that tests need none.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* do anything but arithmetic on its arguments. It has no clock, no thread and no I/O:
+//! each look brings its time with it, so tests need no real time.
 //!
-//! A worker is held by one thing for as long as nothing shows that it has gone on. Such a *hold* is a
-//! marked poll (the same odd epoch in the slot of the worker's thread) or a poll that memory shows to be the
-//! same one ([`PollId`]). Where memory cannot be read, it is a visit to the runtime's loop in which neither of
-//! the worker's counters has moved.
+//! One thing holds a worker as long as nothing shows that the worker has gone on. A run of samples
+//! in which one thing held the worker is a *hold*. It is a marked poll (the same odd epoch in the
+//! slot of the worker's thread) or a poll that memory shows to be the same one ([`PollId`]). If
+//! memory cannot be read, it is a visit to the runtime's loop in which neither of the worker's
+//! counters has moved.
 //!
-//! Only time for which the code can be blamed counts towards the threshold: time on a CPU and time
-//! asleep, not time spent waiting for a CPU, nor time for which this whole process stood still.
+//! Only blamed time counts towards the threshold: time on a CPU and time asleep. Time in which the
+//! thread waited for a CPU does not count, nor does time in which the whole process stood still.
 //!
-//! What a long hold proves is said by one function, [`belief`](belief::belief).
+//! One function decides which long hold is a stall, [`belief`](belief::belief).
 
 mod belief;
 mod driver;
@@ -31,47 +33,48 @@ use crate::report::{Certainty, TimeSplit};
 use crate::slot::LongPoll;
 use crate::turns::{PollId, Stage};
 use belief::{Sign, Whose, belief};
-use hold::{Announced, Hold, measured_end, middle};
-use sample::{Ends, Interval};
+use hold::{Announced, Hold, Period, middle};
+use sample::{Ends, Step, measured_end};
 use std::time::Duration;
 use unseen::Unconfirmed;
 
-/// What holds a worker.
+/// The thing that holds a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeldBy {
     /// A marked poll.
     Poll(PollKey),
     /// A poll on this thread that memory shows to be the same one.
     Turn(Thread, PollId),
-    /// Something without a mark, where memory shows nothing. The epoch, if a slot is known, is an even one: a
-    /// mark that comes and goes in between is a sign of life.
+    /// Something without a mark, and memory shows nothing. The epoch, if a slot is known, is an
+    /// even one: a mark that comes and goes in between is a sign of life.
     Unmarked(Option<PollKey>),
     /// A turn of the runtime's loop that has outlasted all the polls it could consist of.
     CountedOut,
 }
 
-/// Which slot, and which of its owners.
+/// A slot, and the number of its owner.
 pub(crate) type Thread = (usize, u64);
 
-/// What is known of a stall at this moment.
+/// A stall as it is known at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stall {
-    /// Counts what was watched on its worker; the same from first suspicion to the end.
+    /// The number of its hold on this worker: the same from first suspicion to the end. The
+    /// watchdog gives each its number in the process (D11).
     pub(crate) serial: u64,
     pub(crate) held_by: HeldBy,
     pub(crate) since: Nanos,
-    /// By the clock on the wall, host time included.
+    /// By the wall clock, so it includes the host's time.
     pub(crate) duration: Duration,
-    /// `duration` is right to within this much.
+    /// The largest possible error of `duration`.
     pub(crate) error: Duration,
     pub(crate) certainty: Certainty,
-    /// What the time was spent on, as far as it was looked at.
+    /// The parts of the time that was looked at.
     pub(crate) split: TimeSplit,
-    /// The system call that the thread slept in longest, as far as was seen.
+    /// The system call that the thread was seen asleep in for the longest time.
     pub(crate) call: Option<Call>,
-    /// The name its thread left behind, where the poll ended unseen; 0 for none.
+    /// The name in the thread's record, if the poll ended unseen; 0 for none.
     pub(crate) name: u32,
-    /// Tokio's number for the task, where memory shows it; 0 for none.
+    /// Tokio's number for the task, if memory shows it; 0 for none.
     pub(crate) task: u64,
 }
 
@@ -85,7 +88,8 @@ pub(crate) enum Finding {
     Ended(Stall),
 }
 
-/// At most three things can happen in one tick: a stall ends, and another is noticed.
+/// The findings of one tick: most often none. Several stalls can end in one tick, as the busy
+/// counter may confirm several polls at once.
 pub(crate) type Findings = Vec<Finding>;
 
 /// Watches one worker.
@@ -93,68 +97,48 @@ pub(crate) type Findings = Vec<Finding>;
 pub(crate) struct Detector {
     rules: Rules,
     last: Option<Sample>,
-    interval: Option<Interval>,
     hold: Option<Hold>,
-    /// How many there have been.
+    /// The number of holds so far.
     holds_seen: u64,
     /// An announced poll that has just ended. Boxed: rare, and large.
     closing: Option<Box<Closing>>,
     /// A mark that has outlived its poll, or whose poll has left its worker.
     outlived: Option<PollKey>,
-    /// How long the worker's turn, or where none is seen its counters, have not moved.
-    unmoved: Option<Unmoved>,
+    /// The time for which the worker's turn has not moved; without turns, its counters.
+    unmoved: Option<Period>,
     /// Long polls that ended before they were announced, until the busy counter confirms them.
     unconfirmed: Vec<Unconfirmed>,
-    /// When polls that are followed ended, as far as their thread has measured that.
+    /// The measured ends of the polls that are followed.
     ends: Ends,
     /// Polls of this worker have been seen to leave it.
     leaves: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Unmoved {
-    since: Nanos,
-    blamed: Duration,
-    split: TimeSplit,
-    busy_before: Duration,
-}
-
-impl Unmoved {
-    /// From now on, unless the worker is parked.
-    fn from(sample: &Sample) -> Option<Unmoved> {
-        (sample.after.parks % 2 == 0).then_some(Unmoved {
-            since: sample.at,
-            blamed: Duration::ZERO,
-            split: TimeSplit::default(),
-            busy_before: sample.after.busy,
-        })
-    }
-}
-
-/// Between the end of a poll and the record of it, its thread may lose its CPU. The record is given one
-/// more tick.
+/// An announced poll that is over, while its record may still come: between the end of a poll and
+/// the record of it, its thread may lose its CPU. The record has one more tick.
 #[derive(Clone, Copy, Debug)]
 struct Closing {
     hold: Hold,
     certainty: Certainty,
-    not_before: Nanos,
-    not_after: Nanos,
+    /// The end without a record, and the error of it.
+    end: (Nanos, Duration),
 }
 
-/// The most polls in one turn of a multi-thread worker: a task, and up to three from its "next" slot.
+/// The most polls in one turn of a multi-thread worker (D25): a task, and up to three from its
+/// "next" slot.
 const POLLS_IN_A_TURN: u32 = 4;
-/// The most polls between two moves of a worker's counters: tokio publishes them every 61 turns.
+/// The most polls between two moves of a worker's counters (D25): tokio publishes them every 61
+/// turns.
 const POLLS_IN_A_PUBLICATION: u32 = 61 * POLLS_IN_A_TURN;
-/// Ticks for which a marked poll waits for a stack, where memory does not show whose the worker is: debug
-/// information may have to be read for it.
-const PATIENCE: u32 = 400;
+/// Ticks for which a marked poll waits for a stack if memory does not show who drives the worker
+/// (D23). The explainer may have to read debug information for it.
+const TICKS_FOR_A_STACK: u32 = 400;
 
 impl Detector {
     pub(crate) fn new(rules: Rules) -> Detector {
         Detector {
             rules,
             last: None,
-            interval: None,
             hold: None,
             holds_seen: 0,
             closing: None,
@@ -166,22 +150,22 @@ impl Detector {
         }
     }
 
-    /// Takes in one tick's look, and says what is new.
+    /// Takes in the look of one tick, and returns the news.
     pub(crate) fn observe(&mut self, look: &Look) -> Findings {
         for (serial, shown) in &look.stacks {
             self.show(*serial, *shown);
         }
-        let previous = self.last;
         let unseen = self.sort_records(&look.records);
-        let mut findings = self.follow(&look.sample);
+        let step = self.step_to(&look.sample);
+        let mut findings = self.follow(&step);
         for (poll, record) in unseen {
-            self.ended_unseen(poll, &record, previous);
+            self.ended_unseen(poll, &record, &step);
         }
-        findings.extend(self.announce(&look.sample));
+        findings.extend(self.announce(look.sample.at));
         findings
     }
 
-    /// Takes in a tick at which an idle worker was parked as before: the sample taken in last holds for this
+    /// Takes in a tick at which an idle worker was parked as before: the last sample holds for this
     /// moment as well.
     pub(crate) fn rested(&mut self, at: Nanos) {
         if let Some(last) = &mut self.last {
@@ -189,7 +173,7 @@ impl Detector {
         }
     }
 
-    /// Whether nothing is being watched, and nothing waited for.
+    /// Whether nothing holds the worker, and nothing is waited for.
     pub(crate) fn is_idle(&self) -> bool {
         self.hold.is_none()
             && self.closing.is_none()
@@ -197,71 +181,78 @@ impl Detector {
             && self.unconfirmed.is_empty()
     }
 
-    /// What is being watched now, by its serial.
+    /// The serial of the present hold.
     pub(crate) fn watches(&self) -> Option<u64> {
         self.hold.map(|hold| hold.serial)
     }
 
-    /// Since when one thing has held the worker, if it has been seen to at two ticks.
+    /// The time since which one thing has held the worker, if it did so at two ticks.
     pub(crate) fn held_since(&self) -> Option<Nanos> {
         let hold = self.hold.filter(|hold| hold.ticks >= 2);
-        hold.map(|hold| hold.latest)
+        hold.map(|hold| hold.period.since)
     }
 
-    /// The sample taken in last.
+    /// The last sample.
     pub(crate) fn last(&self) -> Option<Sample> {
         self.last
     }
 
-    /// Follows what holds the worker from the last sample to this one.
-    fn follow(&mut self, sample: &Sample) -> Findings {
-        let mut findings = Findings::new();
+    /// The step from the last sample to this one, which becomes the last.
+    fn step_to(&mut self, sample: &Sample) -> Step {
         let went_on = self.last.is_some_and(|last| last.after != sample.before);
-        let sample = &self.without_outlived(sample, went_on);
-        let last = self.last.replace(*sample);
-        let interval = last.map(|last| Interval::between(&last, sample, &self.rules));
-        self.interval = interval;
-        self.follow_counters(last.as_ref(), sample, interval);
-        findings.extend(self.close());
+        let sample = self.without_outlived(sample, went_on);
+        let last = self.last.replace(sample);
+        Step::new(last, sample, went_on, &self.rules)
+    }
 
-        let holder = self.holder(sample);
-        let gone_on = went_on || sample.before != sample.after;
+    /// Follows the hold from the last sample to this one.
+    fn follow(&mut self, step: &Step) -> Findings {
+        self.follow_counters(step);
+        let mut findings = Findings::from_iter(self.close());
+        let holder = self.holder(&step.sample);
+        let gone_on = step.went_on || step.sample.before != step.sample.after;
         match self.hold.take() {
             Some(mut hold) if holder == Some(hold.held_by) && !hold.is_over(gone_on) => {
-                hold.extend(sample, interval, &self.rules);
+                hold.extend(step, &self.rules);
                 self.hold = Some(hold);
             }
-            old => {
-                if old.is_some_and(|old| old.announced.is_some()) {
-                    // What has been told once does not count again.
-                    self.unmoved = Unmoved::from(sample);
-                }
-                let over = old.and_then(|old| self.finish(old, last.as_ref(), sample, interval));
-                findings.extend(over);
-                let serial = self.next_serial();
-                self.hold = holder.map(|held_by| match (held_by, &self.unmoved) {
-                    (HeldBy::CountedOut, Some(unmoved)) => Hold::counted_out(serial, unmoved),
-                    _ => Hold::begin(serial, held_by, last.as_ref(), sample, interval),
-                });
-            }
+            old => findings.extend(self.begin_hold(old, holder, step)),
         }
-        findings.extend(self.confirm(sample, went_on));
+        findings.extend(self.confirm(step));
         findings
     }
 
-    /// Keeps when the polls that are followed ended; hands back the records of the others.
+    /// Ends the old hold, if there is one, and begins that of a new holder.
+    fn begin_hold(
+        &mut self,
+        old: Option<Hold>,
+        holder: Option<HeldBy>,
+        step: &Step,
+    ) -> Option<Finding> {
+        if old.is_some_and(|old| old.announced.is_some()) {
+            // A stall that was announced does not count again (D30).
+            self.unmoved = Period::at_work_from(&step.sample);
+        }
+        let ended = old.and_then(|old| self.finish(old, step));
+        let serial = self.next_serial();
+        self.hold = holder.map(|held_by| match (held_by, self.unmoved) {
+            (HeldBy::CountedOut, Some(unmoved)) => Hold::new(serial, held_by, unmoved),
+            _ => Hold::begin(serial, held_by, step),
+        });
+        ended
+    }
+
+    /// Keeps the ends of the polls that are followed, and returns the records of the others.
     fn sort_records(&mut self, records: &[(PollKey, LongPoll)]) -> Vec<(PollKey, LongPoll)> {
-        // What is being watched is told as such. A poll that ended just after the sample was taken is seen to
-        // be over only next time.
+        // A poll that ended just after its sample was taken is still a hold: it is seen to be over
+        // at the next tick.
         let (followed, unseen): (Vec<_>, Vec<_>) = records
             .iter()
             .copied()
             .partition(|(poll, _)| self.follows(*poll));
         let known = self.ends.iter().flatten().copied();
         let known: Vec<_> = known.filter(|(poll, _)| self.follows(*poll)).collect();
-        let new = followed
-            .into_iter()
-            .map(|(poll, record)| (poll, record.ended));
+        let new = followed.iter().map(|(poll, record)| (*poll, record.ended));
         let mut ends = new.chain(known);
         self.ends = [ends.next(), ends.next()];
         unseen
@@ -269,29 +260,20 @@ impl Detector {
 
     /// Whether the detector waits for the end of this poll.
     fn follows(&self, poll: PollKey) -> bool {
-        let held_by = |hold: Option<Hold>| hold.map(|hold| hold.held_by);
-        let poll = Some(HeldBy::Poll(poll));
-        held_by(self.hold) == poll
-            || held_by(self.closing.as_ref().map(|closing| closing.hold)) == poll
+        let closing = self.closing.as_ref().map(|closing| &closing.hold);
+        let mut holds = self.hold.iter().chain(closing);
+        holds.any(|hold| hold.held_by == HeldBy::Poll(poll))
     }
 
-    /// The sample without a mark that has outlived its poll, as a span guard that is held across an `.await`
-    /// does, and without a thread that has left its worker.
-    ///
-    /// A worker neither parks nor publishes during a poll, and its turn does not move.
+    /// The sample without a mark that has outlived its poll (D28). Without turns the thread goes as
+    /// well, since its poll may have left the worker.
     fn without_outlived(&mut self, sample: &Sample, went_on: bool) -> Sample {
-        let polled = sample.marked();
-        let still = polled.is_some() && polled == self.last.and_then(|last| last.marked());
-        let parked = sample.before.parks % 2 == 1;
-        let moved = went_on
-            || self
-                .last
-                .is_some_and(|last| last.shows_another_poll(sample));
-        if polled.is_some() && (parked || still && moved || sample.is_resumed_since_its_mark()) {
-            self.outlived = polled;
+        let marked = sample.marked();
+        if marked.is_some() && self.has_outlived(sample, went_on) {
+            self.outlived = marked;
             self.leaves |= sample.turn.is_none();
         }
-        if self.outlived.is_none() || self.outlived != polled {
+        if self.outlived.is_none() || self.outlived != marked {
             self.outlived = None;
             return *sample;
         }
@@ -305,14 +287,21 @@ impl Detector {
         }
     }
 
-    /// Takes in what a stack has shown of what is being watched.
+    /// Whether the poll of the sample's mark is over, or has left the worker: during a poll the
+    /// worker neither parks nor publishes, and its turn does not move (D28).
+    fn has_outlived(&self, sample: &Sample, went_on: bool) -> bool {
+        let same = self.last.filter(|last| last.marked() == sample.marked());
+        same.is_some_and(|last| went_on || last.shows_another_poll(sample))
+            || sample.before.is_parked()
+            || sample.is_resumed_since_its_mark()
+    }
+
+    /// Takes in the verdict of a stack that was taken of this hold.
     fn show(&mut self, serial: u64, shown: StackVerdict) {
         self.leaves |= shown == StackVerdict::Detached;
-        if let Some(hold) = &mut self.hold {
-            // What one stack has shown, that there is no other does not undo.
-            if hold.serial == serial
-                && (shown != StackVerdict::Inconclusive || hold.shown.is_none())
-            {
+        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.serial == serial) {
+            // An inconclusive stack does not undo an earlier verdict.
+            if shown != StackVerdict::Inconclusive || hold.shown.is_none() {
                 hold.shown = Some(shown);
             }
         }
@@ -323,17 +312,18 @@ impl Detector {
         self.holds_seen
     }
 
-    /// What holds the worker in this sample; `None` if it is parked or allowed to block, if it went from poll to
-    /// poll meanwhile, and where memory shows that this thread has no worker in its hands.
+    /// The thing that holds the worker in this sample.
+    ///
+    /// `None` if the worker is parked or may block, if it went from poll to poll during the look,
+    /// or if memory shows no worker in the hands of this thread.
     fn holder(&self, sample: &Sample) -> Option<HeldBy> {
         let is_allowed = sample.slot.is_some_and(|slot| slot.allowed);
         let is_elsewhere = sample.turn.is_some_and(|turn| !turn.holds);
-        if sample.after.parks % 2 == 1 || is_allowed || is_elsewhere || !sample.settled {
+        if sample.after.is_parked() || is_allowed || is_elsewhere || !sample.settled {
             return None;
         }
-        let current = self.hold.map(|hold| hold.held_by);
-        let said = self.hold.is_some_and(|hold| hold.announced.is_some());
-        if self.counted_out(sample) && (current == Some(HeldBy::CountedOut) || !said) {
+        let is_old = |hold: Hold| hold.held_by == HeldBy::CountedOut || hold.announced.is_none();
+        if self.counted_out(sample) && self.hold.is_none_or(is_old) {
             return Some(HeldBy::CountedOut);
         }
         Some(match (sample.slot, sample.turn) {
@@ -343,7 +333,8 @@ impl Detector {
         })
     }
 
-    /// Whether even the most polls that fit into what has not moved cannot all have been short.
+    /// Whether the worker has not moved for longer than all the polls of that time could take, had
+    /// each been short (D25, D26).
     fn counted_out(&self, sample: &Sample) -> bool {
         let polls = match sample.turn {
             Some(_) => POLLS_IN_A_TURN,
@@ -355,61 +346,37 @@ impl Detector {
     }
 
     /// Keeps the time for which the worker has not moved.
-    fn follow_counters(
-        &mut self,
-        last: Option<&Sample>,
-        sample: &Sample,
-        interval: Option<Interval>,
-    ) {
-        let parked = sample.after.parks % 2 == 1;
+    fn follow_counters(&mut self, step: &Step) {
+        let sample = &step.sample;
         let excused = sample.slot.is_some_and(|slot| {
             let since = self.unmoved.map(|unmoved| unmoved.since);
             slot.allowed || slot.allowed_until > since
         });
-        let still = last.is_some_and(|last| last.is_unmoved_in(sample)) && !parked && !excused;
-        match (&mut self.unmoved, interval) {
-            (Some(unmoved), Some(interval)) if still => {
-                unmoved.blamed += interval.blamed();
-                unmoved.split = unmoved.split.plus(interval.split);
-            }
-            _ => {
-                self.unmoved = Unmoved::from(sample);
-            }
+        let stands = step.last.is_some_and(|last| last.is_unmoved_in(sample));
+        let still = stands && !sample.after.is_parked() && !excused;
+        match (&mut self.unmoved, &step.interval) {
+            (Some(unmoved), Some(interval)) if still => unmoved.add(interval),
+            _ => self.unmoved = Period::at_work_from(sample),
         }
     }
 
-    /// Says what this tick adds to what was said before.
-    fn announce(&mut self, sample: &Sample) -> Option<Finding> {
+    /// The news about the present hold.
+    fn announce(&mut self, now: Nanos) -> Option<Finding> {
         let certainty = self.certainty();
-        let near = self.is_near();
+        let is_near = self.is_near();
         let hold = self.hold.as_mut()?;
-        hold.suspected_for += u32::from(hold.suspected);
-        let stall = hold.stall_until(
-            sample.at,
-            Duration::ZERO,
-            certainty.unwrap_or(Certainty::Likely),
-        );
-        // A stack that a verdict depends on is asked for until there is one.
-        let again = hold.waits_for_a_stack();
-        if near && certainty.is_none() && (again || !hold.suspected) {
-            hold.suspected = true;
-            return Some(Finding::Suspect(stall));
+        hold.suspected_for = hold.suspected_for.map(|ticks| ticks + 1);
+        let likely = certainty.unwrap_or(Certainty::Likely);
+        let stall = hold.stall_until(now, Duration::ZERO, likely);
+        if certainty.is_some() {
+            return hold.announce(stall, &self.rules);
         }
-        let certainty = certainty?;
-        let Some(announced) = &mut hold.announced else {
-            hold.announced = Some(Announced {
-                certainty,
-                next_age: next_age(&self.rules, stall.duration),
-            });
-            return Some(Finding::Began(stall));
-        };
-        let grown_up = stall.duration >= announced.next_age;
-        let surer = certainty > announced.certainty;
-        announced.certainty = certainty;
-        if grown_up {
-            announced.next_age = next_age(&self.rules, stall.duration);
-        }
-        (grown_up || surer).then_some(Finding::Ongoing(stall))
+        // A verdict needs a stack, so each tick asks for one until there is one.
+        let asks = hold.suspected_for.is_none() || hold.waits_for_a_stack();
+        (is_near && asks).then(|| {
+            hold.suspected_for.get_or_insert(0);
+            Finding::Suspect(stall)
+        })
     }
 
     /// Whether the next tick may find a stall.
@@ -418,7 +385,7 @@ impl Detector {
             return false;
         };
         let long = match hold.held_by {
-            HeldBy::Poll(_) | HeldBy::Turn(..) => hold.blamed,
+            HeldBy::Poll(_) | HeldBy::Turn(..) => hold.period.blamed,
             HeldBy::Unmarked(_) => hold.one_sleep(),
             HeldBy::CountedOut => return false,
         };
@@ -426,27 +393,28 @@ impl Detector {
         !long.is_zero() && long + self.rules.tick >= enough
     }
 
-    /// How sure a stall going on is; `None` if there is none.
+    /// The certainty of the present stall; `None` if there is none. It never falls.
     fn certainty(&self) -> Option<Certainty> {
         let hold = self.hold.as_ref()?;
-        let said = hold.announced.map(|announced| announced.certainty);
-        let now = self.sign(hold).and_then(|sign| {
-            let waited = hold.suspected_for >= PATIENCE;
-            belief(sign, self.whose(hold, waited))
-        });
-        now.max(said)
+        let announced = hold.announced.map(|announced| announced.certainty);
+        let has_waited = hold.suspected_for >= Some(TICKS_FOR_A_STACK);
+        let sign = self.sign(hold);
+        let now = sign.and_then(|sign| belief(sign, self.whose(hold, has_waited)));
+        now.max(announced)
     }
 
-    /// What a hold is a sign of, if it is long enough to be one.
+    /// The sign that a hold is, if it is long enough to be one.
     fn sign(&self, hold: &Hold) -> Option<Sign> {
-        let is_long = hold.blamed >= hold.enough(&self.rules);
+        let enough = hold.enough(&self.rules);
+        let is_long = hold.period.blamed >= enough;
         match hold.held_by {
             HeldBy::CountedOut => Some(Sign::CountedOut),
-            // A poll seen for the first time may have left its worker just before.
+            // A poll seen for the first time may have left its worker just before (D27).
             HeldBy::Poll(_) => (is_long && hold.ticks >= 2).then_some(Sign::Mark),
             HeldBy::Turn(_, poll) if is_long => {
+                // Calls that look the same may be two polls (D52).
                 let is_one = poll.stage != Stage::Unclear
-                    || hold.one_sleep() >= hold.enough(&self.rules)
+                    || hold.one_sleep() >= enough
                     || hold.outlasts_two(&self.rules);
                 is_one.then_some(Sign::Poll)
             }
@@ -455,107 +423,95 @@ impl Detector {
         }
     }
 
-    /// Whose the worker is, as far as is known.
-    fn whose(&self, hold: &Hold, waited: bool) -> Whose {
+    /// The evidence that the worker belongs to the thread of the hold. If the hold has waited long
+    /// enough for a stack, a missing one counts as inconclusive (D23).
+    fn whose(&self, hold: &Hold, has_waited: bool) -> Whose {
         if hold.holds {
             return Whose::Held;
         }
-        let shown = hold.shown.or(waited.then_some(StackVerdict::Inconclusive));
+        let missing = has_waited.then_some(StackVerdict::Inconclusive);
         Whose::ByStack {
-            shown,
+            shown: hold.shown.or(missing),
             leaves: self.leaves,
         }
     }
 
-    /// A hold is over: the end of a stall that was announced, or of one that nobody saw in time.
-    fn finish(
-        &mut self,
-        mut hold: Hold,
-        last: Option<&Sample>,
-        sample: &Sample,
-        interval: Option<Interval>,
-    ) -> Option<Finding> {
-        if let HeldBy::Poll(_) = hold.held_by {
-            return self.finish_marked(hold, last, sample, interval);
+    /// Ends a hold. It is news if its stall was announced, or is proven only now.
+    fn finish(&mut self, mut hold: Hold, step: &Step) -> Option<Finding> {
+        let last_seen = step.last_seen();
+        let end = middle(last_seen, step.sample.at);
+        let measured = measured_end(&self.ends, hold.held_by);
+        let tail = measured.unwrap_or(end.0).since(last_seen);
+        hold.period.add_tail(tail, step.interval);
+        match (hold.held_by, hold.announced) {
+            (HeldBy::Poll(_), Some(Announced { certainty, .. })) => {
+                let closing = Closing {
+                    hold,
+                    certainty,
+                    end,
+                };
+                self.closing = Some(Box::new(closing));
+                measured.and_then(|_| self.close())
+            }
+            (HeldBy::Poll(_), None) => {
+                self.finish_unannounced(hold, measured?, step);
+                None
+            }
+            _ => self.finish_unmarked(&hold, end, step),
         }
-        let last_seen = last.map_or(sample.at, |last| last.at);
-        let said = hold.announced.map(|announced| announced.certainty);
-        let certainty = said.or_else(|| self.driven_after_all(&hold, sample))?;
-        let (end, error) = middle(last_seen, sample.at);
-        hold.add_tail(end.since(last_seen), interval);
+    }
+
+    /// Ends a marked poll that was not announced. It ended between two ticks, and the rest of it is
+    /// blamed only as far as the host allows. Its stall waits for the busy counter (D32).
+    fn finish_unannounced(&mut self, mut hold: Hold, end: Nanos, step: &Step) {
+        let host = step
+            .interval
+            .map_or(Duration::ZERO, |interval| interval.host);
+        hold.period.blamed += end.since(step.last_seen()).saturating_sub(host);
+        if hold.period.blamed < hold.enough(&self.rules) {
+            return;
+        }
+        if let Some(certainty) = belief(Sign::Mark, self.whose(&hold, true)) {
+            let stall = hold.stall_until(end, Duration::ZERO, certainty);
+            let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before);
+            self.unconfirmed.push(unconfirmed);
+        }
+    }
+
+    /// Ends a hold without a mark.
+    fn finish_unmarked(
+        &self,
+        hold: &Hold,
+        (end, error): (Nanos, Duration),
+        step: &Step,
+    ) -> Option<Finding> {
+        let busy = step.busy_since(hold.period.busy_before);
+        let announced = hold.announced.map(|announced| announced.certainty);
+        let certainty = announced.or_else(|| self.driven_after_all(hold, busy))?;
         let mut stall = hold.stall_until(end, error, certainty);
-        // The busy counter has counted the hold, and what else the worker did since it last published.
-        let busy = sample.before.busy.saturating_sub(hold.busy_before);
-        let seen = last_seen.since(hold.latest);
+        // The busy counter has counted the hold, and all other work since the last publication.
+        let seen = step.last_seen().since(hold.period.since);
         if busy >= seen {
             stall.duration = stall.duration.min(busy).max(seen);
         }
         Some(Finding::Ended(stall))
     }
 
-    fn finish_marked(
-        &mut self,
-        mut hold: Hold,
-        last: Option<&Sample>,
-        sample: &Sample,
-        interval: Option<Interval>,
-    ) -> Option<Finding> {
-        let last_seen = last.map_or(sample.at, |last| last.at);
-        let measured = measured_end(&self.ends, hold.held_by);
-        let end = measured.unwrap_or(middle(last_seen, sample.at).0);
-        hold.add_tail(end.since(last_seen), interval);
-        if let Some(Announced { certainty, .. }) = hold.announced {
-            self.closing = Some(Box::new(Closing {
-                hold,
-                certainty,
-                not_before: last_seen,
-                not_after: sample.at,
-            }));
-            return measured.and_then(|_| self.close());
-        }
-        // It ended between two ticks. Blame it for the rest only as far as the host allows.
-        measured?;
-        let host = interval.map_or(Duration::ZERO, |interval| interval.host);
-        hold.blamed += end.since(last_seen).saturating_sub(host);
-        if hold.blamed >= hold.enough(&self.rules) {
-            let certainty = belief(Sign::Mark, self.whose(&hold, true))?;
-            let stall = hold.stall_until(end, Duration::ZERO, certainty);
-            self.unconfirmed
-                .push(Unconfirmed::new(stall, hold.busy_before));
-        }
-        None
-    }
-
-    /// Says that an announced poll is over.
+    /// Ends the stall of a poll that was announced and is over.
     fn close(&mut self) -> Option<Finding> {
-        let closing = self.closing.take()?;
-        let (end, error) = match measured_end(&self.ends, closing.hold.held_by) {
-            Some(end) => (end, Duration::ZERO),
-            None => middle(closing.not_before, closing.not_after),
-        };
-        Some(Finding::Ended(closing.hold.stall_until(
-            end,
-            error,
-            closing.certainty,
-        )))
+        let closing = *self.closing.take()?;
+        let measured = measured_end(&self.ends, closing.hold.held_by);
+        let (end, error) = measured.map_or(closing.end, |end| (end, Duration::ZERO));
+        let stall = closing.hold.stall_until(end, error, closing.certainty);
+        Some(Finding::Ended(stall))
     }
 
-    /// A `current_thread` runtime proves by its busy counter, once it moves, that it was being driven.
-    fn driven_after_all(&self, hold: &Hold, sample: &Sample) -> Option<Certainty> {
-        let busy = sample.before.busy.saturating_sub(hold.busy_before);
-        let was_driven = !self.rules.always_driven && busy >= hold.blamed;
+    /// Whether the busy counter of a `current_thread` runtime proves, once it moves, that the
+    /// runtime was driven.
+    fn driven_after_all(&self, hold: &Hold, busy: Duration) -> Option<Certainty> {
+        let was_driven = !self.rules.always_driven && busy >= hold.period.blamed;
         (was_driven && hold.long_sleep && !hold.holds).then_some(Certainty::Certain)
     }
-}
-
-/// The first doubling of the threshold, or milestone, that lies beyond an age.
-fn next_age(rules: &Rules, reached: Duration) -> Duration {
-    let mut doubled = rules.threshold;
-    while doubled <= reached {
-        doubled = doubled.saturating_mul(2);
-    }
-    let milestones = rules.milestones.into_iter().filter(|age| *age > reached);
-    milestones.fold(doubled, Duration::min)
 }
 
 #[cfg(all(test, not(loom)))]

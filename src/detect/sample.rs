@@ -1,26 +1,27 @@
-//! What one tick sees of one worker, and what the time between two ticks was spent on.
+//! One tick's look at one worker, and the parts of the time between two looks.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* `stall-watchdog`.
 //! *Must not:* do anything but arithmetic.
 
 use super::belief::StackVerdict;
+use super::{HeldBy, Thread};
 use crate::clock::Nanos;
-use crate::os::{ThreadEvidence, ThreadState};
+use crate::os::{Call, ThreadEvidence, ThreadState};
 use crate::report::TimeSplit;
 use crate::slot::LongPoll;
 use crate::turns::Turn;
 use std::time::Duration;
 
-/// What the rules of one runtime are.
+/// The rules of one runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) threshold: Duration,
     /// The longest time between two samples of an active worker.
     pub(crate) tick: Duration,
-    /// Ages at which a stall is announced besides the doublings: what is logged begins there.
+    /// Ages at which a stall is announced besides the doublings: the log's limits are among them.
     pub(crate) milestones: [Duration; 3],
-    /// Whether an active worker is surely being driven. Not so on a `current_thread` runtime, whose counters
-    /// look the same while nobody is inside its `block_on`. Of interest only where memory shows nothing.
+    /// An active worker is surely driven. The counters of a `current_thread` runtime look the same
+    /// while no thread is inside its `block_on`. It matters only if memory shows nothing.
     pub(crate) always_driven: bool,
 }
 
@@ -32,22 +33,27 @@ pub(crate) struct Counters {
     pub(crate) busy: Duration,
 }
 
-/// What the slot of the thread that drives the worker showed.
+impl Counters {
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parks % 2 == 1
+    }
+}
+
+/// The marks of the thread that drives the worker, as its slot showed them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SlotSeen {
-    /// Which slot and which owner of it.
-    pub(crate) thread: (usize, u64),
+    pub(crate) thread: Thread,
     pub(crate) epoch: u64,
-    /// When the poll started, if that was measured.
+    /// The start of the poll, if it was measured.
     pub(crate) started: Option<Nanos>,
     pub(crate) allowed: bool,
     pub(crate) allowed_until: Option<Nanos>,
-    /// How often the thread was seen between two polls for certain.
+    /// The number of times that the thread was certainly between two polls.
     pub(crate) loops: u64,
 }
 
 impl SlotSeen {
-    pub(super) fn in_poll(&self) -> bool {
+    pub(crate) fn in_poll(&self) -> bool {
         self.epoch % 2 == 1
     }
 
@@ -62,17 +68,17 @@ impl SlotSeen {
 /// Names one poll for as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PollKey {
-    pub(crate) thread: (usize, u64),
+    pub(crate) thread: Thread,
     pub(crate) epoch: u64,
 }
 
-/// What one tick brings to the detector.
+/// The input of the detector at one tick.
 #[derive(Clone, Debug)]
 pub(crate) struct Look {
     pub(crate) sample: Sample,
-    /// The long polls that the worker's thread has kept a record of since the last tick.
+    /// The long polls that the worker's thread has kept a record of since the last tick (D31).
     pub(crate) records: Vec<(PollKey, LongPoll)>,
-    /// What stacks have shown since the last tick, by the serial of what they were taken of.
+    /// The verdicts of stacks since the last tick, each with the serial of its hold.
     pub(crate) stacks: Vec<(u64, StackVerdict)>,
 }
 
@@ -80,18 +86,19 @@ pub(crate) struct Look {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) at: Nanos,
-    /// How late the watchdog itself woke for this tick.
+    /// The time by which the watchdog itself woke too late for this tick.
     pub(crate) late: Duration,
-    /// How long the watchdog waited for a CPU since the last sample, where that can be told.
+    /// The time for which the watchdog waited for a CPU since the last sample, if it is known.
     pub(crate) own_wait: Option<Duration>,
-    /// The counters before the slot was looked at, and after.
+    /// The counters before the look at the slot.
     pub(crate) before: Counters,
+    /// The counters after the look at the slot.
     pub(crate) after: Counters,
     pub(crate) slot: Option<SlotSeen>,
-    /// What memory shows of that thread's poll.
+    /// The poll of that thread, as memory shows it.
     pub(crate) turn: Option<Turn>,
-    /// No mark was made or ended while the thread was looked at, and memory shows the same poll: what was read
-    /// belongs together.
+    /// All parts of the look belong together: no mark began or ended during it, and memory shows
+    /// the same poll.
     pub(crate) settled: bool,
     pub(crate) thread: Option<ThreadEvidence>,
     /// We have signalled the thread since the last sample, and it has taken the signal.
@@ -100,9 +107,9 @@ pub(crate) struct Sample {
     pub(crate) throttled: Duration,
 }
 
-/// A mark is stamped and a worker's resumption noted by two clocks. So much they may differ …
+/// The clocks of a mark and of a worker's resumption may differ by this much at once.
 const CLOCKS_DIFFER: Duration = Duration::from_micros(100);
-/// … and by one part in so many of the time that has passed since.
+/// The same two clocks may drift apart by one part in so many of the time that passes.
 const CLOCKS_DRIFT: u32 = 1000;
 
 impl Sample {
@@ -113,7 +120,7 @@ impl Sample {
             .map(|slot| slot.poll())
     }
 
-    /// The same, without its mark.
+    /// The same sample without its mark.
     pub(super) fn unmarked(&self) -> Sample {
         Sample {
             slot: self.slot.map(|slot| SlotSeen {
@@ -125,7 +132,16 @@ impl Sample {
         }
     }
 
-    /// Whether memory shows another poll in the next sample, or that its thread has left its worker.
+    /// The thread and its system call, if it is asleep.
+    pub(super) fn asleep(&self) -> Option<(ThreadEvidence, Option<Call>)> {
+        let thread = self.thread?;
+        match thread.state {
+            ThreadState::Asleep(call) => Some((thread, call)),
+            _ => None,
+        }
+    }
+
+    /// Whether the next sample shows another poll, or a thread that has left its worker.
     pub(super) fn shows_another_poll(&self, next: &Sample) -> bool {
         match (self.turn, next.turn) {
             (Some(turn), Some(next)) => turn.id != next.id || !next.holds,
@@ -133,7 +149,7 @@ impl Sample {
         }
     }
 
-    /// Whether the worker has parked, or looked for events, since the mark of the present poll was made.
+    /// Whether the worker has parked, or looked for events, since the mark of the present poll.
     pub(super) fn is_resumed_since_its_mark(&self) -> bool {
         let started = self.slot.and_then(|slot| slot.started);
         let resumed = self.turn.and_then(|turn| turn.resumed);
@@ -144,15 +160,16 @@ impl Sample {
         })
     }
 
-    /// When the present poll began, if that is known, and if no mark has been made since the last look: a mark
-    /// is a stall of its own.
+    /// The begin of the present poll (D61), if it is known and no mark began or ended since the
+    /// last look: code after a mark counts from the end of the mark (D29).
     pub(super) fn begun(&self, last: Option<&Sample>) -> Option<Nanos> {
         let epoch = |sample: &Sample| sample.slot.map(|slot| slot.poll());
         let unmarked = last.is_some_and(|last| epoch(last) == epoch(self));
         self.turn?.begun.filter(|_| unmarked)
     }
 
-    /// Whether nothing has moved until the next sample: not the counters, nor the turn where it is seen.
+    /// Whether nothing has moved until the next sample: not the counters, nor the turn if it is
+    /// seen.
     pub(super) fn is_unmoved_in(&self, next: &Sample) -> bool {
         let loops = |sample: &Sample| sample.slot.map(|slot| slot.loops);
         let turn_stands = match (self.turn, next.turn) {
@@ -171,162 +188,194 @@ impl Sample {
 /// The measured ends of up to two polls: the one that holds the worker, and the one before.
 pub(super) type Ends = [Option<(PollKey, Nanos)>; 2];
 
-/// What the time between two samples was spent on.
+/// The end of a poll, if its thread has measured it.
+pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
+    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
+    ends.iter().flatten().find_map(of_this)
+}
+
+/// The step from the last sample, if there is one, to this one.
 #[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) last: Option<Sample>,
+    pub(super) sample: Sample,
+    pub(super) interval: Option<Interval>,
+    /// The counters have moved between the two samples.
+    pub(super) went_on: bool,
+}
+
+impl Step {
+    pub(super) fn new(last: Option<Sample>, sample: Sample, went_on: bool, rules: &Rules) -> Step {
+        Step {
+            last,
+            sample,
+            interval: last.map(|last| Interval::between(&last, &sample, rules)),
+            went_on,
+        }
+    }
+
+    /// The time of the last sample; of this one, if it is the first.
+    pub(super) fn last_seen(&self) -> Nanos {
+        self.last.unwrap_or(self.sample).at
+    }
+
+    /// The time that the busy counter has counted since it had this value.
+    pub(super) fn busy_since(&self, busy: Duration) -> Duration {
+        self.sample.before.busy.saturating_sub(busy)
+    }
+}
+
+/// The time between two samples, by its parts.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Interval {
     pub(super) length: Duration,
-    /// The part in which the code could do nothing: no CPU to be had, or the process stood still.
+    /// The part in which the code could do nothing: it had no CPU, or the process stood still.
     pub(super) host: Duration,
     pub(super) split: TimeSplit,
-    /// For so long, up to its end, the thread has been in a sleep that it is still in, where that is known.
+    /// The last part, in which the thread was in the sleep that it is still in, if it is known.
     pub(super) last_sleep: Option<Duration>,
 }
 
 impl Interval {
-    pub(super) fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
+    fn between(last: &Sample, sample: &Sample, rules: &Rules) -> Interval {
+        let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
         let length = sample.at.since(last.at);
         let late = Late::of(sample, rules, length);
-        let (host, split) = match threads(last, sample) {
-            Threads::Same(before, now) => {
-                let cpu = now.cpu.saturating_sub(before.cpu);
-                let cpu = cpu.min(length - late.suspect);
-                let waited = waited(&before, &now, length).min(length - cpu);
-                // Being stopped is not counted as a wait by the kernel, so the two do not overlap; where
-                // they seem to, the longer one is right.
-                let host = late.counted.max(waited).min(length - cpu);
-                (host, split(sample, last, &late, cpu, waited, length))
+        match (last.thread, sample.thread) {
+            (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => {
+                let throttled = sample.throttled.saturating_sub(last.throttled);
+                Interval::of_one_thread(&before, &now, &late, throttled)
             }
-            // Another thread than before: nothing is known of it yet, so nothing is blamed.
-            Threads::Other => (length, late.split(length)),
-            // Nothing can be told on this system.
-            Threads::Unknown => (late.counted, late.split(length)),
-        };
-        Interval {
-            length,
-            host,
-            split,
-            last_sleep: last_sleep(last, sample, length - host),
+            // This system has no evidence about threads.
+            (None, None) => Interval::unknown(&late, late.counted),
+            // The thread is another one than before. Nothing is known of it yet, so it is not
+            // blamed (D79).
+            _ => Interval::unknown(&late, length),
         }
     }
 
-    pub(super) fn blamed(self) -> Duration {
+    fn unknown(late: &Late, host: Duration) -> Interval {
+        Interval {
+            length: late.length,
+            host,
+            split: TimeSplit {
+                stopped: late.counted,
+                ..TimeSplit::unknown(late.length - late.counted)
+            },
+            last_sleep: None,
+        }
+    }
+
+    fn of_one_thread(
+        before: &ThreadEvidence,
+        now: &ThreadEvidence,
+        late: &Late,
+        throttled: Duration,
+    ) -> Interval {
+        let length = late.length;
+        let computed = now.cpu.saturating_sub(before.cpu);
+        let cpu = computed.min(length - late.suspect);
+        let waited = waited(before, now, length).min(length - cpu);
+        // The kernel does not count a stop as a wait, so the two do not overlap. If they seem to,
+        // the longer one is right.
+        let host = late.counted.max(waited).min(length - cpu);
+        // The thread went on computing, and then fell asleep once (D86).
+        let slept_once = matches!(now.state, ThreadState::Asleep(_)) && stayed_on_cpu(before, now);
+        Interval {
+            length,
+            host,
+            split: late.split(cpu, waited, throttled),
+            last_sleep: slept_once.then(|| (length - host).saturating_sub(computed)),
+        }
+    }
+
+    pub(super) fn blamed(&self) -> Duration {
         self.length - self.host
     }
 }
 
-/// How late the watchdog was, as far as that is evidence that the whole process stood still.
+/// The watchdog's lateness, as evidence that the whole process stood still.
 struct Late {
-    /// The time that is nobody's doing.
+    /// The time between the two samples.
+    length: Duration,
+    /// The time for which nothing is blamed (D81).
     counted: Duration,
-    /// The part of it in which the process was stopped, as far as can be told.
+    /// The part of it in which the process was stopped, as far as it is known (D82).
     stopped: Duration,
-    /// The part in which even a thread's CPU clock is not believed: a machine that is stopped may let it
-    /// run on. None, if the watchdog was late for want of a CPU.
+    /// The part of it in which even a thread's CPU clock is not believed: a stopped machine may let
+    /// it run on. Zero if the watchdog was late because it had no CPU.
     suspect: Duration,
+    /// The watchdog's own wait for a CPU is known.
+    knows_own_wait: bool,
 }
 
 impl Late {
-    /// The watchdog wakes a little late whenever the machine is busy; the little is no evidence. What it
-    /// waited for a CPU itself is no stop, but blamed on nobody either: a process that is stopped and
-    /// continued on a busy machine does both, and the kernel counts the one only when it is over.
+    /// The watchdog wakes a little late whenever the machine is busy, so a short lateness is no
+    /// evidence. The watchdog's own wait for a CPU is no stop, and is not blamed either. A process
+    /// that is stopped and continued on a busy machine has both, and the kernel counts the wait
+    /// only when it is over.
     fn of(sample: &Sample, rules: &Rules, length: Duration) -> Late {
-        let counted = if sample.late >= rules.threshold / 2 {
+        let is_evidence = |late: Duration| late >= rules.threshold / 2;
+        let counted = if is_evidence(sample.late) {
             sample.late.min(length)
         } else {
             Duration::ZERO
         };
         let stopped = counted.saturating_sub(sample.own_wait.unwrap_or_default());
-        let suspect = if stopped >= rules.threshold / 2 {
-            counted
-        } else {
-            Duration::ZERO
-        };
         Late {
+            length,
             counted,
             stopped,
-            suspect,
+            suspect: if is_evidence(stopped) {
+                counted
+            } else {
+                Duration::ZERO
+            },
+            knows_own_wait: sample.own_wait.is_some(),
         }
     }
 
-    fn split(&self, length: Duration) -> TimeSplit {
+    /// The parts of the interval, for the report. Blame is more careful.
+    fn split(&self, cpu: Duration, waited: Duration, throttled: Duration) -> TimeSplit {
+        let (waited, stopped) = if self.knows_own_wait {
+            (waited, self.stopped)
+        } else if waited >= self.stopped / 2 {
+            // A wait about as long as the lateness made the watchdog late, too.
+            (waited, self.stopped.saturating_sub(waited))
+        } else {
+            // A short wait is the rest of an earlier one.
+            (Duration::ZERO, self.stopped)
+        };
+        let stopped = stopped.min(self.length - cpu);
+        let waited = waited.min(self.length - cpu - stopped);
+        let throttled = throttled.min(waited);
         TimeSplit {
-            stopped: self.counted,
-            ..TimeSplit::unknown(length - self.counted)
+            cpu,
+            asleep: self.length - cpu - waited - stopped,
+            run_queue: waited - throttled,
+            throttled,
+            stopped,
+            unknown: Duration::ZERO,
         }
     }
 }
 
-/// What the time was spent on, in words for people; blame is more careful.
-fn split(
-    sample: &Sample,
-    last: &Sample,
-    late: &Late,
-    cpu: Duration,
-    waited: Duration,
-    length: Duration,
-) -> TimeSplit {
-    let (waited, stopped) = match sample.own_wait {
-        Some(_) => (waited, late.stopped),
-        // A wait about as long as the watchdog was late is what made it late, too. A short one is the rest
-        // of an earlier wait.
-        None if waited >= late.stopped / 2 => (waited, late.stopped.saturating_sub(waited)),
-        None => (Duration::ZERO, late.stopped),
-    };
-    let stopped = stopped.min(length - cpu);
-    let waited = waited.min(length - cpu - stopped);
-    let throttled = sample.throttled.saturating_sub(last.throttled).min(waited);
-    TimeSplit {
-        cpu,
-        asleep: length - cpu - waited - stopped,
-        run_queue: waited - throttled,
-        throttled,
-        stopped,
-        unknown: Duration::ZERO,
-    }
+/// Whether the thread was on a CPU at the last sample, and has been put on none since.
+fn stayed_on_cpu(before: &ThreadEvidence, now: &ThreadEvidence) -> bool {
+    before.state == ThreadState::OnCpu && before.runs == now.runs
 }
 
-enum Threads {
-    Same(ThreadEvidence, ThreadEvidence),
-    Other,
-    Unknown,
-}
-
-fn threads(last: &Sample, sample: &Sample) -> Threads {
-    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
-    match (last.thread, sample.thread) {
-        (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => {
-            Threads::Same(before, now)
-        }
-        (None, None) => Threads::Unknown,
-        _ => Threads::Other,
-    }
-}
-
-/// How long the thread has been asleep, if it was on a CPU at the last sample and has not been put on one since: it
-/// went on computing there, and then fell asleep once.
-fn last_sleep(last: &Sample, sample: &Sample, awake_or_asleep: Duration) -> Option<Duration> {
-    let Threads::Same(before, now) = threads(last, sample) else {
-        return None;
-    };
-    let once = before.state == ThreadState::OnCpu
-        && matches!(now.state, ThreadState::Asleep(_))
-        && before.runs == now.runs;
-    once.then(|| awake_or_asleep.saturating_sub(now.cpu.saturating_sub(before.cpu)))
-}
-
-/// How long the thread was ready to run without a CPU: never too little, so that code is not blamed for
-/// it. The kernel counts a wait when it ends, so the interval in which a long one ends may count more of
-/// it than fell into it.
+/// The time for which the thread was ready to run without a CPU. It is never too short, so that the
+/// code is not blamed for a wait. The kernel counts a wait when it ends, so the interval in which a
+/// long one ends may count more of it than fell into it (D77).
 fn waited(before: &ThreadEvidence, now: &ThreadEvidence, length: Duration) -> Duration {
     let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
     match now.state {
-        // This wait has not ended.
+        // This wait has not ended (D76).
         ThreadState::Waiting => off_cpu,
-        // It has been on one CPU all the time, as far as the kernel knows: what is missing was taken from the
-        // whole machine.
-        ThreadState::OnCpu if before.state == ThreadState::OnCpu && before.runs == now.runs => {
-            off_cpu
-        }
+        // As far as the kernel has counted, the thread was on one CPU all the time: the missing
+        // time was taken from the whole machine (D78).
+        ThreadState::OnCpu if stayed_on_cpu(before, now) => off_cpu,
         _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
     }
 }

@@ -1,25 +1,29 @@
-//! Marked polls that ended before anybody saw them, by the records that their threads keep.
+//! Marked polls that ended before they were announced, and the busy counter that confirms them.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* do anything but arithmetic on samples. The busy counter has the last word: what it has not counted
-//! did not hold the worker.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* do anything but arithmetic on samples.
+//!
+//! The thread of such a poll keeps a record of it (D31). The busy counter decides: a poll that it
+//! has not counted did not hold the worker.
 
-use super::sample::{PollKey, Sample};
+use super::hold::{Hold, Period};
+use super::sample::{PollKey, Step};
 use super::{Detector, Finding, Findings, HeldBy, Stall};
 use crate::report::Certainty;
 use crate::slot::LongPoll;
 use std::time::Duration;
 
-/// A publication just before the poll says nothing of it, one after it does.
-const PATIENCE: u32 = 3;
+/// Publications that a poll waits for (D33). One just before the poll does not count it; one after
+/// it does.
+const PUBLICATIONS: u32 = 3;
 
 /// A long poll that ended before it was announced, until the busy counter confirms it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unconfirmed {
     stall: Stall,
     busy_before: Duration,
-    /// Publications to wait for before the poll is taken for one that left its worker.
-    patience: u32,
+    /// Publications to wait for before the poll counts as one that left its worker.
+    publications: u32,
 }
 
 impl Unconfirmed {
@@ -27,59 +31,51 @@ impl Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
-            patience: PATIENCE,
+            publications: PUBLICATIONS,
         }
     }
 }
 
 impl Detector {
-    /// A poll ended beyond the threshold between two ticks, and its thread kept a record of it.
-    pub(super) fn ended_unseen(
-        &mut self,
-        poll: PollKey,
-        record: &LongPoll,
-        previous: Option<Sample>,
-    ) {
-        let (Some(interval), Some(previous), Some(started)) =
-            (self.interval, previous, record.started)
-        else {
-            return;
-        };
-        // One that had begun by the last look was the detector's to follow.
-        if started < previous.at {
-            return;
-        }
-        let duration = record.ended.since(started);
-        if duration.saturating_sub(interval.host) >= self.rules.threshold {
+    /// Takes in the record of a poll that began and ended between two ticks (D31).
+    pub(super) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, step: &Step) {
+        if let Some(period) = self.unseen_period(record, step) {
+            let hold = Hold::new(self.next_serial(), HeldBy::Poll(poll), period);
             let stall = Stall {
-                serial: self.next_serial(),
-                held_by: HeldBy::Poll(poll),
-                since: started,
-                duration,
-                error: Duration::ZERO,
-                certainty: Certainty::Certain,
-                split: interval.split.part(duration),
-                call: None,
                 name: record.name,
-                task: 0,
+                ..hold.stall_until(record.ended, Duration::ZERO, Certainty::Certain)
             };
-            self.unconfirmed
-                .push(Unconfirmed::new(stall, previous.after.busy));
+            let unconfirmed = Unconfirmed::new(stall, period.busy_before);
+            self.unconfirmed.push(unconfirmed);
         }
     }
 
-    /// Long polls that ended before they were announced count once the busy counter has counted them
-    /// too. A poll that left its worker by `block_in_place` is not in there.
-    pub(super) fn confirm(&mut self, sample: &Sample, went_on: bool) -> Findings {
+    /// The period of a recorded poll, if it was long and began after the last sample. An older one
+    /// was a hold of the detector.
+    fn unseen_period(&self, record: &LongPoll, step: &Step) -> Option<Period> {
+        let (since, last, interval) = (record.started?, step.last?, step.interval?);
+        let duration = record.ended.since(since);
+        let is_long = duration.saturating_sub(interval.host) >= self.rules.threshold;
+        (is_long && since >= last.at).then(|| Period {
+            since,
+            blamed: duration,
+            split: interval.split.part(duration),
+            busy_before: last.after.busy,
+        })
+    }
+
+    /// Ends the stalls of which the busy counter has counted nine tenths as well (D32). It does not
+    /// count a poll that left its worker by `block_in_place` (D33).
+    pub(super) fn confirm(&mut self, step: &Step) -> Findings {
         let mut findings = Findings::new();
         self.unconfirmed.retain_mut(|poll| {
-            let busy = sample.before.busy.saturating_sub(poll.busy_before);
+            let busy = step.busy_since(poll.busy_before);
             if busy >= poll.stall.duration - poll.stall.duration / 10 {
                 findings.push(Finding::Ended(poll.stall));
                 return false;
             }
-            poll.patience -= u32::from(went_on);
-            poll.patience > 0
+            poll.publications -= u32::from(step.went_on);
+            poll.publications > 0
         });
         findings
     }

@@ -1,5 +1,5 @@
-//! What the time of a stall was spent on, and which of it is the host's: no CPU, a quota, a process that
-//! stood still.
+//! The parts of a stall's time, and the host's among them: no CPU, a quota, a process that stood
+//! still.
 
 use super::*;
 
@@ -10,10 +10,11 @@ fn waiting_for_a_cpu_is_not_a_stall() {
     for _ in 0..1_000 {
         assert_eq!(world.starve(TICK), []);
     }
-    // The kernel counts the wait when it ends; it must not be counted for the code then.
+    // The kernel counts the wait when it ends. The code must not be blamed for it then (D77).
     world.thread.as_mut().unwrap().run_queue += TICK * 1_000;
     assert_eq!(world.compute(ms(5)), []);
-    // Positive control: eight milliseconds of its own so far, two more, and what may be wrong about the wait.
+    // Positive control: eight milliseconds of its own so far, two more, and the possible error of
+    // the wait (D84).
     assert_eq!(world.compute(ms(2)), []);
     assert!(began(&world.compute(ms(3))).is_some());
 }
@@ -50,7 +51,7 @@ fn nothing_is_blamed_for_the_time_before_the_first_look() {
 fn a_process_that_stood_still_is_not_a_stall() {
     let mut world = World::polling_since(5);
     assert_eq!(world.compute(ms(3)), []);
-    // SIGSTOP: everything resumes 400 ms later, the watchdog as well.
+    // SIGSTOP: everything resumes 400 ms later, the watchdog as well (D81).
     world.late = ms(397);
     world.now += 397;
     assert_eq!(world.compute(ms(3)), []);
@@ -59,7 +60,7 @@ fn a_process_that_stood_still_is_not_a_stall() {
 }
 
 #[test]
-fn a_stall_says_what_its_time_was_spent_on() {
+fn a_stall_has_the_parts_of_its_time() {
     let mut world = World::polling_since(5);
     world.compute(ms(5));
     world.sleep(ms(20));
@@ -86,10 +87,10 @@ fn a_stall_says_what_its_time_was_spent_on() {
 }
 
 #[test]
-fn other_work_a_quota_and_a_stopped_process_are_told_apart() {
-    // How late the watchdog was, and how long it is known to have waited for a CPU itself; what the kernel
-    // has counted as the thread's waits, and as throttled. Then: asleep, without a CPU, throttled, stopped.
-    #[rustfmt::skip] // A table reads as one.
+fn other_work_a_quota_and_a_stopped_process_are_distinguished() {
+    // The watchdog's lateness, and its own wait for a CPU, if known (D82). The kernel's figures of
+    // the thread's waits, and of the quota. Then: asleep, without a CPU, throttled, stopped.
+    #[rustfmt::skip] // The table is clearer with one row a line.
     let cases = [
         (  0, None,     80,   0, [ 20, 80,  0,   0], "other work"),
         ( 85, None,     80,   0, [ 15, 80,  0,   5], "the watchdog had no CPU either"),
@@ -99,7 +100,7 @@ fn other_work_a_quota_and_a_stopped_process_are_told_apart() {
         ( 90, Some(90),  0,   0, [100,  0,  0,   0], "only the watchdog waited"),
         ( 90, Some(90), 60,   0, [ 40, 60,  0,   0], "both did"),
         ( 95, Some(40), 40,   0, [  5, 40,  0,  55], "stopped, then both waited"),
-        ( 95, Some(0),   0,   0, [  5,  0,  0,  95], "stopped, and nobody waited"),
+        ( 95, Some(0),   0,   0, [  5,  0,  0,  95], "stopped, and neither waited"),
     ];
     for (late, own_wait, waited, throttled, parts, what) in cases {
         let mut world = World::polling_since(5);
@@ -124,7 +125,7 @@ fn other_work_a_quota_and_a_stopped_process_are_told_apart() {
 }
 
 #[test]
-fn what_a_thread_has_computed_is_blamed_though_the_watchdog_had_no_cpu() {
+fn computed_time_is_blamed_though_the_watchdog_had_no_cpu() {
     let computed = |own_wait: u64| {
         let mut world = World::polling_since(5);
         world.compute(TICK);
@@ -139,7 +140,7 @@ fn what_a_thread_has_computed_is_blamed_though_the_watchdog_had_no_cpu() {
 }
 
 #[test]
-fn what_is_not_known_is_said_to_be_unknown() {
+fn time_without_evidence_is_unknown() {
     let mut world = World::parked().wake();
     world.thread = None;
     world.pass(ms(5));
@@ -152,7 +153,7 @@ fn what_is_not_known_is_said_to_be_unknown() {
 #[test]
 fn time_that_is_taken_from_the_whole_machine_is_not_blamed() {
     let mut world = World::polling_since(5);
-    // On one CPU, never taken off it, and it has computed for less time than has passed.
+    // The thread was on one CPU all the time, and has computed for less time than has passed (D78).
     for _ in 0..20 {
         world.thread.as_mut().unwrap().cpu += Duration::from_micros(100);
         world.thread.as_mut().unwrap().state = ThreadState::OnCpu;

@@ -1,4 +1,5 @@
-//! Marked polls: certain, as exact as their stamps, and nothing to report once they have left their worker.
+//! Marked polls: certain, as exact as their measured times, and no stall once they have left their
+//! worker.
 
 use super::*;
 
@@ -29,8 +30,8 @@ fn an_untimed_poll_is_certain_once_its_shortest_length_reaches_the_threshold() {
 }
 
 #[test]
-fn two_ticks_a_little_close_together_are_a_threshold_where_the_start_is_not_known() {
-    // The world's clock goes in whole milliseconds, so everything is a hundred times as long.
+fn two_ticks_a_little_close_together_are_a_threshold_if_the_start_is_not_known() {
+    // D85. The world's clock counts whole milliseconds, so all times are a hundred times as long.
     let long = |ticks: [u64; 2], started: Option<Nanos>| {
         let mut world = World::parked().wake();
         world.detector = Detector::new(Rules {
@@ -74,7 +75,8 @@ fn a_sleep_that_began_before_the_first_look_counts_from_its_beginning() {
         .or_else(|| ended(&next))
         .expect("11 ms asleep for sure");
     assert_eq!(stall.certainty, Certainty::Certain);
-    // Where it has been put on a CPU in between, it may have slept twice, the first time in another poll.
+    // A thread that was put on a CPU in between may have slept twice, the first time in another
+    // poll (D86).
     let (now, next) = first_looks(1);
     assert_eq!((now, next), (Findings::new(), Findings::new()));
 }
@@ -142,7 +144,7 @@ fn short_polls_one_after_another_are_none() {
 #[test]
 fn a_parked_worker_is_never_reported() {
     let mut world = World::parked();
-    // Not even if its thread's slot shows a poll: a mark that leaked, or a thread that has moved on.
+    // Its thread's slot shows a poll: a mark that leaked, or a thread that has left the worker.
     world.begin_poll(None);
     for _ in 0..1_000 {
         assert_eq!(world.sleep(TICK), []);
@@ -156,20 +158,20 @@ fn a_parked_worker_is_never_reported() {
 fn block_in_place_is_not_a_stall() {
     let mut world = World::polling_since(5);
     assert_eq!(world.sleep(TICK), []);
-    // Another thread has taken the worker: it parks, wakes, works.
+    // Another thread has taken the worker: it parks, wakes and works (D28).
     world.park();
     for _ in 0..1_000 {
         assert_eq!(world.sleep(TICK), []);
         world.counters.parks += 2;
         world.publish(Duration::from_micros(10));
     }
-    // The poll comes back and ends; the busy counter has not counted it.
+    // The poll comes back and ends. The busy counter has not counted it (D33).
     world.end_poll(Some(at(world.now)));
     assert_eq!(world.compute(TICK), []);
 }
 
 #[test]
-fn what_a_stack_shows_in_block_in_place_is_no_stall() {
+fn a_poll_that_a_stack_shows_in_block_in_place_is_no_stall() {
     let polled = |shown: StackVerdict| {
         let mut world = World::polling_since(5).with_stacks();
         world.compute(TICK);
@@ -190,7 +192,7 @@ fn what_a_stack_shows_in_block_in_place_is_no_stall() {
 fn a_mark_waits_for_a_stack_but_not_for_ever() {
     let mut world = World::polling_since(5).with_stacks();
     let (ticks, found) = world.until_found(|world| world.sleep(TICK));
-    assert!(began(&found).is_some() && ticks > PATIENCE);
+    assert!(began(&found).is_some() && ticks > TICKS_FOR_A_STACK);
     let mut world = World::polling_since(5).with_stacks();
     world.sleep(TICK);
     world.show(StackVerdict::Inconclusive);

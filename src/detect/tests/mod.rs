@@ -1,4 +1,6 @@
-//! The detector against samples made by hand: no clock, no threads, no sleeping.
+//! The detector against samples made by hand.
+//!
+//! *Must not:* use a clock, a thread or a sleep.
 
 mod host;
 mod marked;
@@ -13,16 +15,16 @@ use crate::turns::Turn;
 
 const TICK: Duration = Duration::from_millis(5);
 const THRESHOLD: Duration = Duration::from_millis(10);
-/// What the test thread's slot is called.
-const THREAD: (usize, u64) = (0x1000, 1);
-/// What it sleeps in.
+/// The slot of the test thread, and its owner.
+const THREAD: Thread = (0x1000, 1);
+/// The call that it sleeps in.
 const CALL: Call = Call {
     number: 35,
     first: 0,
     sp: 0x7000,
     pc: 0x4000,
 };
-/// Where it parks its worker.
+/// The call in which it parks its worker.
 const PARKED: Call = Call {
     number: 232,
     first: 5,
@@ -62,7 +64,7 @@ struct World {
     own_wait: Option<Duration>,
     signalled: bool,
     throttled: Duration,
-    /// Stacks are taken here, and what they show is told by [`World::show`].
+    /// Stacks are taken here, and a test gives their verdicts by [`World::show`].
     stacks: bool,
 }
 
@@ -185,7 +187,7 @@ impl World {
         self.counters.parks += 1;
     }
 
-    /// A stack of what is being watched is explained.
+    /// A stack of the present hold is explained.
     fn show(&mut self, shown: StackVerdict) {
         let serial = self.detector.watches().expect("something is watched");
         self.shown.push((serial, shown));
@@ -234,7 +236,7 @@ impl World {
         self.pass(time)
     }
 
-    /// Time passes of which the thread's clocks know nothing.
+    /// Time passes that the thread's clocks do not count.
     fn pass(&mut self, time: Duration) -> Findings {
         self.now += u64::try_from(time.as_millis()).unwrap();
         let sample = Sample {
@@ -259,14 +261,14 @@ impl World {
         if !self.stacks && findings.iter().any(suspects) {
             self.show(StackVerdict::Inconclusive);
         }
-        // A suspicion is not news for anybody but the reporter's look-up.
+        // A suspicion only makes the reporter look up names.
         findings
             .into_iter()
             .filter(|finding| !matches!(finding, Finding::Suspect(_)))
             .collect()
     }
 
-    /// Ticks until something is found; the number of ticks and the findings.
+    /// Ticks until there is a finding. Returns the number of ticks, and the findings.
     fn until_found(&mut self, mut step: impl FnMut(&mut World) -> Findings) -> (u32, Findings) {
         for ticks in 1..10_000 {
             let found = step(self);

@@ -1,9 +1,9 @@
-//! Against models that anybody can check, with whatever a worker may do.
+//! The detector against simple models, with random lives of a worker.
 
 use super::*;
 use proptest::prelude::*;
 
-/// What a poll was made of, in milliseconds.
+/// A piece of a poll, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 enum Piece {
     Compute(u64),
@@ -19,10 +19,10 @@ fn piece() -> impl Strategy<Value = Piece> {
     ]
 }
 
-/// What a worker does next, in microseconds.
+/// The next thing that a worker does, in microseconds.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A poll, by how much of it is computing and how much asleep, and whether it is from the "next" slot.
+    /// A poll that computes and then sleeps, from the queue or from the "next" slot.
     Poll {
         computing: u64,
         asleep: u64,
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// A tick is late by less than this, in microseconds.
 const LATEST_TICK: u64 = 150;
 
-/// One step, played: from when to when, what memory shows meanwhile, and the thread's clocks at its beginning.
+/// One step, played: its times, the turn in memory meanwhile, and the thread's clocks at its begin.
 struct Played {
     from: u64,
     to: u64,
@@ -66,7 +66,8 @@ struct Played {
     busy: u64,
 }
 
-/// Plays the steps as tokio would: tasks A and B take turns in one turn of the loop, up to four polls.
+/// Plays the steps as tokio would: tasks A and B alternate in one turn of the loop, for at most
+/// four polls.
 fn play(steps: &[Step]) -> Vec<Played> {
     let (mut now, mut turn, mut nth, mut parks, mut cpu, mut runs, mut busy) =
         (0, 0, 0, 2, 0, 0, 0);
@@ -133,7 +134,7 @@ fn micros(at: u64) -> Nanos {
     Nanos(1_000_000_000 + at * 1_000)
 }
 
-/// What a look at this moment sees.
+/// The sample of a look at this moment.
 fn seen(step: &Played, now: u64) -> Sample {
     let into = now - step.from;
     let is_computing = into < step.computing;
@@ -166,9 +167,9 @@ fn seen(step: &Played, now: u64) -> Sample {
 }
 
 proptest! {
-    /// Without marks, by what memory shows: no verdict without a poll of the threshold, and no poll of 1.25
-    /// thresholds without a certain one, whatever the worker does and however its ticks fall. A tick that comes
-    /// late is one that a poll may end before.
+    /// Without marks, by turns (D20, D63): there is no verdict without a poll of the threshold, and
+    /// no poll of 1.25 thresholds without a certain verdict. Lives and ticks are random. A poll may
+    /// end before a tick that is late.
     #[test]
     fn an_unmarked_poll_is_a_stall_if_it_is_long(
         steps in prop::collection::vec(step(), 1..200),
@@ -198,9 +199,9 @@ proptest! {
             }
         }
         let polls = || played.iter().filter(|step| step.is_poll);
-        // What two ticks that come close together forgive.
+        // The threshold, less the eighth of a tick that is forgiven (D85).
         let shortest = 10_000 - 2_500 / 8;
-        // Up to four polls of one turn are counted out together.
+        // Up to four polls of one turn are counted out together (D25).
         let turn_of = |turn: u32| polls().filter(move |step| step.turn.id.turn == turn);
         for (at, stall) in &verdicts {
             let during = polls().filter(|step| step.from <= *at && micros(step.to) >= stall.since);
@@ -211,18 +212,23 @@ proptest! {
             prop_assert!(longest.any(|longest| longest >= shortest), "{stall:?} at {at}");
         }
         let certain = 12_500 + LATEST_TICK;
-        for poll in polls().filter(|step| step.to - step.from >= certain && step.to <= end - 5_000) {
-            let mut told = verdicts.iter().filter(|(_, stall)| stall.certainty == Certainty::Certain);
-            let is_told = told.any(|(at, stall)| *at >= poll.from && stall.since <= micros(poll.to));
-            prop_assert!(is_told, "{} to {}", poll.from, poll.to);
+        let is_long = |step: &&Played| step.to - step.from >= certain && step.to <= end - 5_000;
+        for poll in polls().filter(is_long) {
+            let is_found = verdicts.iter().any(|(at, stall)| {
+                let is_certain = stall.certainty == Certainty::Certain;
+                is_certain && *at >= poll.from && stall.since <= micros(poll.to)
+            });
+            prop_assert!(is_found, "{} to {}", poll.from, poll.to);
         }
     }
 
-    /// Against the obvious model: a timed poll is a stall if its own time, without the time it wanted a
-    /// CPU, reaches the threshold. Seen at every millisecond the detector is never early, and late by at
-    /// most a tick for each wait, whose end it cannot place within one.
+    /// The obvious model: a timed poll is a stall if its own time, without its waits for a CPU,
+    /// reaches the threshold. With a look at every millisecond the detector is never early. It is
+    /// late by at most a tick for each wait, whose end is only known to within a tick.
     #[test]
-    fn a_poll_is_a_stall_if_its_own_time_reaches_the_threshold(pieces in prop::collection::vec(piece(), 1..12)) {
+    fn a_poll_is_a_stall_if_its_own_time_reaches_the_threshold(
+        pieces in prop::collection::vec(piece(), 1..12),
+    ) {
         let mut world = World::parked().wake();
         world.compute(ms(1));
         world.begin_poll(Some(at(1)));
@@ -246,7 +252,7 @@ proptest! {
                     prop_assert_eq!(stall.split.total(), ms(age), "the parts add up");
                 }
                 prop_assert!(!reported || own >= 10, "too early, after {} ms of its own", own);
-                // A quarter of the threshold more, where the host has taken much.
+                // A quarter of the threshold more, if the host has taken much (D84).
                 prop_assert!(reported || own < 13 + waits, "too late, after {} ms of its own", own);
             }
             if let Piece::Starve(length) = piece {
@@ -256,7 +262,7 @@ proptest! {
         }
     }
 
-    /// Whatever a worker does, a stall that has begun ends before the next one begins.
+    /// A stall that has begun ends before the next one begins, in all lives of a worker.
     #[test]
     fn beginnings_and_ends_alternate(steps in prop::collection::vec(0..7u8, 1..400)) {
         let mut world = World::parked().wake();

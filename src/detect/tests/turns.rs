@@ -1,4 +1,5 @@
-//! Polls that memory tells apart: one long poll is certain at the threshold, and a row of short ones is nothing.
+//! Polls that memory distinguishes: one long poll is certain at the threshold, and a row of short
+//! ones is no stall.
 
 use super::*;
 
@@ -10,7 +11,7 @@ fn at_work() -> World {
     world
 }
 
-/// What comes of three ticks and a bit in one poll.
+/// The findings of four steps in one poll.
 fn held(mut world: World, step: fn(&mut World) -> Findings) -> Findings {
     let mut found = Findings::new();
     for _ in 0..4 {
@@ -47,7 +48,7 @@ fn the_first_poll_after_a_park_is_known_from_its_beginning() {
     let stall = began(&world.compute(ms(2))).expect("10 ms are reached");
     assert_eq!((stall.since, stall.duration), (at(7), ms(10)));
     assert_eq!(stall.error, Duration::ZERO);
-    // Before it began, the thread was asleep.
+    // The thread was asleep before it began.
     assert_eq!((stall.split.cpu, stall.split.asleep), (ms(10), ms(0)));
 }
 
@@ -89,13 +90,13 @@ fn a_task_that_is_polled_twice_in_one_turn_is_in_two_polls() {
     assert_eq!(world.compute(ms(9)), []);
     world.turn().id.stage = Stage::Last;
     assert_eq!(world.compute(ms(9)), []);
-    // The turn has taken as long as four polls by then, whatever they were.
+    // The turn has taken as long as four polls by then (D25).
     let stall = began(&held(world, |world| world.compute(TICK))).unwrap();
     assert_eq!(stall.certainty, Certainty::Certain);
 }
 
 #[test]
-fn where_calls_cannot_be_told_apart_a_poll_must_outlast_two() {
+fn a_poll_must_outlast_two_if_calls_look_the_same() {
     let found = |step: fn(&mut World) -> Findings| {
         let mut world = at_work();
         world.turn().id.stage = Stage::Unclear;
@@ -110,14 +111,14 @@ fn where_calls_cannot_be_told_apart_a_poll_must_outlast_two() {
         computed >= enough && computed <= enough + TICK * 2,
         "{computed:?}"
     );
-    // One sleep is in one poll.
+    // One sleep is in one poll (D52).
     let slept = found(|world| world.sleep(TICK));
     assert!(slept <= THRESHOLD + TICK * 2, "{slept:?}");
 }
 
 #[test]
 fn a_poll_that_has_left_its_worker_is_none() {
-    // In `block_in_place`, with another thread at work for the worker, or none to be had.
+    // In `block_in_place`, with another thread that drives the worker, or with none.
     for turns in [1, 0] {
         let mut world = at_work();
         world.begin_poll(Some(at(world.now)));
@@ -127,7 +128,8 @@ fn a_poll_that_has_left_its_worker_is_none() {
             world.turn().id.turn += turns;
             assert_eq!(world.sleep(TICK), []);
         }
-        // It comes back. What it does then counts from then on, without the old mark's beginning.
+        // It comes back. The poll after that counts from then on, and not from the old mark's
+        // begin.
         world.turn().holds = true;
         world.next_turn();
         world.compute(TICK);
@@ -140,7 +142,7 @@ fn a_poll_that_has_left_its_worker_is_none() {
 
 #[test]
 fn a_mark_that_outlives_its_poll_is_no_mark() {
-    // A span guard held across an `.await`: the mark stands, and turn after turn goes by.
+    // A span guard is held across an `.await`: the mark stays, and the turns go on (D28).
     let mut world = at_work();
     world.begin_poll(Some(at(world.now)));
     for _ in 0..1_000 {
@@ -152,7 +154,7 @@ fn a_mark_that_outlives_its_poll_is_no_mark() {
 }
 
 #[test]
-fn a_mark_made_before_the_worker_resumed_says_nothing_of_this_poll() {
+fn a_mark_made_before_the_worker_resumed_is_not_of_this_poll() {
     let mut world = at_work();
     world.begin_poll(Some(at(world.now)));
     world.next_turn();
@@ -203,7 +205,7 @@ fn waiting_for_a_cpu_is_not_blamed_on_an_unmarked_poll_either() {
 }
 
 #[test]
-fn what_follows_a_mark_in_the_same_poll_is_not_as_old_as_the_poll() {
+fn code_after_a_mark_in_the_same_poll_is_not_as_old_as_the_poll() {
     let mut world = World::parked().with_turns();
     world.compute(TICK);
     let mut world = world.wake();
@@ -216,19 +218,19 @@ fn what_follows_a_mark_in_the_same_poll_is_not_as_old_as_the_poll() {
         world.sleep(TICK);
     }
     world.end_poll(Some(at(world.now)));
-    // The mark's end, and a moment more of the same poll.
+    // The mark's end, and a moment more of the same poll (D29).
     let found = world.compute(ms(2));
     assert!(ended(&found).is_some() && began(&found).is_none());
     for _ in 0..3 {
         assert_eq!(world.compute(ms(2)), []);
     }
-    // Positive control: what follows is long enough by itself.
+    // Positive control: the code after the mark is long enough by itself.
     assert!(began(&held(world, |world| world.compute(TICK))).is_some());
 }
 
 #[test]
 fn a_look_that_met_two_polls_is_of_neither() {
-    // Memory was read in one poll, and the mark is the next one's.
+    // Memory was read in one poll, and the mark is of the next one.
     let mut world = at_work();
     world.begin_poll(None);
     world.settled = false;

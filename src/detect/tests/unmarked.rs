@@ -1,4 +1,4 @@
-//! Workers without marks, where memory cannot be read: what counters, sleeps and counting prove.
+//! Workers without marks and turns: the proofs by counters, by one sleep, and by counting.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn one_sleep_without_marks_is_certain() {
 }
 
 #[test]
-fn a_sleep_without_marks_says_nothing_before_a_stack_does() {
+fn a_sleep_without_marks_needs_a_stack_that_shows_driving() {
     let slept = |shown: Option<StackVerdict>| {
         let mut world = World::parked().wake().with_stacks();
         world.compute(ms(2));
@@ -67,13 +67,13 @@ fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
     world.sleep(TICK);
     world.sleep(TICK);
     world.show(StackVerdict::Driving);
-    // Woken once, by us, and back in the same call at the same place.
+    // Our signal woke the thread once, and it is back in the same call at the same place (D35).
     world.signalled = true;
     world.thread.as_mut().unwrap().runs += 1;
     world.thread.as_mut().unwrap().cpu += Duration::from_micros(20);
     let stall = began(&world.sleep(TICK)).expect("it has slept for the threshold");
     assert_eq!(stall.certainty, Certainty::Certain);
-    // Woken by somebody else: another sleep, as far as anybody knows.
+    // Something else woke it: this may be another sleep.
     let mut world = World::parked().wake();
     world.sleep(TICK);
     world.sleep(TICK);
@@ -83,7 +83,7 @@ fn a_signal_of_ours_does_not_break_the_proof_of_a_sleep() {
 }
 
 #[test]
-fn without_marks_and_turns_only_counting_tells_of_many_sleeps_or_of_computing() {
+fn without_marks_and_turns_only_counting_finds_many_sleeps_and_computing() {
     let counted = |mut step: fn(&mut World) -> Findings| {
         let mut world = World::parked().wake();
         world.compute(ms(5));
@@ -139,7 +139,7 @@ fn inner_marks_do_not_hide_a_turn_that_never_ends() {
     );
     assert!(TICK * ticks >= THRESHOLD * 244);
     assert!(stall.duration >= THRESHOLD * 244);
-    // A pulse received in between proves that the worker has come back to its loop.
+    // A pulse in between proves that the worker has come back to its loop.
     let mut world = World::parked().wake();
     for turn in 0..2_000 {
         world.slot().epoch += 2;
@@ -148,7 +148,7 @@ fn inner_marks_do_not_hide_a_turn_that_never_ends() {
     }
 }
 
-/// A worker whose runtime nobody may be driving, as far as its counters tell.
+/// A worker of a runtime that may not be driven: its counters do not show it (D26).
 fn current_thread() -> World {
     let mut world = World::parked().wake();
     world.detector = Detector::new(Rules {
@@ -164,7 +164,8 @@ fn an_undriven_current_thread_runtime_is_not_reported() {
     for _ in 0..10_000 {
         assert_eq!(world.sleep(TICK), []);
     }
-    // Driven again, it works for a moment: the busy counter shows that it had not been all the time.
+    // It is driven again, and works for a moment. The busy counter shows that it did not work
+    // before.
     world.publish(ms(1));
     assert_eq!(world.compute(TICK), []);
     // Positive control: a mark is proof.
@@ -204,5 +205,5 @@ fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
         began(&found).map(|stall| stall.certainty)
     };
     assert_eq!(slept(Some(StackVerdict::Driving)), Some(Certainty::Certain));
-    assert_eq!(slept(None), None, "nobody may be driving it");
+    assert_eq!(slept(None), None, "it may not be driven");
 }

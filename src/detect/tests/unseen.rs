@@ -1,4 +1,4 @@
-//! What was over before a tick could see it.
+//! Polls that were over before a tick could see them (D31–D33).
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn a_short_visit_to_block_in_place_between_two_ticks_is_not_a_stall() {
         }
         found
     };
-    assert_eq!(unseen(ms(1)), [], "the busy counter does not know of it");
+    assert_eq!(unseen(ms(1)), [], "the busy counter has not counted it");
     let stall = ended(&unseen(ms(18))).expect("the busy counter has counted it");
     assert_eq!(stall.duration, ms(17));
 }
