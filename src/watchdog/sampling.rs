@@ -76,7 +76,7 @@ pub(super) struct Sampling {
 /// A stack that has been asked for.
 #[derive(Debug)]
 struct Pending {
-    asked: Asked,
+    sent: SentRequest,
     stall: Stall,
     /// Ticks at which there was no answer.
     ticks: u32,
@@ -84,7 +84,7 @@ struct Pending {
 
 /// A request, and the two figures that explain a missing answer.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct SentRequest {
     request: Request,
     tid: u32,
     signal: i32,
@@ -135,7 +135,7 @@ impl Sampling {
     /// Whether the thread has taken the signal that was sent last.
     pub(super) fn is_answered(&self) -> bool {
         let pending = self.pending.as_ref();
-        self.answered_early || pending.is_some_and(|pending| pending.asked.request.is_answered())
+        self.answered_early || pending.is_some_and(|pending| pending.sent.request.is_answered())
     }
 
     /// Whether a stack has been asked for and has not come yet.
@@ -170,7 +170,7 @@ impl Sampling {
         if !is_over && pending.ticks != SLOW {
             return None;
         }
-        let sampled = Sampled::of(&pending.stall, Err(pending.asked.why_unanswered()));
+        let sampled = Sampled::of(&pending.stall, Err(pending.sent.why_unanswered()));
         self.pending.take_if(|_| is_over);
         Some(sampled)
     }
@@ -178,14 +178,14 @@ impl Sampling {
     /// The stack that has been asked for, if it has been copied by now.
     fn answer(&mut self) -> Option<(RawStack, Stall)> {
         let pending = self.pending.take()?;
-        match pending.asked.request.collect() {
+        match pending.sent.request.collect() {
             Ok(stack) => Some((stack, pending.stall)),
             Err(request) => {
-                let asked = Asked {
+                let sent = SentRequest {
                     request,
-                    ..pending.asked
+                    ..pending.sent
                 };
-                self.pending = Some(Pending { asked, ..pending });
+                self.pending = Some(Pending { sent, ..pending });
                 None
             }
         }
@@ -197,17 +197,17 @@ impl Sampling {
         &mut self,
         stall: Stall,
         thread: Option<ThreadEvidence>,
-        send: impl FnOnce() -> Result<Asked, NoStack>,
+        send: impl FnOnce() -> Result<SentRequest, NoStack>,
     ) -> Option<Sampled> {
         let slept = thread.and_then(|thread| SampledSleep::now(&stall, thread));
         if self.pending.is_some() || slept.is_some() && slept == self.slept {
             return None;
         }
         match send() {
-            Ok(asked) => {
+            Ok(sent) => {
                 self.slept = slept;
                 self.pending = Some(Pending {
-                    asked,
+                    sent,
                     stall,
                     ticks: 0,
                 });
@@ -230,14 +230,14 @@ impl SampledSleep {
     }
 }
 
-impl Asked {
+impl SentRequest {
     /// Asks the thread that drives a worker for its stack, if the allowance has one left.
     pub(super) fn send(
         driver: Option<&Driver>,
         signal: Result<i32, NoStack>,
         allowance: &mut Allowance,
         now: Nanos,
-    ) -> Result<Asked, NoStack> {
+    ) -> Result<SentRequest, NoStack> {
         let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
         if !allowance.take(now) {
             return Err(NoStack::RateLimited);
@@ -246,7 +246,7 @@ impl Asked {
             slot: driver.slot,
             tenancy: driver.tenancy,
         };
-        Ok(Asked {
+        Ok(SentRequest {
             request: Request::send(addressee, signal)?,
             tid: driver.slot.tid(),
             signal,

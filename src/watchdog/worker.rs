@@ -5,7 +5,7 @@
 
 use super::episode::Episodes;
 use super::host::HostTime;
-use super::sampling::{Asked, Sampled, Sampling};
+use super::sampling::{Sampled, Sampling, SentRequest};
 use super::workers::Worker;
 use super::{Out, RESTS_FOR, TickContext, UNDRIVEN_AFTER};
 use crate::clock::{self, Nanos};
@@ -174,7 +174,7 @@ impl WorkerWatch {
         let refused = going_on.and_then(|(_, stall)| {
             let (driver, signal) = (self.worker.driver(), runtime.watch.signal);
             self.sampling.ask(stall, sample.thread, || {
-                Asked::send(driver, signal, context.allowance, sample.at)
+                SentRequest::send(driver, signal, context.allowance, sample.at)
             })
         });
         for sampled in [collected, refused].into_iter().flatten() {
