@@ -1,7 +1,7 @@
 //! The one clock that marks, ticks and reports share, so that their stamps can be compared.
 //!
-//! *Runs on:* anywhere; inside a poll only when that poll is timed.
-//! *Here:* reads only, no allocation after the first read.
+//! *Runs on:* any thread; inside a poll only if that poll is timed.
+//! *Must not:* allocate, except at the first reading, which [`prime`] makes.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ static CLOCK: OnceLock<quanta::Clock> = OnceLock::new();
 pub(crate) struct Nanos(pub(crate) u64);
 
 impl Nanos {
-    /// Time from `earlier` to `self`; zero if they are the other way round.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub(crate) fn since(self, earlier: Nanos) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -33,8 +33,8 @@ impl Nanos {
     }
 }
 
-/// Reads the clock. A time-stamp counter where the processor has a steady one (about 7 ns), else the
-/// operating system's monotonic clock.
+/// Reads the clock: the time-stamp counter where the processor has a steady one (about 7 ns), else
+/// the operating system's monotonic clock.
 #[inline]
 pub(crate) fn now() -> Nanos {
     let clock = CLOCK.get_or_init(quanta::Clock::new);

@@ -1,4 +1,4 @@
-//! Finds the code that blocks a Tokio event loop, while it is blocking.
+//! Finds the code that blocks a Tokio event loop, and reports it while it blocks.
 //!
 //! ```
 //! # #[tokio::main]
@@ -8,40 +8,56 @@
 //! # }
 //! ```
 //!
-//! From then on a thread of its own looks at every worker of the runtime, and tells you when one poll
-//! holds its worker for longer than 10 ms: which worker, in which span, which line of your code, for how
-//! long, why (it computes, it sleeps and in which system call, or it only has no CPU), and what to write
-//! instead.
+//! From then on, a thread beside the runtime looks at each of its workers every few milliseconds. A
+//! *stall* is one poll that holds its worker for 10 ms or more. Its report has the worker, the
+//! span, the line of your code, the duration, the cause (it computes, it sleeps in a system call,
+//! or it has no CPU), and what to write instead.
 //!
 //! ```text
-//!  probe ──▶ slot ◀── watchdog ──▶ capture ══(channel)══▶ explain ──▶ report ──▶ log, callback,
-//!  marks     per      own thread,   thread states,  own   unwind,     names,     recent(), profile(),
-//!  polls     thread   ticks,        registers      thread symbols,    text,      metrics,
-//!                     decides       and stack             site, cause, figures    serve: /metrics …
-//!                                                         advice
+//!  your threads            the detector's threads
+//!
+//!  probe ──▶ slot ◀──── stall-watchdog ──── stalls ────▶ stall-reporter ──▶ stall-sinks
+//!  marks     one per    ticks, detects                   names, composes    callback, log
+//!  polls     thread        │                              ▲        │
+//!                          │ signal                       │        └▶ recent(), profile(),
+//!                          ▼                              │           metrics, serve
+//!            capture ──── stack ──▶ stall-explainer ──────┘
+//!            copies registers       unwinds, names frames
+//!            and stack
 //! ```
 //!
-//! **You give it** a runtime. Names, if you want them: add [`layer()`] to your subscriber, or
-//! [`watched`](FutureExt::watched) to a future, or [`watch_polls`](RuntimeBuilderExt::watch_polls) to
-//! your runtime's builder.
+//! **You give it** a runtime. For names, add [`layer()`] to your subscriber, or
+//! [`watched`](FutureExt::watched) to a future, or [`watch_polls`](RuntimeBuilderExt::watch_polls)
+//! to your runtime's builder.
 //!
-//! **It gives you** a report for each stall while it lasts, again whenever its age has doubled, and at
-//! its end: as an event of `tracing` from 100 ms on, to a callback, from [`Guard::recent`] and
-//! [`Guard::stalled_now`], and as metrics for any recorder of the `metrics` facade, with the age of a stall while it
-//! goes on. Over time, [`Guard::profile`] has the stalls by site, and their stacks for a
-//! flame graph. [`Guard::worker_stacks`] says what all workers are doing now.
+//! **It gives you** a report of each stall while it lasts, again whenever its age has doubled, and
+//! at its end. Reports of 100 ms and more are events of `tracing`. All go to a callback
+//! ([`Builder::on_stall`]), to [`Guard::recent`] and [`Guard::stalled_now`], and into metrics for
+//! any recorder of the `metrics` facade, with the age of a stall while it goes on.
+//! [`Guard::profile`] has the stalls by site, and their stacks for a flame graph.
+//! [`Guard::worker_stacks`] takes the stacks of all workers at this moment.
 //!
-//! **It does not** wrap your spawns, own your runtime, need `tokio_unstable`, or allocate, lock or call
-//! anything inside a poll. It never blames code for time in which it had no CPU, `block_in_place` for
-//! what it is made for, or a worker that is parked.
+//! **It does not** wrap your spawns, own your runtime or need `tokio_unstable`. Inside a poll it
+//! does not allocate, lock or call anything, with two exceptions: a thread's first mark takes a
+//! slot, which allocates, and the end of a timed poll beyond the threshold tries a lock and keeps a
+//! record. It never blames code for time in which it had no CPU, `block_in_place` for its purpose,
+//! or a worker that is parked.
 //!
 //! # Three tiers
 //!
-//! | set-up | sees | names |
-//! |---|---|---|
-//! | [`watch()`] | every poll that holds its worker, computing or asleep, for certain | the runtime, worker, thread and task |
-//! | + [`layer()`] or [`watched`](FutureExt::watched) | the same, exactly timed where there is a mark | span path, future |
-//! | + [`watch_polls`](RuntimeBuilderExt::watch_polls) and `--cfg tokio_unstable` | every poll of every task, exactly timed | place of spawn |
+//! The first tier finds stalls. The others add names and exact times.
+//!
+//! | set-up | adds |
+//! |---|---|
+//! | [`watch()`] | worker, thread, task, your line, stack, cause, system call |
+//! | [`layer()`] on the subscriber, or [`watched`] on a future | span or name |
+//! | [`watch_polls`] on the runtime builder, and `--cfg tokio_unstable` | the line of the spawn |
+//!
+//! Tier two *marks* some polls and times them exactly. Tier three does so for every poll of every
+//! task.
+//!
+//! [`watched`]: FutureExt::watched
+//! [`watch_polls`]: RuntimeBuilderExt::watch_polls
 //!
 //! # Features
 //!
@@ -50,26 +66,33 @@
 //! | `metrics` (default) | metrics through the `metrics` facade |
 //! | `serde` (default) | `Serialize` for reports |
 //! | `stacks` (default) | stacks of stalled threads |
-//! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in a test suite, and do not flake |
+//! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in tests |
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
 //! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
+//! # Guides
+//!
+//! The module [`guide`] explains how the detector decides, how to read a report, how to use it in
+//! production and in tests, what it costs, and where its limits are.
+//!
 //! # Limits
 //!
-//! * Without marks, one long poll is told from many short ones by what the process's own memory shows of
-//!   tokio's scheduler: on Linux with 64 bits, unless a sandbox forbids to read it. [`Coverage::turns`] says
-//!   whether it is so. Elsewhere a computing poll without a mark is reported once it has outlasted 61 × 4
-//!   thresholds, and a sleeping one once a stack has shown whose its worker is.
-//! * Where a build leaves tokio's calls of tasks indistinguishable (`opt-level = "z"`), a computing poll without a
-//!   mark is reported once it has lasted for two thresholds and a tick.
-//! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds none.
-//! * Proof of sleep, and telling host trouble from code, need Linux; stacks, Linux on x86-64 or aarch64.
-//!   Elsewhere [`Coverage`] says so.
-//! * Lines need debug information. With `debug = 1` in the release profile all is there; with
-//!   `"line-tables-only"` lines but not all names; without, the names of functions that were not inlined;
-//!   stripped, addresses with the build id.
-//! * A stack is taken by a signal. What it interrupts is restarted, except for calls that the kernel never
-//!   restarts; see [`Stacks`].
+//! * The detector distinguishes one long unmarked poll from many short ones by words in the memory
+//!   of tokio's scheduler. It needs 64-bit Linux, and no sandbox that forbids to read this memory;
+//!   [`Coverage::turns`] shows whether it can. Elsewhere a computing poll without a mark is
+//!   reported after 61 × 4 thresholds, and a sleeping one once a stack shows that its thread drives
+//!   the worker.
+//! * If `opt-level = "z"` merges tokio's calls of tasks, a computing poll without a mark is
+//!   reported once it has lasted for two thresholds and a tick.
+//! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds
+//!   none.
+//! * Proof of sleep, and the distinction of host trouble from code, need Linux. Stacks need Linux
+//!   on x86-64 or aarch64. [`Coverage`] shows the gaps.
+//! * Lines need debug information. `debug = 1` in the release profile gives everything,
+//!   `"line-tables-only"` gives lines but not all names, no debug information gives the names of
+//!   functions that were not inlined, and a stripped program gives addresses with the build id.
+//! * A stack is taken by a signal. A system call that it interrupts is restarted, except for those
+//!   that the kernel never restarts; see [`Stacks`].
 
 mod clock;
 mod error;
@@ -81,7 +104,8 @@ mod report;
 
 mod slot;
 
-// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same condition.
+// Stacks need a known layout of registers, and an unwinder: `explain::stack` has the same
+// condition.
 #[cfg_attr(
     not(all(
         feature = "stacks",
@@ -130,7 +154,7 @@ pub use report::{
 pub use slot::PollTiming;
 pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
-/// The guides: how it decides, what it costs, its limits, and how to use it in production and in tests.
+/// The guides: decisions, reports, production, tests, cost and limits.
 #[cfg(all(any(doc, doctest), feature = "serve", feature = "testing"))]
 pub mod guide {
     #[doc = include_str!("../docs/how-it-decides.md")]

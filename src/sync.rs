@@ -1,7 +1,8 @@
 //! The atomics of the slot protocol: the standard library's, or loom's when its model checker runs.
 //!
-//! *Runs on:* anywhere.
-//! *Here:* names only; the single file that knows loom and targets without 64-bit atomics.
+//! *Runs on:* any thread.
+//!
+//! Targets without 64-bit atomics get them here too, by locks of `portable_atomic`.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -15,7 +16,7 @@ pub(crate) use std::sync::atomic::AtomicU64;
 #[cfg(all(not(loom), not(target_has_atomic = "64")))]
 pub(crate) use portable_atomic::AtomicU64;
 
-/// A `const fn`, but under loom, whose atomics cannot be made in constants, a plain one.
+/// Defines a `const fn`, or under loom a plain one: loom's atomics cannot be made in constants.
 macro_rules! const_unless_loom {
     ($(#[$attribute:meta])* $visible:vis fn $name:ident() -> $made:ty $body:block) => {
         #[cfg(not(loom))]
@@ -30,10 +31,10 @@ pub(crate) use const_unless_loom;
 #[cfg(loom)]
 pub(crate) use loom::cell::UnsafeCell;
 
-/// The standard library's cell with loom's face.
+/// The standard library's cell with loom's methods.
 #[cfg(not(loom))]
 #[derive(Debug)]
-#[allow(dead_code)] // Only the copying of stacks needs it.
+#[allow(dead_code)] // Used only where stacks are copied.
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
 #[cfg(not(loom))]

@@ -1,22 +1,25 @@
-//! Durations counted by size, cheaply and without limit: what a histogram is made of later.
+//! Durations counted by size, for histograms.
 //!
-//! *Runs on:* one writer for each tally: a worker's thread at the end of a timed poll, the watchdog, the
-//! pulse thread or the reporter; exporters read.
-//! *Here:* two loads and two stores a duration. Counts only grow, so each reader remembers what it has
-//! seen, and there may be any number of them.
+//! *Runs on:* one writer for each tally: a worker's thread at the end of a timed poll,
+//! `stall-watchdog`, `stall-pulse` or `stall-reporter`. Exporters read.
+//! *Must not:* lock or allocate: some writers are inside a poll. A duration takes two loads and two
+//! stores.
+//!
+//! Counts only grow. Each reader remembers the counts that it has seen, so there may be any number
+//! of readers.
 
-// Without metrics much of this is written and not read.
+// Without the feature `metrics`, much of this is written and never read.
 #![cfg_attr(not(feature = "metrics"), allow(dead_code))]
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What a label says where there is nothing to say.
+/// The label of things without a name.
 pub(crate) const UNNAMED: &str = "unnamed";
-/// What it says beyond the limit.
+/// The label of things beyond the limit of labels.
 pub(crate) const OTHER: &str = "other";
 
-/// Upper bounds of the buckets, in seconds; one bucket more takes what is longer.
+/// Upper bounds of the buckets, in seconds. One more bucket takes longer durations.
 pub(crate) const BOUNDS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -40,14 +43,14 @@ const BOUND_NANOS: [u64; 14] = [
 
 const BUCKETS: usize = BOUNDS.len() + 1;
 
-/// Durations by size. The sum is kept for each bucket, so that its mean is exact.
+/// Durations by size. Each bucket has its sum, so that its mean is exact.
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: [AtomicU32; BUCKETS],
     nanos: [AtomicU64; BUCKETS],
 }
 
-/// What one reader has seen of a tally.
+/// The counts of a tally that one reader has seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     counts: [u32; BUCKETS],
@@ -83,27 +86,28 @@ impl Tally {
     /// Counts one duration, given in nanoseconds. Only one thread at a time may.
     #[inline]
     pub(crate) fn note_nanos(&self, nanos: u64) {
-        // Most are short, and then there is nothing to search.
+        // Most durations are short and need no search.
         let bucket = if nanos <= BOUND_NANOS[0] {
             0
         } else {
             BOUND_NANOS.partition_point(|bound| *bound < nanos)
         };
-        // Relaxed: nobody else writes, and a reader that sees one half of it sees the other next time.
+        // Relaxed: there is one writer, and a reader that sees one of the two stores sees the other
+        // at its next look.
         let sum = self.nanos[bucket].load(Ordering::Relaxed);
         self.nanos[bucket].store(sum.wrapping_add(nanos), Ordering::Relaxed);
         let count = self.counts[bucket].load(Ordering::Relaxed);
         self.counts[bucket].store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Nothing has been counted yet.
+    /// Whether nothing has been counted yet.
     pub(crate) fn is_empty(&self) -> bool {
         self.counts
             .iter()
             .all(|count| count.load(Ordering::Relaxed) == 0)
     }
 
-    /// What has been counted since the reader's last look, bucket by bucket.
+    /// The durations that have been counted since the reader's last look, bucket by bucket.
     pub(crate) fn news<'a>(&'a self, seen: &'a mut Seen) -> impl Iterator<Item = Batch> + 'a {
         (0..BUCKETS).filter_map(|bucket| {
             let count = self.counts[bucket].load(Ordering::Relaxed);
@@ -115,17 +119,24 @@ impl Tally {
             let sum = nanos.wrapping_sub(seen.nanos[bucket]);
             seen.counts[bucket] = count;
             seen.nanos[bucket] = nanos;
-            // The writer may be between its two stores: then the mean could leave its bucket.
-            let above = bucket
-                .checked_sub(1)
-                .map_or(0, |below| BOUND_NANOS[below] + 1);
-            let upto = BOUND_NANOS.get(bucket).copied().unwrap_or(u64::MAX);
-            let mean = (sum / u64::from(new)).clamp(above, upto);
-            Some(Batch {
-                count: new,
-                mean: Duration::from_nanos(mean),
-            })
+            Some(Batch::new(bucket, new, sum))
         })
+    }
+}
+
+impl Batch {
+    fn new(bucket: usize, count: u32, sum: u64) -> Batch {
+        let shortest = match bucket {
+            0 => 0,
+            _ => BOUND_NANOS[bucket - 1] + 1,
+        };
+        let longest = BOUND_NANOS.get(bucket).copied().unwrap_or(u64::MAX);
+        // The writer may be between its two stores, and then the mean could leave its bucket.
+        let mean = (sum / u64::from(count)).clamp(shortest, longest);
+        Batch {
+            count,
+            mean: Duration::from_nanos(mean),
+        }
     }
 }
 

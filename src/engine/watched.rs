@@ -61,6 +61,39 @@ impl WatchedRuntime {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+impl WatchedRuntime {
+    /// A runtime under default settings that no thread watches.
+    pub(crate) fn for_tests(handle: &Handle) -> Arc<WatchedRuntime> {
+        let settings = Settings::default();
+        let metrics = handle.metrics();
+        Arc::new(WatchedRuntime {
+            name: "test".to_owned(),
+            id: crate::slot::raw_id(&handle.id()),
+            rules: Rules {
+                threshold: settings.threshold,
+                tick: settings.threshold / 4,
+                milestones: [settings.warn_after; 3],
+                always_driven: false,
+            },
+            pulse: Pulse::spawn(handle).expect("the runtime lives"),
+            stats: Stats::new(metrics.num_workers()),
+            verdicts: std::iter::repeat_with(VerdictCell::default)
+                .take(metrics.num_workers())
+                .collect(),
+            metrics,
+            handle: handle.clone(),
+            watch: Arc::new(WatchState {
+                started_at: crate::clock::now(),
+                signal: Err(NoStack::Off),
+                recent: Mutex::new(Recent::new(settings.recent)),
+                profile: Mutex::default(),
+                settings,
+            }),
+        })
+    }
+}
+
 /// The verdict of a stack, from the explainer to the watchdog: one word with the number of the
 /// stall and three bits.
 #[derive(Debug, Default)]

@@ -1,42 +1,42 @@
-//! One stall as the reporter knows it, from the first word of it to the last report.
+//! One stall as the reporter has it, from its first suspicion to its last report.
 //!
-//! *Runs on:* the reporter thread.
+//! *Runs on:* `stall-reporter`.
 //!
-//! A report is composed anew from all that is known, each time there is one to give: the latest figures, the
-//! names, and the stacks so far.
+//! Each report is composed anew from the latest figures, the names, and the stacks so far.
 
 use super::names::{self, Names};
 use crate::clock::Nanos;
 use crate::engine::{StackNews, StallNews, WatchState};
-use crate::explain::{SleptIn, advice};
+use crate::explain::{Explained, SleptIn, advice};
 use crate::report::{Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, site};
 use crate::slot::Slot;
+use std::time::Duration;
 
-/// Different stacks kept of one stall.
+/// The most stacks, all different, that are kept of one stall.
 const STACKS: usize = 8;
 
-/// What is known of one stall.
+/// One stall, or one poll that may become one.
 #[derive(Default)]
 pub(super) struct Case {
-    /// When it was last heard of.
+    /// When news of it last came.
     pub(super) at: Nanos,
-    /// As looked up while the poll was only suspected, or first announced.
+    /// Looked up while the poll is suspected, and again at each announcement until there is a span.
     names: Option<Names>,
     /// The figures of the last announcement.
     latest: Option<StallNews>,
     slept_in: Option<SleptIn>,
     stacks: Vec<StackSample>,
-    /// Stacks that the explainer has answered for.
+    /// Stacks that the explainer has answered.
     answered: u32,
     truncated: bool,
     lost: bool,
     no_stack: Option<NoStack>,
-    /// The certainty that it was last counted with.
+    /// The certainty with which it was last counted.
     counted: Option<Certainty>,
 }
 
 impl Case {
-    /// Takes in the watchdog's word of it.
+    /// Takes in news from the watchdog.
     pub(super) fn take(&mut self, news: StallNews) {
         self.name(&news);
         if news.phase.is_some() {
@@ -45,13 +45,10 @@ impl Case {
         }
     }
 
-    /// Names it as it is called now, or was while it was only suspected.
+    /// Looks the names up. Those that were found earlier stay: the poll may have ended since.
     fn name(&mut self, news: &StallNews) {
-        if self
-            .names
-            .as_ref()
-            .is_some_and(|names| names.span.is_some())
-        {
+        let known = self.names.as_ref();
+        if known.is_some_and(|names| names.span.is_some()) {
             return;
         }
         let now = names::look_up(news);
@@ -60,13 +57,17 @@ impl Case {
         }
     }
 
-    /// Takes in a stack; one that was found before is counted.
+    /// Takes in an answer of the explainer.
     pub(super) fn add(&mut self, news: StackNews) {
         self.answered += 1;
-        let explained = match news.stack {
-            Ok(explained) => explained,
-            Err(why) => return self.has_none(why),
-        };
+        match news.stack {
+            Ok(explained) => self.keep(news.after, explained),
+            Err(why) => self.has_no_stack(why),
+        }
+    }
+
+    /// Keeps a stack. One that is there already is counted.
+    fn keep(&mut self, after: Duration, explained: Explained) {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
@@ -75,7 +76,7 @@ impl Case {
         match same {
             Some(known) => self.stacks[known].count += 1,
             None if self.stacks.len() < STACKS => self.stacks.push(StackSample {
-                after: news.after,
+                after,
                 count: 1,
                 frames: explained.frames,
                 complete: explained.complete,
@@ -84,19 +85,19 @@ impl Case {
         }
     }
 
-    /// There will be no stack of what was asked for.
-    pub(super) fn has_none(&mut self, why: NoStack) {
+    /// Notes why the stack that was asked for will not come.
+    pub(super) fn has_no_stack(&mut self, why: NoStack) {
         self.no_stack = Some(why);
     }
 
-    /// Whether the explainer still owes a stack.
-    fn is_owed(&self) -> bool {
+    /// Whether a stack is still with the explainer.
+    fn awaits_stack(&self) -> bool {
         let sent = self.latest.as_ref().map_or(0, |news| news.stacks);
         self.answered < sent
     }
 
-    /// No stack is waited for any more.
-    pub(super) fn waits_no_longer(&mut self) {
+    /// Ends the wait for stacks.
+    pub(super) fn stop_waiting(&mut self) {
         self.answered = u32::MAX;
     }
 
@@ -105,10 +106,10 @@ impl Case {
         phase == Some(Phase::Ended)
     }
 
-    /// Whether there is something to tell. The last report has everything, so it waits for stacks that are on
-    /// their way.
+    /// Whether a report is due. The last report is complete, so it waits for stacks that are still
+    /// with the explainer.
     pub(super) fn is_ready(&self) -> bool {
-        self.latest.is_some() && !(self.is_over() && self.is_owed())
+        self.latest.is_some() && !(self.is_over() && self.awaits_stack())
     }
 
     /// The figures of the last announcement.
@@ -116,7 +117,8 @@ impl Case {
         self.latest.as_ref()
     }
 
-    /// Whether it is to be counted: when it is first announced, and once more if it turns out to be certain.
+    /// Whether it is to be counted: when it is first announced, and once more if it becomes
+    /// certain.
     pub(super) fn count_as(&mut self, certainty: Certainty) -> bool {
         let newly = self.counted.is_none_or(|counted| counted < certainty);
         if newly {
@@ -131,30 +133,36 @@ impl Case {
         let phase = news.phase?;
         let telling = site::telling(&self.stacks);
         let frames = telling.map_or(&[][..], |index| &self.stacks[index].frames);
+        let mut report = news.live.report(phase, self.slept_in, frames);
+        self.add_names(news, &mut report);
+        report.driver_frozen = news.driver_frozen;
+        report.representative_stack = telling;
+        report.site = site::site(frames);
+        let watch = &news.live.runtime.watch;
+        report.advice = advise(&report, frames, watch);
+        report.stacks.clone_from(&self.stacks);
+        (report.seen_here, report.lost_here) = watch.profile.lock().seen(&report);
+        self.add_missing(&mut report);
+        Some(report)
+    }
+
+    /// Adds the names of the poll and of its thread.
+    fn add_names(&self, news: &StallNews, report: &mut StallReport) {
         let names = self.names.clone().unwrap_or_default();
-        let slot = news.thread.as_ref().map(|thread| thread.slot);
-        let live = &news.live;
-        let mut report = live.report(phase, self.slept_in, frames);
         report.span = names.span;
         report.task = names.task.or(report.task);
         report.spawned_at = names.spawned_at;
         report.missing = names.missing;
+        let slot = news.thread.as_ref().map(|thread| thread.slot);
         report.thread = slot.map(Slot::thread_name);
         report.tid = slot.map(Slot::tid).filter(|tid| *tid != 0);
-        report.driver_frozen = news.driver_frozen;
-        report.representative_stack = telling;
-        report.site = site::site(frames);
-        let watch = &live.runtime.watch;
-        report.advice = advise(&report, frames, watch);
-        report.stacks.clone_from(&self.stacks);
-        (report.seen_here, report.lost_here) = watch.profile.lock().seen(&report);
-        self.say_what_is_missing(&mut report);
-        Some(report)
     }
 
-    fn say_what_is_missing(&self, report: &mut StallReport) {
+    /// Adds the reasons for parts that the report lacks.
+    fn add_missing(&self, report: &mut StallReport) {
         let has_stacks = !self.stacks.is_empty();
-        let no_stack = self.no_stack.or(self.is_owed().then_some(NoStack::NotYet));
+        let is_on_its_way = self.awaits_stack().then_some(NoStack::NotYet);
+        let no_stack = self.no_stack.or(is_on_its_way);
         report
             .missing
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));
@@ -168,11 +176,97 @@ impl Case {
     }
 }
 
-/// The user's own advice, if some fits, else ours.
+/// The user's own advice if one fits, else that of the table.
 fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
     let poll = site::of_the_poll(frames);
     let call = report.asleep_in.as_deref();
     let own = watch.settings.advice.find(poll);
     own.or_else(|| advice::advise(poll, report.cause, call))
         .map(str::to_owned)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::tests::{Stage, stack};
+    use super::*;
+    use crate::FutureExt;
+
+    fn missing(case: &Case) -> Vec<Missing> {
+        case.report().expect("a report").missing
+    }
+
+    #[test]
+    fn a_suspicion_alone_makes_no_report() {
+        let stage = Stage::new();
+        let mut case = Case::default();
+        case.take(stage.news(1, None));
+        assert!(case.report().is_none());
+        assert!(!case.is_ready());
+    }
+
+    #[test]
+    fn names_looked_up_at_suspicion_are_kept() {
+        let stage = Stage::new();
+        let (mut early, mut late) = (Case::default(), Case::default());
+        let poll = async {
+            let suspicion = stage.news_of_own_poll(1, None);
+            early.take(suspicion);
+            stage.news_of_own_poll(1, Some(Phase::Began))
+        };
+        // The poll is over when the announcement is taken in.
+        let mut announced = stage.tokio.block_on(poll.watched("handler"));
+        announced.thread.as_mut().expect("a thread").marks = None;
+        early.take(announced);
+        let report = early.report().expect("a report");
+        assert_eq!(report.span.as_deref(), Some("handler"));
+        assert!(!report.missing.contains(&Missing::MovedOn));
+        // Without the suspicion there is no name any more.
+        late.take(stage.news_of_own_poll(1, Some(Phase::Began)));
+        assert_eq!(late.report().expect("a report").span, None);
+        assert!(missing(&late).contains(&Missing::MovedOn));
+    }
+
+    #[test]
+    fn a_stack_on_its_way_is_reported_as_such() {
+        let stage = Stage::new();
+        let mut case = Case::default();
+        let mut news = stage.news(1, Some(Phase::Began));
+        news.stacks = 1;
+        case.take(news);
+        assert!(missing(&case).contains(&Missing::Stack(NoStack::NotYet)));
+        case.add(stack(1, "app::handler"));
+        assert!(!missing(&case).contains(&Missing::Stack(NoStack::NotYet)));
+    }
+
+    #[test]
+    fn the_reason_for_no_stack_is_reported_until_one_comes() {
+        let stage = Stage::new();
+        let mut case = Case::default();
+        case.take(stage.news(1, Some(Phase::Began)));
+        case.has_no_stack(NoStack::SignalBlocked);
+        assert!(missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
+        case.add(stack(1, "app::handler"));
+        assert!(!missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
+    }
+
+    #[test]
+    fn a_stack_that_comes_again_is_counted() {
+        let stage = Stage::new();
+        let mut case = Case::default();
+        case.take(stage.news(1, Some(Phase::Began)));
+        for function in ["app::one", "app::two", "app::one"] {
+            case.add(stack(1, function));
+        }
+        let counts: Vec<_> = case.stacks.iter().map(|stack| stack.count).collect();
+        assert_eq!(counts, [2, 1]);
+    }
+
+    #[test]
+    fn a_stall_is_counted_again_if_it_becomes_certain() {
+        let mut case = Case::default();
+        assert!(case.count_as(Certainty::Likely));
+        assert!(!case.count_as(Certainty::Likely));
+        assert!(case.count_as(Certainty::Certain));
+        assert!(!case.count_as(Certainty::Likely));
+    }
 }

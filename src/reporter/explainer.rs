@@ -1,8 +1,8 @@
 //! The explainer: unwinds and names stacks, one after another.
 //!
 //! *Runs on:* its own thread, `stall-explainer`.
-//! *Must not:* hold up the reporter or the watchdog. The names of polls are looked up while these go on, and
-//! cannot wait for debug information to be read.
+//! *Must not:* hold up the reporter or the watchdog. It takes time to read debug information, while
+//! the reporter must look names up before their polls end.
 
 use crate::capture::RawStack;
 use crate::detect::StackVerdict;
@@ -13,13 +13,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
-/// A process that lives for so long has its debug information opened before the first stall needs it.
+/// Time after the start at which debug information is opened, before the first stall needs it.
 const PRIME_AFTER: Duration = Duration::from_secs(1);
 
-/// After so long without work, tables and debug information that have not been used for a while are let go.
+/// Time without work after which tables and debug information that have not been used for a while
+/// are let go.
 const REST: Duration = Duration::from_secs(10);
 
-/// The thread's main function; ends when nobody can send work any more.
+/// The thread's main function. Ends when all senders of work are gone.
 pub(crate) fn run(work: &Receiver<Work>, reporter: &SyncSender<Message>) {
     let mut explainer = Explainer::default();
     let mut wait = PRIME_AFTER;
@@ -49,7 +50,8 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             let shown = stack.as_ref().ok().and_then(explain::shown);
             runtime.verdicts[worker].put(id, shown.unwrap_or(StackVerdict::Inconclusive));
             let news = StackNews { id, after, stack };
-            // WaitCounter for room: the reporter counts on an answer to each stack. It is gone only at the end.
+            // Waits for room, since the reporter waits for an answer to each stack. The send fails
+            // only at the end, when the reporter is gone.
             reporter.send(Message::Stack(Box::new(news))).ok();
         }
         Work::Asked {
@@ -57,14 +59,14 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             stack,
             answer,
         } => {
-            // The user may have gone.
+            // The user may have stopped waiting.
             answer.try_send(explain(explainer, &watch, &stack)).ok();
         }
     }
 }
 
-/// A panic of ours costs one stack: it is printed where it happens, and the thread goes on with what it has not
-/// read yet.
+/// Explains a stack. A panic in here costs one stack: it is printed where it happens, and the
+/// thread goes on with a new explainer, which reads debug information again.
 fn explain(
     explainer: &mut Explainer,
     watch: &WatchState,

@@ -1,17 +1,20 @@
-//! How much is logged: one stall per site and minute, ten a minute in all, and the rest is counted.
+//! The limit of the log: one stall per site and minute, ten a minute in all, and the rest is
+//! counted.
 //!
-//! *Runs on:* the thread `stall-sinks`.
-//! *Here:* pure, with time handed in. Only logs are limited; metrics, callbacks and `recent()` never are.
+//! *Runs on:* `stall-sinks`.
+//! *Must not:* read a clock. Time is handed in.
+//!
+//! Metrics, callbacks and `recent()` have no limit.
 
 use crate::clock::Nanos;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// One site is logged once in this time.
+/// The time in which one site is logged once.
 const SITE_WINDOW: Duration = Duration::from_secs(60);
-/// All sites together are logged this often in that time.
+/// The most stalls of all sites together that are logged in [`SITE_WINDOW`].
 const IN_ALL: usize = 10;
-/// Sites remembered. More at one time than this, and the oldest are forgotten.
+/// The most sites that are remembered. One more, and all are forgotten.
 const SITES: usize = 256;
 
 /// Decides which stalls are logged.
@@ -23,8 +26,8 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// `Some(n)` if a stall at this site may be logged now, with the number of those that were not
-    /// since the last one that was; `None` if it must not, which is counted.
+    /// Decides whether a stall at this site is logged now. If so, returns how many have been
+    /// suppressed since the last one that was logged; if not, counts it as suppressed.
     pub(crate) fn admit(&mut self, site: &str, now: Nanos) -> Option<u64> {
         let window = now.minus(SITE_WINDOW);
         self.sites.retain(|_, at| *at > window);

@@ -1,8 +1,8 @@
-//! Reports as `tracing` events, and the last words of a stall that does not end.
+//! Reports as `tracing` events.
 //!
-//! *Runs on:* the thread `stall-sinks`; `write_last_words` also on a thread made for it, `watching` on the one that
-//! starts a watch.
-//! *Here:* may wait for whatever the user's subscriber waits for. Nothing depends on this thread.
+//! *Runs on:* `stall-sinks`; `watching` on the thread that starts a watch.
+//!
+//! An event takes as long as the user's subscriber does. Nothing waits for `stall-sinks`.
 
 use super::CASES;
 use super::limiter::Limiter;
@@ -16,26 +16,32 @@ use std::time::Duration;
 /// The target of all events: filter with `tokio_stall=off`.
 const TARGET: &str = "tokio_stall";
 
-/// What of the stalls is logged.
+/// Decides which reports are logged, and logs them.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     limiter: Limiter,
-    /// Trouble of the host comes in swarms; it must not use up what is left for code.
+    /// For stalls caused by the host. Many come at once, and must not use up the limit for code.
     host_limiter: Limiter,
-    /// What was decided about stalls that go on.
+    /// The decisions about stalls that go on.
     decided: HashMap<u64, Decision>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Decision {
     shown: bool,
-    /// It was an error by then. A stall that grows into one is decided about once more.
+    /// Whether it was old enough for an error. When it becomes so, there is a second decision.
     as_error: bool,
 }
 
 impl Log {
-    /// Logs a report, unless it is too short, too early or too much.
+    /// Logs a report, unless it is too short, too early or over the limit.
     pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) {
+        if self.admit(report, watch, now) && !crate::os::debugger_attached() {
+            emit(report, watch.settings.error_after);
+        }
+    }
+
+    fn admit(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) -> bool {
         let settings = &watch.settings;
         let known = self.decided.get(&report.id).copied();
         if report.phase == Phase::Ended {
@@ -45,40 +51,32 @@ impl Log {
         let worth_it = report.duration >= settings.warn_after && !too_early;
         let shown = known.is_some_and(|known| known.shown);
         if !settings.log || !worth_it && !shown {
-            return;
+            return false;
         }
         let as_error = report.duration >= settings.error_after;
-        if !shown && known.is_none_or(|known| as_error && !known.as_error) {
-            // The site of a stall may come to be known later than its span.
-            let site = match (&report.span, &report.site) {
-                (Some(span), _) => span.clone(),
-                (None, Some(site)) => site.to_string(),
-                (None, None) => String::new(),
-            };
-            let site = format!("{}\n{site}\n{as_error}", report.runtime);
-            let limiter = if report.cause.is_host() {
-                &mut self.host_limiter
-            } else {
-                &mut self.limiter
-            };
-            let admitted = limiter.admit(&site, now);
-            report.suppressed = admitted.unwrap_or_default();
-            if report.phase != Phase::Ended {
-                let shown = admitted.is_some();
-                if self.decided.len() >= CASES {
-                    self.decided.clear();
-                }
-                self.decided.insert(report.id, Decision { shown, as_error });
-            }
-            if admitted.is_none() {
-                return;
-            }
-        } else if !shown {
-            return;
+        if shown || known.is_some_and(|known| !as_error || known.as_error) {
+            return shown;
         }
-        if !crate::os::debugger_attached() {
-            emit(report, settings.error_after);
+        self.decide(report, as_error, now)
+    }
+
+    /// Decides about a stall by the limits, and keeps the decision while the stall goes on.
+    fn decide(&mut self, report: &mut StallReport, as_error: bool, now: Nanos) -> bool {
+        let limiter = if report.cause.is_host() {
+            &mut self.host_limiter
+        } else {
+            &mut self.limiter
+        };
+        let admitted = limiter.admit(&site_of(report, as_error), now);
+        report.suppressed = admitted.unwrap_or_default();
+        let shown = admitted.is_some();
+        if report.phase != Phase::Ended {
+            if self.decided.len() >= CASES {
+                self.decided.clear();
+            }
+            self.decided.insert(report.id, Decision { shown, as_error });
         }
+        shown
     }
 
     /// Logs a wait for the blocking pool, under the same limits.
@@ -101,6 +99,16 @@ impl Log {
             );
         }
     }
+}
+
+/// The site that the limit counts. The span comes first: the site on the stack may follow later.
+fn site_of(report: &StallReport, as_error: bool) -> String {
+    let site = match (&report.span, &report.site) {
+        (Some(span), _) => span.clone(),
+        (None, Some(site)) => site.to_string(),
+        (None, None) => String::new(),
+    };
+    format!("{}\n{site}\n{as_error}", report.runtime)
 }
 
 fn emit(report: &StallReport, error_after: Duration) {
@@ -139,7 +147,7 @@ fn emit(report: &StallReport, error_after: Duration) {
     }
 }
 
-/// Says once what is watched, so that silence is not mistaken for health.
+/// Logs once what is watched, so that silence is not mistaken for health.
 pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
     tracing::info!(
         target: TARGET,
@@ -156,7 +164,7 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
     );
 }
 
-/// Says that a runtime's turns are not counted any more.
+/// Logs that a runtime's turns are not counted any more.
 pub(super) fn turns_lost(runtime: &WatchedRuntime, why: NoTurns) {
     if !runtime.watch.settings.log {
         return;

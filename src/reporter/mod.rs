@@ -1,8 +1,8 @@
-//! The reporter: names what the watchdog found, counts it, keeps it, and passes it on.
+//! The reporter: names each stall that the watchdog finds, counts it, keeps it, and passes it on.
 //!
 //! *Runs on:* its own thread, `stall-reporter`.
-//! *Must not:* call the user's code or read debug information. The first is done by `sinks`, the second by
-//! `explainer`, each on a thread of its own; figures and `recent()` go on while these are held up.
+//! *Must not:* call the user's code or read debug information. `stall-sinks` does the first and
+//! `stall-explainer` the second, so that figures and `recent()` go on while these are held up.
 
 mod case;
 pub(crate) mod explainer;
@@ -16,7 +16,7 @@ pub(crate) mod worker_stacks;
 pub(crate) use sinks::guarded;
 
 use crate::clock::{self, wall_clock};
-use crate::engine::{Message, PoolNews, Shared, StallId};
+use crate::engine::{Message, PoolNews, Shared, StallId, StallNews};
 use crate::report::{Phase, PoolWaitReport};
 use case::Case;
 use sinks::Delivery;
@@ -24,10 +24,11 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-/// Stalls, and polls that were only suspected, of which something is remembered. Most never become one.
+/// The most stalls and suspected polls that are remembered. Most suspicions come to nothing.
 const CASES: usize = 1024;
 
-/// The thread's main function; ends when the watchdog, the pulse thread and the explainer have.
+/// The thread's main function. Ends when the watchdog, the pulse thread and the explainer have
+/// ended.
 pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<Delivery>) {
     let mut reporter = Reporter {
         sinks,
@@ -49,21 +50,14 @@ struct Reporter<'a> {
 impl Reporter<'_> {
     fn take(&mut self, message: Message) {
         match message {
-            Message::Stall(news) => {
-                let id = news.live.id;
-                let is_announced = news.phase.is_some();
-                self.case(id).take(*news);
-                if is_announced {
-                    self.tell_stall(id);
-                }
-            }
+            Message::Stall(news) => self.stall(*news),
             Message::Stack(news) => {
                 let id = news.id;
                 self.case(id).add(*news);
                 self.has_changed(id);
             }
             Message::NoStack(id, why) => {
-                self.case(id).has_none(why);
+                self.case(id).has_no_stack(why);
                 self.has_changed(id);
             }
             Message::PoolWait(news) => self.pool_wait(&news),
@@ -71,30 +65,39 @@ impl Reporter<'_> {
         }
     }
 
-    /// A stall that has been announced already has what its stack shows added to its report.
+    fn stall(&mut self, news: StallNews) {
+        let id = news.live.id;
+        let is_announced = news.phase.is_some();
+        self.case(id).take(news);
+        if is_announced {
+            self.report_stall(id);
+        }
+    }
+
+    /// Renews the kept report of an announced stall after news of its stack. If the stall is over,
+    /// its last report may be due.
     fn has_changed(&mut self, id: StallId) {
         let Some(case) = self.cases.get(&id) else {
             return;
         };
         if case.is_over() {
-            self.tell_stall(id);
+            self.report_stall(id);
         } else if let (Some(news), Some(report)) = (case.latest(), case.report()) {
             news.live.runtime.watch.recent.lock().keep(report);
         }
     }
 
-    /// Counts a stall, keeps its report and passes it on, if all is there that it waits for.
-    fn tell_stall(&mut self, id: StallId) {
+    /// Counts a stall, keeps its report and passes it on, unless the report waits for a stack.
+    fn report_stall(&mut self, id: StallId) {
         let Some(case) = self.cases.get_mut(&id).filter(|case| case.is_ready()) else {
             return;
         };
         let (Some(report), Some(news)) = (case.report(), case.latest()) else {
             return;
         };
-        let runtime = news.live.runtime.clone();
         let last_words = news.live.last_words.clone();
-        let watch = runtime.watch.clone();
-        let stalls = &runtime.stats.stalls;
+        let runtime = news.live.runtime.clone();
+        let (watch, stalls) = (runtime.watch.clone(), &runtime.stats.stalls);
         if case.count_as(report.certainty) {
             stalls.detected(report.cause, report.certainty);
         }
@@ -111,12 +114,13 @@ impl Reporter<'_> {
         });
     }
 
-    fn pass_on(&self, told: Delivery) {
-        if self.sinks.try_send(told).is_err() {
+    fn pass_on(&self, delivery: Delivery) {
+        if self.sinks.try_send(delivery).is_err() {
             self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// The case of a stall, which is made if there is none. The oldest one makes room.
     fn case(&mut self, id: StallId) -> &mut Case {
         if self.cases.len() >= CASES && !self.cases.contains_key(&id) {
             let oldest = self.cases.iter().min_by_key(|(_, case)| case.at);
@@ -129,11 +133,11 @@ impl Reporter<'_> {
         case
     }
 
-    /// Makes room. A last report that waits for a stack is told without it.
+    /// Forgets a case. A last report that waits for a stack is passed on without it.
     fn forget(&mut self, id: StallId) {
         if let Some(case) = self.cases.get_mut(&id).filter(|case| case.is_over()) {
-            case.waits_no_longer();
-            self.tell_stall(id);
+            case.stop_waiting();
+            self.report_stall(id);
         }
         self.cases.remove(&id);
     }
@@ -149,5 +153,249 @@ impl Reporter<'_> {
         let watch = news.runtime.watch.clone();
         watch.recent.lock().keep_pool_wait(report.clone());
         self.pass_on(Delivery::PoolWait { report, watch });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Nanos;
+    use crate::detect::{HeldBy, PollKey, Stall};
+    use crate::engine::{Live, StackNews, StallThread, WatchedRuntime};
+    use crate::explain::Explained;
+    use crate::report::{Certainty, Frame, Missing, NoStack, Origin, StallReport, TimeSplit};
+    use crate::slot;
+    use std::sync::Arc;
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+    use tokio::runtime::Runtime;
+
+    /// A runtime to report about, and the way to the sinks.
+    pub(super) struct Stage {
+        pub(super) tokio: Runtime,
+        runtime: Arc<WatchedRuntime>,
+        shared: Shared,
+        sinks: SyncSender<Delivery>,
+        delivered: Receiver<Delivery>,
+    }
+
+    impl Stage {
+        pub(super) fn new() -> Stage {
+            let tokio = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime");
+            let (sinks, delivered) = sync_channel(16);
+            Stage {
+                runtime: WatchedRuntime::for_tests(tokio.handle()),
+                tokio,
+                shared: Shared::default(),
+                sinks,
+                delivered,
+            }
+        }
+
+        fn reporter(&self) -> Reporter<'_> {
+            Reporter {
+                sinks: self.sinks.clone(),
+                shared: &self.shared,
+                cases: HashMap::new(),
+            }
+        }
+
+        /// News of an unmarked poll; of a suspicion if there is no phase.
+        pub(super) fn news(&self, id: u64, phase: Option<Phase>) -> StallNews {
+            let stall = Stall {
+                serial: id,
+                held_by: HeldBy::Unmarked(None),
+                since: Nanos(1),
+                duration: Duration::from_millis(20),
+                error: Duration::ZERO,
+                certainty: Certainty::Certain,
+                split: TimeSplit::default(),
+                call: None,
+                name: 0,
+                task: 0,
+            };
+            StallNews {
+                phase,
+                live: Live {
+                    id: StallId(id),
+                    runtime: self.runtime.clone(),
+                    worker: 0,
+                    stall,
+                    last_words: Arc::default(),
+                },
+                slept_in: None,
+                driver_frozen: None,
+                thread: None,
+                stacks: 0,
+            }
+        }
+
+        /// News of the marked poll that the calling thread is in, as if its worker were stalled.
+        pub(super) fn news_of_own_poll(&self, id: u64, phase: Option<Phase>) -> StallNews {
+            let slot = slot::mine().expect("a slot");
+            let tenancy = slot.tenancy();
+            let epoch = slot.line.observe().epoch;
+            let mut news = self.news(id, phase);
+            news.live.stall.held_by = HeldBy::Poll(PollKey {
+                thread: (std::ptr::from_ref(slot).addr(), tenancy),
+                epoch,
+            });
+            news.thread = Some(StallThread {
+                slot,
+                tenancy,
+                marks: None,
+            });
+            news
+        }
+
+        /// An announcement of a stall that so many stacks have been taken of.
+        fn announcement(&self, id: u64, phase: Phase, stacks: u32) -> Message {
+            let mut news = self.news(id, Some(phase));
+            news.stacks = stacks;
+            Message::Stall(Box::new(news))
+        }
+
+        /// The reports that have reached the sinks since the last call.
+        fn delivered(&self) -> Vec<StallReport> {
+            let reports = self.delivered.try_iter().map(|delivery| match delivery {
+                Delivery::Stall { report, .. } => *report,
+                other => panic!("{other:?}"),
+            });
+            reports.collect()
+        }
+
+        fn phases(&self) -> Vec<Phase> {
+            let reports = self.delivered();
+            reports.iter().map(|report| report.phase).collect()
+        }
+
+        fn recent(&self, id: u64) -> StallReport {
+            let recent = self.runtime.watch.recent.lock();
+            recent.stall(id).expect("a report is kept")
+        }
+    }
+
+    /// An explained stack of one call.
+    pub(super) fn stack(id: u64, function: &str) -> StackNews {
+        let frame = Frame {
+            function: Some(function.to_owned()),
+            file: None,
+            line: None,
+            module: None,
+            offset: 0,
+            build_id: None,
+            origin: Origin::Own,
+            inlined: false,
+        };
+        StackNews {
+            id: StallId(id),
+            after: Duration::from_millis(20),
+            stack: Ok(Explained {
+                frames: vec![frame],
+                complete: true,
+                truncated: false,
+                lost: false,
+            }),
+        }
+    }
+
+    fn stack_news(id: u64) -> Message {
+        Message::Stack(Box::new(stack(id, "app::handler")))
+    }
+
+    #[test]
+    fn a_last_report_waits_for_a_stack_that_is_on_its_way() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Began, 1));
+        assert_eq!(stage.phases(), [Phase::Began], "only the last report waits");
+        reporter.take(stage.announcement(1, Phase::Ended, 2));
+        reporter.take(stack_news(1));
+        assert_eq!(stage.phases(), [], "one of two stacks has come");
+        reporter.take(stack_news(1));
+        let [report] = &stage.delivered()[..] else {
+            panic!("one report");
+        };
+        assert_eq!(report.phase, Phase::Ended);
+        assert_eq!(report.stacks[0].count, 2);
+        assert!(reporter.cases.is_empty());
+    }
+
+    #[test]
+    fn a_last_report_without_a_stack_on_its_way_is_passed_on_at_once() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Ended, 0));
+        assert_eq!(stage.phases(), [Phase::Ended]);
+        assert!(reporter.cases.is_empty());
+    }
+
+    #[test]
+    fn an_explainer_without_an_answer_ends_the_wait() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Ended, 1));
+        assert_eq!(stage.phases(), []);
+        reporter.take(Message::Stack(Box::new(StackNews {
+            stack: Err(NoStack::Unsupported),
+            ..stack(1, "")
+        })));
+        let report = &stage.delivered()[0];
+        let reason = Missing::Stack(NoStack::Unsupported);
+        assert!(report.missing.contains(&reason), "{report:?}");
+    }
+
+    #[test]
+    fn the_reason_for_no_stack_is_in_the_reports() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Began, 0));
+        reporter.take(Message::NoStack(StallId(1), NoStack::Busy));
+        let reason = Missing::Stack(NoStack::Busy);
+        assert!(stage.recent(1).missing.contains(&reason));
+        reporter.take(stage.announcement(1, Phase::Ended, 0));
+        let last = stage.delivered().pop().expect("a last report");
+        assert!(last.missing.contains(&reason));
+    }
+
+    #[test]
+    fn a_stack_that_comes_late_changes_the_kept_report() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Began, 1));
+        assert!(stage.recent(1).stacks.is_empty());
+        stage.delivered();
+        reporter.take(stack_news(1));
+        assert_eq!(stage.recent(1).stacks.len(), 1);
+        assert!(stage.recent(1).site.is_some());
+        assert_eq!(stage.phases(), [], "no report is sent for it");
+    }
+
+    #[test]
+    fn a_suspicion_is_not_reported() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(Message::Stall(Box::new(stage.news(1, None))));
+        reporter.take(stack_news(1));
+        assert_eq!(stage.phases(), []);
+        assert!(stage.runtime.watch.recent.lock().stalls().is_empty());
+    }
+
+    #[test]
+    fn the_oldest_case_makes_room_and_its_last_report_is_not_lost() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Ended, 1));
+        for id in 2..=CASES as u64 {
+            reporter.take(Message::Stall(Box::new(stage.news(id, None))));
+        }
+        assert_eq!(stage.phases(), [], "it waits for its stack");
+        let another = stage.news(CASES as u64 + 1, None);
+        reporter.take(Message::Stall(Box::new(another)));
+        assert_eq!(stage.phases(), [Phase::Ended]);
+        assert_eq!(reporter.cases.len(), CASES);
+        assert!(!reporter.cases.contains_key(&StallId(1)));
     }
 }

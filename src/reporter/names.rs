@@ -1,16 +1,15 @@
-//! What a poll is called: its marks, put into words.
+//! The names of a poll: its marks, put into words.
 //!
-//! *Runs on:* the reporter thread.
-//! *Here:* looks spans up while the poll may still be going on; it may end at any time.
+//! *Runs on:* `stall-reporter`, while the poll goes on. It may end at any time.
 
-use crate::detect::HeldBy;
-use crate::engine::StallNews;
+use crate::detect::{HeldBy, PollKey};
+use crate::engine::{StallNews, StallThread};
 use crate::probe::{SpanName, resolve_span};
 use crate::report::Missing;
 use crate::slot::names::{self, Name};
 use crate::slot::{Kind, Marks};
 
-/// What the marks of a poll say, in words.
+/// The marks of a poll, in words.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     pub(super) span: Option<String>,
@@ -19,7 +18,7 @@ pub(super) struct Names {
     pub(super) missing: Vec<Missing>,
 }
 
-/// Puts a poll's marks into words, as far as the poll is still there to be asked about.
+/// Puts a poll's marks into words, as far as they are still there.
 pub(super) fn look_up(news: &StallNews) -> Names {
     let mut names = Names::default();
     if let Some(Name::Text(left_behind)) = names::name(news.live.stall.name) {
@@ -29,13 +28,8 @@ pub(super) fn look_up(news: &StallNews) -> Names {
         names.missing.push(Missing::Unmarked);
         return names;
     };
-    let marks = news.thread.as_ref().and_then(|thread| {
-        let now = (thread.slot.tenancy() == thread.tenancy)
-            .then(|| thread.slot.line.marks(poll.epoch))
-            .flatten();
-        now.or_else(|| thread.marks.clone())
-    });
-    if let Some(marks) = marks {
+    let thread = news.thread.as_ref();
+    if let Some(marks) = thread.and_then(|thread| marks_of(thread, poll)) {
         names.read(&marks);
     }
     if names.span.is_none() && names.task.is_none() && names.missing.is_empty() {
@@ -44,19 +38,18 @@ pub(super) fn look_up(news: &StallNews) -> Names {
     names
 }
 
+/// The marks of the poll as they are now, or as the watchdog saw them.
+fn marks_of(thread: &StallThread, poll: PollKey) -> Option<Marks> {
+    let is_same = thread.slot.tenancy() == thread.tenancy;
+    let now = is_same.then(|| thread.slot.line.marks(poll.epoch));
+    now.flatten().or_else(|| thread.marks.clone())
+}
+
 impl Names {
     fn read(&mut self, marks: &Marks) {
         let mut path: Vec<SpanName> = Vec::new();
         for entry in &marks.entries {
-            match entry.kind {
-                Kind::Name => path.extend(watched_name(entry.id)),
-                Kind::Task => self.task = Some(entry.id),
-                Kind::Span(source) => match resolve_span(source, entry.id) {
-                    Some(span) => join(&mut path, span),
-                    None => self.missing.push(Missing::MovedOn),
-                },
-                Kind::Unknown => self.missing.push(Missing::MovedOn),
-            }
+            self.read_entry(entry.kind, entry.id, &mut path);
         }
         self.missing.dedup();
         if marks.hidden > 0 {
@@ -72,9 +65,22 @@ impl Names {
             self.span = Some(written(&path));
         }
     }
+
+    fn read_entry(&mut self, kind: Kind, id: u64, path: &mut Vec<SpanName>) {
+        match kind {
+            Kind::Name => path.extend(watched_name(id)),
+            Kind::Task => self.task = Some(id),
+            Kind::Span(source) => match resolve_span(source, id) {
+                Some(span) => join(path, span),
+                None => self.missing.push(Missing::MovedOn),
+            },
+            Kind::Unknown => self.missing.push(Missing::MovedOn),
+        }
+    }
 }
 
-/// A span's path holds all its parents. Where an outer span is one of them, the path goes on from there.
+/// Appends the path of a span, which holds all its parents. If an outer span is one of them, only
+/// the part after it is appended.
 fn join(path: &mut Vec<SpanName>, span: Vec<SpanName>) {
     let shared = span.iter().rposition(|parent| {
         path.iter()
@@ -84,7 +90,7 @@ fn join(path: &mut Vec<SpanName>, span: Vec<SpanName>) {
     path.extend(span.into_iter().skip(new));
 }
 
-/// Watched names have no id of their own: 0.
+/// A name given to `watched`. It has no id of its own, so the id is 0.
 fn watched_name(number: u64) -> Option<SpanName> {
     match names::name(u32::try_from(number).ok()?)? {
         Name::Text(name) => Some(SpanName {

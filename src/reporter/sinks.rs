@@ -1,11 +1,11 @@
-//! Where reports go: the user's callback, the log, and standard error for a stall that does not end.
+//! The sinks of reports: the user's callback, the log, and standard error for a stall that does not
+//! end.
 //!
-//! *Runs on:* its own thread, `stall-sinks`.
-//! *Here:* calls the user's code, and may wait for it as long as that takes. Nothing depends on this
-//! thread: what must not be lost has been counted and kept before a report comes here.
+//! *Runs on:* its own thread, `stall-sinks`. It calls the user's code and waits for it.
+//! *Must not:* be waited for. A report has been counted and kept before it comes here.
 
 use super::log::{self, Log};
-use crate::clock;
+use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchState};
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
-/// A report on its way.
+/// A report on its way to the sinks.
 #[derive(Debug)]
 pub(crate) enum Delivery {
     Stall {
         report: Box<StallReport>,
         watch: Arc<WatchState>,
-        /// Standard error has been told of it.
+        /// The stall has been written to standard error.
         last_words: Arc<AtomicBool>,
     },
     PoolWait {
@@ -29,41 +29,45 @@ pub(crate) enum Delivery {
     TurnsLost(TurnsLost),
 }
 
-/// The thread's main function; ends when the reporter has.
+/// The thread's main function. Ends when the reporter has ended.
 pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     let mut log = Log::default();
-    for told in reports {
+    for delivery in reports {
         let now = clock::now();
         shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
-        match told {
-            Delivery::Stall {
-                mut report,
-                watch,
-                last_words,
-            } => {
-                if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
-                    write_last_words(&report);
-                }
-                if let Some(on_stall) = &watch.settings.on_stall {
-                    guarded(shared, || on_stall(&report));
-                }
-                guarded(shared, || log.stall(&mut report, &watch, now));
-            }
-            Delivery::PoolWait { report, watch } => {
-                if let Some(on_pool_wait) = &watch.settings.on_pool_wait {
-                    guarded(shared, || on_pool_wait(&report));
-                }
-                guarded(shared, || log.pool_wait(&report, &watch, now));
-            }
-            Delivery::TurnsLost(TurnsLost { runtime, why }) => {
-                guarded(shared, || log::turns_lost(&runtime, why));
-            }
-        }
+        deliver(delivery, &mut log, shared, now);
         shared.sinks_busy_since.store(0, Ordering::Relaxed);
     }
 }
 
-/// The user's code may panic; that is counted, and the thread goes on.
+fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
+    match delivery {
+        Delivery::Stall {
+            mut report,
+            watch,
+            last_words,
+        } => {
+            if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
+                write_last_words(&report);
+            }
+            if let Some(on_stall) = &watch.settings.on_stall {
+                guarded(shared, || on_stall(&report));
+            }
+            guarded(shared, || log.stall(&mut report, &watch, now));
+        }
+        Delivery::PoolWait { report, watch } => {
+            if let Some(on_pool_wait) = &watch.settings.on_pool_wait {
+                guarded(shared, || on_pool_wait(&report));
+            }
+            guarded(shared, || log.pool_wait(&report, &watch, now));
+        }
+        Delivery::TurnsLost(TurnsLost { runtime, why }) => {
+            guarded(shared, || log::turns_lost(&runtime, why));
+        }
+    }
+}
+
+/// Calls the user's code. A panic of it is counted, and the thread goes on.
 pub(crate) fn guarded(shared: &Shared, user_code: impl FnOnce()) {
     if std::panic::catch_unwind(AssertUnwindSafe(user_code)).is_err() {
         shared.failed_callbacks.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! What all workers are doing now: their stacks, on demand.
+//! The stacks of all workers at this moment, on demand.
 //!
-//! *Runs on:* the thread that asks, which waits for the answers.
-//! *Here:* the same signal and buffers as for stalls; half of these at most, so four threads at a time.
+//! *Runs on:* the user's thread that asks, which waits for the answers.
+//! *Must not:* take more than half of the buffers, so four threads at a time. The signal and the
+//! buffers are those of stalls.
 
 use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::{self, Nanos};
@@ -11,28 +12,25 @@ use crate::slot::{Claim, Drivers, Slot, collect_drivers};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long the answer of a thread is waited for. One that has a CPU, or sleeps where a signal wakes it,
-/// takes a tenth of a millisecond; on a machine with much else to do, some more.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Between two looks.
+/// The longest wait for the answer of a thread. A thread that has a CPU, or sleeps where a signal
+/// wakes it, answers within a tenth of a millisecond, or somewhat later on a busy machine.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
+/// The time between two looks for an answer.
 const LOOK: Duration = Duration::from_micros(50);
 
-/// Asks all workers of these runtimes.
+/// Takes the stacks of all workers of these runtimes.
 pub(crate) fn take(runtimes: &[Arc<WatchedRuntime>], shared: &Shared) -> Vec<WorkerStack> {
     let mut drivers = Drivers::new();
     collect_drivers(&mut drivers);
     let mut found = Vec::new();
     for runtime in runtimes.iter().filter(|runtime| !runtime.is_gone()) {
-        let workers: Vec<_> = (0..runtime.metrics.num_workers())
-            .map(|worker| {
-                let claim = Claim {
-                    runtime: runtime.id,
-                    worker,
-                };
-                (worker, drivers.get(&claim).map(|(slot, _)| *slot))
-            })
-            .collect();
-        // No more at a time than there are buffers, less some for the watchdog.
+        let slot_of = |worker| {
+            let runtime = runtime.id;
+            let driver = drivers.get(&Claim { runtime, worker });
+            (worker, driver.map(|(slot, _)| *slot))
+        };
+        let workers: Vec<_> = (0..runtime.metrics.num_workers()).map(slot_of).collect();
+        // The other half of the buffers is left to the watchdog.
         for some in workers.chunks(capture::MAILBOXES / 2) {
             found.extend(ask(runtime, some, shared));
         }
@@ -49,7 +47,7 @@ fn ask(
         .iter()
         .map(|(worker, slot)| (*worker, *slot, send(runtime, *slot)))
         .collect();
-    let deadline = clock::now().plus(PATIENCE);
+    let deadline = clock::now().plus(ANSWERS_WITHIN);
     let answered = asked.into_iter().map(|(worker, slot, request)| {
         let stack = request.and_then(|request| await_answer(request, deadline));
         let explained = stack.and_then(|stack| shared.explain(&runtime.watch, stack));

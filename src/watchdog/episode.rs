@@ -1,7 +1,7 @@
 //! One stall of one worker, from its first suspicion to its end.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* wait for anybody.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait.
 
 use crate::detect::Stall;
 use crate::engine::{Shared, StallId};
@@ -24,16 +24,18 @@ pub(super) struct Episode {
     driver_frozen: Duration,
     /// Stacks that the explainer has been sent.
     pub(super) stacks: u32,
-    said_missing: Option<NoStack>,
+    /// The reason that was last reported for the lack of a stack.
+    no_stack: Option<NoStack>,
 }
 
 impl Episode {
-    /// Notes that it is announced; returns whether it had not been.
+    /// Notes that it is announced. Returns whether this is the first time.
     pub(super) fn announce(&mut self) -> bool {
         !std::mem::replace(&mut self.is_announced, true)
     }
 
-    /// The call that the thread was last seen asleep in, and what its descriptor leads to while it sleeps.
+    /// The call that the thread was last seen asleep in. The target of its descriptor is looked up
+    /// once, while the thread sleeps in that call.
     pub(super) fn slept_in(&mut self, stall: &Stall, phase: Option<Phase>) -> Option<SleptIn> {
         let call = stall.call?;
         let known = self.slept_in.filter(|known| known.call == call);
@@ -46,27 +48,28 @@ impl Episode {
         self.slept_in
     }
 
-    /// For how long the driver has been empty during it. At its end somebody is there again, so the longest
-    /// figure counts.
+    /// How long the driver has been frozen during the stall. A worker may be back in the driver
+    /// when the stall ends, so the longest figure counts.
     pub(super) fn driver_frozen(&mut self, now: Duration, stall: &Stall) -> Duration {
         self.driver_frozen = self.driver_frozen.max(now).min(stall.duration);
         self.driver_frozen
     }
 
-    /// Whether it is news that there is no stack for this reason.
-    pub(super) fn misses_stack(&mut self, why: NoStack) -> bool {
-        self.said_missing.replace(why) != Some(why)
+    /// Notes why there is no stack. Returns whether the reason is a new one.
+    pub(super) fn has_no_stack(&mut self, why: NoStack) -> bool {
+        self.no_stack.replace(why) != Some(why)
     }
 }
 
-/// The stalls of one worker that are not over: one that goes on or is suspected, and perhaps one whose end is
-/// still to be recorded.
+/// The stalls of one worker that are not over.
+///
+/// There may be two: one that goes on or is suspected, and one whose end is not recorded yet.
 #[derive(Debug, Default)]
 pub(super) struct Episodes(Vec<Episode>);
 
 impl Episodes {
-    /// The one with the detector's number, which is given an id if it is new. A suspicion that came to nothing
-    /// is forgotten.
+    /// The stall with the detector's number. A new one gets an id, and suspicions that came to
+    /// nothing are forgotten.
     pub(super) fn of(&mut self, serial: u64, shared: &Shared) -> &mut Episode {
         let known = self.0.iter().position(|known| known.serial == serial);
         let index = known.unwrap_or_else(|| {
@@ -79,14 +82,14 @@ impl Episodes {
                 slept_in: None,
                 driver_frozen: Duration::ZERO,
                 stacks: 0,
-                said_missing: None,
+                no_stack: None,
             });
             self.0.len() - 1
         });
         &mut self.0[index]
     }
 
-    /// The detector's number of a stall, while it is not over.
+    /// The detector's number of a stall, while the stall is not over.
     pub(super) fn serial_of(&self, id: StallId) -> Option<u64> {
         let known = self.0.iter().find(|known| known.id == id);
         known.map(|known| known.serial)
@@ -98,5 +101,53 @@ impl Episodes {
 
     pub(super) fn end(&mut self, serial: u64) {
         self.0.retain(|known| known.serial != serial);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_given_once() {
+        let (mut episodes, shared) = (Episodes::default(), Shared::default());
+        let id = episodes.of(1, &shared).id;
+        assert!(episodes.of(1, &shared).announce());
+        assert!(!episodes.of(1, &shared).announce());
+        assert_eq!(episodes.of(1, &shared).id, id);
+        assert_eq!(episodes.serial_of(id), Some(1));
+        assert_ne!(episodes.of(2, &shared).id, id);
+    }
+
+    #[test]
+    fn a_suspicion_that_came_to_nothing_is_forgotten() {
+        let (mut episodes, shared) = (Episodes::default(), Shared::default());
+        let id = episodes.of(1, &shared).id;
+        episodes.of(2, &shared);
+        assert_eq!(episodes.serial_of(id), None);
+        assert!(!episodes.is_any_announced());
+    }
+
+    #[test]
+    fn an_announced_stall_is_kept_until_its_end() {
+        let (mut episodes, shared) = (Episodes::default(), Shared::default());
+        let id = episodes.of(1, &shared).id;
+        episodes.of(1, &shared).announce();
+        episodes.of(2, &shared);
+        episodes.of(3, &shared);
+        assert_eq!(episodes.serial_of(id), Some(1));
+        assert!(episodes.is_any_announced());
+        episodes.end(1);
+        assert_eq!(episodes.serial_of(id), None);
+        assert!(!episodes.is_any_announced());
+    }
+
+    #[test]
+    fn a_reason_for_no_stack_is_new_once() {
+        let (mut episodes, shared) = (Episodes::default(), Shared::default());
+        let episode = episodes.of(1, &shared);
+        assert!(episode.has_no_stack(NoStack::Busy));
+        assert!(!episode.has_no_stack(NoStack::Busy));
+        assert!(episode.has_no_stack(NoStack::MovedOn));
     }
 }

@@ -1,11 +1,20 @@
-//! What the host does to this process: time without a CPU, and quotas.
+//! The host's share of the time: waits for a CPU, and quotas.
 //!
-//! *Runs on:* the watchdog thread, once a tick.
-//! *Here:* `pread` on kept descriptors.
+//! *Runs on:* `stall-watchdog`, once a tick.
+//! *Must not:* wait. A look reads descriptors that are kept open.
 
 use crate::clock::{self, Nanos};
 use crate::os::{self, ThreadFiles, Throttle};
 use std::time::Duration;
+
+/// The host's share, as one tick finds it.
+#[derive(Clone, Copy)]
+pub(super) struct HostTime {
+    /// How long the watchdog has waited for a CPU since the last look; `None` if that is unknown.
+    pub(super) own_wait: Option<Duration>,
+    /// How long a quota has held the process back so far, on all CPUs together.
+    pub(super) throttled: Duration,
+}
 
 /// How long the watchdog itself has waited for a CPU.
 pub(super) struct OwnWait {
@@ -27,7 +36,7 @@ impl OwnWait {
     }
 }
 
-/// The CPU quota of the process, which is looked at closely only where there is one.
+/// The CPU quota of the process. Its use is read at each tick only if there is a quota.
 pub(super) struct Quota {
     throttle: Throttle,
     limits: bool,
@@ -35,7 +44,7 @@ pub(super) struct Quota {
     checked_at: Nanos,
 }
 
-/// A quota may be set at any time.
+/// Time between two checks for a quota, which may be set at any time.
 const QUOTA_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 impl Quota {
@@ -54,7 +63,7 @@ impl Quota {
         if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
             self.checked_at = now;
             self.limits = self.throttle.has_quota();
-            // What was held back before is nobody's now.
+            // Time that was held back before this check is not counted.
             self.before = self.throttle.read();
         }
         if self.limits {

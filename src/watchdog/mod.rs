@@ -1,10 +1,11 @@
 //! The watchdog: one thread that looks at every worker once a tick and decides which are held.
 //!
 //! *Runs on:* its own thread, `stall-watchdog`; `pulses` on another, `stall-pulse`.
-//! *Must not:* log, call the user's code, or wait for anybody: a slow read or a lock here would look like a
-//! stalled host. It loads atomics, reads kept descriptors and memory, sends a directed signal, and hands over
-//! what it finds, as far as there is room. That is also why nothing here logs through a subscriber, which may
-//! be the very thing that is stuck.
+//! *Must not:* log, call the user's code, or wait. The watchdog's own lateness is evidence, so a
+//! slow read or a lock here would look like a stalled host. A tick loads atomics, reads memory and
+//! descriptors that are kept open, sends a signal to one thread, and hands over its findings as far
+//! as there is room. A log subscriber may be the code that is stuck, so nothing here logs through
+//! one.
 
 mod episode;
 mod host;
@@ -19,10 +20,10 @@ use crate::clock::{self, Nanos};
 use crate::engine::{
     ENDLESS_AFTER, LONGEST_TICK, Live, Message, StallNews, TurnsLost, WatchedRuntime,
 };
-use crate::report::{Phase, write_last_words};
+use crate::report::Phase;
 use crate::slot::{self, Drivers, collect_drivers};
 use crate::turns::Looks;
-use host::{OwnWait, Quota};
+use host::{HostTime, OwnWait, Quota};
 pub(crate) use out::Out;
 use runtime::RuntimeWatch;
 use sampling::Allowance;
@@ -32,19 +33,23 @@ use std::time::Duration;
 
 /// The shortest tick while every worker is parked.
 const SHORTEST_IDLE_TICK: Duration = Duration::from_millis(5);
-/// For so long after a worker was last active, the tick is short enough that no stall is over before it …
+/// Time since a worker was last active after which the tick is the longest. Until then the tick is
+/// short enough to see a stall before it is over.
 const RESTED_AFTER: Duration = Duration::from_secs(10);
-/// … and for so long, short enough that a stall is seen early, whatever came before it.
+/// Time since a worker was last active after which the tick is a whole threshold. Until then it is
+/// half of one, so that a stall is seen early.
 const CALM_AFTER: Duration = Duration::from_secs(1);
 
-/// A stack asked for is there after some microseconds, unless its thread has no CPU.
+/// Time after a tick at which stacks are collected. A thread answers within some microseconds,
+/// unless it has no CPU.
 const ANSWER_AFTER: Duration = Duration::from_millis(1);
 
-/// A worker that rests is looked at so often all the same: its time is counted, and its thread may have gone.
+/// The longest time between two looks at a worker that rests: its time is counted, and its thread
+/// may have exited.
 const RESTS_FOR: Duration = Duration::from_millis(500);
 
-/// An undriven `current_thread` runtime looks active for ever; after this long without a sign of life
-/// it counts as idle.
+/// Time without a sign of life after which a `current_thread` runtime counts as idle. The counters
+/// of one that is not driven look active.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The sinks are stuck if they have been busy with one report for this long.
@@ -53,20 +58,7 @@ const SINKS_STUCK_AFTER: Duration = Duration::from_secs(1);
 /// The thread's main function.
 pub(crate) fn run(out: Out) {
     let shared = &out.shared.clone();
-    let mut watchdog = Watchdog {
-        out,
-        seen_version: None,
-        runtimes: Vec::new(),
-        drivers: Drivers::new(),
-        quota: Quota::new(),
-        own_wait: OwnWait::new(),
-        stacks: Allowance::new(clock::now()),
-        live: Vec::new(),
-        live_changed: false,
-        answers_due: None,
-        looks: [Looks::default(), Looks::default()],
-        active_at: clock::now(),
-    };
+    let mut watchdog = Watchdog::new(out);
     let mut due = clock::now();
     while !shared.stopping() {
         let now = clock::now();
@@ -74,31 +66,19 @@ pub(crate) fn run(out: Out) {
             // A runtime that has just joined is looked at right away.
             due = due.min(now);
         }
-        if let Some(answered) = watchdog.answers_due.filter(|answered| *answered < due) {
-            if now < answered {
-                std::thread::park_timeout(answered.since(now));
-                continue;
-            }
-            watchdog.collect_answers();
-        }
-        if now < due {
-            std::thread::park_timeout(due.since(now));
+        if !watchdog.is_due(due, now) {
             continue;
         }
         let late = now.since(due);
         shared.note_lateness(late);
         let tick = watchdog.tick(due);
-        // From the time this tick woke, not from now: if the process is stopped in between, the next tick
-        // must find itself late.
-        due = if late > tick {
-            now.plus(tick)
-        } else {
-            due.plus(tick)
-        };
+        // A late tick counts from its start: if the process is stopped during it, the next is late.
+        due = if late > tick { now } else { due }.plus(tick);
     }
 }
 
-/// Reads what has been asked for, and what turns out to lie elsewhere, which a context and then a core may do.
+/// Reads memory for all workers that have asked, and again for those that have moved in between: a
+/// context may move, and then a core.
 fn take(runtimes: &mut [RuntimeWatch], looks: &mut Looks, again: &mut Looks) {
     const TRIES: usize = 3;
     for _ in 0..TRIES {
@@ -120,14 +100,14 @@ struct Watchdog {
     seen_version: Option<u64>,
     runtimes: Vec<RuntimeWatch>,
     drivers: Drivers,
-    quota: Quota,
     own_wait: OwnWait,
+    quota: Quota,
     stacks: Allowance,
     live: Vec<Live>,
     live_changed: bool,
     /// When to collect the stacks that the last tick has asked for.
     answers_due: Option<Nanos>,
-    /// What is read of workers' memory at a tick, and once more.
+    /// The places in workers' memory that a tick reads, and those that it reads a second time.
     looks: [Looks; 2],
     /// When some worker was last active.
     active_at: Nanos,
@@ -137,82 +117,112 @@ struct Watchdog {
 struct TickContext<'a> {
     due: Nanos,
     now: Nanos,
-    /// Every worker of every runtime rested when the tick began: who drives them has not been asked.
-    all_rest: bool,
-    own_wait: Option<Duration>,
-    throttled: Duration,
+    /// `None` if every worker of every runtime rested when the tick began: then claims have not
+    /// been collected either.
+    host: Option<HostTime>,
     out: &'a Out,
     allowance: &'a mut Allowance,
     /// For a look at one worker.
     looks: &'a mut Looks,
-    news: Vec<StallNews>,
+    news: News,
+}
+
+/// The findings of one tick.
+#[derive(Default)]
+struct News {
+    stalls: Vec<StallNews>,
     turns_lost: Vec<TurnsLost>,
 }
 
 impl Watchdog {
-    /// Looks at everything once, and says when to look again.
+    fn new(out: Out) -> Watchdog {
+        Watchdog {
+            out,
+            seen_version: None,
+            runtimes: Vec::new(),
+            drivers: Drivers::new(),
+            own_wait: OwnWait::new(),
+            quota: Quota::new(),
+            stacks: Allowance::new(clock::now()),
+            live: Vec::new(),
+            live_changed: false,
+            answers_due: None,
+            looks: [Looks::default(), Looks::default()],
+            active_at: clock::now(),
+        }
+    }
+
+    /// Whether the next tick is due now. If not, waits for it, or for the stacks that are collected
+    /// before it.
+    fn is_due(&mut self, due: Nanos, now: Nanos) -> bool {
+        let answers_due = self.answers_due.filter(|answers_due| *answers_due < due);
+        if answers_due.is_some_and(|answers_due| answers_due <= now) {
+            self.collect_answers();
+        }
+        let next = self
+            .answers_due
+            .map_or(due, |answers_due| due.min(answers_due));
+        if now < next {
+            std::thread::park_timeout(next.since(now));
+        }
+        now >= next
+    }
+
+    /// Looks at everything once. Returns the time until the next tick.
     fn tick(&mut self, due: Nanos) -> Duration {
         self.follow_registrations();
         let now = clock::now();
-        let all_rest = self.runtimes.iter().all(|watch| watch.rests(now));
-        if !all_rest {
-            collect_drivers(&mut self.drivers);
-            workers::ask_for_claim();
-        }
-        // Nobody asks while all rest, and the files are cold.
-        let (own_wait, throttled) = if all_rest {
-            (None, Duration::ZERO)
-        } else {
-            (self.own_wait.since_last_time(), self.quota.throttled())
-        };
+        let host = self.look_around(now);
         self.read_turns(now);
+        let (news, next) = self.look_at_workers(due, now, host);
+        self.publish(news);
+        self.write_last_words();
+        self.end_tick();
+        next
+    }
+
+    /// Collects the claims of threads, and the host's share of the time. `None` if all workers
+    /// rest: then neither is needed, and the files are cold.
+    fn look_around(&mut self, now: Nanos) -> Option<HostTime> {
+        if self.runtimes.iter().all(|watch| watch.rests(now)) {
+            return None;
+        }
+        collect_drivers(&mut self.drivers);
+        workers::ask_for_claim();
+        Some(HostTime {
+            own_wait: self.own_wait.since_last_time(),
+            throttled: self.quota.throttled(),
+        })
+    }
+
+    /// Looks at all workers. Returns the findings, and the time until the next tick.
+    fn look_at_workers(
+        &mut self,
+        due: Nanos,
+        now: Nanos,
+        host: Option<HostTime>,
+    ) -> (News, Duration) {
         let mut next = self.idle_tick(now);
-        let mut round = TickContext {
+        let mut context = TickContext {
             due,
             now,
-            all_rest,
-            own_wait,
-            throttled,
+            host,
             out: &self.out,
             allowance: &mut self.stacks,
             looks: &mut self.looks[0],
-            news: Vec::new(),
-            turns_lost: Vec::new(),
+            news: News::default(),
         };
         for watch in &mut self.runtimes {
-            if watch.tick(&mut round) {
+            if watch.tick(&mut context) {
                 next = next.min(watch.runtime.rules.tick);
                 self.active_at = now;
             }
         }
-        let TickContext {
-            news, turns_lost, ..
-        } = round;
-        // What a runtime was doing when it was shut down is not going on any more.
-        let before = self.live.len();
-        self.live.retain(|live| !live.runtime.is_gone());
-        self.live_changed |= self.live.len() != before;
-        // Whoever hears of a stall finds it in `stalled_now()` already.
-        for news in &news {
-            self.update_live(news);
-        }
-        self.publish_live();
-        for news in news {
-            self.out.report(Message::Stall(Box::new(news)));
-        }
-        for news in turns_lost {
-            self.out.report(Message::TurnsLost(news));
-        }
-        self.speak_for_stuck_sinks();
-        let now = clock::now();
-        let mut workers = self.runtimes.iter().flat_map(|watch| &watch.workers);
-        let is_waiting = workers.any(|watch| watch.sampling.is_waiting());
-        self.answers_due = is_waiting.then(|| now.plus(ANSWER_AFTER));
-        self.out.shared.ticked(now);
-        next
+        (context.news, next)
     }
 
-    /// Reads the turns of all workers that do not rest, in one system call, and then what has moved meanwhile.
+    /// Reads the turns of all workers that do not rest, in one system call, and those that have
+    /// moved in between once more.
     fn read_turns(&mut self, now: Nanos) {
         let [looks, again] = &mut self.looks;
         looks.clear();
@@ -220,7 +230,7 @@ impl Watchdog {
             watch.ask(&self.drivers, looks, now);
         }
         take(&mut self.runtimes, looks, again);
-        // Who has the others in their hands is looked for in the same way, and they are read once more.
+        // The threads of the other workers are looked for in the same way, and read once more.
         again.clear();
         let (mut inside, mut any) = (None, false);
         for watch in &mut self.runtimes {
@@ -231,8 +241,9 @@ impl Watchdog {
         }
     }
 
-    /// The tick while every worker is parked, and none has moved. Whatever begins between two of them is seen
-    /// before it has lasted for the threshold, but not in a program that has done nothing for a while.
+    /// The tick while every worker is parked, and none has moved. A stall that begins between two
+    /// of them is seen before it has lasted for the threshold, except in a program that has rested
+    /// for [`RESTED_AFTER`].
     fn idle_tick(&self, now: Nanos) -> Duration {
         let idle_for = now.since(self.active_at);
         if idle_for >= RESTED_AFTER {
@@ -241,22 +252,18 @@ impl Watchdog {
         let parts = if idle_for < CALM_AFTER { 2 } else { 1 };
         let rules = self.runtimes.iter().map(|watch| watch.runtime.rules);
         let shortest = rules.map(|rules| rules.threshold / parts).min();
-        shortest
-            .unwrap_or(LONGEST_TICK)
-            .clamp(SHORTEST_IDLE_TICK, LONGEST_TICK)
+        let idle_tick = shortest.unwrap_or(LONGEST_TICK);
+        idle_tick.clamp(SHORTEST_IDLE_TICK, LONGEST_TICK)
     }
 
-    /// Passes on the stacks that have been taken since the tick. Only once between two ticks: what is not
-    /// there by then is collected at one.
+    /// Passes on the stacks that have been copied since the tick. This is done once between two
+    /// ticks; a stack that is not copied by then is collected at a tick.
     fn collect_answers(&mut self) {
         self.answers_due = None;
-        for RuntimeWatch {
-            runtime, workers, ..
-        } in &mut self.runtimes
-        {
-            for watch in workers {
+        for watched in &mut self.runtimes {
+            for watch in &mut watched.workers {
                 if let Some(sampled) = watch.sampling.collect_early() {
-                    watch.pass_on(runtime, sampled, &self.out);
+                    watch.pass_on(&watched.runtime, sampled, &self.out);
                 }
             }
         }
@@ -266,43 +273,55 @@ impl Watchdog {
         self.seen_version != Some(self.out.shared.version.load(Ordering::Acquire))
     }
 
-    /// Takes over runtimes that have joined and lets go of those that have left. Never waits: if the
-    /// list is being changed right now, the next tick sees it.
+    /// Takes over runtimes that have joined and lets go of those that have left.
     fn follow_registrations(&mut self) {
-        if !self.is_to_follow() {
-            return;
-        }
-        let version = self.out.shared.version.load(Ordering::Acquire);
-        let Some(watched) = self
-            .out
-            .shared
-            .watched
-            .try_lock()
-            .map(|watched| watched.clone())
-        else {
+        let Some(watched) = self.changed_list() else {
             return;
         };
-        self.seen_version = Some(version);
         let is_watched =
             |runtime: &Arc<WatchedRuntime>| watched.iter().any(|other| Arc::ptr_eq(other, runtime));
         self.runtimes.retain(|watch| is_watched(&watch.runtime));
         self.live.retain(|live| is_watched(&live.runtime));
         self.live_changed = true;
         for runtime in watched {
-            if !self
-                .runtimes
-                .iter()
-                .any(|watch| Arc::ptr_eq(&watch.runtime, &runtime))
-            {
+            let mut known = self.runtimes.iter();
+            if !known.any(|watch| Arc::ptr_eq(&watch.runtime, &runtime)) {
                 self.runtimes.push(RuntimeWatch::new(runtime));
             }
         }
-        let threshold = self
-            .runtimes
-            .iter()
-            .map(|watch| watch.runtime.rules.threshold)
-            .min();
-        slot::keep_polls_longer_than(threshold);
+        let rules = self.runtimes.iter().map(|watch| watch.runtime.rules);
+        slot::keep_polls_longer_than(rules.map(|rules| rules.threshold).min());
+    }
+
+    /// The list of runtimes, if it has changed. Never waits: if the list is locked right now, the
+    /// next tick reads it.
+    fn changed_list(&mut self) -> Option<Vec<Arc<WatchedRuntime>>> {
+        if !self.is_to_follow() {
+            return None;
+        }
+        let version = self.out.shared.version.load(Ordering::Acquire);
+        let watched = self.out.shared.watched.try_lock()?.clone();
+        self.seen_version = Some(version);
+        Some(watched)
+    }
+
+    /// Lists the stalls that go on, and sends news of them. The list comes first, so that
+    /// `stalled_now()` has a stall before its report arrives.
+    fn publish(&mut self, news: News) {
+        // A stall ends with the shutdown of its runtime.
+        let before = self.live.len();
+        self.live.retain(|live| !live.runtime.is_gone());
+        self.live_changed |= self.live.len() != before;
+        for news in &news.stalls {
+            self.update_live(news);
+        }
+        self.publish_live();
+        for news in news.stalls {
+            self.out.report(Message::Stall(Box::new(news)));
+        }
+        for news in news.turns_lost {
+            self.out.report(Message::TurnsLost(news));
+        }
     }
 
     fn update_live(&mut self, news: &StallNews) {
@@ -327,28 +346,27 @@ impl Watchdog {
         }
     }
 
-    /// The sinks write endless stalls to standard error. If they cannot, being stuck in the logger or in a
-    /// callback, a thread made for this one purpose does.
-    fn speak_for_stuck_sinks(&self) {
+    /// Writes endless stalls to standard error if the sinks cannot: they are stuck in the logger or
+    /// in a callback.
+    fn write_last_words(&self) {
         let now = clock::now();
+        if self.out.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER {
+            return;
+        }
         let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
         for live in self.live.iter().filter(is_endless) {
-            if self.out.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER
-                || live.last_words.swap(true, Ordering::Relaxed)
-            {
-                continue;
-            }
-            let live = live.clone();
-            let speaker = std::thread::Builder::new().name("stall-last-word".to_owned());
-            if speaker
-                .spawn(move || write_last_words(&live.report_now()))
-                .is_err()
-            {
-                self.out
-                    .shared
-                    .dropped_reports
-                    .fetch_add(1, Ordering::Relaxed);
+            if !live.last_words.swap(true, Ordering::Relaxed) {
+                self.out.last_words(live.clone());
             }
         }
+    }
+
+    /// Notes the end of the tick, and when the stacks that it has asked for are to be collected.
+    fn end_tick(&mut self) {
+        let now = clock::now();
+        let mut workers = self.runtimes.iter().flat_map(|watch| &watch.workers);
+        let is_waiting = workers.any(|watch| watch.sampling.is_waiting());
+        self.answers_due = is_waiting.then(|| now.plus(ANSWER_AFTER));
+        self.out.shared.ticked(now);
     }
 }

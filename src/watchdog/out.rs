@@ -1,10 +1,10 @@
 //! The ways out of the watchdog: to the reporter and to the explainer, as far as there is room.
 //!
-//! *Runs on:* the watchdog thread.
+//! *Runs on:* `stall-watchdog`.
 //! *Must not:* wait. A message that finds no room is dropped and counted.
 
-use crate::engine::{Message, Shared, Work};
-use crate::report::NoStack;
+use crate::engine::{Live, Message, Shared, Work};
+use crate::report::{NoStack, write_last_words};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
@@ -17,18 +17,23 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    pub(super) fn shared(&self) -> &Shared {
-        &self.shared
-    }
-
     pub(super) fn report(&self, message: Message) {
         if self.reporter.try_send(message).is_err() {
             self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Has a stack explained.
+    /// Sends a stack to the explainer.
     pub(super) fn explain(&self, work: Work) -> Result<(), NoStack> {
         self.explainer.try_send(work).map_err(|_| NoStack::Busy)
+    }
+
+    /// Writes a stall to standard error, on a thread made for it: the write may wait.
+    pub(super) fn last_words(&self, live: Live) {
+        let writer = std::thread::Builder::new().name("stall-last-word".to_owned());
+        let write = move || write_last_words(&live.report_now());
+        if writer.spawn(write).is_err() {
+            self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Sends pulses to the runtimes and probes to their blocking pools, and notes how long each waits.
 //!
-//! *Runs on:* its own thread, `stall-pulse`.
-//! *Here:* may allocate and may wait for a runtime's locks; nobody waits for this thread. That is why
-//! it is not the watchdog: a pulse takes the runtime's queue lock, a probe may start a thread.
+//! *Runs on:* its own thread, `stall-pulse`. A pulse takes the runtime's queue lock, and a probe
+//! may start a thread, so the watchdog sends neither.
+//! *Must not:* be waited for. This thread may allocate, and may wait for a runtime's locks.
 
 use crate::clock::{self, Nanos};
 use crate::engine::{Message, PoolNews, Shared, WatchedRuntime};
@@ -14,25 +14,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-/// Between two pulses, or probes, while a runtime has work …
+/// The time between two pulses, or two probes, while a runtime has work.
 const BUSY: Spacing = Spacing {
     pulse: Duration::from_millis(100),
     probe: Duration::from_millis(250),
 };
-/// … and once it has had none for [`IDLE_AFTER`]: a pulse wakes a worker.
+/// The same for a runtime that has had no work for [`IDLE_AFTER`]: each pulse wakes a worker.
 const IDLE: Spacing = Spacing {
     pulse: Duration::from_secs(1),
     probe: Duration::from_secs(5),
 };
-/// Parked workers alone do not make a runtime idle: they may be waiting for an exhausted pool.
+/// Time without work after which a runtime is idle. Parked workers alone do not make it idle: they
+/// may wait for an exhausted pool.
 const IDLE_AFTER: Duration = Duration::from_secs(3);
-/// Between two looks at a probe under way.
+/// The time between two looks at a probe under way.
 const LOOK: Duration = Duration::from_millis(25);
 
 /// How often the workers are asked to gather at the start, until all are known.
 const GATHERINGS: u32 = 20;
-/// How long a worker is held later on, so that one that `block_in_place` has given to another thread is known
-/// again.
+/// How long a later gathering holds a worker. It finds the thread of a worker that `block_in_place`
+/// has moved.
 const SHORT_GATHERING: Duration = Duration::from_micros(200);
 
 struct Spacing {
@@ -42,21 +43,26 @@ struct Spacing {
 
 /// The thread's main function.
 pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
-    let mut rounds: HashMap<u64, PulseState> = HashMap::new();
+    let mut states: HashMap<u64, PulseState> = HashMap::new();
     while !shared.stopping() {
         let watched = shared.watched.lock().clone();
-        rounds.retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
+        states.retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
         let mut wait = IDLE.pulse;
         for runtime in watched.iter().filter(|runtime| !runtime.is_gone()) {
-            let round = rounds.entry(runtime.id).or_default();
-            wait = wait.min(round.turn(runtime, shared, reporter));
+            let state = states.entry(runtime.id).or_default();
+            let now = clock::now();
+            let news = state.visit(runtime, shared, now).map(Message::PoolWait);
+            if news.is_some_and(|news| reporter.try_send(news).is_err()) {
+                shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+            }
+            wait = wait.min(state.next_visit(runtime, now));
         }
         drop(watched);
         std::thread::park_timeout(wait);
     }
 }
 
-/// What is under way with one runtime.
+/// The pulse and the probe of one runtime.
 #[derive(Default)]
 struct PulseState {
     gatherings: u32,
@@ -67,57 +73,70 @@ struct PulseState {
     probe: Option<Probe>,
 }
 
+/// An empty closure for the blocking pool.
+#[derive(Default)]
 struct Probe {
     sent_at: Nanos,
     /// When a blocking thread took it up; 0 until then.
     taken_at: Arc<AtomicU64>,
-    announced: Option<(u64, Duration)>,
+    /// The number of the wait, once it is announced.
+    id: Option<u64>,
+    /// The age at which it is announced next; `None` before the first time.
+    next_age: Option<Duration>,
 }
 
 impl PulseState {
-    /// Does what is due and says when to come again.
-    fn turn(
+    /// Sends what is due. Returns news of the probe, if there is any.
+    fn visit(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
         shared: &Shared,
-        reporter: &SyncSender<Message>,
-    ) -> Duration {
-        let now = clock::now();
+        now: Nanos,
+    ) -> Option<PoolNews> {
         if runtime.stats.active.swap(false, Ordering::Relaxed) {
             self.active_at = now;
         }
-        let spacing = if now.since(self.active_at) < IDLE_AFTER {
-            BUSY
-        } else {
-            IDLE
-        };
+        let is_busy = now.since(self.active_at) < IDLE_AFTER;
+        let spacing = if is_busy { BUSY } else { IDLE };
+        self.follow_pulse(runtime, now, spacing.pulse);
+        self.gather_again(runtime);
+        let news = self.follow_probe(runtime, shared);
+        self.send_probe(runtime, now, spacing.probe);
+        news
+    }
+
+    /// The time until the next visit.
+    fn next_visit(&self, runtime: &WatchedRuntime, now: Nanos) -> Duration {
+        if self.probe.is_some() || self.gatherings < GATHERINGS || !all_known(runtime) {
+            return LOOK;
+        }
+        let next = self.pulse_at.min(self.probe_at);
+        next.since(now).max(Duration::from_millis(1))
+    }
+
+    /// Notes the lag of the last pulse, and sends the next one if it is due.
+    fn follow_pulse(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
         }
         if self.pulse_at <= now {
             runtime.pulse.send();
         }
-        // A runtime that has become busy need not wait for the rest of its idle spacing.
-        self.pulse_at = next(self.pulse_at, now, spacing.pulse);
-        self.gather_again(runtime);
-        self.follow_probe(runtime, shared, reporter);
+        self.pulse_at = next(self.pulse_at, now, spacing);
+    }
+
+    /// Sends a probe if one is due, and none is under way.
+    fn send_probe(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
         if self.probe.is_none() && self.probe_at <= now {
             let probe = Probe::send(runtime);
             runtime.stats.set_probe_sent_at(Some(probe.sent_at));
             self.probe = Some(probe);
         }
-        self.probe_at = next(self.probe_at, now, spacing.probe);
-        if self.probe.is_some() || self.gatherings < GATHERINGS || !all_known(runtime) {
-            return LOOK;
-        }
-        self.pulse_at
-            .min(self.probe_at)
-            .since(now)
-            .max(Duration::from_millis(1))
+        self.probe_at = next(self.probe_at, now, spacing);
     }
 
-    /// A worker that was kept from a CPU while the others gathered is not known yet, nor is one that has been
-    /// given to another thread.
+    /// Gathers the workers if the thread of one is unknown: it had no CPU while the others
+    /// gathered, or the worker has moved to another thread.
     fn gather_again(&mut self, runtime: &WatchedRuntime) {
         let is_start = self.gatherings < GATHERINGS;
         self.gatherings += u32::from(is_start);
@@ -132,61 +151,39 @@ impl PulseState {
         gather(&runtime.handle, longest);
     }
 
-    /// Notes how long the probe under way has waited, and says so from the threshold on.
-    fn follow_probe(
-        &mut self,
-        runtime: &Arc<WatchedRuntime>,
-        shared: &Shared,
-        reporter: &SyncSender<Message>,
-    ) {
-        let Some(probe) = &mut self.probe else {
-            return;
-        };
-        let taken_at = match probe.taken_at.load(Ordering::Acquire) {
-            0 => None,
-            taken_at => Some(Nanos(taken_at)),
-        };
+    /// Notes how long the probe under way has waited. From the threshold on, that is news.
+    fn follow_probe(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared) -> Option<PoolNews> {
+        let probe = self.probe.as_mut()?;
+        let taken_at = probe.taken_at();
         let waited = taken_at.unwrap_or_else(clock::now).since(probe.sent_at);
-        let threshold = runtime.watch.settings.pool_threshold;
-        let phase = match (taken_at, &mut probe.announced) {
-            (Some(_), announced) => {
-                (announced.is_some() || waited >= threshold).then_some(Phase::Ended)
-            }
-            (None, None) => (waited >= threshold).then_some(Phase::Began),
-            (None, Some((_, next_age))) => (waited >= *next_age).then_some(Phase::Ongoing),
-        };
-        if let Some(phase) = phase {
-            let (id, next_age) = probe
-                .announced
-                .get_or_insert_with(|| (shared.next_id(), threshold));
-            while *next_age <= waited {
-                *next_age *= 2;
-            }
-            let news = PoolNews {
-                id: *id,
-                phase,
-                runtime: runtime.clone(),
-                since: probe.sent_at,
-                waited,
-            };
-            if reporter.try_send(Message::PoolWait(news)).is_err() {
-                shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        let phase = probe.phase(
+            waited,
+            taken_at.is_some(),
+            runtime.watch.settings.pool_threshold,
+        );
+        let news = phase.map(|phase| PoolNews {
+            id: *probe.id.get_or_insert_with(|| shared.next_id()),
+            phase,
+            runtime: runtime.clone(),
+            since: probe.sent_at,
+            waited,
+        });
         if taken_at.is_some() {
             runtime.stats.blocking_queue_wait.note(waited);
             runtime.stats.set_probe_sent_at(None);
             self.probe = None;
         }
+        news
     }
 }
 
-/// Whether it is known of each worker which thread drives it.
+/// Whether the thread of each worker is known.
 fn all_known(runtime: &WatchedRuntime) -> bool {
     runtime.stats.enrolled.load(Ordering::Relaxed) == runtime.metrics.num_workers()
 }
 
-/// The next time for something that was due at `due`.
+/// The next time for something that was due at `due`. A runtime that has become busy does not wait
+/// for the rest of its idle spacing.
 fn next(due: Nanos, now: Nanos, spacing: Duration) -> Nanos {
     let latest = now.plus(spacing);
     if due <= now { latest } else { due.min(latest) }
@@ -197,7 +194,7 @@ impl Probe {
         let taken_at = Arc::new(AtomicU64::new(0));
         let stamp = taken_at.clone();
         let sent_at = clock::now();
-        // Detached: a runtime that shuts down first drops the closure, and the runtime is let go.
+        // The task is detached. A runtime that shuts down before the closure runs drops it.
         drop(
             runtime
                 .handle
@@ -206,8 +203,31 @@ impl Probe {
         Probe {
             sent_at,
             taken_at,
-            announced: None,
+            ..Probe::default()
         }
+    }
+
+    fn taken_at(&self) -> Option<Nanos> {
+        match self.taken_at.load(Ordering::Acquire) {
+            0 => None,
+            taken_at => Some(Nanos(taken_at)),
+        }
+    }
+
+    /// The phase to announce after a wait of this length, if it is time for one. The next one is
+    /// due at twice the age.
+    fn phase(&mut self, waited: Duration, is_taken: bool, threshold: Duration) -> Option<Phase> {
+        let is_due = waited >= self.next_age.unwrap_or(threshold);
+        let phase = match (is_taken, self.next_age) {
+            (true, announced) => (announced.is_some() || is_due).then_some(Phase::Ended),
+            (false, None) => is_due.then_some(Phase::Began),
+            (false, Some(_)) => is_due.then_some(Phase::Ongoing),
+        }?;
+        let next_age = self.next_age.get_or_insert(threshold);
+        while *next_age <= waited {
+            *next_age *= 2;
+        }
+        Some(phase)
     }
 }
 
@@ -223,5 +243,34 @@ mod tests {
         assert_eq!(next(now, now, BUSY.pulse), now.plus(BUSY.pulse));
         let near = now.plus(Duration::from_millis(3));
         assert_eq!(next(near, now, IDLE.pulse), near);
+    }
+
+    #[test]
+    fn a_wait_is_announced_at_the_threshold_at_each_doubling_and_at_its_end() {
+        let threshold = Duration::from_millis(100);
+        let phases = |ages: &[(u64, bool)]| {
+            let mut probe = Probe::default();
+            let phase = |&(millis, is_taken): &(u64, bool)| {
+                probe.phase(Duration::from_millis(millis), is_taken, threshold)
+            };
+            ages.iter().map(phase).collect::<Vec<_>>()
+        };
+        let (began, ongoing, ended) = (Phase::Began, Phase::Ongoing, Phase::Ended);
+        let waits = [
+            (99, false),
+            (100, false),
+            (199, false),
+            (450, false),
+            (799, false),
+            (800, true),
+        ];
+        let expected = [None, Some(began), None, Some(ongoing), None, Some(ended)];
+        assert_eq!(phases(&waits), expected);
+        assert_eq!(
+            phases(&[(100, false), (101, true)]),
+            [Some(began), Some(ended)]
+        );
+        assert_eq!(phases(&[(99, true)]), [None]);
+        assert_eq!(phases(&[(100, true)]), [Some(ended)]);
     }
 }

@@ -1,7 +1,7 @@
-//! One runtime under watch: its workers, and whether anything of it waits for sockets and timers.
+//! One runtime under watch: its workers, and whether one of them waits for sockets and timers.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* wait for anybody.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait.
 
 use super::TickContext;
 use super::worker::WorkerWatch;
@@ -14,20 +14,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// For so long after the start every tick is a short one: threads become known, and evidence about them
-/// needs a first reading.
+/// Time after the start during which every tick is a short one: threads become known, and evidence
+/// about them needs a first reading.
 const SETTLING: Duration = Duration::from_secs(1);
 
 pub(super) struct RuntimeWatch {
     pub(super) runtime: Arc<WatchedRuntime>,
     pub(super) workers: Vec<WorkerWatch>,
     driver: EventDriver,
-    /// When it was last said that turns are not counted any more.
-    said_lost: Option<Nanos>,
+    /// When it was last reported that turns are not counted any more.
+    lost_reported_at: Option<Nanos>,
 }
 
-/// Between two words about turns that are not counted any more: they may come and go.
-const SAID_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// The shortest time between two reports that turns are not counted any more: they may come and go.
+const LOST_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 impl RuntimeWatch {
     pub(super) fn new(runtime: Arc<WatchedRuntime>) -> RuntimeWatch {
@@ -38,7 +38,7 @@ impl RuntimeWatch {
             runtime,
             workers,
             driver: EventDriver::default(),
-            said_lost: None,
+            lost_reported_at: None,
         }
     }
 
@@ -48,35 +48,34 @@ impl RuntimeWatch {
         workers.all(|watch| watch.rests(&self.runtime, now))
     }
 
-    /// Notes who drives the workers that do not rest, and asks for what is to be read of them.
+    /// Notes the threads that drive the workers that do not rest, and asks for their words in
+    /// memory.
     pub(super) fn ask(&mut self, drivers: &Drivers, looks: &mut Looks, now: Nanos) {
         if self.runtime.is_gone() {
             return;
         }
         for watch in &mut self.workers {
-            watch.is_asked = !watch.rests(&self.runtime, now);
-            if watch.is_asked {
+            let is_active = !watch.rests(&self.runtime, now);
+            if is_active {
                 watch.worker.follow(self.runtime.id, drivers);
-                watch.worker.ask(looks, &self.runtime.metrics);
             }
+            watch.ask_if(is_active, looks, &self.runtime);
         }
     }
 
-    /// Takes what was read, and asks again for what lies elsewhere now. Returns whether there is any.
+    /// Takes the words that were read, and asks again for those that lie elsewhere now. Returns
+    /// whether there are any.
     pub(super) fn take(&mut self, looks: &Looks, again: &mut Looks) -> bool {
         let mut any = false;
         for watch in self.workers.iter_mut().filter(|watch| watch.is_asked) {
-            watch.is_asked = watch.worker.take(looks, &self.runtime.metrics);
-            if watch.is_asked {
-                watch.worker.ask(again, &self.runtime.metrics);
-                any = true;
-            }
+            let is_moved = watch.worker.take(looks, &self.runtime.metrics);
+            any |= watch.ask_if(is_moved, again, &self.runtime);
         }
         any
     }
 
-    /// Looks for the threads of workers that are at work in other hands than was thought, and asks for what is
-    /// to be read of them. Returns whether there are any.
+    /// Looks for the threads of workers that are at work on another thread than was thought, and
+    /// asks for their words in memory. Returns whether there are any.
     pub(super) fn find_lost(
         &mut self,
         inside: &mut Option<Inside>,
@@ -84,80 +83,75 @@ impl RuntimeWatch {
         again: &mut Looks,
         now: Nanos,
     ) -> bool {
-        let mut any = false;
         let runtime = &self.runtime;
-        let is_asked = |watch: &&mut WorkerWatch| !watch.rests(runtime, now);
-        for watch in self.workers.iter_mut().filter(is_asked) {
-            if watch.worker.is_lost(&runtime.metrics) {
+        let mut any = false;
+        for watch in &mut self.workers {
+            if !watch.rests(runtime, now) && watch.worker.is_lost(&runtime.metrics) {
                 let inside = inside.get_or_insert_with(|| Inside::look(looks));
-                watch.is_asked = watch.worker.find(inside, looks);
-                if watch.is_asked {
-                    watch.worker.ask(again, &runtime.metrics);
-                    any = true;
-                }
+                let is_found = watch.worker.find(inside, looks);
+                any |= watch.ask_if(is_found, again, runtime);
             }
         }
         any
     }
 
-    /// Looks at all workers; returns whether any is active.
-    pub(super) fn tick(&mut self, round: &mut TickContext<'_>) -> bool {
+    /// Looks at all workers. Returns whether any is active.
+    pub(super) fn tick(&mut self, context: &mut TickContext<'_>) -> bool {
         if self.runtime.is_gone() {
             self.workers.clear();
             return false;
         }
-        self.driver
-            .follow(self.workers.iter().map(WorkerWatch::place), round.now);
+        self.follow_driver(context.now);
+        let mut active = false;
+        for watch in &mut self.workers {
+            match context.host {
+                Some(host) if !watch.rests(&self.runtime, context.now) => {
+                    watch.looked_at = context.now;
+                    for finding in watch.tick(&self.runtime, host, context) {
+                        let shared = &context.out.shared;
+                        let news = watch.news(&self.runtime, shared, &self.driver, &finding);
+                        context.news.stalls.push(news);
+                    }
+                }
+                _ => watch.detector.rested(context.now),
+            }
+            active |= watch.is_active(&self.runtime);
+        }
+        self.note(active);
+        context.news.turns_lost.extend(self.turns_lost(context.now));
+        active || clock::now().since(self.runtime.watch.started_at) < SETTLING
+    }
+
+    /// Notes which workers wait in the runtime's driver, and how long none has during a stall.
+    fn follow_driver(&mut self, now: Nanos) {
+        let places = self.workers.iter().map(WorkerWatch::place);
+        self.driver.follow(places, now);
         let is_stalled = self.workers.iter().any(WorkerWatch::is_stalled);
         if let Some(frozen) = self.driver.frozen_now().filter(|_| is_stalled) {
             self.runtime.stats.note_driver_frozen(frozen);
         }
-        let RuntimeWatch {
-            runtime,
-            workers,
-            driver,
-            ..
-        } = self;
-        let mut active = false;
-        for watch in workers.iter_mut() {
-            if round.all_rest || watch.rests(runtime, round.now) {
-                watch.detector.rested(round.now);
-            } else {
-                watch.looked_at = round.now;
-                for finding in watch.tick(runtime, round) {
-                    let news = watch.news(runtime, round.out.shared(), driver, finding);
-                    round.news.push(news);
-                }
-            }
-            active |= watch.is_active(runtime);
-        }
-        self.note(active);
-        round.turns_lost.extend(self.turns_lost(round.now));
-        active || clock::now().since(self.runtime.watch.started_at) < SETTLING
     }
 
-    /// Notes whether turns are counted, and returns what is to be said if they are not any more.
+    /// Notes whether turns are counted. Returns news if they are not any more.
     fn turns_lost(&mut self, now: Nanos) -> Option<TurnsLost> {
         let stats = &self.runtime.stats;
         let before = stats.no_turns();
-        let why = self
-            .workers
-            .iter()
-            .find_map(|watch| watch.worker.no_turns());
+        let mut workers = self.workers.iter();
+        let why = workers.find_map(|watch| watch.worker.no_turns());
         stats.note_no_turns(why);
         let why = why.filter(|_| before.is_none())?;
-        let is_new = |said: Nanos| now.since(said) >= SAID_AGAIN_AFTER;
-        if !self.said_lost.is_none_or(is_new) {
+        let is_recent = |reported: Nanos| now.since(reported) < LOST_AGAIN_AFTER;
+        if self.lost_reported_at.is_some_and(is_recent) {
             return None;
         }
-        self.said_lost = Some(now);
+        self.lost_reported_at = Some(now);
         Some(TurnsLost {
             runtime: self.runtime.clone(),
             why,
         })
     }
 
-    /// Notes what is seen of the runtime.
+    /// Notes the runtime's figures.
     fn note(&self, active: bool) {
         let stats = &self.runtime.stats;
         let drivers = || self.workers.iter().map(|watch| watch.worker.driver());

@@ -1,33 +1,35 @@
-//! When a stack is taken, and whether it shows what it was taken for.
+//! When a stack is taken, and whether it shows the stall that it was taken for.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Here:* two system calls to ask, an atomic load to collect. Nobody waits. Only where there is no answer is a
-//! file opened, to say why.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait. A request is two system calls, and a collection is an atomic load. A file is
+//! opened only if a thread has not answered, to find the reason.
 //!
-//! An answer takes some microseconds. It is collected a moment later, so that what the stack shows is known
-//! by the next tick, if it says by itself what it is of; else at that tick.
+//! A stack is asked for one tick before a stall may begin, when it has begun, and whenever its age
+//! has doubled. A thread that is still in the same sleep is not asked again: its stack is the same.
 //!
-//! A stack is asked for one tick before a stall may be one, when it has become one, and whenever its age
-//! has doubled; of a thread that is still in the sleep it was found in, not again: its stack is the same.
-//! What comes back may be too late. It counts if the slot's epoch says that it was the same poll; without
-//! a mark, if the worker has not moved since, or if the thread was about to return from the very call it
-//! had been seen asleep in.
+//! An answer takes some microseconds and may come too late for its stall. A stack counts if the
+//! slot's epoch shows the same poll. Without a mark it counts if the worker has not moved since, or
+//! if the thread was about to return from the very call in which it had been seen asleep.
+//!
+//! Stacks are collected a millisecond after the tick. A stack that proves its poll by itself is
+//! passed on at once, so that its verdict is there at the next tick. The others are judged at that
+//! tick.
 
 use super::workers::Driver;
 use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::Nanos;
-use crate::detect::{Finding, HeldBy, Stall};
+use crate::detect::{HeldBy, Stall};
 use crate::os::{self, Call, ThreadEvidence, ThreadState};
 use crate::report::NoStack;
 use std::time::Duration;
 
-/// Stacks in a row, for a process that has just begun to stall …
+/// The most stacks in a row, for a process that has just begun to stall.
 const BURST: u32 = 32;
-/// … and the time after which one more is allowed: eight a second, which cost less than a hundredth of a
+/// The time after which one more stack is allowed. Eight a second cost less than a hundredth of a
 /// core to take and explain.
 const SPACING: Duration = Duration::from_millis(125);
 
-/// Ticks after which a request without an answer is worth a word.
+/// Ticks after which the reason for a missing answer is reported.
 const SLOW: u32 = 2;
 
 /// How many stacks this process may still take.
@@ -63,186 +65,206 @@ impl Allowance {
 #[derive(Debug, Default)]
 pub(super) struct Sampling {
     pending: Option<Pending>,
-    /// Answered and collected before the tick that tells whether it is of the stall asked for.
+    /// Collected before the tick that shows whether the stack is of the stall it was asked for.
     early: Option<(RawStack, Stall)>,
-    /// The thread has taken a signal that was collected before the tick.
+    /// The thread has taken a signal whose stack was collected before the tick.
     answered_early: bool,
     /// The sleep that the last stack was taken in.
     slept: Option<SampledSleep>,
 }
 
+/// A stack that has been asked for.
 #[derive(Debug)]
 struct Pending {
-    request: Request,
+    sent: SentRequest,
     stall: Stall,
-    tid: u32,
-    signal: i32,
+    /// Ticks at which there was no answer.
     ticks: u32,
 }
 
-/// One sleep of a thread: the call and the place on the stack it was made at, or outside of a call, as
-/// long as it has not run.
+/// A request, and the two figures that explain a missing answer.
+#[derive(Debug)]
+pub(super) struct SentRequest {
+    request: Request,
+    tid: u32,
+    signal: i32,
+}
+
+/// One sleep of a thread during one stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SampledSleep {
     serial: u64,
-    place: Result<Call, u64>,
+    place: SleepPlace,
+}
+
+/// The place of a sleep, which is the same for as long as the thread does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SleepPlace {
+    /// A system call, and the position on the stack that it was made at.
+    Call(Call),
+    /// Outside of a call. The number counts the thread's times on a CPU.
+    AfterRun(u64),
 }
 
 /// A stack that was taken, or why there is none.
 #[derive(Debug)]
 pub(super) struct Sampled {
-    /// Of which stall.
+    /// The detector's number of the stall.
     pub(super) serial: u64,
-    /// How old that was.
+    /// The age of the stall when the stack was asked for.
     pub(super) after: Duration,
     pub(super) stack: Result<RawStack, NoStack>,
 }
 
-impl Sampling {
-    /// Nothing has been asked for that is still to come.
-    pub(super) fn is_idle(&self) -> bool {
-        self.pending.is_none() && self.early.is_none()
-    }
-
-    /// The thread has taken the signal that was sent last.
-    pub(super) fn is_answered(&self) -> bool {
-        let pending = self.pending.as_ref();
-        self.answered_early || pending.is_some_and(|pending| pending.request.is_answered())
-    }
-
-    /// Whether a stack has been asked for and not come yet.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.pending.is_some()
-    }
-
-    /// Collects, a moment after it was asked for, a stack that says by itself what it is of.
-    pub(super) fn collect_early(&mut self) -> Option<Sampled> {
-        let pending = self.pending.take()?;
-        let stall = pending.stall;
-        match pending.request.collect() {
-            Ok(stack) => {
-                self.answered_early = stack.is_answered();
-                if is_of(&stack, &stall, true) {
-                    return Some(Sampled {
-                        serial: stall.serial,
-                        after: stall.duration,
-                        stack: Ok(stack),
-                    });
-                }
-                self.early = Some((stack, stall));
-            }
-            Err(request) => self.pending = Some(Pending { request, ..pending }),
-        }
-        None
-    }
-
-    /// Collects what was asked for at an earlier tick. `watched` is what holds the worker now.
-    pub(super) fn collect(&mut self, watched: Option<u64>) -> Option<Sampled> {
-        self.answered_early = false;
-        if let Some((stack, stall)) = self.early.take() {
-            let of_it = is_of(&stack, &stall, watched != Some(stall.serial));
-            return Some(Sampled {
-                serial: stall.serial,
-                after: stall.duration,
-                stack: of_it.then_some(stack).ok_or(NoStack::MovedOn),
-            });
-        }
-        let Pending {
-            request,
-            stall,
-            tid,
-            signal,
-            ticks,
-        } = self.pending.take()?;
-        let over = watched != Some(stall.serial);
-        let stack = match request.collect() {
-            Ok(stack) if is_of(&stack, &stall, over) => Ok(stack),
-            Ok(_) => Err(NoStack::MovedOn),
-            Err(_) if over => Err(unanswered(tid, signal)),
-            Err(request) => {
-                self.pending = Some(Pending {
-                    request,
-                    stall,
-                    tid,
-                    signal,
-                    ticks: ticks + 1,
-                });
-                if ticks + 1 != SLOW {
-                    return None;
-                }
-                Err(unanswered(tid, signal))
-            }
-        };
-        Some(Sampled {
+impl Sampled {
+    fn of(stall: &Stall, stack: Result<RawStack, NoStack>) -> Sampled {
+        Sampled {
             serial: stall.serial,
             after: stall.duration,
             stack,
-        })
-    }
-
-    /// Asks for a stack if a finding calls for one.
-    pub(super) fn ask(
-        &mut self,
-        findings: &[Finding],
-        signal: Result<i32, NoStack>,
-        driver: Option<&Driver>,
-        thread: Option<ThreadEvidence>,
-        allowance: &mut Allowance,
-        now: Nanos,
-    ) -> Option<Sampled> {
-        let stall = findings.iter().find_map(|finding| match finding {
-            Finding::Suspect(stall) | Finding::Began(stall) | Finding::Ongoing(stall) => {
-                Some(*stall)
-            }
-            Finding::Ended(_) => None,
-        })?;
-        if self.pending.is_some() {
-            return None;
-        }
-        let sleep = thread.and_then(|thread| match thread.state {
-            ThreadState::Asleep(call) => Some(SampledSleep {
-                serial: stall.serial,
-                place: call.ok_or(thread.runs),
-            }),
-            _ => None,
-        });
-        if sleep.is_some() && sleep == self.slept {
-            return None;
-        }
-        let asked = signal.and_then(|signal| {
-            let driver = driver.ok_or(NoStack::ThreadUnknown)?;
-            if !allowance.take(now) {
-                return Err(NoStack::RateLimited);
-            }
-            let addressee = Addressee {
-                slot: driver.slot,
-                tenancy: driver.tenancy,
-            };
-            let request = Request::send(addressee, signal)?;
-            Ok(Pending {
-                request,
-                stall,
-                tid: driver.slot.tid(),
-                signal,
-                ticks: 0,
-            })
-        });
-        match asked {
-            Ok(pending) => {
-                self.pending = Some(pending);
-                self.slept = sleep;
-                None
-            }
-            Err(why) => Some(Sampled {
-                serial: stall.serial,
-                after: stall.duration,
-                stack: Err(why),
-            }),
         }
     }
 }
 
-/// Whether the stack shows the stall it was asked for.
+impl Sampling {
+    /// Whether no stack is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_none() && self.early.is_none()
+    }
+
+    /// Whether the thread has taken the signal that was sent last.
+    pub(super) fn is_answered(&self) -> bool {
+        let pending = self.pending.as_ref();
+        self.answered_early || pending.is_some_and(|pending| pending.sent.request.is_answered())
+    }
+
+    /// Whether a stack has been asked for and has not come yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Collects, a moment after it was asked for, a stack that proves its poll by itself.
+    pub(super) fn collect_early(&mut self) -> Option<Sampled> {
+        let (stack, stall) = self.answer()?;
+        self.answered_early = stack.is_answered();
+        if is_of(&stack, &stall, true) {
+            return Some(Sampled::of(&stall, Ok(stack)));
+        }
+        self.early = Some((stack, stall));
+        None
+    }
+
+    /// Collects a stack that was asked for at an earlier tick. `watched` is the serial of what
+    /// holds the worker now.
+    pub(super) fn collect(&mut self, watched: Option<u64>) -> Option<Sampled> {
+        self.answered_early = false;
+        let is_over = |stall: &Stall| watched != Some(stall.serial);
+        if let Some((stack, stall)) = self.early.take().or_else(|| self.answer()) {
+            let is_of_it = is_of(&stack, &stall, is_over(&stall));
+            let stack = is_of_it.then_some(stack).ok_or(NoStack::MovedOn);
+            return Some(Sampled::of(&stall, stack));
+        }
+        let pending = self.pending.as_mut()?;
+        pending.ticks += 1;
+        let is_over = is_over(&pending.stall);
+        if !is_over && pending.ticks != SLOW {
+            return None;
+        }
+        let sampled = Sampled::of(&pending.stall, Err(pending.sent.why_unanswered()));
+        self.pending.take_if(|_| is_over);
+        Some(sampled)
+    }
+
+    /// The stack that has been asked for, if it has been copied by now.
+    fn answer(&mut self) -> Option<(RawStack, Stall)> {
+        let pending = self.pending.take()?;
+        match pending.sent.request.collect() {
+            Ok(stack) => Some((stack, pending.stall)),
+            Err(request) => {
+                let sent = SentRequest {
+                    request,
+                    ..pending.sent
+                };
+                self.pending = Some(Pending { sent, ..pending });
+                None
+            }
+        }
+    }
+
+    /// Sends a request for a stack of this stall, unless one is on its way, or the thread is in the
+    /// sleep that the last one was taken in. Returns the reason if the request cannot be sent.
+    pub(super) fn ask(
+        &mut self,
+        stall: Stall,
+        thread: Option<ThreadEvidence>,
+        send: impl FnOnce() -> Result<SentRequest, NoStack>,
+    ) -> Option<Sampled> {
+        let slept = thread.and_then(|thread| SampledSleep::now(&stall, thread));
+        if self.pending.is_some() || slept.is_some() && slept == self.slept {
+            return None;
+        }
+        match send() {
+            Ok(sent) => {
+                self.slept = slept;
+                self.pending = Some(Pending {
+                    sent,
+                    stall,
+                    ticks: 0,
+                });
+                None
+            }
+            Err(why) => Some(Sampled::of(&stall, Err(why))),
+        }
+    }
+}
+
+impl SampledSleep {
+    fn now(stall: &Stall, thread: ThreadEvidence) -> Option<SampledSleep> {
+        let ThreadState::Asleep(call) = thread.state else {
+            return None;
+        };
+        Some(SampledSleep {
+            serial: stall.serial,
+            place: call.map_or(SleepPlace::AfterRun(thread.runs), SleepPlace::Call),
+        })
+    }
+}
+
+impl SentRequest {
+    /// Asks the thread that drives a worker for its stack, if the allowance has one left.
+    pub(super) fn send(
+        driver: Option<&Driver>,
+        signal: Result<i32, NoStack>,
+        allowance: &mut Allowance,
+        now: Nanos,
+    ) -> Result<SentRequest, NoStack> {
+        let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
+        if !allowance.take(now) {
+            return Err(NoStack::RateLimited);
+        }
+        let addressee = Addressee {
+            slot: driver.slot,
+            tenancy: driver.tenancy,
+        };
+        Ok(SentRequest {
+            request: Request::send(addressee, signal)?,
+            tid: driver.slot.tid(),
+            signal,
+        })
+    }
+
+    fn why_unanswered(&self) -> NoStack {
+        if os::is_signal_blocked(self.tid, self.signal) {
+            NoStack::SignalBlocked
+        } else if capture::is_replaced(self.signal) {
+            NoStack::SignalTaken
+        } else {
+            NoStack::NotAnswered
+        }
+    }
+}
+
+/// Whether the stack shows the stall that it was asked for. `over` is whether that has ended.
 fn is_of(stack: &RawStack, stall: &Stall, over: bool) -> bool {
     if !stack.is_answered() {
         return false;
@@ -257,23 +279,69 @@ fn is_of(stack: &RawStack, stall: &Stall, over: bool) -> bool {
     !over || returns_from_it
 }
 
-/// Why a request has not been answered.
-fn unanswered(tid: u32, signal: i32) -> NoStack {
-    if os::is_signal_blocked(tid, signal) {
-        NoStack::SignalBlocked
-    } else if capture::is_replaced(signal) {
-        NoStack::SignalTaken
-    } else {
-        NoStack::NotAnswered
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::report::{Certainty, TimeSplit};
+
+    fn stall(serial: u64) -> Stall {
+        Stall {
+            serial,
+            held_by: HeldBy::Unmarked(None),
+            since: Nanos(1),
+            duration: Duration::from_millis(10),
+            error: Duration::ZERO,
+            certainty: Certainty::Certain,
+            split: TimeSplit::default(),
+            call: None,
+            name: 0,
+            task: 0,
+        }
+    }
+
+    fn thread(runs: u64, state: ThreadState) -> ThreadEvidence {
+        ThreadEvidence {
+            cpu: Duration::ZERO,
+            run_queue: Duration::ZERO,
+            runs,
+            state,
+        }
+    }
 
     #[test]
-    fn stacks_are_rationed_and_the_ration_grows_again() {
+    fn a_sleep_stays_the_same_for_as_long_as_the_thread_does_not_run() {
+        let call = |sp| Call {
+            number: 202,
+            first: 0,
+            sp,
+            pc: 1,
+        };
+        let sleep = |serial, runs, call| {
+            SampledSleep::now(&stall(serial), thread(runs, ThreadState::Asleep(call)))
+        };
+        // A call is told by its position: a signal makes the thread run, and the call goes on.
+        assert_eq!(sleep(1, 7, Some(call(2))), sleep(1, 8, Some(call(2))));
+        assert_ne!(sleep(1, 7, Some(call(2))), sleep(1, 7, Some(call(3))));
+        assert_eq!(sleep(1, 7, None), sleep(1, 7, None));
+        assert_ne!(sleep(1, 7, None), sleep(1, 8, None));
+        assert_ne!(sleep(1, 7, None), sleep(2, 7, None));
+        let computing = thread(7, ThreadState::OnCpu);
+        assert_eq!(SampledSleep::now(&stall(1), computing), None);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_sent_gives_the_reason() {
+        let mut sampling = Sampling::default();
+        let refused = sampling.ask(stall(3), None, || Err(NoStack::RateLimited));
+        let refused = refused.expect("a reason");
+        assert_eq!(refused.serial, 3);
+        assert_eq!(refused.stack.err(), Some(NoStack::RateLimited));
+        assert!(sampling.is_idle());
+        assert!(sampling.collect(None).is_none());
+    }
+
+    #[test]
+    fn the_allowance_is_used_up_and_grows_again() {
         let start = Nanos(1_000_000_000);
         let mut allowance = Allowance::new(start);
         let taken = |allowance: &mut Allowance, now| {

@@ -1,31 +1,33 @@
-//! One worker under watch: what it is asked, what is decided of it, and what the reporter hears.
+//! One worker under watch: look, decide, take a stack, send news.
 //!
-//! *Runs on:* the watchdog thread.
-//! *Must not:* wait for anybody.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait.
 
 use super::episode::Episodes;
-use super::sampling::{Sampled, Sampling};
+use super::host::HostTime;
+use super::sampling::{Sampled, Sampling, SentRequest};
 use super::workers::Worker;
 use super::{Out, RESTS_FOR, TickContext, UNDRIVEN_AFTER};
 use crate::clock::{self, Nanos};
 use crate::detect::{
-    Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, PollKey, Rules, Sample,
+    Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, PollKey, Sample,
     StackVerdict, Stall,
 };
 use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
+use crate::os::waits_for_events;
 use crate::report::Phase;
 use crate::slot::LongPoll;
-use crate::turns::Track;
+use crate::turns::{Looks, Track};
 use std::sync::Arc;
 
 pub(super) struct WorkerWatch {
     pub(super) worker: Worker,
     pub(super) detector: Detector,
     pub(super) sampling: Sampling,
-    /// It is to be read at this tick, and has not been yet.
+    /// Its memory is to be read at this tick, and has not been yet.
     pub(super) is_asked: bool,
     pub(super) looked_at: Nanos,
-    /// What stacks have shown, until the next look.
+    /// The verdicts of stacks since the last look.
     stacks: Vec<(u64, StackVerdict)>,
     episodes: Episodes,
     moved_at: Nanos,
@@ -49,23 +51,23 @@ impl WorkerWatch {
         }
     }
 
-    /// Where the worker is, for the driver of its runtime.
+    /// The worker's place, as the rules about the runtime's driver need it.
     pub(super) fn place(&self) -> Place {
-        match self.detector.held_since() {
-            _ if self.worker.waits_in_driver() => Place::InDriver,
-            _ if self.worker.sleeps_parked() => Place::Beside,
-            Some(since) => Place::Held(since),
-            None => Place::AtWork,
+        match (self.worker.parked_at(), self.detector.held_since()) {
+            (Some(call), _) if waits_for_events(call.number) => Place::InDriver,
+            (Some(_), _) => Place::Beside,
+            (None, Some(since)) => Place::Held(since),
+            (None, None) => Place::AtWork,
         }
     }
 
-    /// Whether a stall of it has been announced that has not ended.
+    /// Whether an announced stall of this worker goes on.
     pub(super) fn is_stalled(&self) -> bool {
         self.episodes.is_any_announced()
     }
 
-    /// Whether the worker has been parked all the time, and nothing is waited for: then there is nothing to look
-    /// at, however many workers there are.
+    /// Whether the worker has been parked all the time, and nothing is waited for. It then needs no
+    /// look, so many parked workers cost little.
     pub(super) fn rests(&self, runtime: &WatchedRuntime, now: Nanos) -> bool {
         now.since(self.looked_at) < RESTS_FOR
             && self.worker.rests(&runtime.metrics)
@@ -74,58 +76,70 @@ impl WorkerWatch {
             && !self.episodes.is_any_announced()
     }
 
-    /// Looks at the worker, and says what is new.
+    /// Asks for the worker's words in memory, or notes that they are not needed. Returns whether it
+    /// asks.
+    pub(super) fn ask_if(
+        &mut self,
+        is_needed: bool,
+        looks: &mut Looks,
+        runtime: &WatchedRuntime,
+    ) -> bool {
+        self.is_asked = is_needed;
+        if is_needed {
+            self.worker.ask(looks, &runtime.metrics);
+        }
+        is_needed
+    }
+
+    /// Looks at the worker. Returns what is new.
     pub(super) fn tick(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
-        round: &mut TickContext<'_>,
+        host: HostTime,
+        context: &mut TickContext<'_>,
     ) -> Vec<Finding> {
-        if let Some((id, shown)) = runtime.verdicts[self.worker.index()].take() {
-            let serial = self.episodes.serial_of(id);
-            self.stacks.extend(serial.map(|serial| (serial, shown)));
-        }
-        let previous = self.detector.last();
-        // Asked before the thread is looked at: a signal taken in between costs the proof of one sleep, not
-        // more.
-        let signalled = self.sampling.is_answered();
-        let sample = Sample {
-            signalled,
-            own_wait: round.own_wait,
-            throttled: round.throttled,
-            ..self.worker.sample(&runtime.metrics, round.due, round.looks)
-        };
-        if previous.is_none_or(|previous| previous.after != sample.after) {
-            self.moved_at = sample.at;
-        }
+        let verdict = runtime.verdicts[self.worker.index()].take();
+        self.stacks
+            .extend(verdict.and_then(|(id, shown)| Some((self.episodes.serial_of(id)?, shown))));
+        let sample = self.sample(runtime, host, context);
         self.enter_in_ledger(runtime, &sample);
-        let look = Look {
+        let findings = self.detector.observe(&Look {
             sample,
             records: self.take_records(),
             stacks: std::mem::take(&mut self.stacks),
-        };
-        let findings = self.detector.observe(&look);
-        if let Some(poll) = findings.iter().find_map(going_on) {
-            if let Some(driver) = self
-                .worker
-                .driver()
-                .filter(|driver| driver.thread() == poll.thread)
-            {
-                driver.slot.line.ask_for_end();
-            }
-        }
-        self.sample_stacks(runtime, &findings, &sample, round);
+        });
+        self.ask_for_end(&findings);
+        self.sample_stacks(runtime, &findings, &sample, context);
         findings
     }
 
+    fn sample(
+        &mut self,
+        runtime: &WatchedRuntime,
+        host: HostTime,
+        context: &mut TickContext<'_>,
+    ) -> Sample {
+        // The signal is checked before the thread is looked at. One that is taken in between costs
+        // the proof of one sleep, and no more.
+        let signalled = self.sampling.is_answered();
+        let sample = Sample {
+            signalled,
+            own_wait: host.own_wait,
+            throttled: host.throttled,
+            ..self
+                .worker
+                .sample(&runtime.metrics, context.due, context.looks)
+        };
+        let previous = self.detector.last();
+        if previous.is_none_or(|previous| previous.after != sample.after) {
+            self.moved_at = sample.at;
+        }
+        sample
+    }
+
     fn enter_in_ledger(&mut self, runtime: &WatchedRuntime, sample: &Sample) {
-        let Rules {
-            tick,
-            always_driven,
-            ..
-        } = runtime.rules;
-        let entry = self
-            .ledger
-            .observe(sample, self.moved_at, always_driven, tick);
+        let (ledger, rules) = (&mut self.ledger, &runtime.rules);
+        let entry = ledger.observe(sample, self.moved_at, rules.always_driven, rules.tick);
         let time = &runtime.stats.worker_time[self.worker.index()];
         time.set_unpublished(entry.unpublished);
         for (state, spent) in entry.page.iter().flat_map(Page::parts) {
@@ -133,34 +147,48 @@ impl WorkerWatch {
         }
     }
 
+    /// Asks the thread to time the end of a marked poll that may be or has become a stall.
+    fn ask_for_end(&self, findings: &[Finding]) {
+        let poll = findings.iter().find_map(|finding| match parts(finding) {
+            (None | Some(Phase::Began), stall) => marked_poll(&stall),
+            _ => None,
+        });
+        if let Some((poll, driver)) = poll.zip(self.worker.driver()) {
+            if driver.thread() == poll.thread {
+                driver.slot.line.ask_for_end();
+            }
+        }
+    }
+
+    /// Collects the stack that has been asked for, and asks for one if a finding needs it.
     fn sample_stacks(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
         findings: &[Finding],
         sample: &Sample,
-        round: &mut TickContext<'_>,
+        context: &mut TickContext<'_>,
     ) {
         let collected = self.sampling.collect(self.detector.watches());
-        let refused = self.sampling.ask(
-            findings,
-            runtime.watch.signal,
-            self.worker.driver(),
-            sample.thread,
-            round.allowance,
-            sample.at,
-        );
+        let mut stalls = findings.iter().map(parts);
+        let going_on = stalls.find(|(phase, _)| *phase != Some(Phase::Ended));
+        let refused = going_on.and_then(|(_, stall)| {
+            let (driver, signal) = (self.worker.driver(), runtime.watch.signal);
+            self.sampling.ask(stall, sample.thread, || {
+                SentRequest::send(driver, signal, context.allowance, sample.at)
+            })
+        });
         for sampled in [collected, refused].into_iter().flatten() {
             if sampled.stack.as_ref().is_err_and(|why| why.is_final()) {
                 self.stacks
                     .push((sampled.serial, StackVerdict::Inconclusive));
             }
-            self.pass_on(runtime, sampled, round.out);
+            self.pass_on(runtime, sampled, context.out);
         }
     }
 
-    /// Passes a stack on to the explainer, or to the reporter that there is none.
+    /// Sends a stack to the explainer, or the reason for its lack to the reporter.
     pub(super) fn pass_on(&mut self, runtime: &Arc<WatchedRuntime>, sampled: Sampled, out: &Out) {
-        let episode = self.episodes.of(sampled.serial, out.shared());
+        let episode = self.episodes.of(sampled.serial, &out.shared);
         let sent = sampled.stack.and_then(|stack| {
             out.explain(Work::OfStall {
                 id: episode.id,
@@ -172,31 +200,24 @@ impl WorkerWatch {
         });
         match sent {
             Ok(()) => episode.stacks += 1,
-            Err(why) if episode.misses_stack(why) => {
+            Err(why) if episode.has_no_stack(why) => {
                 out.report(Message::NoStack(episode.id, why));
             }
             Err(_) => {}
         }
     }
 
-    /// The long polls that the worker's thread has kept a record of since the last tick.
+    /// The long polls that the worker's thread has recorded since the last tick.
     fn take_records(&self) -> Vec<(PollKey, LongPoll)> {
         let Some(driver) = self.worker.driver() else {
             return Vec::new();
         };
         let thread = driver.thread();
-        let records = driver.slot.take_long_polls().into_iter();
-        records
-            .map(|record| {
-                (
-                    PollKey {
-                        thread,
-                        epoch: record.epoch,
-                    },
-                    record,
-                )
-            })
-            .collect()
+        let keyed = driver.slot.take_long_polls().into_iter().map(|record| {
+            let epoch = record.epoch;
+            (PollKey { thread, epoch }, record)
+        });
+        keyed.collect()
     }
 
     pub(super) fn is_active(&self, runtime: &WatchedRuntime) -> bool {
@@ -216,20 +237,15 @@ impl WorkerWatch {
         last.after.parks % 2 == 0 && lively || has_moved
     }
 
-    /// Turns a finding into what the reporter needs to know.
+    /// Turns a finding into news for the reporter.
     pub(super) fn news(
         &mut self,
         runtime: &Arc<WatchedRuntime>,
         shared: &Shared,
         driver: &EventDriver,
-        finding: Finding,
+        finding: &Finding,
     ) -> StallNews {
-        let (phase, stall) = match finding {
-            Finding::Suspect(stall) => (None, stall),
-            Finding::Began(stall) => (Some(Phase::Began), stall),
-            Finding::Ongoing(stall) => (Some(Phase::Ongoing), stall),
-            Finding::Ended(stall) => (Some(Phase::Ended), stall),
-        };
+        let (phase, stall) = parts(finding);
         let thread = self.thread_of(&stall);
         let episode = self.episodes.of(stall.serial, shared);
         if phase.is_some() && episode.announce() {
@@ -259,27 +275,29 @@ impl WorkerWatch {
     /// The thread that drives the worker, and its marks if the stall is a marked poll of it.
     fn thread_of(&self, stall: &Stall) -> Option<StallThread> {
         let driver = self.worker.driver()?;
-        let marks = match stall.held_by {
-            HeldBy::Poll(poll) if poll.thread == driver.thread() => {
-                driver.slot.line.marks(poll.epoch)
-            }
-            _ => None,
-        };
+        let poll = marked_poll(stall).filter(|poll| poll.thread == driver.thread());
         Some(StallThread {
             slot: driver.slot,
             tenancy: driver.tenancy,
-            marks,
+            marks: poll.and_then(|poll| driver.slot.line.marks(poll.epoch)),
         })
     }
 }
 
-/// The marked poll that a finding says is going on.
-fn going_on(finding: &Finding) -> Option<PollKey> {
-    match finding {
-        Finding::Suspect(stall) | Finding::Began(stall) => match stall.held_by {
-            HeldBy::Poll(poll) => Some(poll),
-            _ => None,
-        },
+/// The phase of a finding, `None` for a suspicion; and its stall.
+fn parts(finding: &Finding) -> (Option<Phase>, Stall) {
+    match *finding {
+        Finding::Suspect(stall) => (None, stall),
+        Finding::Began(stall) => (Some(Phase::Began), stall),
+        Finding::Ongoing(stall) => (Some(Phase::Ongoing), stall),
+        Finding::Ended(stall) => (Some(Phase::Ended), stall),
+    }
+}
+
+/// The marked poll that a stall consists of.
+fn marked_poll(stall: &Stall) -> Option<PollKey> {
+    match stall.held_by {
+        HeldBy::Poll(poll) => Some(poll),
         _ => None,
     }
 }

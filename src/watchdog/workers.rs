@@ -1,12 +1,13 @@
-//! Which threads drive a runtime's workers, and one sample of each worker a tick.
+//! The threads that drive a runtime's workers, and one sample of each worker a tick.
 //!
-//! *Runs on:* the watchdog thread; `collect_drivers` also on whoever wants all workers' stacks.
-//! *Must not:* wait. Atomic loads, `pread` on kept descriptors, and one reading of memory for all workers.
-//! Descriptors are opened when a worker's thread becomes known, and closed when it is another.
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait. A sample takes atomic loads, `pread` on descriptors that are kept open, and
+//! one reading of memory for all workers. Descriptors are opened when the thread of a worker
+//! becomes known, and closed when another thread takes its place.
 
 use crate::clock::{self, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
-use crate::os::{Call, ThreadEvidence, ThreadFiles, ThreadState, waits_for_events};
+use crate::os::{Call, ThreadEvidence, ThreadFiles, ThreadState};
 use crate::slot::{Claim, Drivers, Slot};
 use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
 use std::time::Duration;
@@ -17,8 +18,8 @@ pub(crate) const COUNTERS_EXIST: bool = cfg!(target_has_atomic = "64");
 
 /// Reads a worker's published counters.
 ///
-/// Observed, not documented, and pinned by `tests/tokio_counters.rs`: both are stored when the worker
-/// parks, when it wakes, and every 61 turns of its loop, never during a poll.
+/// Observed, not documented, and pinned by `tests/tokio_counters.rs`: both are stored when the
+/// worker parks, when it wakes, and every 61 turns of its loop, never during a poll.
 #[cfg(target_has_atomic = "64")]
 fn counters(metrics: &RuntimeMetrics, worker: usize) -> Counters {
     Counters {
@@ -38,8 +39,8 @@ fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
 /// Readings that are no further apart belong together.
 const AT_ONCE: Duration = Duration::from_micros(200);
 
-/// Asks every thread that has driven a worker to say at its next poll which one it drives now: who takes a
-/// worker over from a poll in `block_in_place` may have driven another one before.
+/// Asks every thread that has driven a worker to renew its claim at its next poll. A thread that
+/// takes a worker over from a poll in `block_in_place` may have driven another one before.
 pub(crate) fn ask_for_claim() {
     for slot in crate::slot::all() {
         if slot.claim().is_some() {
@@ -56,11 +57,11 @@ pub(crate) struct Driver {
     claimed_at: Nanos,
     files: Option<ThreadFiles>,
     evidence: Option<ThreadEvidence>,
-    /// The one before.
+    /// The evidence of the look before the last.
     earlier: Option<ThreadEvidence>,
-    /// The worker goes on while this thread does not run: it drives it no more.
+    /// The worker has gone on while this thread did not run, so another thread drives it.
     replaced: bool,
-    /// Found by what it has in its hands, not by what it says.
+    /// Found by the worker's memory, and not by the thread's claim.
     found: bool,
 }
 
@@ -78,22 +79,36 @@ impl Driver {
         }
     }
 
-    /// Whether it has been found more lately than that, and is still there.
+    /// Whether the thread has been found since that claim, and still owns its slot.
     fn is_found_since(&self, claimed_at: Option<Nanos>) -> bool {
         let is_later = claimed_at.is_none_or(|at| at <= self.claimed_at);
         self.found && is_later && self.tenancy == self.slot.tenancy()
     }
 
-    /// Which slot and which of its owners.
+    /// The slot, and which of its owners.
     pub(crate) fn thread(&self) -> (usize, u64) {
         (std::ptr::from_ref(self.slot).addr(), self.tenancy)
+    }
+
+    /// The slot as it is now.
+    fn seen(&self) -> SlotSeen {
+        let line = &self.slot.line;
+        let seen = line.observe();
+        SlotSeen {
+            thread: self.thread(),
+            epoch: seen.epoch,
+            started: line.started(seen.epoch),
+            allowed: seen.allowed,
+            allowed_until: seen.allowed_until,
+            loops: self.slot.loops(),
+        }
     }
 
     fn is(&self, slot: &'static Slot) -> bool {
         std::ptr::eq(self.slot, slot) && self.tenancy == slot.tenancy()
     }
 
-    /// A claim made again is a claim.
+    /// Takes in a claim of the same thread. A newer one makes it the driver again.
     fn renew(&mut self, claimed_at: Nanos) {
         if self.claimed_at != claimed_at {
             self.claimed_at = claimed_at;
@@ -103,36 +118,41 @@ impl Driver {
         }
     }
 
-    /// Looks at the thread, and whether it can be the one that has parked or woken the worker: to do that
-    /// takes running.
-    ///
-    /// Each look comes before the counters are read. What moved them between the last two readings was
-    /// done after the look before the first reading and before this look, or this thread did not do it.
+    /// Looks at the thread, and decides whether it can still be the driver.
     fn look(&mut self, counters_moved: bool) -> (Option<ThreadEvidence>, Nanos) {
-        let before_the_move = std::mem::replace(&mut self.earlier, self.evidence);
-        let at = self.look_at_once();
-        let has_not_run = |now: ThreadEvidence, then: ThreadEvidence| {
-            now.runs == then.runs && now.cpu == then.cpu && now.state != ThreadState::OnCpu
-        };
-        let stands = self.evidence.zip(before_the_move);
-        self.replaced |= counters_moved && stands.is_some_and(|(now, then)| has_not_run(now, then));
-        (self.evidence, at)
+        let (evidence, at) = self.look_at_once();
+        self.take(evidence, counters_moved);
+        (evidence, at)
     }
 
-    /// Reads the thread's clocks and the shared one together: where the watchdog loses its CPU in between, the time
-    /// would be blamed on the thread.
-    fn look_at_once(&mut self) -> Nanos {
+    /// Takes in a look. A thread must run to park or to wake the worker.
+    ///
+    /// The thread is looked at before the counters are read. If the counters have moved between the
+    /// last two readings, and the thread has not run since the look before the first of them, then
+    /// another thread has moved them.
+    fn take(&mut self, evidence: Option<ThreadEvidence>, counters_moved: bool) {
+        let before_the_move = std::mem::replace(&mut self.earlier, self.evidence);
+        self.evidence = evidence;
+        let has_not_run = |(now, then): (ThreadEvidence, ThreadEvidence)| {
+            now.runs == then.runs && now.cpu == then.cpu && now.state != ThreadState::OnCpu
+        };
+        self.replaced |= counters_moved && evidence.zip(before_the_move).is_some_and(has_not_run);
+    }
+
+    /// Reads the thread's clocks and the shared clock together. If the watchdog loses its CPU in
+    /// between, it reads them again: the time would be blamed on the thread.
+    fn look_at_once(&self) -> (Option<ThreadEvidence>, Nanos) {
         const TRIES: usize = 3;
-        let mut at = clock::now();
+        let mut look = (None, clock::now());
         for _ in 0..TRIES {
-            let before = at;
-            self.evidence = self.files.as_ref().and_then(ThreadFiles::look);
-            at = clock::now();
-            if at.since(before) < AT_ONCE {
+            let before = look.1;
+            look.0 = self.files.as_ref().and_then(ThreadFiles::look);
+            look.1 = clock::now();
+            if look.1.since(before) < AT_ONCE {
                 break;
             }
         }
-        at
+        look
     }
 }
 
@@ -143,18 +163,18 @@ pub(crate) struct Worker {
     driver: Option<Driver>,
     track: Track,
     turn: Option<Turn>,
-    /// The slot's epoch before memory was read …
+    /// The slot's epoch before memory was read.
     epoch: Option<u64>,
-    /// … and how often the worker had parked and woken.
+    /// The count of parks and unparks before memory was read.
     parks: u64,
-    /// When it was read.
+    /// When memory was read.
     read_at: Nanos,
-    /// At the tick before, it was at work, and in nobody's hands that are known.
+    /// At the tick before, the worker was at work, and no known thread drove it.
     was_lost: bool,
     last: Option<Counters>,
-    /// What the last sample showed: the worker had parked or woken since the one before …
+    /// Between the last two samples, the worker parked or woke.
     moved: bool,
-    /// … or it was parked and had been.
+    /// At the last two samples, and between them, the worker was parked.
     quiet: bool,
 }
 
@@ -200,7 +220,7 @@ impl Worker {
         }
     }
 
-    /// Asks for what is to be read of this worker, together with what is read of others.
+    /// Asks for this worker's words in memory, which are read together with those of others.
     pub(crate) fn ask(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics) {
         self.turn = None;
         self.parks = counters(metrics, self.index).parks;
@@ -211,30 +231,32 @@ impl Worker {
         }
     }
 
-    /// Takes what was read. Returns whether another look is wanted, since something lies elsewhere now.
+    /// Takes the words that were read. Returns whether another look is needed, since some lie
+    /// elsewhere now.
     pub(crate) fn take(&mut self, looks: &Looks, metrics: &RuntimeMetrics) -> bool {
         self.read_at = looks.read_at();
         let published = self.parks..=counters(metrics, self.index).parks;
         let Some(turn) = self.track.take(looks, published) else {
             return true;
         };
-        // A slot that has another owner now may have been read half before and half after.
+        // A slot that has a new owner may have been read half before the change and half after it.
         let is_same = |driver: &&Driver| driver.tenancy == driver.slot.tenancy();
         self.turn = turn.filter(|_| self.driver.as_ref().filter(is_same).is_some());
         false
     }
 
-    /// Whether the worker is at work, in other hands than those of the thread that is taken to drive it.
+    /// Whether the worker is at work, and not on the thread that is taken to drive it.
     pub(crate) fn is_lost(&mut self, metrics: &RuntimeMetrics) -> bool {
         let is_held = self.turn.is_some_and(|turn| turn.holds);
         self.was_lost &= !is_held;
         !is_held && counters(metrics, self.index).parks % 2 == 0
     }
 
-    /// Looks for the thread that has it in its hands, among all that have a slot. Returns whether there is one.
+    /// Looks for the thread that drives it, among all that have a slot. Returns whether there is
+    /// one.
     pub(crate) fn find(&mut self, inside: &Inside, looks: &mut Looks) -> bool {
         let Some(slot) = self.track.find(inside, looks) else {
-            // Between two polls it is in nobody's hands.
+            // Between two polls no thread shows that it has the worker, so one tick proves nothing.
             let is_elsewhere = self.turn.is_some() && self.was_lost;
             self.was_lost = self.turn.is_some();
             if let Some(driver) = self.driver.as_mut().filter(|_| is_elsewhere) {
@@ -260,18 +282,8 @@ impl Worker {
         self.track.counted()
     }
 
-    /// Whether the worker is parked, and its thread asleep where the kernel wakes it for sockets and timers.
-    pub(crate) fn waits_in_driver(&self) -> bool {
-        self.parked_at()
-            .is_some_and(|call| waits_for_events(call.number))
-    }
-
-    /// Whether the worker is parked, and its thread asleep.
-    pub(crate) fn sleeps_parked(&self) -> bool {
-        self.parked_at().is_some()
-    }
-
-    fn parked_at(&self) -> Option<Call> {
+    /// The call in which the thread of a parked worker sleeps.
+    pub(crate) fn parked_at(&self) -> Option<Call> {
         let evidence = self.driver()?.evidence?;
         match evidence.state {
             ThreadState::Asleep(call) if self.last?.parks % 2 == 1 => call,
@@ -292,18 +304,7 @@ impl Worker {
     ) -> Sample {
         let (thread, at) = self.look_at_thread(metrics);
         let before = counters(metrics, self.index);
-        let slot = self.driver().map(|driver| {
-            let line = &driver.slot.line;
-            let seen = line.observe();
-            SlotSeen {
-                thread: driver.thread(),
-                epoch: seen.epoch,
-                started: line.started(seen.epoch),
-                allowed: seen.allowed,
-                allowed_until: seen.allowed_until,
-                loops: driver.slot.loops(),
-            }
-        });
+        let slot = self.driver().map(Driver::seen);
         let after = counters(metrics, self.index);
         let last = self.last.replace(after);
         self.moved = last.is_some_and(|last| last.parks != after.parks);
@@ -327,13 +328,14 @@ impl Worker {
         }
     }
 
-    /// Whether nothing can have happened to the worker since the last sample: it was parked then and at the one
-    /// before, and has not woken since.
+    /// Whether nothing can have happened to the worker since the last sample: it was parked then
+    /// and at the one before, and has not woken since.
     pub(crate) fn rests(&self, metrics: &RuntimeMetrics) -> bool {
         self.quiet && self.last == Some(counters(metrics, self.index))
     }
 
-    /// What the thread did, and when. A worker that was parked all the time needs no second look.
+    /// Looks at the thread, and at the clock. A worker that was parked all the time needs no second
+    /// look.
     fn look_at_thread(&mut self, metrics: &RuntimeMetrics) -> (Option<ThreadEvidence>, Nanos) {
         let (quiet, moved) = (self.rests(metrics), self.moved);
         let Some(driver) = self.driver.as_mut().filter(|driver| !driver.replaced) else {
@@ -346,8 +348,8 @@ impl Worker {
         driver.look(moved)
     }
 
-    /// Whether the poll that memory showed still goes on, asked again where the watchdog has lost its CPU
-    /// between that reading and the look at the thread.
+    /// Whether the poll that memory showed still goes on. Memory is read again if the watchdog has
+    /// lost its CPU between that reading and the look at the thread.
     fn is_still(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics, at: Nanos) -> bool {
         let then = self.turn.map(|turn| (turn.id, turn.holds));
         if at.since(self.read_at) < AT_ONCE {
@@ -358,5 +360,84 @@ impl Worker {
         looks.read();
         let is_read = !self.take(looks, metrics);
         is_read && self.turn.map(|turn| (turn.id, turn.holds)) == then
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::slot;
+
+    fn driver() -> Driver {
+        slot::enrol();
+        Driver {
+            files: None,
+            ..Driver::new(slot::mine().expect("a slot"), clock::now())
+        }
+    }
+
+    fn evidence(runs: u64, state: ThreadState) -> Option<ThreadEvidence> {
+        Some(ThreadEvidence {
+            cpu: Duration::from_millis(runs),
+            run_queue: Duration::ZERO,
+            runs,
+            state,
+        })
+    }
+
+    /// Takes in looks, each with whether the counters had moved between the two readings before it.
+    fn is_replaced(looks: &[(Option<ThreadEvidence>, bool)]) -> bool {
+        let mut driver = driver();
+        for (evidence, counters_moved) in looks {
+            driver.take(*evidence, *counters_moved);
+        }
+        driver.replaced
+    }
+
+    #[test]
+    fn a_thread_that_has_not_run_cannot_have_moved_the_counters() {
+        let asleep = evidence(7, ThreadState::Asleep(None));
+        assert!(is_replaced(&[
+            (asleep, false),
+            (asleep, false),
+            (asleep, true)
+        ]));
+        assert!(!is_replaced(&[(asleep, false); 3]));
+    }
+
+    #[test]
+    fn a_thread_that_may_have_run_remains_the_driver() {
+        let asleep = |runs| evidence(runs, ThreadState::Asleep(None));
+        let on_cpu = evidence(7, ThreadState::OnCpu);
+        for now in [asleep(8), on_cpu, None] {
+            assert!(!is_replaced(&[
+                (asleep(7), false),
+                (asleep(7), false),
+                (now, true)
+            ]));
+        }
+        // It ran between the look before the first reading and the look before the second.
+        assert!(!is_replaced(&[
+            (asleep(6), false),
+            (asleep(7), false),
+            (asleep(7), true)
+        ]));
+        // A single look proves nothing.
+        assert!(!is_replaced(&[(asleep(7), false), (asleep(7), true)]));
+    }
+
+    #[test]
+    fn a_new_claim_makes_a_thread_the_driver_again() {
+        let asleep = evidence(7, ThreadState::Asleep(None));
+        let mut driver = driver();
+        for moved in [false, false, true] {
+            driver.take(asleep, moved);
+        }
+        driver.renew(driver.claimed_at);
+        assert!(driver.replaced);
+        driver.renew(driver.claimed_at.plus(Duration::from_millis(1)));
+        assert!(!driver.replaced);
+        driver.take(asleep, true);
+        assert!(!driver.replaced);
     }
 }
