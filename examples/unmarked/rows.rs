@@ -99,7 +99,7 @@ pub(crate) async fn ping_pong(goes_on: GoesOn, ping: Duration, pong: Duration) {
     let (to_pong, mut from_ping) = mpsc::unbounded_channel();
     let (to_ping, mut from_pong) = mpsc::unbounded_channel();
     let other = tokio::spawn(async move {
-        while from_ping.recv().await.is_some() {
+        while next_time(&mut from_ping).await.is_some() {
             compute(pong);
             to_ping.send(()).ok();
         }
@@ -108,11 +108,33 @@ pub(crate) async fn ping_pong(goes_on: GoesOn, ping: Duration, pong: Duration) {
         while goes_on() {
             compute(ping);
             to_pong.send(()).expect("it listens");
-            from_pong.recv().await.expect("it answers");
+            next_time(&mut from_pong).await.expect("it answers");
         }
     });
     one.await.expect("it does not panic");
     other.await.expect("it does not panic");
+}
+
+/// Receives in another poll than this one. On a busy machine the answer may be there before it is waited for, on
+/// another worker, and one poll could go on with it for ever.
+async fn next_time<T>(from: &mut mpsc::UnboundedReceiver<T>) -> Option<T> {
+    let mut early = None;
+    let mut is_first = true;
+    poll_fn(move |cx| {
+        if let Some(early) = early.take() {
+            return Poll::Ready(early);
+        }
+        let received = from.poll_recv(cx);
+        if std::mem::take(&mut is_first) && received.is_ready() {
+            cx.waker().wake_by_ref();
+            if let Poll::Ready(received) = received {
+                early = Some(received);
+            }
+            return Poll::Pending;
+        }
+        received
+    })
+    .await
 }
 
 /// Futures that one poll drives together, within the threshold.

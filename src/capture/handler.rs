@@ -80,12 +80,32 @@ fn set(signal: i32) -> Result<(), NoStack> {
     action.sa_sigaction = address();
     // ONSTACK: a thread near the end of its stack has an alternate one for handlers. RESTART: the
     // kernel restarts interrupted calls where it can, so that a read does not fail because of us.
+    // The mask: another handler would run on top of ours, on that small alternate stack.
+    action.sa_mask = os::all_but_faults();
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
     // SAFETY: `action` is complete, and the handler keeps to what is safe in one.
     if unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } != 0 {
         return Err(NoStack::Unsupported);
     }
+    keep_this_library();
     Ok(())
+}
+
+/// Keeps the library that holds the handler from being unloaded: the handler is never taken down.
+/// The call changes nothing for a program that is no library.
+#[allow(unsafe_code)]
+fn keep_this_library() {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    let here = on_signal as extern "C" fn(_, _, _) as *const libc::c_void;
+    // SAFETY: asks for the file that an address is in; `info` is a place for the answer.
+    if unsafe { libc::dladdr(here, info.as_mut_ptr()) } == 0 {
+        return;
+    }
+    // SAFETY: all-zero is valid, and the call has filled it in.
+    let name = unsafe { info.assume_init() }.dli_fname;
+    let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+    // SAFETY: a name that the loader itself has given. Nothing is loaded: it is loaded already.
+    unsafe { libc::dlopen(name, flags) };
 }
 
 /// Whether the signal has no handler any more: sending it might end the process.

@@ -371,8 +371,8 @@ fn stayed_on_cpu(before: &ThreadEvidence, now: &ThreadEvidence) -> bool {
 fn waited(before: &ThreadEvidence, now: &ThreadEvidence, length: Duration) -> Duration {
     let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
     match now.state {
-        // This wait has not ended (D76).
-        ThreadState::Waiting => off_cpu,
+        // This wait has not ended (D76), or nothing shows that it was no wait.
+        ThreadState::Waiting | ThreadState::Unknown => off_cpu,
         // As far as the kernel has counted, the thread was on one CPU all the time: the missing
         // time was taken from the whole machine (D78).
         ThreadState::OnCpu if stayed_on_cpu(before, now) => off_cpu,

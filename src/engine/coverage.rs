@@ -25,6 +25,9 @@ pub struct Coverage {
     /// Whether every poll of every task is marked: `watch_polls` with `tokio_unstable`. Otherwise
     /// polls are marked in spans and in `watched` futures.
     pub all_polls: bool,
+    /// Whether this process is a fork of the one that was watched. The detector's threads are not
+    /// here, so nothing is seen. A watch that is started here is one of its own.
+    pub forked: bool,
     /// Whether a subscriber of this process has the [`layer()`](crate::layer()).
     pub spans: bool,
     /// Whether the system shows if a thread sleeps, computes, or waits for a CPU. Otherwise only
@@ -41,7 +44,11 @@ pub struct Coverage {
 
 impl Coverage {
     pub(crate) fn of(runtime: &WatchedRuntime) -> Coverage {
+        if !runtime.watch.process.is_this() {
+            return Coverage::in_a_fork(runtime);
+        }
         Coverage {
+            forked: false,
             runtime: runtime.name.clone(),
             workers: runtime.metrics.num_workers(),
             known_threads: runtime.stats.enrolled.load(Ordering::Relaxed),
@@ -51,6 +58,21 @@ impl Coverage {
             turns: runtime.stats.no_turns().is_none(),
             no_turns: runtime.stats.no_turns().map(NoTurns::as_str),
             thread_evidence: ThreadFiles::open(os::current_tid()).is_some(),
+        }
+    }
+
+    fn in_a_fork(runtime: &WatchedRuntime) -> Coverage {
+        Coverage {
+            forked: true,
+            runtime: runtime.name.clone(),
+            workers: runtime.metrics.num_workers(),
+            known_threads: 0,
+            all_polls: false,
+            spans: false,
+            stacks: false,
+            turns: false,
+            no_turns: Some("this process is a fork of the one that was watched"),
+            thread_evidence: false,
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) use stats::{TimeByState, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;
 pub(crate) use view::View;
-pub(crate) use watched::{WatchState, WatchedRuntime};
+pub(crate) use watched::{Process, WatchState, WatchedRuntime};
 
 use crate::capture::RawStack;
 use crate::clock::Nanos;
@@ -51,6 +51,8 @@ use std::time::Duration;
 /// The data that the threads share.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
+    /// The process whose threads these are: in a fork of it there are none.
+    process: Process,
     stop: AtomicBool,
     ids: AtomicU64,
     pub(crate) watched: Mutex<Vec<Arc<WatchedRuntime>>>,
@@ -78,6 +80,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether this process is a fork of the one that started the threads. None of them runs here.
+    pub(crate) fn is_inherited(&self) -> bool {
+        !self.process.is_this()
+    }
+
     /// Asks the detector's threads to end.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);

@@ -74,7 +74,8 @@ pub(crate) struct Settings {
     pub(crate) error_after: Duration,
     pub(crate) grace: Duration,
     pub(crate) log: bool,
-    pub(crate) pool_threshold: Duration,
+    /// As asked for; `None` for the default.
+    pub(crate) pool_threshold: Option<Duration>,
     pub(crate) poll_timing: PollTiming,
     pub(crate) recent: usize,
     /// The most pairs of span and site with labels of their own in metrics.
@@ -126,7 +127,7 @@ impl Default for Settings {
             error_after: Settings::ERROR_AFTER,
             grace: Settings::STARTUP_GRACE,
             log: true,
-            pool_threshold: Settings::POOL_THRESHOLD,
+            pool_threshold: None,
             poll_timing: PollTiming::default(),
             recent: Settings::RECENT,
             site_labels: Settings::SITE_LABELS,

@@ -41,6 +41,8 @@ pub(crate) struct Stats {
     no_turns: AtomicU8,
     /// Nanoseconds for which the driver was frozen.
     driver_frozen: AtomicU64,
+    /// Probes of the blocking pool that were not sent, since the system had no thread.
+    pub(crate) no_thread: AtomicU64,
     pub(crate) stalls: Stalls,
 }
 
@@ -59,6 +61,7 @@ impl Stats {
             worker_turns: one_each(workers),
             no_turns: AtomicU8::new(0),
             driver_frozen: AtomicU64::new(0),
+            no_thread: AtomicU64::new(0),
             stalls: Stalls::default(),
         }
     }

@@ -15,6 +15,9 @@ pub(crate) struct View {
 
 impl View {
     pub(crate) fn stalled_now(&self) -> Vec<StallReport> {
+        if self.shared.is_inherited() {
+            return Vec::new();
+        }
         let live = self.shared.live.lock().clone();
         let recent = self.watch.recent.lock();
         live.iter()
@@ -35,17 +38,30 @@ impl View {
     }
 
     pub(crate) fn recent(&self) -> Vec<StallReport> {
-        self.watch.recent.lock().stalls()
+        match self.shared.is_inherited() {
+            true => Vec::new(),
+            false => self.watch.recent.lock().stalls(),
+        }
     }
 
     pub(crate) fn profile(&self) -> Profile {
-        self.watch.profile.lock().clone()
+        match self.shared.is_inherited() {
+            true => Profile::default(),
+            false => self.watch.profile.lock().clone(),
+        }
     }
 
     pub(crate) fn runtimes(&self) -> Vec<Arc<WatchedRuntime>> {
-        let watched = self.shared.watched.lock();
+        // In a fork, a thread of the parent may hold the lock for ever.
+        let watched = if self.shared.is_inherited() {
+            self.shared.watched.try_lock()
+        } else {
+            Some(self.shared.watched.lock())
+        };
         watched
-            .iter()
+            .as_deref()
+            .into_iter()
+            .flatten()
             .filter(|runtime| self.watches(runtime))
             .cloned()
             .collect()

@@ -136,6 +136,7 @@ impl VerdictCell {
 /// The state that the runtimes of one guard share.
 #[derive(Debug)]
 pub(crate) struct WatchState {
+    pub(crate) process: Process,
     pub(crate) settings: Settings,
     pub(crate) started_at: Nanos,
     /// The signal that asks threads for their stacks, or the reason why there is none.
@@ -147,11 +148,29 @@ pub(crate) struct WatchState {
 impl WatchState {
     pub(crate) fn new(settings: Settings, signal: Result<i32, NoStack>) -> WatchState {
         WatchState {
+            process: Process::default(),
             started_at: clock::now(),
             signal,
             profile: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,
         }
+    }
+}
+
+/// A process, by its number. A fork has another number.
+#[derive(Debug)]
+pub(crate) struct Process(u32);
+
+impl Default for Process {
+    fn default() -> Process {
+        Process(std::process::id())
+    }
+}
+
+impl Process {
+    /// Whether it is the process that asks.
+    pub(crate) fn is_this(&self) -> bool {
+        self.0 == std::process::id()
     }
 }

@@ -11,6 +11,7 @@
 //! In a program without a recorder, [`Builder::serve`](crate::Builder::serve) needs none of this.
 
 use super::METRICS;
+use crate::os;
 use metrics_exporter_prometheus::Matcher;
 
 pub use metrics_exporter_prometheus::{BuildError, PrometheusBuilder};
@@ -65,9 +66,7 @@ pub fn configure(builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildE
 pub fn install(builder: PrometheusBuilder) -> Result<(), BuildError> {
     let builder = configure(builder)?;
     // Called outside of every runtime, the exporter starts a thread and a runtime of its own.
-    let outside = std::thread::Builder::new()
-        .name("stall-prometheus".to_owned())
-        .spawn(move || builder.install());
+    let outside = os::spawn("stall-prometheus", move || builder.install());
     let no_thread = |why: String| BuildError::FailedToCreateRuntime(why);
     let thread = outside.map_err(|error| no_thread(error.to_string()))?;
     thread

@@ -48,6 +48,11 @@ pub(crate) fn own_bounds() -> (usize, usize) {
     (0, 0)
 }
 
+mod spawn;
+#[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
+pub(crate) use spawn::all_but_faults;
+pub(crate) use spawn::spawn;
+
 use std::time::Duration;
 
 /// The state of a thread at one moment, and its clocks so far.

@@ -109,7 +109,7 @@ impl Reporter<'_> {
         watch.recent.lock().keep(report.clone());
         self.pass_on(Delivery::Stall {
             report: Box::new(report),
-            watch,
+            runtime,
             last_words,
         });
     }
@@ -150,9 +150,9 @@ impl Reporter<'_> {
             started_at: wall_clock(news.since),
             waited: news.waited,
         };
-        let watch = news.runtime.watch.clone();
-        watch.recent.lock().keep_pool_wait(report.clone());
-        self.pass_on(Delivery::PoolWait { report, watch });
+        let runtime = news.runtime.clone();
+        runtime.watch.recent.lock().keep_pool_wait(report.clone());
+        self.pass_on(Delivery::PoolWait { report, runtime });
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::log::{self, Log};
 use crate::clock::{self, Nanos};
-use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchState};
+use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use std::sync::mpsc::Receiver;
 pub(crate) enum Delivery {
     Stall {
         report: Box<StallReport>,
-        watch: Arc<WatchState>,
+        runtime: Arc<WatchedRuntime>,
         /// The stall has been written to standard error.
         last_words: Arc<AtomicBool>,
     },
     PoolWait {
         report: PoolWaitReport,
-        watch: Arc<WatchState>,
+        runtime: Arc<WatchedRuntime>,
     },
     TurnsLost(TurnsLost),
 }
@@ -44,24 +44,29 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
     match delivery {
         Delivery::Stall {
             mut report,
-            watch,
+            runtime,
             last_words,
         } => {
+            let watch = &runtime.watch;
+            let _context = runtime.handle.enter();
             if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
                 write_last_words(&report);
             }
             if let Some(on_stall) = &watch.settings.on_stall {
                 guarded(shared, || on_stall(&report));
             }
-            guarded(shared, || log.stall(&mut report, &watch, now));
+            guarded(shared, || log.stall(&mut report, watch, now));
         }
-        Delivery::PoolWait { report, watch } => {
+        Delivery::PoolWait { report, runtime } => {
+            let watch = &runtime.watch;
+            let _context = runtime.handle.enter();
             if let Some(on_pool_wait) = &watch.settings.on_pool_wait {
                 guarded(shared, || on_pool_wait(&report));
             }
-            guarded(shared, || log.pool_wait(&report, &watch, now));
+            guarded(shared, || log.pool_wait(&report, watch, now));
         }
         Delivery::TurnsLost(TurnsLost { runtime, why }) => {
+            let _context = runtime.handle.enter();
             guarded(shared, || log::turns_lost(&runtime, why));
         }
     }

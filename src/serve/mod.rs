@@ -7,6 +7,7 @@ mod connections;
 mod routes;
 
 use crate::engine::View;
+use crate::os;
 use routes::Routes;
 use std::io;
 use std::net::SocketAddr;
@@ -48,9 +49,7 @@ impl Bound {
         let stopped = stop.clone();
         let routes = Arc::new(Routes::new(view));
         let main = move || runtime.block_on(run(self.listener, &routes, &stopped));
-        let thread = std::thread::Builder::new()
-            .name("stall-serve".to_owned())
-            .spawn(main)?;
+        let thread = os::spawn("stall-serve", main)?;
         Ok(Server {
             address: self.address,
             stop,

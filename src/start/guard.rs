@@ -108,6 +108,7 @@ impl Guard {
                 .iter()
                 .map(|runtime| status_of(runtime))
                 .collect(),
+            forked: shared.is_inherited(),
             allowed: probe::allowed(),
             ticks: shared.ticks(),
             watchdog_lateness: waits(&shared.watchdog_lateness),
@@ -130,6 +131,7 @@ fn status_of(runtime: &WatchedRuntime) -> RuntimeStatus {
         likely_stalls: stats.likely.load(Ordering::Relaxed),
         scheduler_lag: waits(&stats.scheduler_lag),
         blocking_queue_wait: waits(&stats.blocking_queue_wait),
+        probes_without_thread: stats.no_thread.load(Ordering::Relaxed),
         worker_time: stats.worker_time.iter().map(worker_time).collect(),
         worker_turns: stats
             .worker_turns
@@ -153,7 +155,14 @@ fn worker_time(time: &TimeByState) -> WorkerTime {
 impl Drop for Guard {
     fn drop(&mut self) {
         #[cfg(feature = "serve")]
-        drop(self.server.take());
-        threads::leave(&self.view.watch);
+        if let Some(server) = self.server.take() {
+            if self.view.shared.is_inherited() {
+                // Its thread is not in this process.
+                std::mem::forget(server);
+            }
+        }
+        if !self.view.shared.is_inherited() {
+            threads::leave(&self.view.watch);
+        }
     }
 }

@@ -9,7 +9,8 @@ use super::{Builder, Guard, threads};
 use crate::capture;
 use crate::detect::Rules;
 use crate::engine::{
-    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
+    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View,
+    WatchState,
 };
 use crate::error::StartError;
 use crate::report::NoStack;
@@ -85,8 +86,9 @@ impl Plan {
         let rules = |runtime: &Handle| rules(&watch.settings, tick, runtime);
         let shared = threads::join(self.runtimes, &watch, rules)?;
         let view = View { watch, shared };
-        log_start(&view);
+        // From here on the guard ends the watch, also if the user's subscriber panics below.
         let guard = Guard::new(view.clone());
+        log_start(&view);
         #[cfg(feature = "serve")]
         if let Some(bound) = bound {
             let server = bound.serve(view).map_err(StartError::Thread)?;

@@ -14,6 +14,9 @@ use std::time::Duration;
 pub struct Status {
     /// One for each runtime of the watch.
     pub runtimes: Vec<RuntimeStatus>,
+    /// This process is a fork of the one that was watched: the figures are the parent's at the fork, and nothing
+    /// is watched here.
+    pub forked: bool,
     /// Blocking that was allowed in this process, by reason.
     pub allowed: Vec<AllowedBlocking>,
     /// Ticks of the watchdog so far. If the number stands still for longer than 25 ms, the detector
@@ -49,6 +52,8 @@ pub struct RuntimeStatus {
     pub scheduler_lag: Option<Waits>,
     /// The time for which a `spawn_blocking` closure waits for a thread.
     pub blocking_queue_wait: Option<Waits>,
+    /// The number of times that the pool was not asked, since the system had no thread for it.
+    pub probes_without_thread: u64,
     /// By worker: its time by state.
     pub worker_time: Vec<WorkerTime>,
     /// By worker: the turns of its loop since it was first seen. Zero where

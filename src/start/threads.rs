@@ -8,6 +8,7 @@ use crate::engine::{Message, Shared, WatchState, WatchedRuntime, Work};
 use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
+use crate::os;
 use crate::probe::{self, Pulse};
 use crate::reporter::sinks::{self, Delivery};
 use crate::reporter::{self, explainer};
@@ -54,6 +55,7 @@ pub(crate) fn join(
         turns::learn_layout();
     }
     let mut engine = ENGINE.lock();
+    forget_inherited(&mut engine);
     let watched = engine
         .as_ref()
         .map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
@@ -125,6 +127,7 @@ fn gather(runtimes: &[Arc<WatchedRuntime>]) {
 /// Stops watching the runtimes of this watch, and stops the engine if there are no others.
 pub(crate) fn leave(watch: &Arc<WatchState>) {
     let mut engine = ENGINE.lock();
+    forget_inherited(&mut engine);
     let Some(running) = engine.take() else {
         return;
     };
@@ -148,6 +151,17 @@ fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bo
         !leaves
     });
     watched.is_empty()
+}
+
+/// Lets go of the engine of the parent, in a fork: its threads are not here to be waited for, and its locks may be
+/// held for ever.
+fn forget_inherited(engine: &mut Option<Engine>) {
+    if engine
+        .as_ref()
+        .is_some_and(|engine| engine.shared.is_inherited())
+    {
+        std::mem::forget(engine.take());
+    }
 }
 
 /// Both ends of the channels between the threads.
@@ -225,9 +239,7 @@ impl Engine {
     }
 
     fn spawn(&mut self, name: &str, main: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(main)?;
+        let thread = os::spawn(name, main)?;
         self.threads.push(thread);
         Ok(())
     }

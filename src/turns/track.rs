@@ -13,6 +13,7 @@
 use super::learn::{self, Layout, Learned};
 use super::{NoTurns, PollId, Stage, Turn};
 use crate::clock::Nanos;
+use crate::os;
 use crate::os::memory::{self, Piece};
 use crate::slot::Slot;
 use std::ops::RangeInclusive;
@@ -33,8 +34,7 @@ const PULSES_IN_A_TURN: u64 = 2;
 /// `stall-turns`: the caller may be inside a runtime.
 pub(crate) fn learn_layout() {
     LEARNED.get_or_init(|| {
-        let thread = std::thread::Builder::new().name("stall-turns".to_owned());
-        let learned = thread.spawn(learn::learn).ok();
+        let learned = os::spawn("stall-turns", learn::learn).ok();
         // If there is no thread, or tokio panics for want of one, there are no turns.
         let learned = learned.and_then(|thread| thread.join().ok());
         learned.unwrap_or_else(|| Learned::nothing(NoTurns::NotFound))

@@ -4,6 +4,7 @@
 //! *Must not:* wait. A message that finds no room is dropped and counted.
 
 use crate::engine::{Live, Message, Shared, Work};
+use crate::os;
 use crate::report::{NoStack, write_last_words};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,9 +31,8 @@ impl Out {
 
     /// Writes a stall to standard error, on a thread made for it: the write may wait.
     pub(super) fn last_words(&self, live: Live) {
-        let writer = std::thread::Builder::new().name("stall-last-word".to_owned());
         let write = move || write_last_words(&live.report_now());
-        if writer.spawn(write).is_err() {
+        if os::spawn("stall-last-word", write).is_err() {
             self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
         }
     }

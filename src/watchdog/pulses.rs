@@ -5,14 +5,17 @@
 //! *Must not:* be waited for. This thread may allocate, and may wait for a runtime's locks.
 
 use crate::clock::{self, Nanos};
-use crate::engine::{Message, PoolNews, Shared, WatchedRuntime};
+use crate::engine::{Message, PoolNews, Settings, Shared, WatchedRuntime};
+use crate::os;
 use crate::probe::gather;
 use crate::report::Phase;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
+use tokio::runtime::RuntimeFlavor;
 
 /// The time between two pulses, or two probes, while a runtime has work.
 const BUSY: Spacing = Spacing {
@@ -125,12 +128,21 @@ impl PulseState {
         self.pulse_at = next(self.pulse_at, now, spacing);
     }
 
-    /// Sends a probe if one is due, and none is under way.
+    /// Sends a probe if one is due, and none is under way. Tokio panics if the system has no thread
+    /// for it, so a thread is asked for first. Without one, the next probe waits as for an idle
+    /// runtime.
     fn send_probe(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
-        if self.probe.is_none() && self.probe_at <= now {
-            let probe = Probe::send(runtime);
-            runtime.stats.set_probe_sent_at(Some(probe.sent_at));
-            self.probe = Some(probe);
+        let mut spacing = spacing;
+        if self.probe.is_none() && self.probe_at <= now && asks_pool(runtime) {
+            let spare = os::spawn("stall-spare", || ()).map(|spare| spare.join());
+            let send = |_| catch_unwind(AssertUnwindSafe(|| Probe::send(runtime))).ok();
+            self.probe = spare.ok().and_then(send);
+            if self.probe.is_none() {
+                runtime.stats.no_thread.fetch_add(1, Ordering::Relaxed);
+                spacing = IDLE.probe;
+            }
+            let sent_at = self.probe.as_ref().map(|probe| probe.sent_at);
+            runtime.stats.set_probe_sent_at(sent_at);
         }
         self.probe_at = next(self.probe_at, now, spacing);
     }
@@ -156,10 +168,11 @@ impl PulseState {
         let probe = self.probe.as_mut()?;
         let taken_at = probe.taken_at();
         let waited = taken_at.unwrap_or_else(clock::now).since(probe.sent_at);
+        let asked_for = runtime.watch.settings.pool_threshold;
         let phase = probe.phase(
             waited,
             taken_at.is_some(),
-            runtime.watch.settings.pool_threshold,
+            asked_for.unwrap_or(Settings::POOL_THRESHOLD),
         );
         let news = phase.map(|phase| PoolNews {
             id: *probe.id.get_or_insert_with(|| shared.next_id()),
@@ -175,6 +188,13 @@ impl PulseState {
         }
         news
     }
+}
+
+/// Whether the blocking pool is probed. The workers of a multi-thread runtime are threads of its
+/// pool. The pool of a `current_thread` runtime may have no thread, and a probe would make one.
+fn asks_pool(runtime: &WatchedRuntime) -> bool {
+    runtime.watch.settings.pool_threshold.is_some()
+        || runtime.handle.runtime_flavor() != RuntimeFlavor::CurrentThread
 }
 
 /// Whether the thread of each worker is known.

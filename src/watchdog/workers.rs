@@ -141,12 +141,12 @@ impl Driver {
 
     /// Reads the thread's clocks and the shared clock together. If the watchdog loses its CPU in
     /// between, it reads them again: the time would be blamed on the thread.
-    fn look_at_once(&self) -> (Option<ThreadEvidence>, Nanos) {
+    fn look_at_once(&mut self) -> (Option<ThreadEvidence>, Nanos) {
         const TRIES: usize = 3;
         let mut look = (None, clock::now());
         for _ in 0..TRIES {
             let before = look.1;
-            look.0 = self.files.as_ref().and_then(ThreadFiles::look);
+            look.0 = self.files.as_mut().and_then(ThreadFiles::look);
             look.1 = clock::now();
             if look.1.since(before) < AT_ONCE {
                 break;

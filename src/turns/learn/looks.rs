@@ -3,6 +3,7 @@
 //! *Runs on:* a thread `stall-turns`, and the one worker of its multi-thread runtime.
 
 use super::words::{Chain, OFF_STACK};
+use crate::os;
 use crate::os::memory;
 use crate::slot;
 use parking_lot::Mutex;
@@ -105,8 +106,7 @@ impl Bench {
     /// so one thread is started on trial first.
     pub(super) fn new() -> std::io::Result<Bench> {
         let name = "stall-turns";
-        let spare = std::thread::Builder::new().name(name.to_owned());
-        spare.spawn(|| ())?.join().ok();
+        os::spawn(name, || ())?.join().ok();
         let mut multi = Builder::new_multi_thread();
         multi.worker_threads(1).thread_name(name);
         Ok(Bench {

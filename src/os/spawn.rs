@@ -1,0 +1,109 @@
+//! How a thread of the detector begins: with every signal blocked that is not of a fault.
+//!
+//! *Runs on:* the thread that starts another.
+//!
+//! The kernel gives a signal for the process to any thread that has not blocked it. The program may wait for it
+//! with `sigwait`, or count on its handler to run on a thread of its own. A thread of a library must not take it.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+/// Starts a thread with this name.
+///
+/// # Errors
+///
+/// Where the system has no thread to give.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    main: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let thread = Builder::new().name(name.to_owned());
+    // A new thread inherits the mask, so that there is no moment at which it could take a signal.
+    let _blocked = Blocked::new();
+    thread.spawn(main)
+}
+
+/// Blocks signals on this thread until it is dropped.
+#[cfg(all(target_os = "linux", not(loom)))]
+struct Blocked(Option<libc::sigset_t>);
+
+#[cfg(all(target_os = "linux", not(loom)))]
+#[allow(unsafe_code)]
+impl Blocked {
+    fn new() -> Blocked {
+        let mut before = std::mem::MaybeUninit::uninit();
+        let blocked = all_but_faults();
+        // SAFETY: `blocked` is a complete set, and `before` a place for one.
+        let failed = unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, before.as_mut_ptr())
+        };
+        // SAFETY: written by the call, unless it has failed.
+        Blocked((failed == 0).then(|| unsafe { before.assume_init() }))
+    }
+}
+
+#[cfg(all(target_os = "linux", not(loom)))]
+impl Drop for Blocked {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // SAFETY: a complete set, as the thread had it.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+        }
+    }
+}
+
+/// All signals but those that tell of a fault of the thread itself: a handler of the program for these, as of a
+/// crash reporter, must run wherever the fault is.
+#[cfg(all(target_os = "linux", not(loom)))]
+#[allow(unsafe_code)]
+pub(crate) fn all_but_faults() -> libc::sigset_t {
+    const FAULTS: [libc::c_int; 6] = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ];
+    // SAFETY: all-zero is a valid set: an empty one.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid place for a set.
+    unsafe { libc::sigfillset(&raw mut set) };
+    for fault in FAULTS {
+        // SAFETY: `set` is complete, and the number is of a signal.
+        unsafe { libc::sigdelset(&raw mut set, fault) };
+    }
+    set
+}
+
+/// Signals are not known here.
+#[cfg(not(all(target_os = "linux", not(loom))))]
+struct Blocked;
+
+#[cfg(not(all(target_os = "linux", not(loom))))]
+impl Blocked {
+    fn new() -> Blocked {
+        Blocked
+    }
+}
+
+#[cfg(all(test, target_os = "linux", not(loom)))]
+mod tests {
+    use super::*;
+    use crate::os::current_tid;
+    use crate::os::is_signal_blocked;
+
+    #[test]
+    fn a_thread_begins_with_all_signals_blocked_but_those_of_faults() {
+        let blocked = |signal| is_signal_blocked(current_tid(), signal);
+        let seen = spawn("test", move || {
+            [libc::SIGTERM, libc::SIGPROF, libc::SIGSEGV].map(blocked)
+        });
+        assert_eq!(seen.unwrap().join().unwrap(), [true, true, false]);
+        assert!(
+            !blocked(libc::SIGTERM),
+            "the thread that starts it has its own mask back"
+        );
+    }
+}

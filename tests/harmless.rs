@@ -1,0 +1,305 @@
+//! The detector and the rest of the program: other handlers, signals, forks, privileges, loggers.
+//!
+//! Each test has a process of its own: handlers, masks and privileges belong to the process.
+#![cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+#![allow(unsafe_code)]
+
+mod seen;
+
+use seen::{FOREVER, Hogs, Seen, child, compute, workers};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio_stall::{Builder, FutureExt as _};
+
+const CHILD: &str = "TOKIO_STALL_TEST_HARMLESS_CHILD";
+
+#[track_caller]
+fn alone(test: &str, body: impl FnOnce()) {
+    if child::is_here(CHILD) {
+        return body();
+    }
+    child::assert_said(child::start(test, CHILD), "1 passed");
+}
+
+static PROFILED: AtomicU32 = AtomicU32::new(0);
+
+/// As a profiler's: it needs more stack than the alternate one has, so it does not ask for that one.
+extern "C" fn profiles(_: libc::c_int) {
+    let mut frames = [0_u64; 2048];
+    std::hint::black_box(&mut frames);
+    PROFILED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn profile_every(period: Duration) {
+    // SAFETY: all-zero is a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = profiles as extern "C" fn(_) as usize;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` is complete, and the handler only touches its own stack and an atomic.
+    assert_eq!(0, unsafe {
+        libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut())
+    });
+    let span = libc::timeval {
+        tv_sec: 0,
+        tv_usec: period.subsec_micros().into(),
+    };
+    let timer = libc::itimerval {
+        it_interval: span,
+        it_value: span,
+    };
+    // SAFETY: `timer` is complete.
+    assert_eq!(0, unsafe {
+        libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut())
+    });
+}
+
+#[test]
+fn a_profiler_s_handler_never_runs_on_the_alternate_stack() {
+    alone(
+        "a_profiler_s_handler_never_runs_on_the_alternate_stack",
+        || {
+            let runtime = workers(2);
+            runtime.block_on(async {
+                let (_watch, seen) = Seen::watch();
+                profile_every(Duration::from_micros(250));
+                for nth in 1..=12 {
+                    let stall = async { compute(Duration::from_millis(100)) };
+                    tokio::spawn(stall.watched("stall")).await.unwrap();
+                    let is_whole = |reports: usize| reports >= nth;
+                    while !is_whole(
+                        seen.all()
+                            .iter()
+                            .filter(|report| !report.stacks.is_empty())
+                            .count(),
+                    ) {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+            });
+            assert!(
+                PROFILED.load(Ordering::Relaxed) > 100,
+                "the profiler has run"
+            );
+        },
+    );
+}
+
+/// The signals that each thread of the detector has blocked, by its name.
+fn masks() -> Vec<(String, u64)> {
+    let mut masks = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim().to_owned()
+        };
+        let name = field("Name:");
+        if name.starts_with("stall-") {
+            masks.push((name, u64::from_str_radix(&field("SigBlk:"), 16).unwrap()));
+        }
+    }
+    masks
+}
+
+#[test]
+fn threads_of_the_detector_take_no_signal_of_the_program() {
+    alone(
+        "threads_of_the_detector_take_no_signal_of_the_program",
+        || {
+            let runtime = workers(1);
+            let _watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+            let masks = masks();
+            assert!(masks.len() >= 5, "{masks:?}");
+            let bit = |signal: i32| 1_u64 << (signal - 1);
+            for (name, mask) in masks {
+                for signal in [
+                    libc::SIGTERM,
+                    libc::SIGINT,
+                    libc::SIGUSR1,
+                    libc::SIGCHLD,
+                    40,
+                ] {
+                    assert_ne!(mask & bit(signal), 0, "{name} would take {signal}");
+                }
+                assert_eq!(mask & bit(libc::SIGSEGV), 0, "{name}: a fault is its own");
+            }
+        },
+    );
+}
+
+/// Runs this in a fork, and returns how that ended: its exit code, or `None` if it had to be killed.
+fn in_a_fork(body: impl FnOnce() -> i32) -> Option<i32> {
+    // SAFETY: the child uses only threads that it makes itself.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let code = body();
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(code) };
+    }
+    let deadline = Instant::now() + FOREVER;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a place for the answer.
+        if unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == pid {
+            return Some(libc::WEXITSTATUS(status)).filter(|_| libc::WIFEXITED(status));
+        }
+        if Instant::now() > deadline {
+            // SAFETY: our own child.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_fork_is_not_watched_and_lets_go_of_the_guard_at_once() {
+    alone(
+        "a_fork_is_not_watched_and_lets_go_of_the_guard_at_once",
+        || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+            assert!(!watch.coverage()[0].forked && !watch.status().forked);
+            let watch = std::cell::Cell::new(Some(watch));
+            let runtime = std::cell::Cell::new(Some(runtime));
+            let code = in_a_fork(|| {
+                let watch = watch.take().unwrap();
+                if !watch.status().forked || watch.coverage().iter().any(|seen| !seen.forked) {
+                    return 1;
+                }
+                drop(watch);
+                drop(runtime.take());
+                0
+            });
+            assert_eq!(code, Some(0));
+        },
+    );
+}
+
+#[test]
+fn a_watch_that_is_started_in_a_fork_finds_what_blocks_there() {
+    alone(
+        "a_watch_that_is_started_in_a_fork_finds_what_blocks_there",
+        || {
+            let parents = workers(1);
+            let _watch = parents.block_on(async { Builder::new().start() }).unwrap();
+            let code = in_a_fork(|| {
+                let runtime = workers(2);
+                let (builder, seen) = Seen::builder();
+                let watch = builder
+                    .runtime("child", runtime.handle().clone())
+                    .start()
+                    .unwrap();
+                runtime.block_on(async { seen.marked_stall_until_told().await });
+                i32::from(watch.status().forked)
+            });
+            assert_eq!(code, Some(0));
+        },
+    );
+}
+
+/// Gives up what lets a process look at its threads' system calls.
+fn drop_privileges() {
+    // SAFETY: only numbers go in.
+    unsafe {
+        libc::setgid(65534);
+        libc::setuid(65534);
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+    }
+    let file = std::fs::File::open("/proc/self/task/self/syscall");
+    assert!(file.is_err());
+}
+
+#[test]
+fn polls_without_a_cpu_are_not_blamed_where_calls_are_secret() {
+    alone(
+        "polls_without_a_cpu_are_not_blamed_where_calls_are_secret",
+        || {
+            drop_privileges();
+            let runtime = workers(2);
+            runtime.block_on(async {
+                let (_watch, seen) = Seen::watch();
+                let hogs = Hogs::start(6);
+                let polls = (0..4).map(|_| {
+                    let task = async {
+                        for _ in 0..300 {
+                            compute(Duration::from_millis(2));
+                            tokio::task::yield_now().await;
+                        }
+                    };
+                    tokio::spawn(task.watched("honest"))
+                });
+                for polls in polls.collect::<Vec<_>>() {
+                    polls.await.unwrap();
+                }
+                drop(hogs);
+                seen.assert_nothing();
+                // The positive control: a sleep is one, whatever it is in.
+                seen.marked_stall_until_told().await;
+            });
+        },
+    );
+}
+
+/// A subscriber that panics at the first event of the detector.
+struct Panics;
+
+impl tracing::Subscriber for Panics {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        assert_ne!(metadata.target(), "tokio_stall", "as a broken logger does");
+        false
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_logger_that_panics_in_start_leaves_nothing_behind() {
+    alone(
+        "a_logger_that_panics_in_start_leaves_nothing_behind",
+        || {
+            let runtime = workers(1);
+            let start = || runtime.block_on(async { Builder::new().start() });
+            let panicked = tracing::subscriber::with_default(Panics, || {
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).is_err()
+            });
+            assert!(panicked, "or the test shows nothing");
+            assert!(start().is_ok(), "the runtime is free to be watched");
+        },
+    );
+}
+
+#[test]
+fn a_callback_runs_in_the_context_of_the_runtime() {
+    alone("a_callback_runs_in_the_context_of_the_runtime", || {
+        let runtime = workers(1);
+        let (send, receive) = std::sync::mpsc::channel();
+        let _watch = runtime.block_on(async {
+            let builder = Builder::new().on_stall(move |_| {
+                let here = tokio::runtime::Handle::try_current().map(|here| here.id());
+                send.send(here.ok()).ok();
+            });
+            builder.start().unwrap()
+        });
+        runtime.block_on(async {
+            tokio::spawn(async { std::thread::sleep(Duration::from_millis(50)) });
+        });
+        assert_eq!(
+            receive.recv_timeout(FOREVER).unwrap(),
+            Some(runtime.handle().id())
+        );
+    });
+}
