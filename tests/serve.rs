@@ -240,11 +240,11 @@ fn hostile_clients_hurt_neither_the_server_nor_the_detector() {
         );
     };
     is_well("nothing");
-    assert_eq!(send(address, b"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"), Some(405));
+    assert_eq!(send(address, b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"), Some(405));
     assert_eq!(send(address, b"what is this\r\n\r\n"), Some(400));
     assert_eq!(send(address, b"GET / HTTP/9.9\r\n\r\n"), Some(400));
     is_well("nonsense");
-    let mut huge = b"GET / HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
+    let mut huge = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ".to_vec();
     huge.resize(4 << 20, b'x');
     let status = send(address, &huge);
     assert!(matches!(status, None | Some(400 | 431)), "{status:?}");
@@ -252,7 +252,7 @@ fn hostile_clients_hurt_neither_the_server_nor_the_detector() {
     // A body that never ends, on a request that is answered without it.
     let mut endless = TcpStream::connect(address).unwrap();
     endless
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         .unwrap();
     for _ in 0..64 {
         if endless
@@ -275,7 +275,7 @@ fn hostile_clients_hurt_neither_the_server_nor_the_detector() {
                 .write_all(b"GET /metrics HTTP/1.1\r\nHost: ")
                 .unwrap(),
             _ => {
-                let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
+                let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
                 stream.set_nonblocking(true).unwrap();
                 for _ in 0..2000 {
                     if stream.write_all(request).is_err() {

@@ -47,7 +47,7 @@ impl Bound {
             .build()?;
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
-        let routes = Arc::new(Routes::new(view));
+        let routes = Arc::new(Routes::new(view, self.address.ip().is_loopback()));
         let main = move || runtime.block_on(run(self.listener, &routes, &stopped));
         let thread = os::spawn("stall-serve", main)?;
         Ok(Server {

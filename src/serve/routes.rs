@@ -11,10 +11,12 @@ use crate::metrics::prometheus;
 use crate::report::{Certainty, FoldedBy, StallReport};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ tokio-stall
 /// The answers to all requests.
 pub(super) struct Routes {
     view: View,
+    /// Whether only programs of this machine can connect, a browser among them.
+    is_loopback: bool,
     /// Exports to a recorder of the server's own, independent of the program's.
     exporter: Mutex<Exporter>,
     rendered: PrometheusHandle,
@@ -73,13 +77,14 @@ struct StallsAnswer {
 }
 
 impl Routes {
-    pub(super) fn new(view: View) -> Routes {
+    pub(super) fn new(view: View, is_loopback: bool) -> Routes {
         // The builder accepts the bounds of the list: the example of `configure` tests it.
         let builder = prometheus::configure(PrometheusBuilder::new()).unwrap_or_default();
         let recorder = builder.build_recorder();
         let rendered = recorder.handle();
         let routes = Routes {
             view,
+            is_loopback,
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
             metrics: CachedAnswer::default(),
@@ -95,6 +100,10 @@ impl Routes {
     pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return method_not_allowed();
+        }
+        if self.is_loopback && !is_of_this_machine(request) {
+            let text = "ask by the address, or by localhost\n";
+            return response(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into());
         }
         let query = request.uri().query();
         let ok = |kind, text| response(StatusCode::OK, kind, text);
@@ -176,6 +185,22 @@ fn method_not_allowed() -> Response<Full<Bytes>> {
     let allow = HeaderValue::from_static("GET, HEAD");
     response.headers_mut().insert(ALLOW, allow);
     response
+}
+
+/// Whether the request names this machine. A page from elsewhere can have its own name lead here, and
+/// a browser would let it read the answers. It cannot ask by an address, or by `localhost`.
+fn is_of_this_machine(request: &Request<Incoming>) -> bool {
+    let Some(host) = request.headers().get(HOST) else {
+        return true;
+    };
+    let authority = host
+        .to_str()
+        .ok()
+        .and_then(|host| host.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let host = authority.host().trim_matches(['[', ']']);
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+    })
 }
 
 fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {

@@ -9,8 +9,7 @@ use super::{Builder, Guard, threads};
 use crate::capture;
 use crate::detect::Rules;
 use crate::engine::{
-    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View,
-    WatchState,
+    Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
 };
 use crate::error::StartError;
 use crate::report::NoStack;

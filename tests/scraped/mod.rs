@@ -93,7 +93,7 @@ pub fn get(address: SocketAddr, path: &str) -> Option<Answer> {
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
         .ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
