@@ -2,7 +2,8 @@
 //!
 //! *Runs on:* `stall-watchdog`, and the thread that asks for the stacks of all workers.
 
-use super::{Claim, Slot, all};
+use super::registry::claimers;
+use super::{Claim, Slot};
 use crate::clock::Nanos;
 use std::collections::HashMap;
 
@@ -12,12 +13,31 @@ pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
 /// Collects the claims of all threads. If two threads claim one worker, the later claim counts.
 pub(crate) fn collect_drivers(drivers: &mut Drivers) {
     drivers.clear();
-    for slot in all() {
+    for slot in claimers() {
         if let Some((claim, at)) = slot.claim() {
             let newest = drivers.entry(claim).or_insert((slot, at));
             if at > newest.1 {
                 *newest = (slot, at);
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{all, mine};
+    use super::*;
+
+    #[test]
+    fn a_thread_without_a_worker_is_not_visited() {
+        let visited = claimers().count();
+        let threads: Vec<_> = (0..8)
+            .map(|_| std::thread::spawn(|| mine().is_some()))
+            .collect();
+        for thread in threads {
+            assert!(thread.join().unwrap(), "it has a slot");
+        }
+        assert!(all().next().is_some());
+        assert_eq!(claimers().count(), visited);
     }
 }

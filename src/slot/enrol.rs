@@ -187,7 +187,7 @@ impl Slot {
 
     /// Renews the claim if it may have changed, and starts to time the poll if it is its turn.
     #[inline]
-    fn check_claim(&self) {
+    fn check_claim(&'static self) {
         let now = clock::now();
         // Asking tokio for the runtime as well costs ten times as much, and a thread that works for
         // one multi-thread runtime never works for another.
@@ -210,7 +210,7 @@ impl Slot {
 
     #[cold]
     #[inline(never)]
-    fn ask_tokio(&self, now: Nanos) {
+    fn ask_tokio(&'static self, now: Nanos) {
         let driven = driven_here();
         self.set_claim(driven.map(|driven| driven.claim), now);
         self.set_leaves_silently(driven.is_some_and(|driven| driven.leaves_silently));

@@ -90,7 +90,7 @@ pub(crate) use enrol::{
 };
 pub(crate) use entry::{Kind, Mark, SOURCES};
 pub(crate) use line::{LongPoll, Marks};
-pub(crate) use registry::{Claim, Slot, all};
+pub(crate) use registry::{Claim, Slot, all, claimers};
 
 pub(crate) mod timing;
 pub use timing::PollTiming;

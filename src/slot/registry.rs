@@ -41,6 +41,9 @@ pub(crate) struct Slot {
     /// long poll the owner only tries the lock, and so does the watchdog.
     about: Mutex<About>,
     next: OnceLock<&'static Slot>,
+    /// 1 if the slot is among those that have claimed a worker.
+    is_claimer: AtomicU32,
+    next_claimer: OnceLock<&'static Slot>,
 }
 
 #[derive(Debug)]
@@ -82,6 +85,9 @@ impl Claim {
 
 static FIRST: OnceLock<&'static Slot> = OnceLock::new();
 
+/// The first slot that has claimed a worker.
+static FIRST_CLAIMER: OnceLock<&'static Slot> = OnceLock::new();
+
 impl Slot {
     const_unless_loom! {
         /// A slot that the calling thread owns.
@@ -105,6 +111,8 @@ impl Slot {
                     long_polls: Vec::new(),
                 }),
                 next: OnceLock::new(),
+                is_claimer: AtomicU32::new(0),
+                next_claimer: OnceLock::new(),
             }
         }
     }
@@ -153,16 +161,44 @@ impl Slot {
     }
 
     /// Sets what the owner drives at `now`.
-    pub(crate) fn set_claim(&self, claim: Option<Claim>, now: Nanos) {
-        self.claimed_at.store(now.0, Ordering::Relaxed);
+    pub(crate) fn set_claim(&'static self, claim: Option<Claim>, now: Nanos) {
+        if claim.is_some() {
+            self.join_claimers();
+        }
+        // No claim while its time changes: a reader never sees one claim with the time of another.
+        self.claim.store(0, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `claim`. A reader of this time sees no older claim.
+        self.claimed_at.store(now.0, Ordering::Release);
         // Release: pairs with the Acquire in `claim`.
         self.claim.store(Claim::pack(claim), Ordering::Release);
     }
 
-    /// The owner's last claim, and its time.
+    /// The owner's last claim, and its time. `None` also while it changes.
     pub(crate) fn claim(&self) -> Option<(Claim, Nanos)> {
-        let claim = Claim::unpack(self.claim.load(Ordering::Acquire))?;
-        Some((claim, Nanos(self.claimed_at.load(Ordering::Relaxed))))
+        // Acquire, both: pair with the two Releases in `set_claim`.
+        let word = self.claim.load(Ordering::Acquire);
+        let at = Nanos(self.claimed_at.load(Ordering::Acquire));
+        // Relaxed: the Acquire above orders it.
+        let is_same = self.claim.load(Ordering::Relaxed) == word;
+        Claim::unpack(word)
+            .filter(|_| is_same)
+            .map(|claim| (claim, at))
+    }
+
+    /// Adds the slot to those that the watchdog visits each tick, once for ever. A program may have thousands of
+    /// threads with a mark; few of them are workers.
+    fn join_claimers(&'static self) {
+        // Relaxed: only owners write it, one after another.
+        if self.is_claimer.swap(1, Ordering::Relaxed) == 1 {
+            return;
+        }
+        let mut link = &FIRST_CLAIMER;
+        while link.set(self).is_err() {
+            match link.get() {
+                Some(claimer) => link = &claimer.next_claimer,
+                None => return,
+            }
+        }
     }
 
     /// Whether the owner claims any worker.
@@ -296,6 +332,12 @@ pub(crate) fn take() -> &'static Slot {
             None => link = &slot.next,
         }
     }
+}
+
+/// The slots that have claimed a worker, by this owner or an earlier one.
+pub(crate) fn claimers() -> impl Iterator<Item = &'static Slot> {
+    let first = FIRST_CLAIMER.get().copied();
+    std::iter::successors(first, |slot| slot.next_claimer.get().copied())
 }
 
 /// All slots, owned or not.

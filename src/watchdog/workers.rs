@@ -42,7 +42,7 @@ const AT_ONCE: Duration = Duration::from_micros(200);
 /// Asks every thread that has driven a worker to renew its claim at its next poll. A thread that
 /// takes a worker over from a poll in `block_in_place` may have driven another one before.
 pub(crate) fn ask_for_claim() {
-    for slot in crate::slot::all() {
+    for slot in crate::slot::claimers() {
         if slot.claim().is_some() {
             slot.line.ask_for_claim();
         }
