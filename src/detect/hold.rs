@@ -4,7 +4,7 @@
 //! *Must not:* do anything but arithmetic on samples.
 
 use super::belief::StackVerdict;
-use super::sample::{Interval, Rules, Sample, Step};
+use super::sample::{Advance, Interval, Rules, Sample};
 use super::{Finding, HeldBy, Stall};
 use crate::clock::Nanos;
 use crate::os::{Call, ThreadEvidence};
@@ -72,7 +72,7 @@ impl Period {
 
     /// The period from a moment before this sample, or at it. The code is not blamed for the time
     /// before the last sample, nor for any time before the first (D79).
-    fn back_to(since: Nanos, step: &Step) -> Period {
+    fn back_to(since: Nanos, step: &Advance) -> Period {
         let age = step.sample.at.since(since);
         let interval = step.interval.unwrap_or_default();
         let seen = age.min(interval.length);
@@ -155,7 +155,7 @@ pub(super) struct Announced {
 
 impl Hold {
     /// The hold of a thing that was not there at the last sample.
-    pub(super) fn begin(serial: u64, held_by: HeldBy, step: &Step) -> Hold {
+    pub(super) fn begin(serial: u64, held_by: HeldBy, step: &Advance) -> Hold {
         let sample = &step.sample;
         let exact = exact_begin(held_by, step);
         // A poll in which the thread is asleep began before that sleep did (D86).
@@ -202,7 +202,7 @@ impl Hold {
     }
 
     /// Takes in one more sample of the hold.
-    pub(super) fn extend(&mut self, step: &Step, rules: &Rules) {
+    pub(super) fn extend(&mut self, step: &Advance, rules: &Rules) {
         self.ticks += 1;
         let Some(interval) = &step.interval else {
             return;
@@ -349,7 +349,7 @@ impl Hold {
 
 /// The begin of a new hold, if it was measured: by the mark, by tokio (D61), or at the end of
 /// `allow_blocking` (D80).
-fn exact_begin(held_by: HeldBy, step: &Step) -> Option<Nanos> {
+fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
     let slot = step.sample.slot;
     let measured = match held_by {
         HeldBy::Poll(_) => slot.and_then(|slot| slot.started),

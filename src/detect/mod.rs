@@ -34,7 +34,7 @@ use crate::slot::LongPoll;
 use crate::turns::{PollId, Stage};
 use belief::{Sign, Whose, belief};
 use hold::{Announced, Hold, Period, middle};
-use sample::{Ends, Step, measured_end};
+use sample::{Advance, Ends, measured_end};
 use std::time::Duration;
 use unseen::Unconfirmed;
 
@@ -198,15 +198,15 @@ impl Detector {
     }
 
     /// The step from the last sample to this one, which becomes the last.
-    fn step_to(&mut self, sample: &Sample) -> Step {
+    fn step_to(&mut self, sample: &Sample) -> Advance {
         let went_on = self.last.is_some_and(|last| last.after != sample.before);
         let sample = self.without_outlived(sample, went_on);
         let last = self.last.replace(sample);
-        Step::new(last, sample, went_on, &self.rules)
+        Advance::new(last, sample, went_on, &self.rules)
     }
 
     /// Follows the hold from the last sample to this one.
-    fn follow(&mut self, step: &Step) -> Findings {
+    fn follow(&mut self, step: &Advance) -> Findings {
         self.follow_counters(step);
         let mut findings = Findings::from_iter(self.close());
         let holder = self.holder(&step.sample);
@@ -227,7 +227,7 @@ impl Detector {
         &mut self,
         old: Option<Hold>,
         holder: Option<HeldBy>,
-        step: &Step,
+        step: &Advance,
     ) -> Option<Finding> {
         if old.is_some_and(|old| old.announced.is_some()) {
             // A stall that was announced does not count again (D30).
@@ -346,7 +346,7 @@ impl Detector {
     }
 
     /// Keeps the time for which the worker has not moved.
-    fn follow_counters(&mut self, step: &Step) {
+    fn follow_counters(&mut self, step: &Advance) {
         let sample = &step.sample;
         let excused = sample.slot.is_some_and(|slot| {
             let since = self.unmoved.map(|unmoved| unmoved.since);
@@ -437,7 +437,7 @@ impl Detector {
     }
 
     /// Ends a hold. It is news if its stall was announced, or is proven only now.
-    fn finish(&mut self, mut hold: Hold, step: &Step) -> Option<Finding> {
+    fn finish(&mut self, mut hold: Hold, step: &Advance) -> Option<Finding> {
         let last_seen = step.last_seen();
         let end = middle(last_seen, step.sample.at);
         let measured = measured_end(&self.ends, hold.held_by);
@@ -463,7 +463,7 @@ impl Detector {
 
     /// Ends a marked poll that was not announced. It ended between two ticks, and the rest of it is
     /// blamed only as far as the host allows. Its stall waits for the busy counter (D32).
-    fn finish_unannounced(&mut self, mut hold: Hold, end: Nanos, step: &Step) {
+    fn finish_unannounced(&mut self, mut hold: Hold, end: Nanos, step: &Advance) {
         let host = step
             .interval
             .map_or(Duration::ZERO, |interval| interval.host);
@@ -483,7 +483,7 @@ impl Detector {
         &self,
         hold: &Hold,
         (end, error): (Nanos, Duration),
-        step: &Step,
+        step: &Advance,
     ) -> Option<Finding> {
         let busy = step.busy_since(hold.period.busy_before);
         let announced = hold.announced.map(|announced| announced.certainty);

@@ -196,7 +196,7 @@ pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
 
 /// The step from the last sample, if there is one, to this one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
+pub(super) struct Advance {
     pub(super) last: Option<Sample>,
     pub(super) sample: Sample,
     pub(super) interval: Option<Interval>,
@@ -204,9 +204,14 @@ pub(super) struct Step {
     pub(super) went_on: bool,
 }
 
-impl Step {
-    pub(super) fn new(last: Option<Sample>, sample: Sample, went_on: bool, rules: &Rules) -> Step {
-        Step {
+impl Advance {
+    pub(super) fn new(
+        last: Option<Sample>,
+        sample: Sample,
+        went_on: bool,
+        rules: &Rules,
+    ) -> Advance {
+        Advance {
             last,
             sample,
             interval: last.map(|last| Interval::between(&last, &sample, rules)),

@@ -7,7 +7,7 @@
 //! has not counted did not hold the worker.
 
 use super::hold::{Hold, Period};
-use super::sample::{PollKey, Step};
+use super::sample::{Advance, PollKey};
 use super::{Detector, Finding, Findings, HeldBy, Stall};
 use crate::report::Certainty;
 use crate::slot::LongPoll;
@@ -38,7 +38,7 @@ impl Unconfirmed {
 
 impl Detector {
     /// Takes in the record of a poll that began and ended between two ticks (D31).
-    pub(super) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, step: &Step) {
+    pub(super) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, step: &Advance) {
         if let Some(period) = self.unseen_period(record, step) {
             let hold = Hold::new(self.next_serial(), HeldBy::Poll(poll), period);
             let stall = Stall {
@@ -52,7 +52,7 @@ impl Detector {
 
     /// The period of a recorded poll, if it was long and began after the last sample. An older one
     /// was a hold of the detector.
-    fn unseen_period(&self, record: &LongPoll, step: &Step) -> Option<Period> {
+    fn unseen_period(&self, record: &LongPoll, step: &Advance) -> Option<Period> {
         let (since, last, interval) = (record.started?, step.last?, step.interval?);
         let duration = record.ended.since(since);
         let is_long = duration.saturating_sub(interval.host) >= self.rules.threshold;
@@ -66,7 +66,7 @@ impl Detector {
 
     /// Ends the stalls of which the busy counter has counted nine tenths as well (D32). It does not
     /// count a poll that left its worker by `block_in_place` (D33).
-    pub(super) fn confirm(&mut self, step: &Step) -> Findings {
+    pub(super) fn confirm(&mut self, step: &Advance) -> Findings {
         let mut findings = Findings::new();
         self.unconfirmed.retain_mut(|poll| {
             let busy = step.busy_since(poll.busy_before);

@@ -83,13 +83,7 @@ impl WatchedRuntime {
                 .collect(),
             metrics,
             handle: handle.clone(),
-            watch: Arc::new(WatchState {
-                started_at: crate::clock::now(),
-                signal: Err(NoStack::Off),
-                recent: Mutex::new(Recent::new(settings.recent)),
-                profile: Mutex::default(),
-                settings,
-            }),
+            watch: Arc::new(WatchState::new(settings, Err(NoStack::Off))),
         })
     }
 }

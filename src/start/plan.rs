@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(settings.warn_after, 100 * MS);
         assert_eq!(settings.error_after, 1_000 * MS);
         assert_eq!(settings.grace, 2_000 * MS);
-        assert_eq!(settings.pool_threshold, 100 * MS);
+        assert_eq!(settings.pool_threshold, None);
         assert_eq!((settings.recent, settings.site_labels), (64, 64));
         assert_eq!(settings.stacks, Stacks::Auto);
         assert!(settings.log && settings.turns && !settings.driven_here);

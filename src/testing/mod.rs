@@ -9,7 +9,7 @@
 //! | to test | write | judges |
 //! |---|---|---|
 //! | one future, in any runtime | [`assert_never_blocks`] | each poll, from 50 µs asleep on |
-//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of a worker, as exactly |
+//! | a future and all tasks that it spawns | [`block_on`], [`runtime()`] | each turn of a worker |
 //! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, with full reports |
 //!
 //! None of them sees other tests of the same process. Intended blocking is wrapped in
