@@ -2,6 +2,8 @@
 //! nothing crashes, nothing hangs, and each stack that is called complete ends at its thread's root.
 //!
 //! `TOKIO_STALL_TORTURE=100000` takes so many stacks; without it, the test takes some eight seconds.
+//!
+//! A program of its own: it has signal handlers, forks, and a panic hook.
 #![cfg(all(
     feature = "stacks",
     target_os = "linux",
@@ -10,9 +12,8 @@
 // Forks, signal handlers, `errno` and calls into libraries are unsafe, and what this file is for.
 #![allow(unsafe_code)]
 
-mod seen;
+mod support;
 
-use seen::{FOREVER, compute};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -22,7 +23,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio_stall::{Frame, FutureExt as _, Guard, WorkerStack};
+use support::FOREVER;
+use support::load::compute;
+use support::signal::forbid_process_vm_readv;
+use support::stage::{Setup, Stage};
+use tokio_stall::{Frame, FutureExt as _, WorkerStack};
 
 /// How many stacks to take.
 const HOW_MANY: &str = "TOKIO_STALL_TORTURE";
@@ -39,7 +44,7 @@ const DEEPEST: usize = 512;
 
 type Torture = fn(&mut Luck);
 
-/// What the workers suffer in turn. The name of the function is looked for on the stacks.
+/// The tortures of the workers, in turn. Each function is looked for on the stacks by its name.
 const TORTURES: [(&str, Torture); 11] = [
     ("allocates", allocates),
     ("panics", panics),
@@ -69,45 +74,43 @@ static RUNTIMES: AtomicU64 = AtomicU64::new(0);
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 static FOREIGN: AtomicU64 = AtomicU64::new(0);
 
-#[test]
-fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
-    let wanted = std::env::var(HOW_MANY).ok().map(|number| {
+/// The number of stacks that the caller of the test wants.
+fn wanted() -> Option<u64> {
+    std::env::var(HOW_MANY).ok().map(|number| {
         let number = number.parse::<u64>();
         number.unwrap_or_else(|_| panic!("{HOW_MANY} is a number of stacks"))
-    });
-    // The panics of the tortures are many, and nobody needs to read of them.
+    })
+}
+
+/// The panics of the tortures are many, and nobody needs to read of them.
+fn hide_panics_on_purpose() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if panic.payload().downcast_ref::<&str>() != Some(&ON_PURPOSE) {
             hook(panic);
         }
     }));
-    find_libraries();
-    handle(libc::SIGUSR1, inside_a_handler);
-    handle(libc::SIGUSR2, raised_by_itself);
+}
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .thread_stack_size(4 * 1024 * 1024)
-        // Threads that have handed their worker over end soon, so that their numbers are used again.
-        .thread_keep_alive(Duration::from_millis(5))
-        .on_thread_start(|| threads().push(tid()))
-        .on_thread_stop(|| threads().retain(|thread| *thread != tid()))
-        .enable_all()
-        .build()
-        .unwrap();
-    let watch = tokio_stall::Builder::new()
-        .runtime("tortured", runtime.handle().clone())
-        .threshold(Duration::from_secs(1))
-        .log(false)
-        .start()
-        .unwrap();
-    let watchdog = thread::spawn(abort_when_stuck);
-    let tasks: Vec<_> = (0..TASKS)
-        .map(|task| runtime.spawn(suffers(task).watched("tortured")))
-        .collect();
-    let others = [thread::spawn(signals), thread::spawn(lives_come_and_go)];
+fn rarely_stalled(setup: Setup) -> Setup {
+    setup.settings(|builder| builder.threshold(Duration::from_secs(1)).log(false))
+}
 
+fn tortured() -> Stage {
+    let stage = Stage::multi_thread(4).named("tortured").runtime(|builder| {
+        builder
+            .thread_stack_size(4 * 1024 * 1024)
+            // Threads that have handed their worker over end soon, so that their numbers are used
+            // again.
+            .thread_keep_alive(Duration::from_millis(5))
+            .on_thread_start(|| threads().push(tid()))
+            .on_thread_stop(|| threads().retain(|thread| *thread != tid()))
+    });
+    rarely_stalled(stage).start()
+}
+
+/// Takes stacks until there are enough. Returns the time that this took.
+fn take_stacks(stage: &Stage, wanted: Option<u64>) -> Duration {
     let start = Instant::now();
     let enough = || {
         let (taken, time) = (TAKEN.load(Ordering::Relaxed), start.elapsed());
@@ -117,23 +120,44 @@ fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
         taken >= most || wanted.is_none() && time >= LONGEST && (proven() || time >= FOREVER * 2)
     };
     while !enough() {
-        count(&watch.worker_stacks());
+        count(&stage.watch.worker_stacks());
     }
-    let took = start.elapsed();
+    start.elapsed()
+}
+
+#[test]
+fn no_torture_breaks_the_capture_or_gives_a_wrong_root() {
+    let wanted = wanted();
+    hide_panics_on_purpose();
+    find_libraries();
+    handle(libc::SIGUSR1, inside_a_handler);
+    handle(libc::SIGUSR2, raised_by_itself);
+
+    let stage = tortured();
+    let watchdog = thread::spawn(abort_when_stuck);
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| stage.runtime.spawn(suffers(task).watched("tortured")))
+        .collect();
+    let others = [thread::spawn(signals), thread::spawn(lives_come_and_go)];
+    let took = take_stacks(&stage, wanted);
 
     STOP.store(true, Ordering::Relaxed);
-    let ended = tasks.into_iter().map(|task| runtime.block_on(task));
+    let ended = tasks.into_iter().map(|task| stage.block_on(task));
     let failed: Vec<_> = ended.filter_map(Result::err).collect();
     let others = others.map(thread::JoinHandle::join);
-    drop(watch);
-    drop(runtime);
+    drop(stage);
     watchdog.thread().unpark();
     watchdog.join().unwrap();
 
-    let tally = tally();
-    println!("{took:?} of torture\n{}", tally.text());
+    println!("{took:?} of torture\n{}", tally().text());
     assert!(failed.is_empty(), "a torture itself failed: {failed:?}");
     assert!(others.iter().all(Result::is_ok), "{others:?}");
+    assert_well(wanted);
+}
+
+/// Nothing went wrong, and enough was done to show it.
+fn assert_well(wanted: Option<u64>) {
+    let tally = tally();
     for kind in [WRONG_ROOT, MIXED, GAP] {
         assert_eq!(tally.odd(kind), 0, "stacks {kind}");
     }
@@ -147,7 +171,7 @@ fn no_torture_brings_down_the_capture_or_leads_it_to_a_wrong_root() {
     assert!(taken < FEWEST || never.is_empty(), "never seen: {never:?}");
 }
 
-// ── The tortured ─────────────────────────────────────────────────────────────────────────────────────
+// ── The tortured ────────────────────────────────────────────────────────────────────────────────
 
 /// More than there are workers: some sleep.
 const TASKS: usize = 6;
@@ -516,7 +540,7 @@ fn again(mut call: impl FnMut() -> libc::c_int) -> libc::c_int {
     }
 }
 
-// ── Besides ──────────────────────────────────────────────────────────────────────────────────────────
+// ── Besides ─────────────────────────────────────────────────────────────────────────────────────
 
 fn tid() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
@@ -596,21 +620,13 @@ fn lives_come_and_go() {
 /// A runtime whose workers are asked while it starts, runs and ends.
 #[inline(never)]
 fn lives_briefly(life: u64) {
-    let mut builder = if life % 2 == 0 {
-        tokio::runtime::Builder::new_current_thread()
+    let setup = if life % 2 == 0 {
+        Stage::current_thread()
     } else {
-        tokio::runtime::Builder::new_multi_thread()
+        Stage::multi_thread(2)
     };
-    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    let Stage { runtime, watch, .. } = rarely_stalled(setup.named("brief")).start();
     RUNTIMES.fetch_add(1, Ordering::Relaxed);
-    let watch: Guard = runtime.block_on(async {
-        tokio_stall::Builder::new()
-            .runtime("brief", runtime.handle().clone())
-            .threshold(Duration::from_secs(1))
-            .log(false)
-            .start()
-            .unwrap()
-    });
     let gone = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -620,66 +636,41 @@ fn lives_briefly(life: u64) {
                 thread::sleep(TURN / 4);
             }
         });
-        runtime.block_on(async {
-            // This thread is the worker, and nobody's but this runtime's.
-            let sandboxed = life % 4 == 0 && forbid_reading();
-            for _ in 0..4 {
-                if sandboxed {
-                    switches_stacks(&mut Luck(life + 1));
-                }
-                tokio::spawn(async { compute(TURN / 2) }.watched("brief"))
-                    .await
-                    .unwrap();
-                tokio::time::sleep(TURN / 2).await;
-            }
-        });
+        // On a `current_thread` runtime, this thread is the worker, and nobody else's.
+        let sandboxed = life % 4 == 0;
+        runtime.block_on(is_asked(sandboxed, life + 1));
         drop(runtime);
         thread::sleep(TURN);
         gone.store(true, Ordering::Relaxed);
     });
 }
 
-/// What sandboxes do to a thread: here the call fails by which the handler copies a stack of unknown
-/// bounds, and if anything changes `errno`, it is that. `false` if that cannot be had.
-fn forbid_reading() -> bool {
-    let step = |code, otherwise, operand| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: otherwise,
-        k: operand,
-    };
-    let denied = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    let number = libc::SYS_process_vm_readv as u32;
-    let mut steps = [
-        // The first word of what a filter is given is the number of the call.
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
-        step(libc::BPF_RET | libc::BPF_K, 0, denied),
-        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: steps.len() as u16,
-        filter: steps.as_mut_ptr(),
-    };
-    let (yes, no): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    let filter = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
-    // SAFETY: restricts this thread and those it starts; the program is read before the call returns.
-    unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, yes, no, no, no) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program) == 0
+/// In a sandbox the call fails by which the handler copies a stack of unknown bounds, and if
+/// anything changes `errno`, it is that.
+async fn is_asked(sandboxed: bool, luck: u64) {
+    let sandboxed = sandboxed && forbid_process_vm_readv().is_ok();
+    for _ in 0..4 {
+        if sandboxed {
+            switches_stacks(&mut Luck(luck));
+        }
+        tokio::spawn(async { compute(TURN / 2) }.watched("brief"))
+            .await
+            .unwrap();
+        tokio::time::sleep(TURN / 2).await;
     }
 }
 
-// ── What came of it ──────────────────────────────────────────────────────────────────────────────────
+// ── The results ─────────────────────────────────────────────────────────────────────────────────
 
 /// All stacks so far.
 struct Tally {
     complete: u64,
-    /// Why there was none, or where it ended too early.
+    /// The reason for no stack, or the place at which it ended too early.
     missing: BTreeMap<String, u64>,
     seen: BTreeMap<&'static str, u64>,
     leaves: BTreeSet<String>,
-    /// What is wrong or not understood: how often, by kind and outermost calls, and the first such stack.
+    /// Stacks that are wrong or not understood: how often, by kind and outermost calls, and the
+    /// first of them.
     odd: BTreeMap<(&'static str, String), (u64, WorkerStack)>,
 }
 
@@ -833,8 +824,8 @@ fn is_on(frames: &[Frame], name: &str) -> bool {
     })
 }
 
-/// Whether a thread of the standard library begins here. Further out is only the C library's part, which
-/// may have no names.
+/// Whether a thread of the standard library begins here. Further out is only the C library's part,
+/// which may have no names.
 fn is_root(frames: &[Frame]) -> bool {
     frames.iter().rev().take(6).any(|frame| {
         let function = frame.function.as_deref();

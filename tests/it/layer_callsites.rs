@@ -1,4 +1,4 @@
-//! The layer turns no callsite on that would otherwise be off, in whatever order layers are added.
+//! The layer turns no callsite on that would otherwise be off, in any order of layers.
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber, event_enabled, span_enabled};
