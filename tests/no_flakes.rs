@@ -1,5 +1,5 @@
-//! The assertions of `testing` neither fail by accident nor miss code that blocks: hundreds of runs,
-//! on a quiet machine and on one where four threads spin for each core.
+//! The assertions of `testing` neither fail by accident nor miss code that blocks, in hundreds of
+//! runs on a quiet machine and on one with four spinning threads for each core.
 //!
 //! `cargo test --release --test no_flakes -- --nocapture` takes two minutes, and prints
 //! `false failures: 0/N` and `missed: 0/N`. Without `--release` there are two rounds only.
@@ -43,6 +43,11 @@ fn file(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
+async fn computes_in_the_pool() {
+    let computing = tokio::task::spawn_blocking(|| compute(MS / 10));
+    computing.await.unwrap();
+}
+
 const CLEAN: &[Case] = cases! {
     "CPU work under its budget" => compute(3 * MS);
     "locks that are free" => {
@@ -84,7 +89,7 @@ const CLEAN: &[Case] = cases! {
     };
     "many tasks that use the blocking pool" => {
         let tasks: Vec<_> = (0..20)
-            .map(|_| tokio::spawn(async { tokio::task::spawn_blocking(|| compute(MS / 10)).await.unwrap() }))
+            .map(|_| tokio::spawn(computes_in_the_pool()))
             .collect();
         for task in tasks {
             task.await.unwrap();
@@ -137,9 +142,9 @@ const BLOCKING: &[Case] = cases! {
     };
 };
 
-/// Code that `watch()` is to find. Its signal wakes a sleeper. With four threads that spin for each
-/// core, the next 20 ms may pass in a run queue, for which nobody is blamed: each is that much longer
-/// than the threshold of 10 ms.
+/// Code that `watch()` is to find. Its signal wakes a sleeper. With four spinning threads for each
+/// core, the next 20 ms may pass in a run queue, for which nobody is blamed. Each stall is that much
+/// longer than the threshold of 10 ms.
 const STALLING: &[Case] = cases! {
     "a sleep of 100 ms" => std::thread::sleep(100 * MS);
     "a join of 100 ms" => std::thread::spawn(|| std::thread::sleep(100 * MS)).join().unwrap();

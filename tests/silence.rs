@@ -29,7 +29,7 @@ fn silent(quiet: impl AsyncFnOnce()) {
 }
 
 #[test]
-fn block_in_place_alone() {
+fn block_in_place_is_silent() {
     silent(async || {
         for _ in 0..5 {
             tokio::spawn(
@@ -49,7 +49,7 @@ fn block_in_place_alone() {
 }
 
 #[test]
-fn spans_on_threads_that_drive_nothing() {
+fn spans_on_threads_that_drive_nothing_are_silent() {
     silent(async || {
         let on_blocking_thread = || info_span!("import").in_scope(|| std::thread::sleep(LONG));
         tokio::task::spawn_blocking(on_blocking_thread)
@@ -64,7 +64,7 @@ fn spans_on_threads_that_drive_nothing() {
 }
 
 #[test]
-fn waiting_without_blocking() {
+fn waits_without_blocking_are_silent() {
     silent(async || {
         let waiting = (0..20).map(|number| {
             tokio::spawn(tokio::time::sleep(LONG + Duration::from_millis(number)).watched("timer"))
@@ -76,7 +76,7 @@ fn waiting_without_blocking() {
 }
 
 #[test]
-fn yield_storms() {
+fn yield_storms_are_silent() {
     silent(async || {
         let storms = (0..4).map(|_| {
             tokio::spawn(async {
@@ -93,7 +93,7 @@ fn yield_storms() {
 }
 
 #[test]
-fn a_row_of_short_marked_polls() {
+fn a_row_of_short_marked_polls_is_silent() {
     silent(async || {
         let polls = (0..122)
             .map(|_| tokio::spawn(async { compute(Duration::from_millis(1)) }.watched("short")));
@@ -118,7 +118,7 @@ async fn rows_of_short_polls(rows: u32) {
 }
 
 #[test]
-fn rows_of_short_polls_with_pauses() {
+fn rows_of_short_polls_with_pauses_are_silent() {
     silent(async || {
         tokio::spawn(rows_of_short_polls(10)).await.unwrap();
         tokio::spawn(rows_of_short_polls(5).watched("row"))
@@ -130,7 +130,7 @@ fn rows_of_short_polls_with_pauses() {
 /// While a poll sleeps in place, another thread takes its worker over and says nothing of that for
 /// a row.
 #[test]
-fn block_in_place_beside_rows_of_short_polls() {
+fn block_in_place_beside_rows_of_short_polls_is_silent() {
     silent(async || {
         let in_place = async || {
             for _ in 0..16 {
@@ -184,7 +184,7 @@ fn blocking_after_an_allowed_region_is_a_stall_of_its_own_time() {
 }
 
 #[test]
-fn a_current_thread_runtime_that_nobody_drives() {
+fn a_current_thread_runtime_that_nobody_drives_is_silent() {
     let stage = with_layer(Stage::current_thread().named("cli"));
     stage.block_on(async { tokio::task::yield_now().await }.watched("request"));
     // Back in ordinary code, which may block, in a span of its own and without.
@@ -228,7 +228,7 @@ async fn leaks_a_span() {
 }
 
 #[test]
-fn a_span_guard_held_across_an_await() {
+fn a_span_guard_held_across_an_await_is_never_certain() {
     let stage = with_layer(Stage::multi_thread(2));
     stage.block_on(async {
         guards_held_across_an_await().await;
@@ -242,7 +242,7 @@ fn a_span_guard_held_across_an_await() {
 }
 
 #[test]
-fn short_polls_on_a_machine_with_too_much_to_do() {
+fn short_polls_on_a_busy_machine_are_never_certain() {
     let stage = with_layer(Stage::multi_thread(2));
     let hogs = Hogs::four_for_each_cpu();
     stage.block_on(async {

@@ -1,7 +1,8 @@
-//! Stacks taken as fast as they come, of threads that do all that has crashed or deadlocked samplers:
-//! nothing crashes, nothing hangs, and each stack that is called complete ends at its thread's root.
+//! Stacks are taken as fast as possible from threads that do everything that has crashed or
+//! deadlocked samplers. Nothing crashes, nothing hangs, and each stack that is called complete ends
+//! at its thread's root.
 //!
-//! `TOKIO_STALL_TORTURE=100000` takes so many stacks; without it, the test takes some eight seconds.
+//! `TOKIO_STALL_TORTURE=100000` takes so many stacks. Without it the test takes some eight seconds.
 //!
 //! A program of its own: it has signal handlers, forks, and a panic hook.
 #![cfg(all(
@@ -9,7 +10,7 @@
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
-// Forks, signal handlers, `errno` and calls into libraries are unsafe, and what this file is for.
+// Forks, signal handlers, `errno` and calls into libraries are unsafe, and this file is for them.
 #![allow(unsafe_code)]
 
 mod support;
@@ -29,7 +30,7 @@ use support::signal::forbid_process_vm_readv;
 use support::stage::{Setup, Stage};
 use tokio_stall::{Frame, FutureExt as _, WorkerStack};
 
-/// How many stacks to take.
+/// The variable with the number of stacks to take.
 const HOW_MANY: &str = "TOKIO_STALL_TORTURE";
 /// Without a number: so many, or for so long.
 const MOST: u64 = 20_000;
@@ -187,7 +188,7 @@ async fn suffers(task: usize) {
         let (_, torture) = TORTURES[turn % TORTURES.len()];
         torture(&mut luck);
         turn += 1;
-        // Now and then the worker parks, which is a torture, too, and leaves some CPU to the others.
+        // Now and then the worker parks. That is a torture, too, and leaves some CPU to the others.
         if turn % 3 == 0 {
             tokio::time::sleep(TURN).await;
         } else {
@@ -234,7 +235,7 @@ fn allocates(luck: &mut Luck) {
     });
 }
 
-/// While the unwinder itself walks the stack, and while what it drops panics and unwinds again.
+/// While the unwinder itself walks the stack, and while a value that it drops panics, too.
 #[inline(never)]
 fn panics(luck: &mut Luck) {
     struct Drops {
@@ -284,8 +285,8 @@ fn loads_libraries(luck: &mut Luck) {
         // SAFETY: the libraries of the list do nothing when they are loaded or unloaded.
         let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.unwrap();
         for _ in 0..8 {
-            // SAFETY: the functions have these types, according to their manuals, and read no further
-            // than `bytes` is long. Each is over before its library is unloaded.
+            // SAFETY: the functions have these types, according to their manuals, and read no
+            // further than `bytes` is long. Each is over before its library is unloaded.
             unsafe {
                 match name {
                     "libz.so.1" => {
@@ -342,7 +343,7 @@ fn find_libraries() {
     assert!(!libraries().is_empty(), "no library can be loaded");
 }
 
-/// Deeper than what is copied, and with more calls than are kept.
+/// Deeper than the copy, and with more calls than are kept.
 #[inline(never)]
 fn recurses(luck: &mut Luck) {
     #[inline(never)]
@@ -369,7 +370,7 @@ fn recurses(luck: &mut Luck) {
     });
 }
 
-/// On a stack that nobody has told us the bounds of, so that the handler asks the kernel to copy.
+/// On a stack of unknown bounds, so that the handler asks the kernel to copy.
 #[inline(never)]
 fn switches_stacks(luck: &mut Luck) {
     #[inline(never)]
@@ -435,7 +436,7 @@ fn sleeps(luck: &mut Luck) {
                 tv_sec: 0,
                 tv_nsec: 1_000_000,
             };
-            // SAFETY: one place for what is asked and what is left is allowed.
+            // SAFETY: one place for the time asked for and the time left is allowed.
             again(|| unsafe { libc::nanosleep(&raw const left, &raw mut left) });
         }
         1 => {
@@ -459,7 +460,7 @@ fn sleeps(luck: &mut Luck) {
     }
 }
 
-/// While the unwinder holds what locks it has, to the same end as we do.
+/// While the unwinder holds its locks, to the same end as we do.
 #[inline(never)]
 fn takes_backtraces(luck: &mut Luck) {
     for_a_turn(|| {
@@ -471,7 +472,7 @@ fn takes_backtraces(luck: &mut Luck) {
     });
 }
 
-/// With an alternate stack for handlers of one's own, or with none, so that they run on the thread's own.
+/// With another alternate stack for handlers, or with none, so that they run on the thread's own.
 #[inline(never)]
 fn swaps_signal_stacks(luck: &mut Luck) {
     let mut room = vec![0_u8; 64 * 1024];
@@ -483,8 +484,8 @@ fn swaps_signal_stacks(luck: &mut Luck) {
             ss_size: room.len(),
         };
         let mut old = new;
-        // SAFETY: the new one is ours, and not in use any more when it ends: the old one is back by then.
-        // The signal that is raised is handled.
+        // SAFETY: the new one is ours, and not in use any more when it ends: the old one is back by
+        // then. The signal that is raised is handled.
         unsafe {
             assert_eq!(libc::sigaltstack(&raw const new, &raw mut old), 0);
             if none {
@@ -519,7 +520,7 @@ fn fail() {
 }
 
 fn check_errno() {
-    // SAFETY: the place is valid while the thread is; volatile, since it may change behind our back.
+    // SAFETY: the place is valid while the thread is; volatile, since it may change at any time.
     let now = unsafe { errno().read_volatile() };
     let counter = if now == libc::EBADF {
         &ERRNO_KEPT
@@ -529,7 +530,7 @@ fn check_errno() {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Calls again what a signal has ended early.
+/// Makes a call again that a signal has ended early.
 fn again(mut call: impl FnMut() -> libc::c_int) -> libc::c_int {
     loop {
         let answer = call();
@@ -552,14 +553,14 @@ fn threads() -> MutexGuard<'static, Vec<i32>> {
     THREADS.lock().unwrap()
 }
 
-/// A handler of somebody else's, at any moment: our signal comes on top of it, or it on top of ours.
+/// Somebody else's handler, at any moment: our signal comes on top of it, or it on top of ours.
 extern "C" fn inside_a_handler(_: libc::c_int) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
     // A clock and arithmetic, both allowed here.
     compute(Duration::from_micros(20));
 }
 
-/// A handler on the thread's own stack, under which is `swaps_signal_stacks`, or the stack is wrong.
+/// A handler on the thread's own stack. `swaps_signal_stacks` is under it, or the stack is wrong.
 extern "C" fn raised_by_itself(_: libc::c_int) {
     compute(Duration::from_micros(50));
 }
@@ -575,19 +576,19 @@ fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
     }
 }
 
-/// Somebody else's signals to all threads, and now and then a burst of ours that nobody has asked for.
+/// Sends somebody else's signals to all threads, and at times a burst of ours without a request.
 fn signals() {
     let process = rustix::process::getpid();
     for round in 0_usize.. {
         if STOP.load(Ordering::Relaxed) {
             return;
         }
-        // One at a time, and not often: where both wait for a thread that has no CPU, the kernel puts ours on
-        // top of the other's handler, and there is nothing else to be seen.
+        // One at a time, and not often: if both wait for a thread without a CPU, the kernel puts
+        // ours on top of the other's handler, and nothing else can be seen.
         let living = threads();
         let next = living.get(round % living.len().max(1));
         if let Some(thread) = next {
-            // SAFETY: sends a signal that is handled; the thread lives, or it were not in the list.
+            // SAFETY: sends a signal that is handled; a thread of the list lives.
             unsafe {
                 let process = process.as_raw_nonzero().get();
                 libc::syscall(libc::SYS_tgkill, process, *thread, libc::SIGUSR1);
@@ -604,7 +605,7 @@ fn signals() {
     }
 }
 
-/// Runtimes of which slots and threads are used again and again.
+/// Starts runtimes whose slots and threads are used again and again.
 fn lives_come_and_go() {
     for life in 0.. {
         if STOP.load(Ordering::Relaxed) {
@@ -793,7 +794,7 @@ impl Tally {
     }
 }
 
-/// A stack does not tell why it is not complete, but what is on it does.
+/// The reason of an incomplete stack, by the calls on it.
 fn why_incomplete(frames: &[Frame], on_it: &[&str]) -> &'static str {
     let calls = frames.iter().filter(|frame| !frame.inlined).count();
     if calls == 1 && frames[0].module.is_some() {
@@ -813,7 +814,7 @@ fn why_incomplete(frames: &[Frame], on_it: &[&str]) -> &'static str {
     }
 }
 
-/// The crate and the function, and what is inside it.
+/// Whether the function of this name, or a function inside of it, is on the stack.
 fn is_on(frames: &[Frame], name: &str) -> bool {
     let mut names = frames.iter().filter_map(|frame| frame.function.as_deref());
     names.any(|function| {
@@ -846,7 +847,7 @@ fn place(frame: &Frame) -> String {
     }
 }
 
-/// A deadlock must not hang whoever runs the test, nor go unexplained.
+/// Ends a test that hangs, and explains a deadlock.
 fn abort_when_stuck() {
     let (mut last, mut since) = (0, Instant::now());
     loop {

@@ -80,7 +80,7 @@ fn marks_are_left_if_call_and_file_are_forbidden() {
         let why = coverage.no_turns.expect("it says why");
         assert!(why.contains("forbids"), "{coverage}");
         assert_silent(&stage);
-        // Computing without a mark is not told from a row.
+        // Computing without a mark looks like a row.
         stage.run(async { compute(LONG) });
         stage.seen.assert_nothing();
         stage.silent_beside(async { compute(LONG) });

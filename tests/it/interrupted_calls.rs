@@ -90,7 +90,7 @@ fn a_poll_that_is_made_again_is_interrupted_once() {
         }
         .watched("polls"),
     );
-    // Announced five times by then, each of them an occasion.
+    // By then the stall was announced five times, and each time was an occasion.
     let told = stage
         .seen
         .wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
@@ -115,7 +115,7 @@ fn a_read_goes_on() {
         }
         .watched("reads"),
     );
-    // The stack has been taken, and it is still in there.
+    // The stack has been taken, and the thread is still in the call.
     let told = stage
         .seen
         .wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
@@ -140,7 +140,7 @@ fn a_sleep_of_std_is_not_cut_short() {
     );
     let slept = stage.block_on(slept).unwrap();
     assert!(slept >= LONG, "{slept:?}");
-    // It was signalled in there.
+    // The signal came inside of the sleep.
     let ended = stage
         .seen
         .wait(|report| report.phase == Phase::Ended && has_stack(report));
@@ -159,7 +159,7 @@ fn without_stacks_nothing_is_interrupted() {
     let stage = stage.start_known();
     let returned = stage.run(async { polls_nothing(300) });
     assert_eq!(returned, (0, None));
-    // It was seen all the same.
+    // The stall was seen all the same.
     let ended = stage.seen.wait_for_an_end();
     assert_eq!(ended.asleep_in.as_deref(), Some("poll"), "{ended:#?}");
     assert!(

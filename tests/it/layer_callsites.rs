@@ -6,7 +6,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::Registry;
 
-/// What a set of layers enables.
+/// The callsites that a set of layers enables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Enabled {
     debug_span: bool,

@@ -63,7 +63,8 @@ async fn a_failure_says_what_blocked_where_why_and_what_to_do() {
             it::never_blocks::read_slowly ({file}:{READS})
             {test} ({file}:{asserts})
   do        Sleep with `tokio::time::sleep(…).await`, which leaves the worker to other tasks.
-  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`; for later, in a baseline file:
+  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`; \
+            for later, in a baseline file:
                 [[known]]
                 site = \"it::never_blocks::read_slowly\"
                 cause = \"blocked/sleep\""

@@ -1,4 +1,4 @@
-//! A real Prometheus watches a service through a stall of all workers, with the alerts of this crate.
+//! A real Prometheus watches a service through a stall of all workers, with this crate's alerts.
 //!
 //! Needs `prometheus` and `promtool`, in the folder that `PROMETHEUS_BIN` names or on the path.
 //! Without them nothing is checked, and the tests say so.

@@ -63,40 +63,40 @@ async fn hold_until_told(seen: &Seen) {
 }
 
 #[test]
-fn many_tasks_of_a_millisecond() {
+fn many_tasks_of_a_millisecond_are_silent() {
     silent(two_workers(), async || {
         rows::rows_with_pauses(goes_on()).await
     });
 }
 
 #[test]
-fn many_tasks_of_five_milliseconds_on_all_workers() {
+fn many_tasks_of_five_milliseconds_on_all_workers_are_silent() {
     silent(two_workers(), async || {
         rows::many_tasks(goes_on(), 5 * MS).await
     });
 }
 
 #[test]
-fn a_task_that_yields_every_millisecond() {
+fn a_task_that_yields_every_millisecond_is_silent() {
     silent(two_workers(), async || rows::yields(goes_on(), MS).await);
 }
 
 #[test]
-fn a_task_that_yields_every_nine_milliseconds() {
+fn a_task_that_yields_every_nine_milliseconds_is_silent() {
     silent(two_workers(), async || {
         rows::yields(goes_on(), 9 * MS).await
     });
 }
 
 #[test]
-fn a_task_that_wakes_itself() {
+fn a_task_that_wakes_itself_is_silent() {
     silent(two_workers(), async || {
         rows::wakes_itself(goes_on(), 3 * MS).await
     });
 }
 
 #[test]
-fn two_tasks_that_wake_each_other() {
+fn two_tasks_that_wake_each_other_are_silent() {
     silent(two_workers(), async || {
         rows::ping_pong(goes_on(), MS, MS).await;
         rows::ping_pong(goes_on(), 3 * MS, 3 * MS).await;
@@ -107,12 +107,12 @@ fn two_tasks_that_wake_each_other() {
 }
 
 #[test]
-fn futures_polled_together_within_the_threshold() {
+fn futures_polled_together_within_the_threshold_are_silent() {
     silent(two_workers(), async || rows::together(goes_on()).await);
 }
 
 #[test]
-fn block_in_place_alone_and_followed_by_short_polls() {
+fn block_in_place_alone_and_followed_by_short_polls_is_silent() {
     silent(two_workers(), async || {
         rows::in_place(goes_on(), 0).await;
         rows::in_place_beside_rows(goes_on()).await;
@@ -120,7 +120,7 @@ fn block_in_place_alone_and_followed_by_short_polls() {
 }
 
 #[test]
-fn a_million_short_turns() {
+fn a_million_short_turns_are_silent() {
     silent(two_workers(), async || {
         let turns = [(); 4].map(|()| {
             tokio::spawn(async {
@@ -136,7 +136,7 @@ fn a_million_short_turns() {
 }
 
 #[test]
-fn rows_on_a_current_thread_runtime() {
+fn rows_on_a_current_thread_runtime_are_silent() {
     silent(Stage::current_thread(), async || {
         rows::rows_with_pauses(goes_on()).await;
         rows::yields(goes_on(), 9 * MS).await;
@@ -151,7 +151,7 @@ fn rows_on_a_current_thread_runtime() {
 }
 
 #[test]
-fn a_current_thread_runtime_that_is_driven_now_and_then() {
+fn a_current_thread_runtime_driven_now_and_then_is_silent() {
     let stage = Stage::current_thread().start();
     let coverage = &stage.watch.coverage()[0];
     assert!(coverage.turns, "{coverage}");
@@ -165,7 +165,7 @@ fn a_current_thread_runtime_that_is_driven_now_and_then() {
 }
 
 #[test]
-fn rows_on_a_machine_with_more_to_do_than_cpus() {
+fn rows_on_a_busy_machine_are_silent() {
     silent(two_workers(), async || {
         let _hogs = Hogs::start(4);
         rows::yields(goes_on(), 3 * MS).await;
@@ -174,7 +174,7 @@ fn rows_on_a_machine_with_more_to_do_than_cpus() {
     });
 }
 
-/// A stall of a hundred milliseconds is reported as certain while it lasts. Returns its last report.
+/// A stall is reported as certain while it lasts. Returns its last report.
 fn is_found(seen: &Seen, fits: impl Fn(&StallReport) -> bool) -> StallReport {
     // The wait for its end would be another stall.
     tokio_stall::allow_blocking("a test waits for a report", || {
