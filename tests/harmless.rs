@@ -1,27 +1,27 @@
-//! The detector and the rest of the program: other handlers, signals, forks, privileges, loggers.
+//! The detector leaves the rest of the program alone: handlers, signals, forks, privileges, loggers.
 //!
-//! Each test has a process of its own: handlers, masks and privileges belong to the process.
+//! A program of its own: handlers, masks and privileges belong to a process, and each test starts
+//! one for itself.
 #![cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 #![allow(unsafe_code)]
 
-mod seen;
+mod support;
 
-use seen::{FOREVER, Hogs, Seen, child, compute, workers};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use support::FOREVER;
+use support::child::alone;
+use support::load::{Hogs, compute};
+use support::seen::Seen;
+use tokio::runtime::Runtime;
 use tokio_stall::{Builder, FutureExt as _};
 
-const CHILD: &str = "TOKIO_STALL_TEST_HARMLESS_CHILD";
-
-#[track_caller]
-fn alone(test: &str, body: impl FnOnce()) {
-    if child::is_here(CHILD) {
-        return body();
-    }
-    child::assert_said(child::start(test, CHILD), "1 passed");
+fn workers(number: usize) -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(number).enable_all().build().unwrap()
 }
 
 static PROFILED: AtomicU32 = AtomicU32::new(0);
@@ -58,33 +58,30 @@ fn profile_every(period: Duration) {
 
 #[test]
 fn a_profiler_s_handler_never_runs_on_the_alternate_stack() {
-    alone(
-        "a_profiler_s_handler_never_runs_on_the_alternate_stack",
-        || {
-            let runtime = workers(2);
-            runtime.block_on(async {
-                let (_watch, seen) = Seen::watch();
-                profile_every(Duration::from_micros(250));
-                for nth in 1..=12 {
-                    let stall = async { compute(Duration::from_millis(100)) };
-                    tokio::spawn(stall.watched("stall")).await.unwrap();
-                    let is_whole = |reports: usize| reports >= nth;
-                    while !is_whole(
-                        seen.all()
-                            .iter()
-                            .filter(|report| !report.stacks.is_empty())
-                            .count(),
-                    ) {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
+    alone(|| {
+        let runtime = workers(2);
+        runtime.block_on(async {
+            let (_watch, seen) = Seen::watch();
+            profile_every(Duration::from_micros(250));
+            for nth in 1..=12 {
+                let stall = async { compute(Duration::from_millis(100)) };
+                tokio::spawn(stall.watched("stall")).await.unwrap();
+                let is_whole = |reports: usize| reports >= nth;
+                while !is_whole(
+                    seen.all()
+                        .iter()
+                        .filter(|report| !report.stacks.is_empty())
+                        .count(),
+                ) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-            });
-            assert!(
-                PROFILED.load(Ordering::Relaxed) > 100,
-                "the profiler has run"
-            );
-        },
-    );
+            }
+        });
+        assert!(
+            PROFILED.load(Ordering::Relaxed) > 100,
+            "the profiler has run"
+        );
+    });
 }
 
 /// The signals that each thread of the detector has blocked, by its name.
@@ -106,28 +103,25 @@ fn masks() -> Vec<(String, u64)> {
 
 #[test]
 fn threads_of_the_detector_take_no_signal_of_the_program() {
-    alone(
-        "threads_of_the_detector_take_no_signal_of_the_program",
-        || {
-            let runtime = workers(1);
-            let _watch = runtime.block_on(async { Builder::new().start() }).unwrap();
-            let masks = masks();
-            assert!(masks.len() >= 5, "{masks:?}");
-            let bit = |signal: i32| 1_u64 << (signal - 1);
-            for (name, mask) in masks {
-                for signal in [
-                    libc::SIGTERM,
-                    libc::SIGINT,
-                    libc::SIGUSR1,
-                    libc::SIGCHLD,
-                    40,
-                ] {
-                    assert_ne!(mask & bit(signal), 0, "{name} would take {signal}");
-                }
-                assert_eq!(mask & bit(libc::SIGSEGV), 0, "{name}: a fault is its own");
+    alone(|| {
+        let runtime = workers(1);
+        let _watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+        let masks = masks();
+        assert!(masks.len() >= 5, "{masks:?}");
+        let bit = |signal: i32| 1_u64 << (signal - 1);
+        for (name, mask) in masks {
+            for signal in [
+                libc::SIGTERM,
+                libc::SIGINT,
+                libc::SIGUSR1,
+                libc::SIGCHLD,
+                40,
+            ] {
+                assert_ne!(mask & bit(signal), 0, "{name} would take {signal}");
             }
-        },
-    );
+            assert_eq!(mask & bit(libc::SIGSEGV), 0, "{name}: a fault is its own");
+        }
+    });
 }
 
 /// Runs this in a fork, and returns how that ended: its exit code, or `None` if it had to be killed.
@@ -157,52 +151,46 @@ fn in_a_fork(body: impl FnOnce() -> i32) -> Option<i32> {
 
 #[test]
 fn a_fork_is_not_watched_and_lets_go_of_the_guard_at_once() {
-    alone(
-        "a_fork_is_not_watched_and_lets_go_of_the_guard_at_once",
-        || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            let watch = runtime.block_on(async { Builder::new().start() }).unwrap();
-            runtime.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
-            assert!(!watch.coverage()[0].forked && !watch.status().forked);
-            let watch = std::cell::Cell::new(Some(watch));
-            let runtime = std::cell::Cell::new(Some(runtime));
-            let code = in_a_fork(|| {
-                let watch = watch.take().unwrap();
-                if !watch.status().forked || watch.coverage().iter().any(|seen| !seen.forked) {
-                    return 1;
-                }
-                drop(watch);
-                drop(runtime.take());
-                0
-            });
-            assert_eq!(code, Some(0));
-        },
-    );
+    alone(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+        assert!(!watch.coverage()[0].forked && !watch.status().forked);
+        let watch = std::cell::Cell::new(Some(watch));
+        let runtime = std::cell::Cell::new(Some(runtime));
+        let code = in_a_fork(|| {
+            let watch = watch.take().unwrap();
+            if !watch.status().forked || watch.coverage().iter().any(|seen| !seen.forked) {
+                return 1;
+            }
+            drop(watch);
+            drop(runtime.take());
+            0
+        });
+        assert_eq!(code, Some(0));
+    });
 }
 
 #[test]
 fn a_watch_that_is_started_in_a_fork_finds_what_blocks_there() {
-    alone(
-        "a_watch_that_is_started_in_a_fork_finds_what_blocks_there",
-        || {
-            let parents = workers(1);
-            let _watch = parents.block_on(async { Builder::new().start() }).unwrap();
-            let code = in_a_fork(|| {
-                let runtime = workers(2);
-                let (builder, seen) = Seen::builder();
-                let watch = builder
-                    .runtime("child", runtime.handle().clone())
-                    .start()
-                    .unwrap();
-                runtime.block_on(async { seen.marked_stall_until_told().await });
-                i32::from(watch.status().forked)
-            });
-            assert_eq!(code, Some(0));
-        },
-    );
+    alone(|| {
+        let parents = workers(1);
+        let _watch = parents.block_on(async { Builder::new().start() }).unwrap();
+        let code = in_a_fork(|| {
+            let runtime = workers(2);
+            let (builder, seen) = Seen::builder();
+            let watch = builder
+                .runtime("child", runtime.handle().clone())
+                .start()
+                .unwrap();
+            runtime.block_on(async { seen.marked_stall_until_told().await });
+            i32::from(watch.status().forked)
+        });
+        assert_eq!(code, Some(0));
+    });
 }
 
 /// Gives up what lets a process look at its threads' system calls.
@@ -219,33 +207,30 @@ fn drop_privileges() {
 
 #[test]
 fn polls_without_a_cpu_are_not_blamed_where_calls_are_secret() {
-    alone(
-        "polls_without_a_cpu_are_not_blamed_where_calls_are_secret",
-        || {
-            drop_privileges();
-            let runtime = workers(2);
-            runtime.block_on(async {
-                let (_watch, seen) = Seen::watch();
-                let hogs = Hogs::start(6);
-                let polls = (0..4).map(|_| {
-                    let task = async {
-                        for _ in 0..300 {
-                            compute(Duration::from_millis(2));
-                            tokio::task::yield_now().await;
-                        }
-                    };
-                    tokio::spawn(task.watched("honest"))
-                });
-                for polls in polls.collect::<Vec<_>>() {
-                    polls.await.unwrap();
-                }
-                drop(hogs);
-                seen.assert_nothing();
-                // The positive control: a sleep is one, whatever it is in.
-                seen.marked_stall_until_told().await;
+    alone(|| {
+        drop_privileges();
+        let runtime = workers(2);
+        runtime.block_on(async {
+            let (_watch, seen) = Seen::watch();
+            let hogs = Hogs::start(6);
+            let polls = (0..4).map(|_| {
+                let task = async {
+                    for _ in 0..300 {
+                        compute(Duration::from_millis(2));
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::spawn(task.watched("honest"))
             });
-        },
-    );
+            for polls in polls.collect::<Vec<_>>() {
+                polls.await.unwrap();
+            }
+            drop(hogs);
+            seen.assert_nothing();
+            // The positive control: a sleep is one, whatever it is in.
+            seen.marked_stall_until_told().await;
+        });
+    });
 }
 
 /// A subscriber that panics at the first event of the detector.
@@ -268,23 +253,20 @@ impl tracing::Subscriber for Panics {
 
 #[test]
 fn a_logger_that_panics_in_start_leaves_nothing_behind() {
-    alone(
-        "a_logger_that_panics_in_start_leaves_nothing_behind",
-        || {
-            let runtime = workers(1);
-            let start = || runtime.block_on(async { Builder::new().start() });
-            let panicked = tracing::subscriber::with_default(Panics, || {
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).is_err()
-            });
-            assert!(panicked, "or the test shows nothing");
-            assert!(start().is_ok(), "the runtime is free to be watched");
-        },
-    );
+    alone(|| {
+        let runtime = workers(1);
+        let start = || runtime.block_on(async { Builder::new().start() });
+        let panicked = tracing::subscriber::with_default(Panics, || {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).is_err()
+        });
+        assert!(panicked, "or the test shows nothing");
+        assert!(start().is_ok(), "the runtime is free to be watched");
+    });
 }
 
 #[test]
 fn a_callback_runs_in_the_context_of_the_runtime() {
-    alone("a_callback_runs_in_the_context_of_the_runtime", || {
+    alone(|| {
         let runtime = workers(1);
         let (send, receive) = std::sync::mpsc::channel();
         let _watch = runtime.block_on(async {

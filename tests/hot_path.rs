@@ -1,10 +1,14 @@
 //! A mark allocates nothing, from a thread's second mark on.
+//!
+//! A program of its own: its allocator counts, and its subscriber is that of the process.
+
+mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use support::stage::Stage;
 use tokio_stall::{FutureExt as _, PollTiming};
 use tracing_subscriber::prelude::*;
 
@@ -14,8 +18,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call is passed on unchanged; the counter is a constant-initialised thread-local without
-// a destructor, whose access does not allocate.
+// SAFETY: every call is passed on unchanged; the counter is a constant-initialised thread-local
+// without a destructor, whose access does not allocate.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -46,39 +50,33 @@ fn poll_once(future: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> Poll<
         .poll(&mut Context::from_waker(Waker::noop()))
 }
 
+/// Timed polls are the slower way through a mark; with `Every` all take it.
+fn stage() -> Stage {
+    let stage = Stage::multi_thread(1).settings(|builder| {
+        let builder = builder.poll_timing(PollTiming::Every);
+        // A stall would leave a record, and the machine may take the CPU away at any time.
+        builder.threshold(std::time::Duration::from_secs(3_600))
+    });
+    stage.start()
+}
+
 #[test]
 fn marks_do_not_allocate() {
-    tracing_subscriber::registry()
-        .with(tokio_stall::layer())
-        .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .build()
-        .unwrap();
-    // Timed polls are the slower way through a mark; with `Every` all take it.
-    let _watch = tokio_stall::Builder::new()
-        .runtime("api", runtime.handle().clone())
-        .poll_timing(PollTiming::Every)
-        // A stall would leave a record, and the machine may take the CPU away at any time.
-        .threshold(std::time::Duration::from_secs(3_600))
-        .start()
-        .unwrap();
-    let counted = runtime.block_on(async {
-        tokio::spawn(async {
-            let mut endless = pin!(std::future::pending::<()>().watched("endless"));
-            let span = tracing::info_span!("request");
-            let inner = tracing::info_span!("inner");
-            let mut marks = || {
-                for _ in 0..1_000 {
-                    assert!(poll_once(&mut endless).is_pending());
-                    span.in_scope(|| inner.in_scope(|| {}));
-                }
-            };
-            marks(); // a thread's first marks take a slot, and the registry makes room for the spans
-            allocations(marks)
-        })
-        .await
-        .unwrap()
+    let registry = tracing_subscriber::registry();
+    registry.with(tokio_stall::layer()).init();
+    let counted = stage().run(async {
+        let mut endless = pin!(std::future::pending::<()>().watched("endless"));
+        let span = tracing::info_span!("request");
+        let inner = tracing::info_span!("inner");
+        let mut marks = || {
+            for _ in 0..1_000 {
+                assert!(poll_once(&mut endless).is_pending());
+                span.in_scope(|| inner.in_scope(|| {}));
+            }
+        };
+        // A thread's first marks take a slot, and the registry makes room for the spans.
+        marks();
+        allocations(marks)
     });
     assert_eq!(counted, 0);
     // Positive control: the counter counts.

@@ -1,12 +1,15 @@
 //! Stalls as `tracing` events: levels, fields, limits, and the line at the start.
+//!
+//! A program of its own: its subscriber is that of the process.
 
-mod seen;
+mod support;
 
-use seen::{FOREVER, Seen};
 use std::fmt;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tokio_stall::{FutureExt as _, Phase};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+use support::stage::{Setup, Stage, sleeps};
+use support::wait_until;
+use tokio_stall::{FutureExt as _, Phase, StallReport};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -43,65 +46,85 @@ impl<S: Subscriber> Layer<S> for Log {
 }
 
 impl Log {
-    fn wait(&self, text: &str) -> Line {
-        let deadline = Instant::now() + FOREVER;
-        loop {
-            let lines = self.0.lock().unwrap().clone();
-            if let Some(line) = lines.iter().find(|line| line.fields.contains(text)) {
-                return line.clone();
-            }
-            assert!(Instant::now() < deadline, "no {text:?} in {lines:#?}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    /// The log from here on. The subscriber is the same for all tests of this process.
+    fn from_here() -> Log {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        let log = LOG.get_or_init(|| {
+            let log = Log::default();
+            tracing_subscriber::registry().with(log.clone()).init();
+            log
+        });
+        log.0.lock().unwrap().clear();
+        log.clone()
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        self.0.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    fn wait(&self, fits: impl Fn(&Line) -> bool) -> Line {
+        let mut found = None;
+        wait_until("a line", || {
+            found = self.lines().into_iter().find(&fits);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, text: &str) -> Line {
+        self.wait(|line| line.fields.contains(text))
     }
 
     fn lines_with(&self, text: &str) -> usize {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|line| line.fields.contains(text))
-            .count()
+        let lines = self.lines();
+        let with_text = lines.iter().filter(|line| line.fields.contains(text));
+        with_text.count()
     }
 }
 
-async fn stall(name: &'static str, length: Duration) {
-    tokio::spawn(async move { std::thread::sleep(length) }.watched(name))
-        .await
-        .unwrap();
+/// Lines begin with stalls of 40 ms.
+fn setup() -> Setup {
+    let setup = Stage::multi_thread(2).named("main");
+    setup.settings(|builder| {
+        builder
+            .threshold(Duration::from_millis(5))
+            .warn_after(Duration::from_millis(40))
+            .error_after(Duration::from_secs(1))
+            .startup_grace(Duration::ZERO)
+    })
 }
 
-/// One test: the subscriber belongs to the process.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalls_are_logged_by_their_length_and_not_without_end() {
-    let log = Log::default();
-    tracing_subscriber::registry().with(log.clone()).init();
-    let (builder, seen) = Seen::builder();
-    let watch = builder
-        .threshold(Duration::from_millis(5))
-        .warn_after(Duration::from_millis(40))
-        .error_after(Duration::from_secs(1))
-        .startup_grace(Duration::ZERO)
-        .start()
-        .unwrap();
-    let start = log.wait("watching");
+fn stall(stage: &Stage, name: &'static str, milliseconds: u64) {
+    let task = sleeps(Duration::from_millis(milliseconds));
+    stage.run(task.watched(name));
+}
+
+#[test]
+fn the_start_is_logged_with_settings_and_coverage() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    let start = log.wait_for("watching");
     assert_eq!(start.level, Level::INFO);
-    assert!(
-        start.fields.contains("2 workers") && start.fields.contains("threshold_seconds=0.005"),
-        "{start:?}"
-    );
-    let coverage = &watch.coverage()[0];
-    let turns = format!("turns={} ", coverage.turns);
-    assert!(start.fields.contains(&turns), "{turns}in {start:?}");
-    if let Some(why) = coverage.no_turns {
-        assert!(
-            start.fields.contains(&format!("no_turns={why:?} ")),
-            "{start:?}"
-        );
+    let coverage = &stage.watch.coverage()[0];
+    let mut fields = vec![
+        "2 workers".to_owned(),
+        "threshold_seconds=0.005".to_owned(),
+        format!("turns={} ", coverage.turns),
+    ];
+    fields.extend(coverage.no_turns.map(|why| format!("no_turns={why:?} ")));
+    for field in fields {
+        assert!(start.fields.contains(&field), "{field} in {start:?}");
     }
+}
 
-    stall("worth_a_warning", Duration::from_millis(100)).await;
-    let warning = log.wait("worth_a_warning");
+#[test]
+fn a_stall_is_a_warning_while_it_lasts_and_has_an_end() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    stall(&stage, "worth_a_warning", 100);
+    let warning = log.wait_for("worth_a_warning");
     assert_eq!(warning.level, Level::WARN);
     for field in [
         "span=\"worth_a_warning\"",
@@ -114,70 +137,76 @@ async fn stalls_are_logged_by_their_length_and_not_without_end() {
     ] {
         assert!(warning.fields.contains(field), "{field} in {warning:?}");
     }
-    // Said while it lasted, and closed.
-    log.wait("was blocked for");
+    log.wait_for("was blocked for");
+}
 
-    stall("worth_an_error", Duration::from_millis(1_300)).await;
-    log.wait("worth_an_error");
-    let end = seen.wait(|report| {
-        report.phase == Phase::Ended && report.span.as_deref() == Some("worth_an_error")
-    });
-    let deadline = Instant::now() + FOREVER;
-    while !log
-        .0
-        .lock()
-        .unwrap()
-        .iter()
-        .any(|line| line.level == Level::ERROR)
-    {
-        assert!(Instant::now() < deadline, "no error for {end}");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+#[test]
+fn a_long_stall_is_an_error() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    stall(&stage, "worth_an_error", 1_300);
+    log.wait_for("worth_an_error");
+    stage.seen.wait_for_end_of("worth_an_error");
+    log.wait(|line| line.level == Level::ERROR);
+}
 
-    // Too short to be logged, but told all the same.
-    stall("short", Duration::from_millis(15)).await;
-    let short =
-        seen.wait(|report| report.span.as_deref() == Some("short") && report.phase == Phase::Ended);
+#[test]
+fn a_short_stall_is_reported_and_not_logged() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    stall(&stage, "short", 15);
+    let short = stage.seen.wait_for_end_of("short");
+    // Positive control, and later than a line about the short one.
+    stall(&stage, "long", 100);
+    log.wait_for("span=\"long\"");
     let too_long = short.duration >= Duration::from_millis(40);
     assert!(log.lines_with("short") == 0 || too_long, "{short}");
+}
 
-    // The same site again is counted instead, and the next line of another says so.
-    let lines = log.lines_with("worth_a_warning");
+/// The next line of another site has the number.
+#[test]
+fn a_site_that_stalls_again_is_counted_instead() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    stall(&stage, "again", 100);
+    log.wait_for("was blocked for");
+    let lines = log.lines_with("span=\"again\"");
     for _ in 0..3 {
-        stall("worth_a_warning", Duration::from_millis(60)).await;
+        stall(&stage, "again", 60);
     }
-    let again = |seen: &Seen| {
-        let of_site =
-            |report: &&tokio_stall::StallReport| report.span.as_deref() == Some("worth_a_warning");
-        seen.all()
-            .iter()
-            .filter(of_site)
-            .filter(|report| report.phase == Phase::Ended)
-            .count()
+    let is_end = |report: &&StallReport| {
+        report.phase == Phase::Ended && report.span.as_deref() == Some("again")
     };
-    while again(&seen) < 4 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    stall("another", Duration::from_millis(60)).await;
-    let another = log.wait("span=\"another\"");
-    assert_eq!(log.lines_with("worth_a_warning"), lines, "limited");
+    wait_until("four ends", || {
+        stage.seen.all().iter().filter(is_end).count() == 4
+    });
+    stall(&stage, "another", 60);
+    let another = log.wait_for("span=\"another\"");
+    assert_eq!(log.lines_with("span=\"again\""), lines, "limited");
     assert!(another.fields.contains("suppressed=3"), "{another:?}");
+}
 
-    // What panics in the user's code does not end the reports.
-    drop(watch);
-    let panicking = tokio_stall::Builder::new()
-        .on_stall(|_| panic!("as intended"))
-        .log(false)
-        .start()
-        .unwrap();
-    stall("panics", Duration::from_millis(60)).await;
-    while panicking
-        .recent()
-        .last()
-        .is_none_or(|report| report.phase != Phase::Ended)
-    {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    assert!(panicking.status().failed_callbacks > 0);
+/// A panic in the user's code does not end the reports.
+#[test]
+fn a_callback_that_panics_is_counted() {
+    let log = Log::from_here();
+    let stage = setup().settings(|builder| {
+        let builder = builder.on_stall(|_| panic!("as intended"));
+        builder.log(false)
+    });
+    let stage = stage.start();
+    stall(&stage, "panics", 60);
+    wait_until("the end of the stall", || {
+        let recent = stage.watch.recent();
+        recent
+            .last()
+            .is_some_and(|stall| stall.phase == Phase::Ended)
+    });
+    assert!(stage.watch.status().failed_callbacks > 0);
     assert_eq!(log.lines_with("panics"), 0, "logging is off");
+    // Positive control: this log hears of others.
+    drop(stage);
+    let stage = setup().start();
+    stall(&stage, "does_not_panic", 100);
+    log.wait_for("does_not_panic");
 }

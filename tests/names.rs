@@ -1,118 +1,149 @@
 //! A stall carries the names of its spans and futures, and an exact duration.
+//!
+//! A program of its own: its subscriber is that of the process.
 
-mod seen;
+mod support;
 
-use seen::{Seen, missing_names};
 use std::time::{Duration, Instant};
-use tokio_stall::{Certainty, FutureExt as _, Missing, Phase};
+use support::missing_names;
+use support::seen::Seen;
+use support::stage::Stage;
+use tokio_stall::{Certainty, FutureExt as _, Missing, Phase, StallReport};
 use tracing::{Instrument as _, info_span, instrument};
 use tracing_subscriber::prelude::*;
 
-const LONG: Duration = Duration::from_millis(80);
+/// The subscriber is the same for all tests of this process: the first one sets it.
+fn stage() -> Stage {
+    let registry = tracing_subscriber::registry();
+    let registry = registry.with(tokio_stall::layer().with_fields());
+    let writer = tracing_subscriber::fmt::layer().with_test_writer();
+    registry.with(writer).try_init().ok();
+    let stage = Stage::multi_thread(2).start();
+    assert!(stage.watch.coverage()[0].spans);
+    stage
+}
 
-fn block() -> Duration {
+/// Blocks until the first report, and returns for how long.
+fn block(seen: &Seen) -> Duration {
     let start = Instant::now();
-    std::thread::sleep(LONG);
+    seen.wait(|_| true);
     start.elapsed()
 }
 
-#[instrument]
-async fn load_profile() -> Duration {
+/// Runs a task that blocks, and compares the names and the durations of its stall.
+#[track_caller]
+fn assert_named<F>(span: &str, task: impl FnOnce(Seen) -> F)
+where
+    F: Future<Output = Duration> + Send + 'static,
+{
+    let stage = stage();
+    let task = task(stage.seen.clone());
+    assert_named_on(&stage, span, task);
+}
+
+#[track_caller]
+fn assert_named_on(
+    stage: &Stage,
+    span: &str,
+    task: impl Future<Output = Duration> + Send + 'static,
+) {
+    let truth = stage.run(task);
+    let fits = |report: &StallReport| report.span.as_deref() == Some(span);
+    let began = stage.seen.wait(fits);
+    let ended = stage.seen.wait_for_end(began.id);
+    assert_eq!(began.phase, Phase::Began, "{span}");
+    assert_eq!(began.certainty, Certainty::Certain, "{span}");
+    assert_eq!(ended.span.as_deref(), Some(span));
+    assert_eq!(missing_names(&ended), []);
+    // Measured at both ends by the thread itself, around the truth.
+    assert!(ended.duration_error.is_zero(), "{ended}");
+    assert!(ended.duration >= truth, "{truth:?} in {ended}");
+    assert!(began.duration < ended.duration);
+}
+
+#[instrument(skip_all)]
+async fn load_profile(seen: Seen) -> Duration {
     tokio::task::yield_now().await;
-    block()
+    block(&seen)
 }
 
-#[instrument]
-async fn get_user() -> Duration {
-    load_profile().await
+#[instrument(skip_all)]
+async fn get_user(seen: Seen) -> Duration {
+    load_profile(seen).await
 }
 
-/// One test: the subscriber belongs to the process.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalls_are_named_by_what_their_polls_are_in() {
-    tracing_subscriber::registry()
-        .with(tokio_stall::layer().with_fields())
-        .with(tracing_subscriber::fmt::layer().with_test_writer())
-        .init();
-    let (watch, seen) = Seen::watch();
-    assert!(watch.coverage()[0].spans);
+#[test]
+fn a_stall_in_spans_has_their_path_and_their_fields() {
+    let path = "request{path=/users/7 status=200} > get_user > load_profile";
+    assert_named(path, |seen| {
+        let request = info_span!("request", path = "/users/7", status = tracing::field::Empty);
+        request.record("status", 200);
+        get_user(seen).instrument(request)
+    });
+}
 
-    let told = seen.clone();
-    let expect = async |span: &str, blocked: tokio::task::JoinHandle<Duration>| {
-        let truth = blocked.await.unwrap();
-        let fits = |report: &tokio_stall::StallReport| report.span.as_deref() == Some(span);
-        let began = told.wait(fits);
-        let ended = told.wait_for_end(began.id);
-        assert_eq!(
-            (began.phase, began.certainty),
-            (Phase::Began, Certainty::Certain),
-            "{span}"
-        );
-        assert_eq!(ended.span.as_deref(), Some(span));
-        assert_eq!(missing_names(&ended), []);
-        // Measured at both ends by the thread itself, around the truth.
-        assert!(ended.duration_error.is_zero(), "{ended}");
-        assert!(ended.duration >= truth, "{truth:?} in {ended}");
-        assert!(began.duration < ended.duration);
-    };
+#[test]
+fn a_watched_future_has_its_name() {
+    assert_named("reindex", |seen| {
+        async move { block(&seen) }.watched("reindex")
+    });
+}
 
-    let request = info_span!("request", path = "/users/7", status = tracing::field::Empty);
-    request.record("status", 200);
-    expect(
-        "request{path=/users/7 status=200} > get_user > load_profile",
-        tokio::spawn(get_user().instrument(request)),
-    )
-    .await;
-    expect(
-        "reindex",
-        tokio::spawn(async { block() }.watched("reindex")),
-    )
-    .await;
-    expect(
-        "job > batch",
-        tokio::spawn(
-            async { async { block() }.instrument(info_span!("batch")).await }.watched("job"),
-        ),
-    )
-    .await;
+#[test]
+fn a_span_in_a_watched_future_has_both_names() {
+    assert_named("job > batch", |seen| {
+        let batch = async move {
+            let inner = async { block(&seen) };
+            inner.instrument(info_span!("batch")).await
+        };
+        batch.watched("job")
+    });
+}
 
-    // A span more verbose than the layer asks for marks the poll without a name of its own.
-    expect(
-        "outer",
-        tokio::spawn(
-            async { tracing::debug_span!("inner").in_scope(block) }.instrument(info_span!("outer")),
-        ),
-    )
-    .await;
+/// It marks the poll without a name of its own.
+#[test]
+fn a_span_more_verbose_than_the_layer_has_no_name() {
+    assert_named("outer", |seen| {
+        let inner = async move { tracing::debug_span!("inner").in_scope(|| block(&seen)) };
+        inner.instrument(info_span!("outer"))
+    });
+}
 
-    // A parent that is not entered is in the path all the same.
-    let parent = info_span!("parent");
-    expect(
-        "parent > child",
-        tokio::spawn(async { block() }.instrument(info_span!(parent: &parent, "child"))),
-    )
-    .await;
+#[test]
+fn a_parent_that_is_not_entered_is_in_the_path() {
+    assert_named("parent > child", |seen| {
+        let parent = info_span!("parent");
+        let child = async move { block(&seen) };
+        child.instrument(info_span!(parent: &parent, "child"))
+    });
+}
 
-    // The innermost names survive deep nesting.
-    fn nested(depth: u32) -> Duration {
-        match depth {
-            0 => block(),
-            _ => info_span!("deeper").in_scope(|| nested(depth - 1)),
-        }
+fn nested(depth: u32, seen: &Seen) -> Duration {
+    match depth {
+        0 => block(seen),
+        _ => info_span!("deeper").in_scope(|| nested(depth - 1, seen)),
     }
-    tokio::spawn(async { nested(14) }.watched("deep"))
-        .await
-        .unwrap();
-    let deep = seen.wait(|report| {
-        report
-            .span
-            .as_deref()
-            .is_some_and(|span| span.starts_with("deep > "))
+}
+
+#[test]
+fn spans_too_deep_keep_the_innermost_names() {
+    let stage = stage();
+    let seen = stage.seen.clone();
+    stage.run(async move { nested(14, &seen) }.watched("deep"));
+    let deep = stage.seen.wait(|report| {
+        let span = report.span.as_deref();
+        span.is_some_and(|span| span.starts_with("deep > "))
     });
     assert_eq!(missing_names(&deep), [Missing::TooDeep]);
+}
 
-    // A panic ends its mark like a return does.
-    let panicked = tokio::spawn(async { panic!("as intended") }.watched("panics")).await;
+#[test]
+fn a_panic_ends_its_mark_as_a_return_does() {
+    let stage = stage();
+    let panics = async { panic!("as intended") }.watched("panics");
+    let panicked = stage.block_on(stage.runtime.spawn(panics));
     assert!(panicked.is_err());
-    expect("after", tokio::spawn(async { block() }.watched("after"))).await;
+    let seen = stage.seen.clone();
+    let after = async move { block(&seen) }.watched("after");
+    assert_named_on(&stage, "after", after);
 }

@@ -1,21 +1,22 @@
-//! The assertions of `testing` neither fail by accident nor miss what blocks: hundreds of runs, on a quiet machine and on
-//! one where four threads spin for each core.
+//! The assertions of `testing` neither fail by accident nor miss code that blocks, in hundreds of
+//! runs on a quiet machine and on one with four spinning threads for each core.
 //!
-//! `cargo test --release --test no_flakes -- --nocapture` takes two minutes, and prints `false failures: 0/N` and
-//! `missed: 0/N`. Without `--release` there are two rounds only.
+//! `cargo test --release --test no_flakes -- --nocapture` takes two minutes, and prints
+//! `false failures: 0/N` and `missed: 0/N`. Without `--release` there are two rounds only.
+//!
+//! A program of its own: its panic hook is that of the process, and it takes all CPUs.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
 
-mod seen;
+mod support;
 
 use futures::FutureExt as _;
-use seen::{Hogs, compute};
-use std::future::Future;
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+use support::load::{Hogs, compute};
 use tokio::runtime::{Builder, Runtime};
 use tokio_stall::testing::{self, assert_never_blocks};
 
@@ -40,6 +41,11 @@ macro_rules! cases {
 /// The directory on a disk: a `tmpfs` synchronises nothing.
 fn file(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+async fn computes_in_the_pool() {
+    let computing = tokio::task::spawn_blocking(|| compute(MS / 10));
+    computing.await.unwrap();
 }
 
 const CLEAN: &[Case] = cases! {
@@ -83,7 +89,7 @@ const CLEAN: &[Case] = cases! {
     };
     "many tasks that use the blocking pool" => {
         let tasks: Vec<_> = (0..20)
-            .map(|_| tokio::spawn(async { tokio::task::spawn_blocking(|| compute(MS / 10)).await.unwrap() }))
+            .map(|_| tokio::spawn(computes_in_the_pool()))
             .collect();
         for task in tasks {
             task.await.unwrap();
@@ -107,7 +113,7 @@ const BLOCKING: &[Case] = cases! {
             released.recv().unwrap();
             std::thread::sleep(20 * MS);
         });
-        // Not a part of what is tested.
+        // Not a part of the case.
         tokio_stall::allow_blocking("the holder must hold it", || is_locked.recv().unwrap());
         release.send(()).unwrap();
         drop(lock.lock().unwrap());
@@ -136,8 +142,9 @@ const BLOCKING: &[Case] = cases! {
     };
 };
 
-/// What `watch()` is to find. Its signal wakes a sleeper, and where four threads spin for each core the next 20 ms may
-/// pass in a run queue, for which nobody is blamed: so much longer than its threshold of 10 ms.
+/// Code that `watch()` is to find. Its signal wakes a sleeper. With four spinning threads for each
+/// core, the next 20 ms may pass in a run queue, for which nobody is blamed. Each stall is that much
+/// longer than the threshold of 10 ms.
 const STALLING: &[Case] = cases! {
     "a sleep of 100 ms" => std::thread::sleep(100 * MS);
     "a join of 100 ms" => std::thread::spawn(|| std::thread::sleep(100 * MS)).join().unwrap();
@@ -169,7 +176,7 @@ fn shrink_backlog(listener: i32) {
     unsafe { libc::listen(listener, 1) };
 }
 
-/// What the runs of one kind have shown.
+/// The results of the runs of one kind.
 #[derive(Default)]
 struct Tally {
     runs: u32,
@@ -197,8 +204,8 @@ fn current_thread() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One case under each assertion that is to judge it: by itself, on a worker and beside one, and on a runtime that
-/// measures itself, in both flavours.
+/// One case under each assertion that is to judge it: by itself, on a worker and beside one, and on
+/// a runtime that measures itself, in both flavours.
 fn judge((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
     let asserted =
         || AssertUnwindSafe(assert_never_blocks(future()).cpu_budget(BUDGET)).catch_unwind();
@@ -251,7 +258,7 @@ fn judge_watched((name, future): &Case, tell: &mut impl FnMut(Option<String>, St
 
 type Judged = Result<(), Box<dyn std::any::Any + Send>>;
 
-/// What an assertion has failed with, if it has.
+/// The text of an assertion that has failed.
 fn text(result: Judged) -> Option<String> {
     result
         .err()
@@ -261,54 +268,49 @@ fn text(result: Judged) -> Option<String> {
         })
 }
 
+/// All cases, once.
+fn round(false_failures: &mut Tally, missed: &mut Tally) {
+    for case in CLEAN {
+        let mut tell = |failed: Option<String>, what: String| {
+            let text = failed.clone().unwrap_or_default();
+            false_failures.add(failed.is_some(), || format!("{what}: {text}"));
+        };
+        judge(case, &mut tell);
+        judge_watched(case, &mut tell);
+    }
+    let mut tell = |failed: Option<String>, what| missed.add(failed.is_none(), || what);
+    for case in BLOCKING {
+        judge(case, &mut tell);
+    }
+    for case in STALLING {
+        judge_watched(case, &mut tell);
+    }
+}
+
 #[test]
 fn nothing_fails_by_accident_and_nothing_is_missed() {
     // Failures are expected here by the hundred, and looked at below.
     std::panic::set_hook(Box::new(|_| {}));
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let start = Instant::now();
     let (mut false_failures, mut missed) = (Tally::default(), Tally::default());
-    for round in 0..ROUNDS {
-        let _hogs = (round % 2 == 1).then(|| Hogs::start(4 * cores));
-        for case in CLEAN {
-            let mut tell = |failed: Option<String>, what: String| {
-                let text = failed.clone().unwrap_or_default();
-                false_failures.add(failed.is_some(), || format!("{what}: {text}"));
-            };
-            judge(case, &mut tell);
-            judge_watched(case, &mut tell);
-        }
-        for case in BLOCKING {
-            judge(case, &mut |failed, what| {
-                missed.add(failed.is_none(), || what)
-            });
-        }
-        for case in STALLING {
-            judge_watched(case, &mut |failed, what| {
-                missed.add(failed.is_none(), || what)
-            });
-        }
+    for number in 0..ROUNDS {
+        let _hogs = (number % 2 == 1).then(Hogs::four_for_each_cpu);
+        round(&mut false_failures, &mut missed);
         if start.elapsed() > AT_MOST {
-            println!(
-                "stopped after {} of {ROUNDS} rounds: the machine is slow",
-                round + 1
-            );
+            let rounds = number + 1;
+            println!("stopped after {rounds} of {ROUNDS} rounds: the machine is slow");
             break;
         }
     }
     drop(std::panic::take_hook());
-    for wrong in &false_failures.wrong {
-        println!("false failure: {wrong}");
+    for (name, tally) in [("false failures", &false_failures), ("missed", &missed)] {
+        for wrong in &tally.wrong {
+            println!("{name}: {wrong}");
+        }
     }
-    for wrong in &missed.wrong {
-        println!("missed: {wrong}");
+    for (name, tally) in [("false failures", &false_failures), ("missed", &missed)] {
+        println!("{name}: {}/{}", tally.wrong.len(), tally.runs);
     }
-    println!(
-        "false failures: {}/{}",
-        false_failures.wrong.len(),
-        false_failures.runs
-    );
-    println!("missed: {}/{}", missed.wrong.len(), missed.runs);
     println!("in {:.0?}", start.elapsed());
     assert!(false_failures.wrong.is_empty() && missed.wrong.is_empty());
     let enough = |tally: &Tally| cfg!(debug_assertions) || tally.runs >= 500;

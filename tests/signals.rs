@@ -1,30 +1,22 @@
-//! The signal that takes stacks is shared with the rest of the program: what others have is left to them,
-//! and where that means that there are no stacks, reports say why.
+//! The signal that takes stacks is shared with the rest of the program: the handlers of others stay
+//! theirs, and where that leaves no stacks, reports say why.
+//!
+//! A program of its own: a handler belongs to a process, and each test starts one for itself.
 #![cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 
-mod seen;
+mod support;
 
-use seen::{Seen, child};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use tokio::runtime::Runtime;
+use support::child::alone;
+use support::signal::mask;
+use support::stage::{Setup, Stage};
 use tokio_stall::{
-    Builder, Frame, FutureExt as _, Guard, Missing, NoStack, Stacks, StallReport, StartError,
+    Builder, Frame, FutureExt as _, Missing, NoStack, Stacks, StallReport, StartError,
 };
-
-const CHILD: &str = "TOKIO_STALL_TEST_SIGNALS_CHILD";
-
-/// A signal's handler belongs to the process, so each test has one of its own.
-#[track_caller]
-fn alone(test: &str, body: impl FnOnce()) {
-    if child::is_here(CHILD) {
-        return body();
-    }
-    child::assert_said(child::start(test, CHILD), "1 passed");
-}
 
 static FOREIGN: AtomicU32 = AtomicU32::new(0);
 
@@ -33,7 +25,7 @@ extern "C" fn foreign(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     FOREIGN.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The handler that [`chaining`] calls.
+/// The handler that `chaining` calls.
 static EARLIER: AtomicUsize = AtomicUsize::new(0);
 
 /// Somebody else's handler, which calls the one that it has replaced.
@@ -94,19 +86,6 @@ fn raise(signal: i32) {
     assert_eq!(unsafe { libc::raise(signal) }, 0);
 }
 
-/// Blocks a signal for the calling thread, or unblocks it.
-#[allow(unsafe_code)]
-fn mask(how: libc::c_int, signal: i32) {
-    // SAFETY: all-zero is a valid set, which is emptied, and has a valid signal added.
-    let changed = unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, signal);
-        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut())
-    };
-    assert_eq!(changed, 0);
-}
-
 /// Whether this process handles a signal, as the kernel says.
 fn is_handled(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -115,21 +94,16 @@ fn is_handled(signal: i32) -> bool {
     caught & (1 << (signal - 1)) != 0
 }
 
-fn one_worker() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .build()
-        .unwrap()
+fn setup(stacks: Stacks) -> Setup {
+    Stage::multi_thread(1).settings(|builder| builder.stacks(stacks))
 }
 
-fn start(runtime: &Runtime, stacks: Stacks) -> Result<(Guard, Seen), StartError> {
-    let (builder, seen) = Seen::builder();
-    let builder = builder.runtime("api", runtime.handle().clone());
-    Ok((builder.stacks(stacks).start()?, seen))
+fn start(stacks: Stacks) -> Stage {
+    setup(stacks).start()
 }
 
-fn error(runtime: &Runtime, stacks: Stacks) -> StartError {
-    let started = start(runtime, stacks);
+fn error(stacks: Stacks) -> StartError {
+    let started = setup(stacks).try_start();
     started.err().expect("this must not start")
 }
 
@@ -137,15 +111,10 @@ fn blocks(until_told: &Receiver<()>) {
     until_told.recv().ok();
 }
 
-/// Has the worker block until we have been told of it what `fits`.
-fn stall(runtime: &Runtime, seen: &Seen, fits: impl Fn(&StallReport) -> bool) -> StallReport {
-    let (send, until_told) = mpsc::channel();
-    let earlier = seen.all().last().map_or(0, |report| report.id);
-    let blocked = runtime.spawn(async move { blocks(&until_told) }.watched("blocks"));
-    let told = seen.wait(|report| report.id > earlier && fits(report));
-    drop(send);
-    runtime.block_on(blocked).unwrap();
-    seen.wait_for_end(told.id)
+/// Has the worker block until a report fits. Returns the last one.
+fn stall(stage: &Stage, fits: impl Fn(&StallReport) -> bool) -> StallReport {
+    let stall = stage.block_until("blocks", fits, |until_told| blocks(&until_told));
+    stall.ended
 }
 
 fn is_in_blocks(report: &StallReport) -> bool {
@@ -162,54 +131,52 @@ fn assert_no_stack(report: &StallReport, why: NoStack) {
     assert!(without(why)(report), "{report:#?}");
     assert!(report.stacks.is_empty(), "{report:#?}");
     assert_eq!(report.site, None);
-    assert!(
-        report
-            .to_string()
-            .contains(&Missing::Stack(why).to_string()),
-        "{report}"
-    );
+    let reason = Missing::Stack(why).to_string();
+    assert!(report.to_string().contains(&reason), "{report}");
+}
+
+fn foreign_calls() -> u32 {
+    FOREIGN.load(Ordering::Relaxed)
 }
 
 #[test]
 fn a_signal_that_is_taken_is_left_alone() {
-    alone("a_signal_that_is_taken_is_left_alone", || {
+    alone(|| {
         install(libc::SIGURG, address(foreign));
-        let runtime = one_worker();
-        let (watch, seen) = start(&runtime, Stacks::Auto).expect("it works without stacks");
-        assert!(!watch.coverage()[0].stacks);
-        assert!(watch.coverage()[0].to_string().contains("stacks: no;"));
-        let ended = stall(&runtime, &seen, without(NoStack::SignalTaken));
+        let stage = start(Stacks::Auto);
+        let coverage = &stage.watch.coverage()[0];
+        assert!(!coverage.stacks);
+        assert!(coverage.to_string().contains("stacks: no;"));
+        let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);
-        let stacks = watch.worker_stacks();
+        let stacks = stage.watch.worker_stacks();
         assert_eq!(stacks[0].frames, Err(NoStack::SignalTaken));
-        // Nobody has been sent anything, and it is still there.
-        assert_eq!(FOREIGN.load(Ordering::Relaxed), 0);
+        // No signal has been sent, and the handler is still there.
+        assert_eq!(foreign_calls(), 0);
         raise(libc::SIGURG);
-        assert_eq!(FOREIGN.load(Ordering::Relaxed), 1);
+        assert_eq!(foreign_calls(), 1);
     });
 }
 
 #[test]
 fn another_signal_is_as_good() {
-    alone("another_signal_is_as_good", || {
+    alone(|| {
         let ours = libc::SIGRTMIN() + 3;
         install(libc::SIGURG, address(foreign));
-        let runtime = one_worker();
-        let (watch, seen) = start(&runtime, Stacks::Signal(ours)).unwrap();
-        assert!(watch.coverage()[0].stacks);
-        stall(&runtime, &seen, is_in_blocks);
+        let stage = start(Stacks::Signal(ours));
+        assert!(stage.watch.coverage()[0].stacks);
+        stall(&stage, is_in_blocks);
         assert!(is_handled(ours));
         assert_eq!(installed(libc::SIGURG), address(foreign));
-        assert_eq!(FOREIGN.load(Ordering::Relaxed), 0);
+        assert_eq!(foreign_calls(), 0);
     });
 }
 
 #[test]
-fn to_ask_for_a_signal_that_is_taken_is_an_error() {
-    alone("to_ask_for_a_signal_that_is_taken_is_an_error", || {
+fn a_taken_signal_that_is_asked_for_is_an_error() {
+    alone(|| {
         install(libc::SIGUSR1, address(foreign));
-        let runtime = one_worker();
-        let taken = error(&runtime, Stacks::Signal(libc::SIGUSR1));
+        let taken = error(Stacks::Signal(libc::SIGUSR1));
         assert!(
             matches!(taken, StartError::SignalTaken { signal } if signal == libc::SIGUSR1),
             "{taken:?}"
@@ -220,34 +187,34 @@ fn to_ask_for_a_signal_that_is_taken_is_an_error() {
         assert_eq!(installed(libc::SIGUSR1), address(foreign));
         // Positive control: the same signal once it is free.
         install(libc::SIGUSR1, libc::SIG_DFL);
-        let (_watch, seen) = start(&runtime, Stacks::Signal(libc::SIGUSR1)).unwrap();
-        stall(&runtime, &seen, is_in_blocks);
+        stall(&start(Stacks::Signal(libc::SIGUSR1)), is_in_blocks);
     });
 }
 
+/// None at all, not to be handled, of a fault, the C library's own, beyond the last.
+const UNUSABLE: [i32; 15] = [
+    i32::MIN,
+    -1,
+    0,
+    9,
+    19,
+    4,
+    5,
+    6,
+    7,
+    8,
+    11,
+    32,
+    33,
+    65,
+    i32::MAX,
+];
+
 #[test]
-fn to_ask_for_a_signal_that_cannot_be_had_is_an_error() {
-    alone("to_ask_for_a_signal_that_cannot_be_had_is_an_error", || {
-        let runtime = one_worker();
-        // None at all, not to be handled, of a fault, the C library's own, beyond the last.
-        for signal in [
-            i32::MIN,
-            -1,
-            0,
-            9,
-            19,
-            4,
-            5,
-            6,
-            7,
-            8,
-            11,
-            32,
-            33,
-            65,
-            i32::MAX,
-        ] {
-            let unusable = error(&runtime, Stacks::Signal(signal));
+fn an_unusable_signal_is_an_error() {
+    alone(|| {
+        for signal in UNUSABLE {
+            let unusable = error(Stacks::Signal(signal));
             assert!(
                 matches!(unusable, StartError::SignalUnusable { signal: s } if s == signal),
                 "{signal}: {unusable:?}"
@@ -258,13 +225,12 @@ fn to_ask_for_a_signal_that_cannot_be_had_is_an_error() {
         }
         // Positive control: the first that is free, and the last.
         for signal in [libc::SIGRTMIN(), libc::SIGRTMAX()] {
-            let (_watch, seen) = start(&runtime, Stacks::Signal(signal)).unwrap();
-            stall(&runtime, &seen, is_in_blocks);
+            stall(&start(Stacks::Signal(signal)), is_in_blocks);
         }
     });
 }
 
-/// The same call twice, the first time with the signal blocked.
+/// Makes the same call twice, the first time with the signal blocked.
 fn blocks_the_signal(until_told: &Receiver<()>, and_again: &Receiver<()>) {
     mask(libc::SIG_BLOCK, libc::SIGURG);
     until_told.recv().ok();
@@ -272,55 +238,53 @@ fn blocks_the_signal(until_told: &Receiver<()>, and_again: &Receiver<()>) {
     and_again.recv().ok();
 }
 
+fn has_stack_of_blocking(report: &StallReport) -> bool {
+    let mut frames = report.stacks.iter().flat_map(|stack| &stack.frames);
+    let name = Some("signals::blocks_the_signal");
+    frames.any(|frame: &Frame| frame.function.as_deref() == name)
+}
+
 #[test]
-fn a_thread_that_has_blocked_the_signal_is_told_from_one_that_does_not_answer() {
-    let name = "a_thread_that_has_blocked_the_signal_is_told_from_one_that_does_not_answer";
-    alone(name, || {
-        let runtime = one_worker();
-        let (watch, seen) = start(&runtime, Stacks::Auto).unwrap();
+fn a_thread_that_blocks_the_signal_has_its_stack_later() {
+    alone(|| {
+        let stage = start(Stacks::Auto);
         let (send, until_told) = mpsc::channel();
         let (send_again, and_again) = mpsc::channel();
-        let blocked = runtime
-            .spawn(async move { blocks_the_signal(&until_told, &and_again) }.watched("blocks_it"));
-        let told = seen.wait(without(NoStack::SignalBlocked));
+        let blocked = async move { blocks_the_signal(&until_told, &and_again) };
+        let blocked = stage.runtime.spawn(blocked.watched("blocks_it"));
+        // A reason of its own: the thread is not said to give no answer.
+        let told = stage.seen.wait(without(NoStack::SignalBlocked));
         assert_no_stack(&told, NoStack::SignalBlocked);
-        // The signal has been waiting for the thread. Once it is let through, the stack is there.
+        // The signal has been waiting for the thread. Let through, it brings the stack.
         drop(send);
-        let with_stack = seen.wait(|report| {
-            let mut frames = report.stacks.iter().flat_map(|stack| &stack.frames);
-            let is_there =
-                |frame: &Frame| frame.function.as_deref() == Some("signals::blocks_the_signal");
-            report.id == told.id && frames.any(is_there)
-        });
-        let still_missing = |missing: &Missing| matches!(missing, Missing::Stack(_));
-        assert!(
-            !with_stack.missing.iter().any(still_missing),
-            "{with_stack:#?}"
-        );
+        let is_it = |report: &StallReport| report.id == told.id && has_stack_of_blocking(report);
+        let with_stack = stage.seen.wait(is_it);
+        let is_stack = |missing: &Missing| matches!(missing, Missing::Stack(_));
+        assert!(!with_stack.missing.iter().any(is_stack), "{with_stack:#?}");
         drop(send_again);
-        runtime.block_on(blocked).unwrap();
-        stall(&runtime, &seen, is_in_blocks);
-        assert!(watch.coverage()[0].stacks);
+        stage.block_on(blocked).unwrap();
+        stall(&stage, is_in_blocks);
+        assert!(stage.watch.coverage()[0].stacks);
     });
 }
 
 #[test]
-fn switched_off_there_is_no_handler() {
-    alone("switched_off_there_is_no_handler", || {
-        let runtime = one_worker();
-        let (watch, seen) = start(&runtime, Stacks::Off).unwrap();
-        assert!(!watch.coverage()[0].stacks);
-        let ended = stall(&runtime, &seen, without(NoStack::Off));
+fn stacks_that_are_switched_off_install_no_handler() {
+    alone(|| {
+        let stage = start(Stacks::Off);
+        assert!(!stage.watch.coverage()[0].stacks);
+        let ended = stall(&stage, without(NoStack::Off));
         assert_no_stack(&ended, NoStack::Off);
-        assert_eq!(watch.worker_stacks()[0].frames, Err(NoStack::Off));
+        let stacks = stage.watch.worker_stacks();
+        assert_eq!(stacks[0].frames, Err(NoStack::Off));
         assert!(!is_handled(libc::SIGURG));
         assert_eq!(installed(libc::SIGURG), libc::SIG_DFL);
-        drop(watch);
+        drop(stage);
         // Positive control: switched on, there is one, and it stays.
-        let (watch, seen) = start(&runtime, Stacks::Auto).unwrap();
+        let stage = start(Stacks::Auto);
         assert!(is_handled(libc::SIGURG));
-        stall(&runtime, &seen, is_in_blocks);
-        drop(watch);
+        stall(&stage, is_in_blocks);
+        drop(stage);
         assert!(is_handled(libc::SIGURG));
         raise(libc::SIGURG);
     });
@@ -328,132 +292,136 @@ fn switched_off_there_is_no_handler() {
 
 #[test]
 fn a_signal_from_somebody_else_does_nothing() {
-    alone("a_signal_from_somebody_else_does_nothing", || {
-        let runtime = one_worker();
-        let (watch, seen) = start(&runtime, Stacks::Auto).unwrap();
-        // To the process, to a thread that we do not watch, and to the worker, in a poll and before one.
+    alone(|| {
+        let stage = start(Stacks::Auto);
+        // To the process, to a thread without a watch, and to the worker, in a poll and before one.
         let send = || (0..100).for_each(|_| kill(libc::SIGURG));
         send();
         raise(libc::SIGURG);
-        runtime
-            .block_on(runtime.spawn(async { raise(libc::SIGURG) }))
-            .unwrap();
-        let ended = stall(&runtime, &seen, |report| {
+        stage.run(async { raise(libc::SIGURG) });
+        let ended = stall(&stage, |report| {
             send();
             is_in_blocks(report)
         });
         assert!(ended.stacks[0].complete, "{ended:#?}");
         send();
-        stall(&runtime, &seen, is_in_blocks);
-        assert!(watch.worker_stacks()[0].frames.is_ok());
+        stall(&stage, is_in_blocks);
+        assert!(stage.watch.worker_stacks()[0].frames.is_ok());
     });
 }
 
 #[test]
-fn a_handler_that_replaces_ours_is_noticed() {
-    alone("a_handler_that_replaces_ours_is_noticed", || {
-        let runtime = one_worker();
-        let (_watch, seen) = start(&runtime, Stacks::Auto).unwrap();
-        stall(&runtime, &seen, is_in_blocks);
+fn a_handler_that_replaces_ours_is_noticed_and_stays() {
+    alone(|| {
+        let stage = start(Stacks::Auto);
+        stall(&stage, is_in_blocks);
         let ours = install(libc::SIGURG, address(foreign));
-        let ended = stall(&runtime, &seen, without(NoStack::SignalTaken));
+        let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);
-        // It may be one that calls ours, so it is tried; but not each time the stall is looked at.
-        assert!(FOREIGN.load(Ordering::Relaxed) <= 1);
-        // We do not take it back; but who gives it back has stacks again.
+        // It may be one that calls ours, so it is tried; but not at each look at the stall.
+        assert!(foreign_calls() <= 1);
         assert_eq!(installed(libc::SIGURG), address(foreign));
+        // Given back, ours takes stacks again.
         install(libc::SIGURG, ours);
-        stall(&runtime, &seen, is_in_blocks);
-        // And who calls ours has never lost them.
-        EARLIER.store(ours, Ordering::Relaxed);
-        install(libc::SIGURG, address(chaining));
-        let before = FOREIGN.load(Ordering::Relaxed);
-        let ended = stall(&runtime, &seen, is_in_blocks);
-        assert!(ended.stacks[0].complete, "{ended:#?}");
-        assert!(FOREIGN.load(Ordering::Relaxed) > before);
+        stall(&stage, is_in_blocks);
     });
 }
 
-/// Once installed is not installed for ever.
 #[test]
-fn a_watch_that_starts_after_ours_was_replaced_knows_it() {
-    alone(
-        "a_watch_that_starts_after_ours_was_replaced_knows_it",
-        || {
-            let runtime = one_worker();
-            for stacks in [Stacks::Auto, Stacks::Signal(libc::SIGUSR1)] {
-                let (watch, seen) = start(&runtime, stacks).unwrap();
-                assert!(watch.coverage()[0].stacks);
-                stall(&runtime, &seen, is_in_blocks);
-            }
-            install(libc::SIGURG, address(foreign));
-            let (watch, _) = start(&runtime, Stacks::Auto).unwrap();
-            assert!(!watch.coverage()[0].stacks, "{}", watch.coverage()[0]);
-            drop(watch);
-            install(libc::SIGUSR1, address(foreign));
-            let taken = error(&runtime, Stacks::Signal(libc::SIGUSR1));
-            assert!(matches!(taken, StartError::SignalTaken { .. }), "{taken}");
-
-            // Taken away, it is installed again.
-            install(libc::SIGURG, libc::SIG_DFL);
-            let (watch, seen) = start(&runtime, Stacks::Auto).unwrap();
-            assert!(watch.coverage()[0].stacks);
-            stall(&runtime, &seen, is_in_blocks);
-            assert_eq!(FOREIGN.load(Ordering::Relaxed), 0);
-        },
-    );
+fn a_handler_that_calls_ours_costs_no_stack() {
+    alone(|| {
+        let stage = start(Stacks::Auto);
+        stall(&stage, is_in_blocks);
+        EARLIER.store(installed(libc::SIGURG), Ordering::Relaxed);
+        install(libc::SIGURG, address(chaining));
+        let before = foreign_calls();
+        let ended = stall(&stage, is_in_blocks);
+        assert!(ended.stacks[0].complete, "{ended:#?}");
+        assert!(foreign_calls() > before);
+    });
 }
 
-/// Most signals end the process where nobody handles them.
+/// An installation does not last for ever.
 #[test]
-fn a_handler_that_is_taken_away_costs_stacks_and_not_the_process() {
-    let name = "a_handler_that_is_taken_away_costs_stacks_and_not_the_process";
-    alone(name, || {
-        let runtime = one_worker();
+fn a_start_after_ours_was_replaced_knows_it() {
+    alone(|| {
+        for stacks in [Stacks::Auto, Stacks::Signal(libc::SIGUSR1)] {
+            let stage = start(stacks);
+            assert!(stage.watch.coverage()[0].stacks);
+            stall(&stage, is_in_blocks);
+        }
+        install(libc::SIGURG, address(foreign));
+        let stage = start(Stacks::Auto);
+        let coverage = &stage.watch.coverage()[0];
+        assert!(!coverage.stacks, "{coverage}");
+        drop(stage);
+        install(libc::SIGUSR1, address(foreign));
+        let taken = error(Stacks::Signal(libc::SIGUSR1));
+        assert!(matches!(taken, StartError::SignalTaken { .. }), "{taken}");
+
+        // Taken away, it is installed again.
+        install(libc::SIGURG, libc::SIG_DFL);
+        let stage = start(Stacks::Auto);
+        assert!(stage.watch.coverage()[0].stacks);
+        stall(&stage, is_in_blocks);
+        assert_eq!(foreign_calls(), 0);
+    });
+}
+
+/// Most signals end a process without a handler.
+#[test]
+fn a_handler_taken_away_costs_stacks_and_not_the_process() {
+    alone(|| {
         let ours = libc::SIGRTMIN() + 3;
-        let (_watch, seen) = start(&runtime, Stacks::Signal(ours)).unwrap();
-        stall(&runtime, &seen, is_in_blocks);
+        let stage = start(Stacks::Signal(ours));
+        stall(&stage, is_in_blocks);
         install(ours, libc::SIG_DFL);
-        let ended = stall(&runtime, &seen, without(NoStack::SignalTaken));
+        let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);
     });
 }
 
-/// Whoever comes second must not take our own handler, just installed, for somebody else's.
+/// The second watch must not take our own handler, just installed, for somebody else's.
 #[test]
 fn watches_that_start_at_once_share_the_signal() {
-    alone("watches_that_start_at_once_share_the_signal", || {
-        const THREADS: usize = 2;
-        // The signal is settled before the runtime is looked at: this error is as good as a success, and
-        // quicker. Each signal has one first time.
-        let gone = one_worker();
+    alone(|| {
+        // The signal is settled before the runtime is looked at: this error is as good as a
+        // success, and quicker. Each signal has one first time.
+        let gone = tokio::runtime::Runtime::new().unwrap();
         let handle = gone.handle().clone();
-        gone.shutdown_timeout(seen::FOREVER);
+        gone.shutdown_timeout(support::FOREVER);
         for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
-            let ready = AtomicUsize::new(0);
-            let start = &|late: i32| {
+            // One a little behind the other, by another distance each time.
+            let late = [0, signal - libc::SIGRTMIN()];
+            let builders = late.map(|late| {
                 let builder = Builder::new().runtime("gone", handle.clone());
-                ready.fetch_add(1, Ordering::Relaxed);
-                while ready.load(Ordering::Relaxed) < THREADS {
-                    std::hint::spin_loop();
-                }
-                // One a little behind the other, by another distance each time.
-                (0..late).for_each(|_| std::hint::spin_loop());
-                let error = builder.stacks(Stacks::Signal(signal)).start();
-                error.expect_err("its runtime is gone")
-            };
-            std::thread::scope(|scope| {
-                let late = [0, signal - libc::SIGRTMIN()];
-                let started = late.map(|late| scope.spawn(move || start(late)));
-                for started in started {
-                    let error = started.join().unwrap();
-                    assert!(
-                        matches!(error, StartError::RuntimeShutDown { .. }),
-                        "signal {signal}: {error}"
-                    );
-                }
+                (builder.stacks(Stacks::Signal(signal)), late)
             });
+            for error in start_at_once(builders) {
+                assert!(
+                    matches!(error, StartError::RuntimeShutDown { .. }),
+                    "signal {signal}: {error}"
+                );
+            }
             assert!(is_handled(signal), "it was settled before");
         }
     });
+}
+
+/// Starts each on a thread of its own, after a spin of its length, and returns the errors.
+fn start_at_once(builders: [(Builder, i32); 2]) -> Vec<StartError> {
+    let ready = AtomicUsize::new(0);
+    let start = |(builder, late): (Builder, i32)| {
+        ready.fetch_add(1, Ordering::Relaxed);
+        while ready.load(Ordering::Relaxed) < 2 {
+            std::hint::spin_loop();
+        }
+        (0..late).for_each(|_| std::hint::spin_loop());
+        builder.start().expect_err("its runtime is gone")
+    };
+    let start = &start;
+    std::thread::scope(|scope| {
+        let started = builders.map(|builder| scope.spawn(move || start(builder)));
+        started.map(|thread| thread.join().unwrap()).into()
+    })
 }

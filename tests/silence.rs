@@ -1,49 +1,35 @@
-//! What must not be reported, each beside a positive control in the same program.
+//! Code that must not be reported, each beside a positive control in the same program.
+//!
+//! A program of its own: its subscriber is that of the process.
 
-mod seen;
+mod support;
 
-use seen::{Hogs, Seen, compute, workers};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime;
-use tokio_stall::{Certainty, FutureExt as _, Phase, allow_blocking};
+use support::load::{Hogs, compute};
+use support::stage::{Setup, Stage, sleeps};
+use tokio_stall::{Certainty, FutureExt as _, allow_blocking};
 use tracing::info_span;
 use tracing_subscriber::prelude::*;
 
 const LONG: Duration = Duration::from_millis(120);
 
-fn with_layer() {
-    // Every test is a process of its own under nextest, and one thread of one process under
-    // `cargo test`: the subscriber is set once and holds for all.
-    tracing_subscriber::registry()
-        .with(tokio_stall::layer())
-        .try_init()
-        .ok();
+/// The subscriber is the same for all tests of this process: the first one sets it.
+fn with_layer(setup: Setup) -> Stage {
+    let registry = tracing_subscriber::registry();
+    registry.with(tokio_stall::layer()).try_init().ok();
+    setup.start()
 }
 
 /// Runs `quiet`, of which nothing may be reported, and then a real stall, which must be.
 fn silent(quiet: impl AsyncFnOnce()) {
-    with_layer();
-    workers(2).block_on(async {
-        let (_watch, seen) = Seen::watch();
-        quiet().await;
-        tokio::spawn(async { std::thread::sleep(LONG) }.watched("control"))
-            .await
-            .unwrap();
-        seen.wait(|report| {
-            report.phase == Phase::Ended && report.span.as_deref() == Some("control")
-        });
-        let others: Vec<_> = seen
-            .all()
-            .into_iter()
-            .filter(|report| report.span.as_deref() != Some("control"))
-            .collect();
-        assert!(others.is_empty(), "false alarm: {others:#?}");
-    });
+    let stage = with_layer(Stage::multi_thread(2));
+    stage.block_on(quiet());
+    stage.silent_beside(sleeps(LONG));
 }
 
 #[test]
-fn block_in_place() {
+fn block_in_place_is_silent() {
     silent(async || {
         for _ in 0..5 {
             tokio::spawn(
@@ -63,7 +49,7 @@ fn block_in_place() {
 }
 
 #[test]
-fn spans_on_threads_that_drive_nothing() {
+fn spans_on_threads_that_drive_nothing_are_silent() {
     silent(async || {
         let on_blocking_thread = || info_span!("import").in_scope(|| std::thread::sleep(LONG));
         tokio::task::spawn_blocking(on_blocking_thread)
@@ -78,7 +64,7 @@ fn spans_on_threads_that_drive_nothing() {
 }
 
 #[test]
-fn waiting_without_blocking() {
+fn waits_without_blocking_are_silent() {
     silent(async || {
         let waiting = (0..20).map(|number| {
             tokio::spawn(tokio::time::sleep(LONG + Duration::from_millis(number)).watched("timer"))
@@ -90,7 +76,7 @@ fn waiting_without_blocking() {
 }
 
 #[test]
-fn yield_storms() {
+fn yield_storms_are_silent() {
     silent(async || {
         let storms = (0..4).map(|_| {
             tokio::spawn(async {
@@ -107,7 +93,7 @@ fn yield_storms() {
 }
 
 #[test]
-fn a_row_of_short_marked_polls() {
+fn a_row_of_short_marked_polls_is_silent() {
     silent(async || {
         let polls = (0..122)
             .map(|_| tokio::spawn(async { compute(Duration::from_millis(1)) }.watched("short")));
@@ -120,7 +106,7 @@ fn a_row_of_short_marked_polls() {
 /// After so many turns a worker publishes its counters.
 const ROW: u32 = 61;
 
-/// As many polls of a millisecond as a worker makes before it says that it has made any, then a pause.
+/// As many polls of a millisecond as a worker makes before it publishes any, then a pause.
 async fn rows_of_short_polls(rows: u32) {
     for _ in 0..rows {
         for _ in 0..ROW {
@@ -132,7 +118,7 @@ async fn rows_of_short_polls(rows: u32) {
 }
 
 #[test]
-fn rows_of_short_polls_with_pauses() {
+fn rows_of_short_polls_with_pauses_are_silent() {
     silent(async || {
         tokio::spawn(rows_of_short_polls(10)).await.unwrap();
         tokio::spawn(rows_of_short_polls(5).watched("row"))
@@ -141,9 +127,10 @@ fn rows_of_short_polls_with_pauses() {
     });
 }
 
-/// While a poll sleeps in place, another thread takes its worker over and says nothing of that for a row.
+/// While a poll sleeps in place, another thread takes its worker over and says nothing of that for
+/// a row.
 #[test]
-fn block_in_place_beside_rows_of_short_polls() {
+fn block_in_place_beside_rows_of_short_polls_is_silent() {
     silent(async || {
         let in_place = async || {
             for _ in 0..16 {
@@ -165,74 +152,49 @@ fn block_in_place_beside_rows_of_short_polls() {
 
 #[test]
 fn blocking_that_is_allowed_is_counted_instead() {
-    with_layer();
-    workers(2).block_on(async {
-        let (watch, seen) = Seen::watch();
-        tokio::spawn(
-            async {
-                allow_blocking("reads its config once", || std::thread::sleep(LONG));
-                allow_blocking("outer", || {
-                    allow_blocking("inner", || std::thread::sleep(LONG))
-                });
-            }
-            .watched("start"),
-        )
-        .await
-        .unwrap();
-        tokio::spawn(async { allow_blocking("unmarked", || std::thread::sleep(LONG)) })
-            .await
-            .unwrap();
-        seen.assert_nothing();
-        let allowed = watch.status().allowed;
-        let of = |reason| {
-            allowed
-                .iter()
-                .find(|allowed| allowed.reason == reason)
-                .unwrap()
-        };
-        assert_eq!(of("reads its config once").count, 1);
-        assert!(
-            of("reads its config once").total >= LONG && of("outer").total >= of("inner").total
-        );
-        // Positive control: what follows an allowed region in the same poll is not allowed.
-        tokio::spawn(
-            async {
-                allow_blocking("reads its config once", || std::thread::sleep(LONG));
-                std::thread::sleep(LONG);
-            }
-            .watched("start"),
-        )
-        .await
-        .unwrap();
-        let ended = seen.wait(|report| report.phase == Phase::Ended);
-        assert!(
-            ended.duration >= LONG && ended.duration < LONG * 2,
-            "only its own time: {ended}"
-        );
-    });
+    let stage = with_layer(Stage::multi_thread(2));
+    let marked = async {
+        allow_blocking("reads its config once", || std::thread::sleep(LONG));
+        allow_blocking("outer", || {
+            allow_blocking("inner", || std::thread::sleep(LONG))
+        });
+    };
+    stage.run(marked.watched("start"));
+    stage.run(async { allow_blocking("unmarked", || std::thread::sleep(LONG)) });
+    let allowed = stage.watch.status().allowed;
+    let of = |reason| {
+        let mut allowed = allowed.iter();
+        allowed.find(|allowed| allowed.reason == reason).unwrap()
+    };
+    assert_eq!(of("reads its config once").count, 1);
+    assert!(of("reads its config once").total >= LONG);
+    assert!(of("outer").total >= of("inner").total);
+    stage.silent_beside(sleeps(LONG));
 }
 
 #[test]
-fn a_current_thread_runtime_that_nobody_drives() {
-    with_layer();
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let (builder, seen) = Seen::builder();
-    let _watch = builder
-        .runtime("cli", runtime.handle().clone())
-        .start()
-        .unwrap();
-    runtime.block_on(async { tokio::task::yield_now().await }.watched("request"));
+fn blocking_after_an_allowed_region_is_a_stall_of_its_own_time() {
+    let stage = with_layer(Stage::multi_thread(2));
+    let ended = stage.silent_beside(async {
+        allow_blocking("reads its config once more", || std::thread::sleep(LONG));
+        std::thread::sleep(LONG);
+    });
+    assert!(ended.duration >= LONG, "{ended}");
+    assert!(ended.duration < LONG * 2, "only its own time: {ended}");
+}
+
+#[test]
+fn a_current_thread_runtime_that_nobody_drives_is_silent() {
+    let stage = with_layer(Stage::current_thread().named("cli"));
+    stage.block_on(async { tokio::task::yield_now().await }.watched("request"));
     // Back in ordinary code, which may block, in a span of its own and without.
     info_span!("report").in_scope(|| std::thread::sleep(LONG));
     std::thread::sleep(LONG);
-    runtime.block_on(tokio::task::yield_now());
-    seen.assert_nothing();
+    stage.block_on(tokio::task::yield_now());
+    stage.seen.assert_nothing();
     // Positive control: the same span inside the runtime.
-    runtime.block_on(async { info_span!("report").in_scope(|| std::thread::sleep(LONG)) });
-    let ended = seen.wait(|report| report.phase == Phase::Ended);
+    stage.block_on(async { info_span!("report").in_scope(|| std::thread::sleep(LONG)) });
+    let ended = stage.seen.wait_for_an_end();
     assert_eq!(
         (ended.span.as_deref(), ended.certainty),
         (Some("report"), Certainty::Certain),
@@ -240,68 +202,64 @@ fn a_current_thread_runtime_that_nobody_drives() {
     );
 }
 
-#[test]
-fn a_span_guard_held_across_an_await() {
-    with_layer();
-    workers(2).block_on(async {
-        let (_watch, seen) = Seen::watch();
-        // The classic mistake: the span stays entered on the thread while the task waits.
-        let wrong = (0..8).map(|_| {
-            let span = Arc::new(info_span!("leaked"));
-            let local = tokio::task::LocalSet::new();
-            local.spawn_local(async move {
-                let _entered = span.enter();
-                tokio::time::sleep(LONG).await;
-            });
-            local
-        });
-        for local in wrong.collect::<Vec<_>>() {
-            local.await;
-        }
-        // On workers, where it would look like a poll that never ends.
-        let on_worker = tokio::spawn(async {
-            let leak = info_span!("leaked");
-            let id = leak.id().unwrap();
-            tracing::dispatcher::get_default(|dispatch| dispatch.enter(&id));
+/// The classic mistake: the span stays entered on the thread while the task waits.
+async fn guards_held_across_an_await() {
+    let wrong = (0..8).map(|_| {
+        let span = Arc::new(info_span!("leaked"));
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(async move {
+            let _entered = span.enter();
             tokio::time::sleep(LONG).await;
-            drop(leak);
         });
-        on_worker.await.unwrap();
-        tokio::time::sleep(LONG).await;
-        seen.assert_nothing_certain();
-        // Positive control: the workers are watched all the same. A thread whose marks have leaked is
-        // not taken for its worker's until a pulse has put it right, so this may be no more than likely.
-        seen.stall_until_told().await;
+        local
     });
+    for local in wrong.collect::<Vec<_>>() {
+        local.await;
+    }
+}
+
+/// The same on a worker, on which it would look like a poll that never ends.
+async fn leaks_a_span() {
+    let leak = info_span!("leaked");
+    let id = leak.id().unwrap();
+    tracing::dispatcher::get_default(|dispatch| dispatch.enter(&id));
+    tokio::time::sleep(LONG).await;
+    drop(leak);
 }
 
 #[test]
-fn short_polls_on_a_machine_with_four_times_more_to_do_than_cpus() {
-    with_layer();
-    workers(2).block_on(async {
-        let (_watch, seen) = Seen::watch();
-        {
-            let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-            let _hogs = Hogs::start(cpus * 4);
-            for _ in 0..150 {
-                let polls = (0..2).map(|_| {
-                    tokio::spawn(
-                        async { compute(Duration::from_millis(2)) }.watched("two_milliseconds"),
-                    )
-                });
-                for poll in polls.collect::<Vec<_>>() {
-                    poll.await.unwrap();
-                }
+fn a_span_guard_held_across_an_await_is_never_certain() {
+    let stage = with_layer(Stage::multi_thread(2));
+    stage.block_on(async {
+        guards_held_across_an_await().await;
+        tokio::spawn(leaks_a_span()).await.unwrap();
+        tokio::time::sleep(LONG).await;
+    });
+    stage.seen.assert_nothing_certain();
+    // Positive control: the workers are watched all the same. A thread with leaked marks is not
+    // taken for its worker's until a pulse has put it right, so this may be no more than likely.
+    stage.block_on(stage.seen.stall_until_told());
+}
+
+#[test]
+fn short_polls_on_a_busy_machine_are_never_certain() {
+    let stage = with_layer(Stage::multi_thread(2));
+    let hogs = Hogs::four_for_each_cpu();
+    stage.block_on(async {
+        for _ in 0..150 {
+            let polls = [(); 2].map(|()| {
+                let short = async { compute(Duration::from_millis(2)) };
+                tokio::spawn(short.watched("two_milliseconds"))
+            });
+            for poll in polls {
+                poll.await.unwrap();
             }
         }
-        seen.assert_nothing_certain();
-        // Positive control: the same under the same load, but for long.
-        let _hogs = Hogs::start(4);
-        tokio::spawn(async { compute(LONG) }.watched("long"))
-            .await
-            .unwrap();
-        let ended = seen
-            .wait(|report| report.phase == Phase::Ended && report.certainty == Certainty::Certain);
-        assert_eq!(ended.span.as_deref(), Some("long"));
     });
+    drop(hogs);
+    stage.seen.assert_nothing_certain();
+    // Positive control: the same under load, but for long.
+    let _hogs = Hogs::start(4);
+    stage.certain_control(async { compute(LONG) });
+    assert_eq!(stage.seen.certain()[0].span.as_deref(), Some("control"));
 }

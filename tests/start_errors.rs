@@ -1,110 +1,132 @@
-//! Bad input: each with its own error, its mend in the text, and nothing started.
+//! Bad input has an error of its own, with its mend in the text, and starts nothing.
+//!
+//! A program of its own: the detector's threads belong to the process.
+#![cfg(target_os = "linux")]
 
-mod seen;
+mod support;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
+use support::{FOREVER, wait_until};
 use tokio::runtime::{Handle, Runtime};
 use tokio_stall::{Builder, StartError, watch};
 
-fn error(builder: Builder) -> StartError {
-    builder.start().expect_err("this must not start")
+/// The error of this start, which leaves no thread of the detector and no task of this runtime.
+#[track_caller]
+fn error(runtime: &Runtime, builder: Builder) -> StartError {
+    // Those of an earlier test may be listed for a moment.
+    wait_until("no threads", || threads().is_empty());
+    let error = builder.start().expect_err("this must not start");
+    assert_eq!(threads(), BTreeSet::new(), "a failed start leaves nothing");
+    wait_until("tasks of a failed start to end", || {
+        runtime.metrics().num_alive_tasks() == 0
+    });
+    error
 }
 
-/// The detector's threads by name, which must not exist after a failed start. A thread that one of them
-/// has just started for tokio bears its parent's name for a moment, so names are counted once.
-fn detector_threads() -> BTreeSet<String> {
-    let names = seen::thread_names().into_iter();
-    names.filter(|name| name.starts_with("stall-")).collect()
+/// The detector's threads by name. A thread that has just been started bears its parent's name for
+/// a moment, so names are counted once.
+fn threads() -> BTreeSet<String> {
+    support::process::detector_threads().into_iter().collect()
 }
 
-/// Watchdog, pulse, reporter, sinks; and metrics, with that feature.
-const THREADS: usize = 4 + cfg!(feature = "metrics") as usize;
+/// Watchdog, pulse, reporter, explainer, sinks; and metrics, with that feature.
+const THREADS: usize = 5 + cfg!(feature = "metrics") as usize;
 
-/// One test, since what was started is the whole process's.
+fn api(runtime: &Runtime) -> Builder {
+    Builder::new().runtime("api", runtime.handle().clone())
+}
+
 #[test]
-fn every_error_names_its_mend_and_starts_nothing() {
+fn a_watch_without_a_runtime_is_an_error() {
+    wait_until("no threads", || threads().is_empty());
     let no_runtime = watch().expect_err("no runtime here");
     assert!(matches!(no_runtime, StartError::NoRuntime));
-    assert!(
-        no_runtime.to_string().contains("Builder::runtime"),
-        "{no_runtime}"
-    );
+    let text = no_runtime.to_string();
+    assert!(text.contains("Builder::runtime"), "{text}");
+    assert_eq!(threads(), BTreeSet::new());
+}
 
+#[test]
+fn a_small_threshold_is_an_error() {
     let runtime = Runtime::new().unwrap();
-    let here = || Builder::new().runtime("api", runtime.handle().clone());
-
     for threshold in [Duration::ZERO, Duration::from_micros(99)] {
-        let small = error(here().threshold(threshold));
+        let small = error(&runtime, api(&runtime).threshold(threshold));
         assert!(matches!(small, StartError::ThresholdTooSmall { threshold: t } if t == threshold));
         assert!(small.to_string().contains("0.1 ms"), "{small}");
     }
+}
 
+#[test]
+fn a_tick_out_of_its_range_is_an_error() {
+    let runtime = Runtime::new().unwrap();
     for tick in [Duration::ZERO, Duration::from_millis(11)] {
-        let long = error(here().tick(tick));
+        let long = error(&runtime, api(&runtime).tick(tick));
         assert!(matches!(long, StartError::TickOutOfRange { tick: t, .. } if t == tick));
         assert!(long.to_string().contains("half the threshold"), "{long}");
     }
+}
 
-    let unnamed = error(Builder::new().runtime("", runtime.handle().clone()));
+#[test]
+fn an_empty_name_is_an_error() {
+    let runtime = Runtime::new().unwrap();
+    let unnamed = error(
+        &runtime,
+        Builder::new().runtime("", runtime.handle().clone()),
+    );
     assert!(matches!(unnamed, StartError::NameEmpty), "{unnamed}");
+}
 
-    let twice = error(here().runtime("again", runtime.handle().clone()));
+#[test]
+fn a_runtime_or_a_name_given_twice_is_an_error() {
+    let (runtime, other) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let twice = error(
+        &runtime,
+        api(&runtime).runtime("again", runtime.handle().clone()),
+    );
     assert!(
         matches!(&twice, StartError::RuntimeWatchedTwice { name } if name == "api"),
         "{twice}"
     );
-
-    let other = Runtime::new().unwrap();
-    let same_name = error(here().runtime("api", other.handle().clone()));
+    let same_name = error(
+        &runtime,
+        api(&runtime).runtime("api", other.handle().clone()),
+    );
     assert!(
         matches!(&same_name, StartError::NameTaken { name } if name == "api"),
         "{same_name}"
     );
+}
 
-    let gone = Runtime::new().unwrap();
+#[test]
+fn a_runtime_that_was_shut_down_is_an_error() {
+    let (runtime, gone) = (Runtime::new().unwrap(), Runtime::new().unwrap());
     let handle = gone.handle().clone();
-    gone.shutdown_timeout(seen::FOREVER);
-    let shut_down = error(here().runtime("gone", handle));
+    gone.shutdown_timeout(FOREVER);
+    let shut_down = error(&runtime, api(&runtime).runtime("gone", handle));
     assert!(
         matches!(&shut_down, StartError::RuntimeShutDown { name } if name == "gone"),
         "{shut_down}"
     );
+    // Positive control for all of these: without bad input there is a watch, with its threads.
+    let _watch = api(&runtime).start().unwrap();
+    wait_until("the detector's threads", || threads().len() == THREADS);
+}
 
-    assert_eq!(
-        detector_threads(),
-        BTreeSet::new(),
-        "a failed start must leave nothing behind"
-    );
-    let deadline = std::time::Instant::now() + seen::FOREVER;
-    while runtime.metrics().num_alive_tasks() > 0 {
-        assert!(std::time::Instant::now() < deadline, "nor a task");
-        std::thread::yield_now();
-    }
-
-    // Positive control, and the same errors against a watch that runs.
-    let _watch = here().start().unwrap();
+#[test]
+fn a_watch_that_runs_has_its_runtime_and_its_name() {
+    let (runtime, other) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let _watch = api(&runtime).start().unwrap();
     // A thread gives itself its name, in its own time.
-    let deadline = std::time::Instant::now() + seen::FOREVER;
-    while detector_threads().len() < THREADS {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{:?}",
-            detector_threads()
-        );
-        std::thread::yield_now();
-    }
-    assert!(matches!(
-        error(here()),
-        StartError::RuntimeWatchedTwice { .. }
-    ));
-    let taken = error(Builder::new().runtime("api", other.handle().clone()));
+    wait_until("the detector's threads", || threads().len() == THREADS);
+    let twice = api(&runtime).start().expect_err("it is watched");
+    assert!(matches!(twice, StartError::RuntimeWatchedTwice { .. }));
+    let taken = api(&other).start().expect_err("the name is taken");
     assert!(matches!(taken, StartError::NameTaken { .. }));
-    let joined = Builder::new()
-        .runtime("worker", other.handle().clone())
-        .start();
+    let worker = Builder::new().runtime("worker", other.handle().clone());
+    let joined = worker.start();
     assert!(joined.is_ok(), "another runtime under another name joins");
-    assert_eq!(detector_threads().len(), THREADS, "and shares the threads");
+    assert_eq!(threads().len(), THREADS, "and shares the threads");
     let inside = runtime.block_on(async { Handle::current().name().map(str::to_owned) });
     assert_eq!(inside, None);
 }

@@ -1,5 +1,10 @@
-//! What the detector relies on in tokio and tokio does not promise. If one of these fails after an
-//! update of tokio, the message says which assumption of `watchdog/workers.rs` no longer holds.
+//! Counters of tokio do what the detector relies on and tokio does not promise. If one of these
+//! fails after an update of tokio, the message says which assumption of `watchdog/workers.rs` no
+//! longer holds.
+//!
+//! A program of its own: no detector runs in it, so that a failure is tokio's.
+
+mod support;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -20,16 +25,14 @@ fn counters(metrics: &RuntimeMetrics) -> (u64, Duration) {
     )
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < deadline, "tokio changed: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+#[track_caller]
+fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    let bound = Duration::from_secs(60);
+    support::wait_within(bound, &format!("tokio as it was: {what}"), holds);
 }
 
 #[test]
-fn a_parked_worker_has_an_odd_count_and_an_active_one_an_even_count() {
+fn counts_are_odd_if_parked_and_even_if_active() {
     let runtime = one_worker();
     let metrics = runtime.metrics();
     wait_until(
@@ -46,7 +49,7 @@ fn a_parked_worker_has_an_odd_count_and_an_active_one_an_even_count() {
 }
 
 #[test]
-fn neither_counter_moves_during_a_poll_and_the_busy_one_counts_it_afterwards() {
+fn counters_stand_still_during_a_poll_and_count_it_afterwards() {
     let runtime = one_worker();
     let metrics = runtime.metrics();
     let (entered, has_entered) = mpsc::channel();
@@ -72,7 +75,7 @@ fn neither_counter_moves_during_a_poll_and_the_busy_one_counts_it_afterwards() {
 }
 
 #[test]
-fn a_worker_that_never_parks_publishes_within_61_turns_of_its_loop() {
+fn a_worker_that_never_parks_publishes_within_61_turns() {
     // Counting happens on the worker itself, so the machine's pace plays no part.
     let runtime = one_worker();
     let most = runtime.block_on(async {
@@ -94,7 +97,8 @@ fn a_worker_that_never_parks_publishes_within_61_turns_of_its_loop() {
     });
     assert!(
         (1..=61).contains(&most),
-        "tokio changed: {most} polls between two publications; `Builder::DEFAULT_EVENT_INTERVAL` is 61"
+        "tokio changed: {most} polls between two publications; \
+         `Builder::DEFAULT_EVENT_INTERVAL` is 61"
     );
 }
 
@@ -136,7 +140,7 @@ fn worker_index_tells_workers_from_other_threads() {
 }
 
 #[test]
-fn a_task_spawned_on_a_runtime_that_was_shut_down_is_over_at_once() {
+fn a_task_of_a_runtime_that_was_shut_down_is_over() {
     for builder in [Builder::new_multi_thread(), Builder::new_current_thread()].iter_mut() {
         let runtime = builder.build().unwrap();
         let handle = runtime.handle().clone();

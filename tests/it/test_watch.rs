@@ -1,7 +1,6 @@
 //! `testing::watch`: a whole test under the detector's eyes.
-#![cfg(target_os = "linux")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::support::failure;
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio_stall::testing::{self, Watch};
@@ -9,12 +8,6 @@ use tokio_stall::{Blocking, Cause, FutureExt as _};
 
 /// Far over the threshold.
 const LONG: Duration = Duration::from_millis(60);
-
-/// The text that `f` fails with, if it does.
-fn failure(f: impl FnOnce()) -> Option<String> {
-    let failed = catch_unwind(AssertUnwindSafe(f)).err()?;
-    Some(*failed.downcast::<String>().expect("a text"))
-}
 
 #[inline(never)]
 fn block() {
@@ -53,14 +46,15 @@ async fn a_clean_test_passes_on_several_workers() {
     stalls.assert_none();
 }
 
-fn says_what_stalled(stalls: Watch) {
+#[track_caller]
+fn assert_tells_of_the_stall(stalls: Watch) {
     let text = failure(|| stalls.assert_none()).expect("it sleeps");
     assert!(
         text.starts_with("expected no stalls, saw 1\n\nstall #"),
         "{text}"
     );
     for part in [
-        "where     test_watch::block (tests/test_watch.rs:",
+        "where     it::test_watch::block (tests/it/test_watch.rs:",
         "in        reindex",
         "why       blocked/sleep: asleep in clock_nanosleep",
         "do        Sleep with `tokio::time::sleep(…).await`",
@@ -73,14 +67,14 @@ fn says_what_stalled(stalls: Watch) {
 async fn a_stall_fails_and_says_all_of_it() {
     let stalls = testing::watch();
     spawned().await;
-    says_what_stalled(stalls);
+    assert_tells_of_the_stall(stalls);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_fails_on_several_workers() {
     let stalls = testing::watch();
     spawned().await;
-    says_what_stalled(stalls);
+    assert_tells_of_the_stall(stalls);
 }
 
 #[tokio::test]
@@ -92,7 +86,7 @@ async fn the_body_of_a_current_thread_test_is_seen() {
 }
 
 #[tokio::test]
-async fn so_many_and_no_more() {
+async fn two_stalls_are_more_than_one() {
     let mut stalls = testing::watch();
     spawned().await;
     spawned().await;
@@ -105,14 +99,14 @@ async fn so_many_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_expected_is_taken_out() {
+async fn an_expected_stall_is_taken_out() {
     let mut stalls = testing::watch();
     spawned().await;
     let cause = Cause::Blocked(Blocking::Sleep);
     let seen = stalls
         .expect()
         .in_span("reindex")
-        .at_site("test_watch::block")
+        .at_site("it::test_watch::block")
         .caused_by(cause)
         .seen();
     assert_eq!(seen.len(), 1);
@@ -120,7 +114,7 @@ async fn what_is_expected_is_taken_out() {
 }
 
 #[tokio::test]
-async fn what_is_expected_and_missing_fails() {
+async fn an_expected_stall_that_is_missing_fails() {
     let mut stalls = testing::watch();
     spawned().await;
     let text = failure(|| {
@@ -138,7 +132,7 @@ async fn what_is_expected_and_missing_fails() {
 }
 
 #[tokio::test]
-async fn dropped_without_a_look_it_fails() {
+async fn a_watch_dropped_without_a_look_fails() {
     let stalls = testing::watch();
     spawned().await;
     assert!(failure(|| drop(stalls)).is_some());
@@ -189,14 +183,14 @@ fn tests_in_parallel_do_not_see_each_other() {
 }
 
 #[test]
-fn without_a_runtime_it_fails_with_the_reason() {
+fn a_watch_without_a_runtime_fails_with_the_reason() {
     let text = std::panic::catch_unwind(|| drop(testing::watch())).unwrap_err();
     let text = text.downcast_ref::<&str>().copied().expect("a text");
     assert!(text.contains("needs a runtime"), "{text}");
 }
 
 #[tokio::test]
-async fn watched_twice_it_fails_with_the_reason() {
+async fn a_second_watch_fails_with_the_reason() {
     let mut first = testing::watch();
     let text = failure(|| drop(testing::watch())).expect("it is watched");
     assert!(

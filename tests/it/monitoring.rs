@@ -19,7 +19,7 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// The metrics that a text speaks of. Recorded series have a colon before the name.
+/// The metrics in a text. Recorded series have a colon before the name.
 fn named(text: &str) -> BTreeSet<String> {
     let is_of_name =
         |character: char| character.is_ascii_alphanumeric() || "_:".contains(character);
@@ -88,9 +88,10 @@ fn every_alert_has_a_test_and_a_section_in_the_runbook() {
 }
 
 #[test]
-fn the_words_of_the_wild_are_found() {
+fn names_of_metrics_are_found_in_a_query() {
     let found = named(
-        "rate(tokio_stall_stalls_total[5m]) + a:tokio_stall_b:c \"tokio_stall_scheduler_lag_seconds_bucket{\"",
+        "rate(tokio_stall_stalls_total[5m]) + a:tokio_stall_b:c \
+         \"tokio_stall_scheduler_lag_seconds_bucket{\"",
     );
     let expected = [
         "tokio_stall_scheduler_lag_seconds",
@@ -99,11 +100,15 @@ fn the_words_of_the_wild_are_found() {
     assert_eq!(found, expected.map(str::to_owned).into());
 }
 
-/// The list as a table for people. `TOKIO_STALL_WRITE=1 cargo test --all-features --test monitoring` writes it.
+/// The list as a table for people. This writes it:
+///
+/// ```sh
+/// TOKIO_STALL_WRITE=1 cargo test --all-features --test it monitoring
+/// ```
 #[test]
 fn the_table_is_made_from_the_list() {
     let mut table = String::from(
-        "# Metrics\n\nMade from `tokio_stall::metrics::METRICS` by `tests/monitoring.rs`.\n\n\
+        "# Metrics\n\nMade from `tokio_stall::metrics::METRICS` by `tests/it/monitoring.rs`.\n\n\
          | name | type | labels | meaning |\n|---|---|---|---|\n",
     );
     for metric in METRICS {

@@ -1,21 +1,20 @@
-//! A real Prometheus watches a service of ours: through a stall of all workers, with the alerts that we ship.
+//! A real Prometheus watches a service through a stall of all workers, with this crate's alerts.
 //!
-//! Needs `prometheus` and `promtool`, in the folder that `PROMETHEUS_BIN` names or on the path. Without them
-//! nothing is checked, and the test says so.
+//! Needs `prometheus` and `promtool`, in the folder that `PROMETHEUS_BIN` names or on the path.
+//! Without them nothing is checked, and the tests say so.
 
-mod scraped;
-
-use scraped::get;
+use crate::support::scraped::{free_address, get, scrape, wait_for};
+use crate::support::stage::Stage;
+use crate::support::{Held, wait_within};
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_stall::FutureExt as _;
 
 const WORKERS: usize = 4;
-/// What is waited for comes within seconds; the bound is only there for what never comes.
+/// The bound of waits, of which each takes some seconds at most.
 const FOREVER: Duration = Duration::from_secs(90);
 
 /// A program of the Prometheus package, if it is there.
@@ -47,17 +46,11 @@ impl Prometheus {
         );
         let file = folder.join("prometheus.yml");
         std::fs::write(&file, config).unwrap();
-        // Free now, and likely still free in a moment.
-        let address = TcpListener::bind(("127.0.0.1", 0))
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let address = free_address();
+        let data = folder.join("data");
         let child = Command::new(program)
             .arg(format!("--config.file={}", file.display()))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                folder.join("data").display()
-            ))
+            .arg(format!("--storage.tsdb.path={}", data.display()))
             .arg(format!("--web.listen-address={address}"))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("log")).unwrap())
@@ -70,11 +63,15 @@ impl Prometheus {
     }
 
     fn wait(&self, what: &str, fits: impl Fn() -> bool) {
-        let deadline = Instant::now() + FOREVER;
-        while !fits() {
-            assert!(Instant::now() < deadline, "waited in vain for {what}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        wait_within(FOREVER, what, || {
+            std::thread::sleep(Duration::from_millis(100));
+            fits()
+        });
+    }
+
+    #[track_caller]
+    fn assert_is(&self, query: &str, expected: f64) {
+        assert_eq!(self.value(query), Some(expected), "{query}");
     }
 
     /// The values of an instant query, each with its labels.
@@ -125,50 +122,40 @@ impl Drop for Prometheus {
     }
 }
 
-#[test]
-fn prometheus_sees_a_stall_before_it_ends_and_never_loses_its_target() {
-    let (Some(prometheus), Some(promtool)) = (program("prometheus"), program("promtool")) else {
-        // To the real standard error: what a passing test prints is swallowed.
+/// Prometheus and promtool, or a word that there are none.
+fn programs() -> Option<(PathBuf, PathBuf)> {
+    let programs = program("prometheus").zip(program("promtool"));
+    if programs.is_none() {
+        // To the real standard error: libtest swallows prints of a test that passes.
         writeln!(
             std::io::stderr().lock(),
-            "NOT CHECKED: neither PROMETHEUS_BIN nor the path has prometheus and promtool; `bash .ci/prometheus` fetches them"
+            "NOT CHECKED: neither PROMETHEUS_BIN nor the path has prometheus and promtool; \
+             `bash .ci/prometheus` fetches them"
         )
         .unwrap();
-        return;
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()
-        .unwrap();
-    let watch = tokio_stall::Builder::new()
-        .runtime("api", runtime.handle().clone())
-        .serve(([127, 0, 0, 1], 0))
-        .start()
-        .unwrap();
-    let served_at = watch.served_at().unwrap();
-    for _ in 0..WORKERS {
-        runtime.spawn(
-            async {
-                loop {
-                    tokio::time::sleep(Duration::from_millis(3)).await;
-                }
-            }
-            .watched("well behaved"),
-        );
     }
-    let folder = tempfile::tempdir().unwrap();
-    let prometheus = Prometheus::start(&prometheus, folder.path(), served_at);
+    programs
+}
 
-    // A healthy while.
-    prometheus.wait("the first scrapes", || {
-        prometheus.value("count_over_time(tokio_stall_build_info[1m])") >= Some(8.0)
-    });
-    assert_eq!(
-        prometheus.firing(),
-        Vec::<String>::new(),
-        "nothing is wrong"
-    );
+/// A service with some well behaved tasks, and its address.
+fn service() -> (Stage, SocketAddr) {
+    let stage = Stage::multi_thread(WORKERS).named("api");
+    let stage = stage.settings(|builder| builder.serve(([127, 0, 0, 1], 0)));
+    let stage = stage.start();
+    for _ in 0..WORKERS {
+        let task = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        };
+        stage.runtime.spawn(task.watched("well behaved"));
+    }
+    let served_at = stage.watch.served_at().unwrap();
+    (stage, served_at)
+}
+
+/// Has `promtool check metrics` read the text.
+fn check_with(promtool: &Path, scrape: &str) {
     let mut check = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -176,60 +163,82 @@ fn prometheus_sees_a_stall_before_it_ends_and_never_loses_its_target() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let scrape = get(served_at, "/metrics").unwrap().body;
-    check
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(scrape.as_bytes())
-        .unwrap();
+    let mut stdin = check.stdin.take().unwrap();
+    stdin.write_all(scrape.as_bytes()).unwrap();
+    drop(stdin);
     let checked = check.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&checked.stderr).into_owned()
         + &String::from_utf8_lossy(&checked.stdout);
-    assert!(
-        checked.status.success() && said.trim().is_empty(),
-        "promtool: {said}"
-    );
+    assert!(checked.status.success(), "promtool: {said}");
+    assert!(said.trim().is_empty(), "promtool: {said}");
+}
 
-    // All workers blocked, until the sender is dropped.
-    let (release, held) = mpsc::channel::<()>();
-    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+#[test]
+fn promtool_has_nothing_to_say_about_a_scrape() {
+    let Some((_, promtool)) = programs() else {
+        return;
+    };
+    let (_stage, served_at) = service();
+    let polls = "tokio_stall_poll_duration_seconds_count";
+    wait_for(
+        || Some(scrape(served_at)),
+        |scraped| scraped.sum(polls, &[]) > 0.0,
+    );
+    check_with(&promtool, &get(served_at, "/metrics").unwrap().body);
+}
+
+const ENDED: &str = "sum(tokio_stall_stall_duration_seconds_count)";
+
+/// The service is healthy, then stalled, then healthy again.
+#[test]
+fn prometheus_sees_a_stall_before_it_ends_and_keeps_its_target() {
+    let Some((program, _)) = programs() else {
+        return;
+    };
+    let (stage, served_at) = service();
+    let folder = tempfile::tempdir().unwrap();
+    let prometheus = Prometheus::start(&program, folder.path(), served_at);
+    prometheus.wait("the first scrapes", || {
+        prometheus.value("count_over_time(tokio_stall_build_info[1m])") >= Some(8.0)
+    });
+    assert_eq!(prometheus.firing(), [""; 0], "nothing is wrong");
+
+    let (release, held) = Held::new();
     for _ in 0..WORKERS {
         let held = held.clone();
-        runtime.spawn(async move { held.lock().unwrap().recv().ok() }.watched("planted"));
+        let planted = async move { held.wait() };
+        stage.runtime.spawn(planted.watched("planted"));
     }
+    assert_stall_is_seen(&prometheus);
+    drop(release);
+    assert_end_is_seen(&prometheus);
+}
+
+/// All workers are stalled, and stay so until the end of this.
+fn assert_stall_is_seen(prometheus: &Prometheus) {
     prometheus.wait("the age of the stall going on", || {
-        prometheus.value("count(tokio_stall_worker_stalled_seconds > 0)") == Some(WORKERS as f64)
+        let stalled = "count(tokio_stall_worker_stalled_seconds > 0)";
+        prometheus.value(stalled) == Some(WORKERS as f64)
     });
     prometheus.wait("both alerts about stalled workers", || {
         let firing = prometheus.firing();
-        ["TokioWorkerStalledNow", "TokioAllWorkersStalled"]
-            .iter()
-            .all(|alert| firing.iter().any(|name| name == alert))
+        let mut alerts = ["TokioWorkerStalledNow", "TokioAllWorkersStalled"].iter();
+        alerts.all(|alert| firing.iter().any(|name| name == alert))
     });
-    // Still so: the stall goes on until this line. No scrape has failed on the way.
+    // No scrape has failed on the way.
     assert!(prometheus.value("max(tokio_stall_worker_stalled_seconds)") > Some(5.0));
-    assert_eq!(prometheus.value("min_over_time(up[5m])"), Some(1.0));
-    assert_eq!(
-        prometheus.value("sum(tokio_stall_stall_duration_seconds_count)"),
-        Some(0.0),
-        "not over"
-    );
-    drop(release);
+    prometheus.assert_is("min_over_time(up[5m])", 1.0);
+    prometheus.assert_is(ENDED, 0.0);
+}
 
+fn assert_end_is_seen(prometheus: &Prometheus) {
+    let all = Some(WORKERS as f64);
     // A machine with more to do than CPUs may bring another stall about.
-    prometheus.wait("the end", || {
-        prometheus.value("sum(tokio_stall_stall_duration_seconds_count)") >= Some(WORKERS as f64)
-    });
+    prometheus.wait("the end", || prometheus.value(ENDED) >= all);
     prometheus.wait("the alerts' end", || prometheus.firing().is_empty());
     // Counters that begin at zero have an increase, extrapolated to the whole window as ever.
-    assert!(
-        prometheus.value("max(increase(tokio_stall_stalls_total[5m]))") >= Some(WORKERS as f64)
-    );
-    assert_eq!(
-        prometheus.value("sum(resets(tokio_stall_stalls_total[5m]))"),
-        Some(0.0)
-    );
-    assert_eq!(prometheus.value("min_over_time(up[5m])"), Some(1.0));
-    drop(watch);
+    let increase = prometheus.value("max(increase(tokio_stall_stalls_total[5m]))");
+    assert!(increase >= all, "{increase:?}");
+    prometheus.assert_is("sum(resets(tokio_stall_stalls_total[5m]))", 0.0);
+    prometheus.assert_is("min_over_time(up[5m])", 1.0);
 }

@@ -1,10 +1,9 @@
-//! `assert_never_blocks`: what it finds, what it passes over, and what it says.
-#![cfg(target_os = "linux")]
+//! `assert_never_blocks`: the blocking calls it finds, the ones it passes over, and its words.
 
-mod seen;
-
+use crate::support::load::compute;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::support::signal::block_sigurg;
 use futures::FutureExt as _;
-use seen::compute;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,12 +17,14 @@ async fn failure<F: Future>(assertion: NeverBlocks<F>) -> Option<String> {
     Some(*failed.downcast::<String>().expect("a text"))
 }
 
+const READS: u32 = line!() + 3;
 #[inline(never)]
 fn read_slowly() {
     std::thread::sleep(3 * MS);
 }
 
-/// Without what differs from run to run: figures, and the frames of the standard library.
+/// The text without the parts that differ from run to run: figures, and frames of the standard
+/// library.
 fn redacted(text: &str) -> String {
     let is_std = |line: &&str| !line.contains("(std/src") && !line.contains("nanosleep");
     let lines = text.lines().filter(is_std).map(|line| {
@@ -47,19 +48,27 @@ fn redacted(text: &str) -> String {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[tokio::test]
 async fn a_failure_says_what_blocked_where_why_and_what_to_do() {
+    let asserts = line!() + 1;
     let text = failure(assert_never_blocks(async { read_slowly() })).await;
     let text = redacted(&text.expect("3 ms of sleep"));
-    let expected = "blocked its thread: asleep for N ms
-  where     never_blocks::read_slowly (tests/never_blocks.rs:23)
-  in        poll 1 of never_blocks::a_failure_says_what_blocked_where_why_and_what_to_do::{{closure}}::{{closure}}, asserted at tests/never_blocks.rs:50:24
-  why       blocked/sleep: asleep N ms in N sleeps, computing N ms; without a CPU N ms, which does not count
-            never_blocks::read_slowly (tests/never_blocks.rs:23)
-            never_blocks::a_failure_says_what_blocked_where_why_and_what_to_do (tests/never_blocks.rs:50)
+    let test = "it::never_blocks::a_failure_says_what_blocked_where_why_and_what_to_do";
+    let future = format!("{test}::{{{{closure}}}}::{{{{closure}}}}");
+    let file = file!();
+    let expected = format!(
+        "blocked its thread: asleep for N ms
+  where     it::never_blocks::read_slowly ({file}:{READS})
+  in        poll 1 of {future}, asserted at {file}:{asserts}:24
+  why       blocked/sleep: asleep N ms in N sleeps, computing N ms; \
+            without a CPU N ms, which does not count
+            it::never_blocks::read_slowly ({file}:{READS})
+            {test} ({file}:{asserts})
   do        Sleep with `tokio::time::sleep(…).await`, which leaves the worker to other tasks.
-  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`; for later, in a baseline file:
+  or        say why it may: `tokio_stall::allow_blocking(\"…\", || …)`; \
+            for later, in a baseline file:
                 [[known]]
-                site = \"never_blocks::read_slowly\"
-                cause = \"blocked/sleep\"";
+                site = \"it::never_blocks::read_slowly\"
+                cause = \"blocked/sleep\""
+    );
     assert_eq!(text, expected, "\n{text}");
 }
 
@@ -75,7 +84,7 @@ async fn only_the_poll_that_blocks_is_named() {
 }
 
 #[tokio::test]
-async fn the_output_is_the_future_s() {
+async fn the_output_is_the_one_of_the_future() {
     assert_eq!(assert_never_blocks(async { 42 }).await, 42);
 }
 
@@ -100,7 +109,7 @@ async fn the_budget_is_of_cpu_time() {
 }
 
 #[tokio::test]
-async fn what_is_allowed_passes_and_what_is_beside_it_does_not() {
+async fn allowed_blocking_passes_and_blocking_beside_it_does_not() {
     let allowed = || tokio_stall::allow_blocking("it is a test", || std::thread::sleep(5 * MS));
     assert_eq!(
         failure(assert_never_blocks(async { allowed() })).await,
@@ -131,22 +140,25 @@ async fn a_known_site_passes_and_a_new_one_fails() {
     let path = std::env::temp_dir().join(format!("known_{}.toml", std::process::id()));
     std::fs::write(
         &path,
-        "[[known]]\nsite = \"never_blocks::read_slowly\"\ncause = \"blocked/sleep\"\n\
-         [[known]]\nsite = \"never_blocks::mended\"\n",
+        "[[known]]\nsite = \"it::never_blocks::read_slowly\"\ncause = \"blocked/sleep\"\n\
+         [[known]]\nsite = \"it::never_blocks::mended\"\n",
     )
     .unwrap();
     let known = testing::baseline(&path);
     std::fs::remove_file(&path).unwrap();
     let old = assert_never_blocks(async { read_slowly() }).known(&known);
     assert_eq!(failure(old).await, None);
-    assert_eq!(known.met(), [("never_blocks::read_slowly".to_owned(), 1)]);
-    assert_eq!(known.vanished(), ["never_blocks::mended"]);
+    assert_eq!(
+        known.met(),
+        [("it::never_blocks::read_slowly".to_owned(), 1)]
+    );
+    assert_eq!(known.vanished(), ["it::never_blocks::mended"]);
     let new = assert_never_blocks(async { std::thread::sleep(2 * MS) }).known(&known);
     assert!(failure(new).await.is_some());
 }
 
 #[tokio::test]
-async fn a_lock_that_is_free_is_none_and_one_that_is_held_is() {
+async fn a_free_lock_passes_and_a_held_one_does_not() {
     let lock = Arc::new(Mutex::new(0));
     let free = assert_never_blocks(async { *lock.lock().unwrap() += 1 });
     assert_eq!(failure(free).await, None);
@@ -176,26 +188,17 @@ async fn assertions_nest() {
     assert_eq!(failure(fine).await, None);
 }
 
-/// Without its signal there is no stack. Then the figures decide alone, and the text says what is missing.
+/// Without its signal there is no stack. The figures decide alone, and the text says that the stack
+/// is missing.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[allow(unsafe_code)]
 #[test]
 fn a_thread_that_blocks_the_signal_is_not_passed_blindly() {
-    let block = || {
-        // SAFETY: a set of signals on this stack, filled in before it is used.
-        unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, libc::SIGURG);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        }
-    };
     let blind = |measured_before: bool| {
         std::thread::spawn(move || {
             if measured_before {
                 futures::executor::block_on(assert_never_blocks(async {}));
             }
-            block();
+            block_sigurg();
             futures::executor::block_on(failure(assert_never_blocks(async { read_slowly() })))
         })
         .join()

@@ -1,7 +1,6 @@
-//! `testing::block_on` and `testing::runtime`: every blocking call of every task, exactly.
-#![cfg(target_os = "linux")]
+//! `testing::block_on` and `testing::runtime` find every blocking call of every task, exactly.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::support::failure;
 use std::time::Duration;
 use tokio_stall::testing::{self, Runtime};
 
@@ -11,13 +10,7 @@ fn current_thread() -> Runtime {
     testing::runtime_from(tokio::runtime::Builder::new_current_thread().enable_all())
 }
 
-/// The text that `f` fails with, if it does.
-fn failure(f: impl FnOnce()) -> Option<String> {
-    let failed = catch_unwind(AssertUnwindSafe(f)).err()?;
-    Some(*failed.downcast::<String>().expect("a text"))
-}
-
-/// Longer than the wait for a CPU that follows it on a busy machine, which is not blamed on anybody.
+/// Longer than the wait for a CPU that follows it on a busy machine, for which nobody is blamed.
 #[inline(never)]
 fn block() {
     std::thread::sleep(5 * MS);
@@ -43,7 +36,7 @@ async fn work_without_blocking() {
 }
 
 #[test]
-fn what_does_not_block_passes_on_both_flavours() {
+fn work_that_does_not_block_passes_on_both_flavours() {
     for runtime in [testing::runtime(), current_thread()] {
         for _ in 0..10 {
             runtime.block_on(work_without_blocking());
@@ -63,7 +56,7 @@ fn a_task_that_blocks_is_found_on_both_flavours() {
             "{text}"
         );
         assert!(
-            text.contains("where     test_runtime::block (tests/test_runtime.rs:"),
+            text.contains("where     it::test_runtime::block (tests/it/test_runtime.rs:"),
             "{text}"
         );
         assert!(text.contains("one of the polls of worker"), "{text}");
@@ -72,7 +65,7 @@ fn a_task_that_blocks_is_found_on_both_flavours() {
 }
 
 #[test]
-fn the_future_given_to_block_on_is_found_too() {
+fn a_future_given_to_block_on_is_found_too() {
     for runtime in [testing::runtime(), current_thread()] {
         let text = failure(|| runtime.block_on(async { block() })).expect("it sleeps");
         assert!(text.contains("test_runtime::block"), "{text}");
@@ -119,7 +112,7 @@ fn runtimes_do_not_see_each_other() {
 }
 
 #[test]
-fn what_nobody_has_asserted_fails_when_the_runtime_is_dropped() {
+fn a_blocking_call_nobody_has_asserted_fails_at_the_drop() {
     let text = failure(|| {
         let runtime = testing::runtime();
         runtime.handle().spawn(async { block() });

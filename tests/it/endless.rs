@@ -1,11 +1,10 @@
 //! A stall that does not end, and a reporter that is stuck: the news still gets out.
-#![cfg(target_os = "linux")]
 
-mod seen;
-
-use seen::{FOREVER, child, workers};
-use std::io::{BufRead as _, BufReader};
-use std::sync::mpsc;
+use crate::support::stage::Stage;
+use crate::support::{FOREVER, child};
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::Child;
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 use tokio_stall::FutureExt as _;
 
@@ -17,19 +16,17 @@ fn endless_child() {
     if !child::is_here(CHILD) {
         return;
     }
-    let runtime = workers(2);
     let (told, began) = mpsc::channel();
-    let watch = tokio_stall::Builder::new()
-        .runtime("api", runtime.handle().clone())
-        .on_stall(move |report| {
+    let stage = Stage::multi_thread(2).named("api").settings(|builder| {
+        builder.on_stall(move |report| {
             told.send(report.id).ok();
             std::thread::sleep(Duration::MAX);
         })
-        .start()
-        .unwrap();
+    });
+    let Stage { runtime, watch, .. } = stage.start();
     runtime.spawn(async { std::thread::sleep(Duration::MAX) }.watched("never_returns"));
     let id = began.recv_timeout(FOREVER).unwrap();
-    // The reporter is stuck for good. The live view does not depend on it, names included.
+    // The reporter is stuck for good. The live view does not need it, not even for names.
     let now = watch.stalled_now();
     assert_eq!(now.len(), 1);
     assert_eq!(
@@ -41,32 +38,32 @@ fn endless_child() {
     std::thread::sleep(Duration::MAX);
 }
 
+/// The lines of both outputs of a child, as they come.
+fn lines_of(child: &mut Child) -> Receiver<String> {
+    let (send, lines) = mpsc::channel();
+    let errors: Box<dyn Read + Send> = Box::new(child.stderr.take().unwrap());
+    let output: Box<dyn Read + Send> = Box::new(child.stdout.take().unwrap());
+    for file in [errors, output] {
+        let send = send.clone();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(file).lines().map_while(Result::ok);
+            lines.try_for_each(|line| send.send(line))
+        });
+    }
+    lines
+}
+
 #[test]
 fn an_endless_stall_reaches_standard_error_past_a_stuck_reporter() {
-    let mut child = child::start("endless_child", CHILD);
-    let (send, lines) = mpsc::channel();
-    let errors = BufReader::new(child.stderr.take().unwrap());
-    let output = BufReader::new(child.stdout.take().unwrap());
-    let also_send = send.clone();
-    std::thread::spawn(move || {
-        errors
-            .lines()
-            .map_while(Result::ok)
-            .try_for_each(|line| send.send(line))
-    });
-    std::thread::spawn(move || {
-        output
-            .lines()
-            .map_while(Result::ok)
-            .try_for_each(|line| also_send.send(line))
-    });
+    let mut child = child::start("endless::endless_child", CHILD);
+    let lines = lines_of(&mut child);
     let deadline = Instant::now() + FOREVER * 2;
     let (mut live, mut last_words) = (false, false);
     let mut all = Vec::new();
     while !(live && last_words) {
-        let line = lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        let line =
-            line.unwrap_or_else(|_| panic!("neither more lines nor what is wanted in {all:#?}"));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = lines.recv_timeout(left);
+        let line = line.unwrap_or_else(|_| panic!("no more lines, or no more time: {all:#?}"));
         live |= line.contains("live view works");
         last_words |=
             line.contains("tokio-stall: worker ") && line.contains("of \"api\" blocked for 10");

@@ -1,16 +1,17 @@
 //! The server and its clients: each complete request is answered, and a service that answers is never restarted.
-#![cfg(feature = "serve")]
 
-mod scraped;
-mod seen;
-
-use scraped::get;
-use seen::workers;
+use crate::support::FOREVER;
+use crate::support::scraped::get;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_stall::{Builder, Guard, Liveness};
+
+fn workers(number: usize) -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(number).enable_all().build().unwrap()
+}
 
 fn served(runtime: &Runtime, builder: Builder) -> (Guard, SocketAddr) {
     let watch = builder
@@ -24,7 +25,7 @@ fn served(runtime: &Runtime, builder: Builder) -> (Guard, SocketAddr) {
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(seen::FOREVER)).unwrap();
+    stream.set_read_timeout(Some(FOREVER)).unwrap();
     stream
 }
 

@@ -1,9 +1,9 @@
-//! What Prometheus would be told, taken apart.
-#![allow(dead_code, unreachable_pub)] // Each test binary uses its own part.
+//! A scrape of metrics, as Prometheus makes it, taken apart.
 
+use super::FOREVER;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// One answer to a scrape.
@@ -47,6 +47,12 @@ impl Scraped {
         self.samples.keys().map(|series| name(series)).collect()
     }
 
+    /// The number of workers that a stall holds now.
+    pub fn stalled(&self) -> usize {
+        let workers = self.with("tokio_stall_worker_stalled_seconds", &[]);
+        workers.filter(|(_, age)| *age > 0.0).count()
+    }
+
     /// The sum of all samples of this name that have all of these labels, written as `key="value"`.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         self.with(name, labels).map(|(_, value)| value).sum()
@@ -66,7 +72,7 @@ impl Scraped {
         })
     }
 
-    /// What must never go back: counters, and the parts of histograms.
+    /// The series that must never go back: counters, and the parts of histograms.
     pub fn growing(&self) -> impl Iterator<Item = (&str, f64)> {
         self.samples.iter().filter_map(|(series, value)| {
             let name = series.split('{').next()?;
@@ -90,9 +96,7 @@ pub struct Answer {
 pub fn get(address: SocketAddr, path: &str) -> Option<Answer> {
     let asked = Instant::now();
     let mut stream = TcpStream::connect(address).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .ok()?;
+    stream.set_read_timeout(Some(FOREVER)).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
@@ -104,6 +108,28 @@ pub fn get(address: SocketAddr, path: &str) -> Option<Answer> {
         body: body.to_owned(),
         took: asked.elapsed(),
     })
+}
+
+/// Waits for a scrape that fits. While a server starts, there may be no answer.
+#[track_caller]
+pub fn wait_for(
+    mut scrape: impl FnMut() -> Option<Scraped>,
+    fits: impl Fn(&Scraped) -> bool,
+) -> Scraped {
+    let deadline = Instant::now() + FOREVER;
+    loop {
+        match scrape() {
+            Some(scraped) if fits(&scraped) => return scraped,
+            scraped => assert!(Instant::now() < deadline, "waited in vain: {scraped:#?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An address that is free now, and likely still free in a moment.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// Scrapes a server of ours.

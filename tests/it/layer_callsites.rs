@@ -1,4 +1,4 @@
-//! The layer turns no callsite on that would otherwise be off, in whatever order layers are added.
+//! The layer turns no callsite on that would otherwise be off, in any order of layers.
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber, event_enabled, span_enabled};
@@ -6,7 +6,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::Registry;
 
-/// What a set of layers enables.
+/// The callsites that a set of layers enables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Enabled {
     debug_span: bool,

@@ -1,14 +1,14 @@
-//! A CPU quota is the host's doing: it makes no stall of short polls, and is named where it makes one longer.
-#![cfg(target_os = "linux")]
+//! A CPU quota is the host's doing: it makes no stall of short polls, and a report names it if it
+//! makes a stall longer.
 
-mod seen;
-
-use seen::{Seen, child, compute, short_polls, workers};
+use crate::support::child;
+use crate::support::load::{compute, short_polls};
+use crate::support::stage::Stage;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio_stall::{Cause, FutureExt as _, Phase};
+use tokio_stall::Cause;
 
 const CHILD: &str = "TOKIO_STALL_TEST_QUOTA_CHILD";
 
@@ -18,7 +18,7 @@ const NAME: &str = "tokio-stall-test-";
 struct Group(PathBuf);
 
 impl Group {
-    /// `Err` where this machine does not let us make one.
+    /// `Err` if this machine does not let us make one.
     fn new() -> io::Result<Group> {
         let name = format!("{NAME}{}", std::process::id());
         let v1 = Path::new("/sys/fs/cgroup/cpu");
@@ -56,7 +56,7 @@ impl Drop for Group {
     }
 }
 
-/// The child: waits until it has been put into the group, then is busy with short polls.
+/// The child: waits until it is in the group, then is busy with short polls.
 #[test]
 fn throttled_child() {
     if !child::is_here(CHILD) {
@@ -68,25 +68,16 @@ fn throttled_child() {
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    workers(2).block_on(async {
-        let (_watch, seen) = Seen::watch();
-        short_polls(60).await;
-        let false_alarms = seen.certain();
-        assert!(false_alarms.is_empty(), "{false_alarms:#?}");
-        // Positive control: a long poll is found, and most of its time is known to be the quota's.
-        tokio::spawn(async { compute(Duration::from_millis(30)) }.watched("long_poll"))
-            .await
-            .unwrap();
-        let long = seen.wait(|report| {
-            report.phase == Phase::Ended && report.span.as_deref() == Some("long_poll")
-        });
-        assert_eq!(long.cause, Cause::Throttled, "{long}");
-        assert!(
-            long.cause.is_host() && long.time.throttled > long.time.cpu,
-            "{long}"
-        );
-        println!("throttled, and told so:\n{long}");
-    });
+    let stage = Stage::multi_thread(2).start();
+    stage.block_on(short_polls(60));
+    let false_alarms = stage.seen.certain();
+    assert!(false_alarms.is_empty(), "{false_alarms:#?}");
+    // Positive control: a long poll is found, and most of its time is known to be the quota's.
+    let long = stage.run_stalling("long_poll", async { compute(Duration::from_millis(30)) });
+    assert_eq!(long.cause, Cause::Throttled, "{long}");
+    assert!(long.cause.is_host(), "{long}");
+    assert!(long.time.throttled > long.time.cpu, "{long}");
+    println!("throttled, and told so:\n{long}");
 }
 
 #[test]
@@ -98,7 +89,7 @@ fn a_quota_is_not_blamed_on_code() {
             return;
         }
     };
-    let child = child::start("throttled_child", CHILD);
+    let child = child::start("quota::throttled_child", CHILD);
     group.take(child.id()).unwrap();
     println!("{}", child::assert_said(child, "throttled, and told so"));
 }

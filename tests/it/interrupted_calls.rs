@@ -1,43 +1,22 @@
-//! What a system call sees of the signal that takes a stack: most are restarted, the few that never are
-//! return early, once, and std calls those again.
-#![cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64")
-))]
+//! The signal that takes a stack restarts most system calls. The few that are never restarted
+//! return early, once, and std makes those again.
 
-mod seen;
-
-use seen::Seen;
+use crate::support::stage::{Setup, Stage};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Runtime;
-use tokio_stall::{Builder, FutureExt as _, Guard, Missing, NoStack, Phase, Stacks, StallReport};
+use tokio_stall::{FutureExt as _, Missing, NoStack, Phase, Stacks, StallReport};
 
-fn watched(name: &str, change: impl FnOnce(Builder) -> Builder) -> (Runtime, Guard, Seen) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let (builder, seen) = Seen::builder();
-    let builder = builder.runtime(name, runtime.handle().clone());
-    let guard = change(builder).start().unwrap();
-    // A worker that blocks before it has said which thread it is cannot be signalled.
-    let deadline = Instant::now() + seen::FOREVER;
-    while guard.coverage()[0].known_threads < 1 {
-        assert!(Instant::now() < deadline, "{:?}", guard.coverage());
-        std::thread::yield_now();
-    }
-    (runtime, guard, seen)
+fn one_worker() -> Setup {
+    Stage::multi_thread(1)
 }
 
 fn has_stack(report: &StallReport) -> bool {
     !report.stacks.is_empty()
 }
 
-/// Calls it, and says what it returned and with which error.
+/// Makes a call. Returns its result, and the error of one that failed.
 fn called(call: impl FnOnce() -> i64) -> (i64, Option<i32>) {
     let returned = call();
     let error = (returned < 0).then(|| io::Error::last_os_error().raw_os_error());
@@ -66,41 +45,40 @@ fn polls_until_readable(file: BorrowedFd<'_>) -> (i64, Option<i32>) {
 #[allow(unsafe_code)]
 fn reads_a_byte(file: BorrowedFd<'_>, byte: &mut u8) -> (i64, Option<i32>) {
     let to = std::ptr::from_mut(byte).cast();
-    // SAFETY: room for one byte, which is what is asked for.
+    // SAFETY: there is room for one byte, and one byte is asked for.
     called(|| unsafe { libc::read(file.as_raw_fd(), to, 1) } as i64)
 }
 
 #[test]
 fn a_poll_returns_early() {
-    let (runtime, _watch, seen) = watched("polls", |builder| builder);
+    let stage = one_worker().start_known();
     let (send, until_told) = mpsc::channel::<()>();
-    let polling = runtime.spawn(
+    let polling = stage.runtime.spawn(
         async move {
             let returned = polls_nothing(20_000);
-            // The stack is taken a tick before this is a stall, and without it this would not become one.
+            // The stack is taken a tick before this is a stall. Without this wait it would not be.
             until_told.recv().ok();
             returned
         }
         .watched("polls"),
     );
     // It was our signal: there is a stack, of this call.
-    let told = seen.wait(has_stack);
+    let told = stage.seen.wait(has_stack);
     drop(send);
     let names = told.stacks[0].frames.iter();
     let mut names = names.filter_map(|frame| frame.function.as_deref());
     assert!(
-        names.any(|name| name == "interrupted_calls::polls_nothing"),
+        names.any(|name| name == "it::interrupted_calls::polls_nothing"),
         "{told:#?}"
     );
-    assert_eq!(runtime.block_on(polling).unwrap(), INTERRUPTED);
+    assert_eq!(stage.block_on(polling).unwrap(), INTERRUPTED);
 }
 
 #[test]
-fn a_poll_that_is_made_again_is_left_alone() {
-    use std::os::fd::AsFd as _;
-    let (runtime, _watch, seen) = watched("polls again", |builder| builder);
+fn a_poll_that_is_made_again_is_interrupted_once() {
+    let stage = one_worker().start_known();
     let (reader, mut writer) = io::pipe().unwrap();
-    let polling = runtime.spawn(
+    let polling = stage.runtime.spawn(
         async move {
             let mut early = 0;
             loop {
@@ -112,41 +90,47 @@ fn a_poll_that_is_made_again_is_left_alone() {
         }
         .watched("polls"),
     );
-    // Announced five times by then, each of them an occasion.
-    let told =
-        seen.wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
+    // By then the stall was announced five times, and each time was an occasion.
+    let told = stage
+        .seen
+        .wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
     writer.write_all(b"x").unwrap();
-    let polled = runtime.block_on(polling).unwrap();
-    assert_eq!(polled, (1, (1, None)), "{:#?}", seen.wait_for_end(told.id));
+    let polled = stage.block_on(polling).unwrap();
+    assert_eq!(
+        polled,
+        (1, (1, None)),
+        "{:#?}",
+        stage.seen.wait_for_end(told.id)
+    );
 }
 
 #[test]
 fn a_read_goes_on() {
-    use std::os::fd::AsFd as _;
-    let (runtime, _watch, seen) = watched("reads", |builder| builder);
+    let stage = one_worker().start_known();
     let (reader, mut writer) = io::pipe().unwrap();
-    let reading = runtime.spawn(
+    let reading = stage.runtime.spawn(
         async move {
             let mut byte = 0;
             (reads_a_byte(reader.as_fd(), &mut byte), byte)
         }
         .watched("reads"),
     );
-    // The stack has been taken, and it is still in there.
-    let told =
-        seen.wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
+    // The stack has been taken, and the thread is still in the call.
+    let told = stage
+        .seen
+        .wait(|report| has_stack(report) && report.duration >= Duration::from_millis(160));
     assert_eq!(told.phase, Phase::Ongoing, "{told:#?}");
     assert_eq!(told.asleep_in.as_deref(), Some("read"), "{told:#?}");
     writer.write_all(b"x").unwrap();
-    let read = runtime.block_on(reading).unwrap();
+    let read = stage.block_on(reading).unwrap();
     assert_eq!(read, ((1, None), b'x'));
 }
 
 #[test]
 fn a_sleep_of_std_is_not_cut_short() {
     const LONG: Duration = Duration::from_millis(1_500);
-    let (runtime, _watch, seen) = watched("sleeps", |builder| builder);
-    let slept = runtime.spawn(
+    let stage = one_worker().start_known();
+    let slept = stage.runtime.spawn(
         async {
             let start = Instant::now();
             std::thread::sleep(LONG);
@@ -154,10 +138,12 @@ fn a_sleep_of_std_is_not_cut_short() {
         }
         .watched("sleeps"),
     );
-    let slept = runtime.block_on(slept).unwrap();
+    let slept = stage.block_on(slept).unwrap();
     assert!(slept >= LONG, "{slept:?}");
-    // It was signalled in there.
-    let ended = seen.wait(|report| report.phase == Phase::Ended && has_stack(report));
+    // The signal came inside of the sleep.
+    let ended = stage
+        .seen
+        .wait(|report| report.phase == Phase::Ended && has_stack(report));
     let sleeps = |name: &str| name.contains("nanosleep");
     let mut names = ended.stacks[0].frames.iter();
     assert!(
@@ -166,18 +152,19 @@ fn a_sleep_of_std_is_not_cut_short() {
     );
 }
 
-/// Control: it is our signal that interrupts.
+/// The control: our signal interrupts, and nothing else does.
 #[test]
 fn without_stacks_nothing_is_interrupted() {
-    let (runtime, _watch, seen) = watched("off", |builder| builder.stacks(Stacks::Off));
-    let returned = runtime.block_on(runtime.spawn(async { polls_nothing(300) }));
-    assert_eq!(returned.unwrap(), (0, None));
-    // It was seen all the same.
-    let ended = seen.wait(|report| report.phase == Phase::Ended);
+    let stage = one_worker().settings(|builder| builder.stacks(Stacks::Off));
+    let stage = stage.start_known();
+    let returned = stage.run(async { polls_nothing(300) });
+    assert_eq!(returned, (0, None));
+    // The stall was seen all the same.
+    let ended = stage.seen.wait_for_an_end();
     assert_eq!(ended.asleep_in.as_deref(), Some("poll"), "{ended:#?}");
     assert!(
         ended.missing.contains(&Missing::Stack(NoStack::Off)),
         "{ended:#?}"
     );
-    assert!(!seen.all().iter().any(has_stack));
+    assert!(!stage.seen.all().iter().any(has_stack));
 }

@@ -1,0 +1,207 @@
+//! The ledger: blocking far below the threshold is seen, work and a busy host are not taken for it,
+//! and the parts add up to the time that has passed.
+
+use crate::support::load::{Hogs, compute};
+use crate::support::stage::{Stage, sleeps};
+use crate::support::wait_until;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio_stall::WorkerTime;
+
+const NAP: Duration = Duration::from_micros(300);
+const WINDOW: Duration = Duration::from_secs(4);
+
+/// The ledger of the only worker, and its time.
+struct Page(Instant, WorkerTime);
+
+/// The difference of two pages.
+struct Passed {
+    wall: Duration,
+    time: WorkerTime,
+}
+
+fn total(time: &WorkerTime) -> Duration {
+    time.cpu + time.blocked + time.contention + time.parked + time.unknown
+}
+
+impl Page {
+    /// The ledger just after something has been added to it.
+    fn next(stage: &Stage) -> Page {
+        let before = Page::now(stage);
+        wait_until("an addition to the ledger", || Page::now(stage) != before);
+        Page(Instant::now(), Page::whole(stage))
+    }
+
+    /// The ledger between two additions: the states are added one after the other.
+    fn whole(stage: &Stage) -> WorkerTime {
+        loop {
+            let time = Page::now(stage);
+            std::thread::sleep(Duration::from_millis(10));
+            if Page::now(stage) == time {
+                return time;
+            }
+        }
+    }
+
+    fn now(stage: &Stage) -> WorkerTime {
+        stage.watch.status().runtimes[0].worker_time[0]
+    }
+
+    fn until(&self, Page(end, last): &Page) -> Passed {
+        let Page(begin, first) = self;
+        let mut time = *last;
+        time.cpu -= first.cpu;
+        time.blocked -= first.blocked;
+        time.contention -= first.contention;
+        time.parked -= first.parked;
+        time.unknown -= first.unknown;
+        Passed {
+            wall: *end - *begin,
+            time,
+        }
+    }
+}
+
+impl Passed {
+    /// The parts are the whole, and hardly any of it is unknown.
+    #[track_caller]
+    fn assert_adds_up(&self) {
+        let Passed { wall, time } = self;
+        let off = total(time).as_secs_f64() / wall.as_secs_f64() - 1.0;
+        assert!(off.abs() < 0.02, "{:?} of {wall:?}: {time:?}", total(time));
+        let unknown = time.unknown.as_secs_f64();
+        assert!(unknown < 0.01 * wall.as_secs_f64(), "{time:?}");
+    }
+
+    #[track_caller]
+    fn assert_not_blocked(&self) {
+        let (time, all) = (&self.time, total(&self.time));
+        assert!(time.blocked < all / 50, "{time:?} of {all:?}");
+    }
+}
+
+/// The naps of a task: their number, and the time from begin to end of each, added up.
+#[derive(Clone, Default)]
+struct Naps(Arc<(AtomicU64, AtomicU64)>);
+
+impl Naps {
+    async fn go_on(self) {
+        let (number, nanos) = &*self.0;
+        loop {
+            let start = Instant::now();
+            std::thread::sleep(NAP);
+            nanos.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            number.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.0.0.load(Ordering::Relaxed).try_into().unwrap()
+    }
+
+    fn took(&self) -> Duration {
+        Duration::from_nanos(self.0.1.load(Ordering::Relaxed))
+    }
+}
+
+async fn works() {
+    loop {
+        compute(Duration::from_millis(1));
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn yields() {
+    loop {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Three runtimes of one worker each: one naps, one works, one is idle.
+struct Scene {
+    napping: Stage,
+    working: Stage,
+    idle: Stage,
+    naps: Naps,
+}
+
+impl Scene {
+    fn start() -> Scene {
+        let one_worker = |name| Stage::multi_thread(1).named(name).start();
+        let scene = Scene {
+            napping: one_worker("napping"),
+            working: one_worker("working"),
+            idle: one_worker("idle"),
+            naps: Naps::default(),
+        };
+        scene.napping.runtime.spawn(scene.naps.clone().go_on());
+        scene.working.runtime.spawn(works());
+        scene.working.runtime.spawn(yields());
+        scene
+    }
+
+    fn all(&self) -> [&Stage; 3] {
+        [&self.napping, &self.working, &self.idle]
+    }
+}
+
+#[test]
+fn small_naps_are_seen_as_blocked_time() {
+    let scene = Scene::start();
+    let begin = Page::next(&scene.napping);
+    let (number, took) = (scene.naps.number(), scene.naps.took());
+    std::thread::sleep(WINDOW);
+    let napped = NAP * (scene.naps.number() - number);
+    let passed = begin.until(&Page::next(&scene.napping));
+    let took = scene.naps.took() - took;
+
+    passed.assert_adds_up();
+    let blocked = passed.time.blocked;
+    // Each nap is at least that long. The part that tokio does not call busy hides as much of them
+    // as it takes.
+    let hidden = passed.time.cpu + passed.time.contention;
+    println!("napped {napped:?} or more, {took:?} or less; found {blocked:?}; may hide {hidden:?}");
+    assert!(blocked + hidden >= napped);
+    assert!(blocked < took + took / 20);
+    assert!(blocked > Duration::from_millis(50));
+    scene.napping.seen.assert_nothing_certain();
+}
+
+/// The second half of the time has no CPU to give for most of it.
+#[test]
+fn work_and_a_busy_host_are_not_blocked_time() {
+    let scene = Scene::start();
+    let begun = scene.all().map(Page::next);
+    std::thread::sleep(WINDOW);
+    let hogs = Hogs::four_for_each_cpu();
+    std::thread::sleep(WINDOW);
+    drop(hogs);
+    let ended = scene.all().map(Page::next);
+
+    let passed = |index: usize| begun[index].until(&ended[index]);
+    let [napping, working, idle] = [0, 1, 2].map(passed);
+    for passed in [&napping, &working, &idle] {
+        passed.assert_adds_up();
+    }
+    working.assert_not_blocked();
+    idle.assert_not_blocked();
+    let contention = working.time.contention;
+    assert!(contention > Duration::from_secs(1), "{:?}", working.time);
+    let Page(_, idleness) = &ended[2];
+    assert!(idleness.parked > total(idleness) / 2, "{idleness:?}");
+    for stage in scene.all() {
+        stage.seen.assert_nothing_certain();
+    }
+
+    // Positive control: a sleep on the idle worker is blocked time.
+    scene.idle.run(sleeps(Duration::from_secs(1)));
+    wait_until("the sleep in the ledger", || {
+        let slept = Page::now(&scene.idle).blocked - idleness.blocked;
+        slept > Duration::from_millis(250)
+    });
+}

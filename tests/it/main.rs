@@ -1,0 +1,55 @@
+//! The tests that share a process with others: none of them changes anything of the whole process.
+//!
+//! A child that a test starts is this same program, and has a process of its own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(target_os = "linux")]
+mod endless;
+mod hooks;
+#[cfg(target_os = "linux")]
+mod host;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod interrupted_calls;
+mod layer_callsites;
+#[cfg(target_os = "linux")]
+mod ledger;
+#[cfg(feature = "prometheus")]
+mod metrics;
+#[cfg(feature = "metrics")]
+mod monitoring;
+#[cfg(all(feature = "testing", target_os = "linux"))]
+mod never_blocks;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod odd_stacks;
+mod plain_main;
+mod pool_wait;
+#[cfg(target_os = "linux")]
+mod quota;
+#[cfg(feature = "serve")]
+mod real_prometheus;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod served;
+mod several_runtimes;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod sites;
+#[cfg(all(feature = "testing", target_os = "linux"))]
+mod test_runtime;
+#[cfg(all(feature = "testing", target_os = "linux"))]
+mod test_watch;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod unmarked;
+#[cfg(target_os = "linux")]
+mod why;

@@ -1,0 +1,50 @@
+//! An exhausted blocking pool is reported while it lasts, and scheduler lag is measured.
+
+use crate::support::stage::Stage;
+use crate::support::{FOREVER, Held, wait_until};
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio_stall::Phase;
+
+/// Beyond the time that a busy machine takes to start a thread. The pool stays exhausted until the
+/// report.
+const LIMIT: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_closure_that_waits_for_the_blocking_pool_is_reported() {
+    let (told, reports) = mpsc::channel();
+    let stage = Stage::multi_thread(1)
+        .named("api")
+        .runtime(|builder| builder.max_blocking_threads(2))
+        .settings(|builder| {
+            let builder = builder.pool_threshold(LIMIT);
+            builder.on_pool_wait(move |report| told.send(report.clone()).unwrap())
+        })
+        .start();
+    let watch = &stage.watch;
+    // A pool with room is not reported: the probe has passed through it.
+    wait_until("a probe that comes back", || {
+        watch.status().runtimes[0].blocking_queue_wait.is_some()
+    });
+    assert!(reports.try_recv().is_err());
+
+    // Positive control: a pool without room is.
+    let (release, held) = Held::new();
+    for _ in 0..2 {
+        let held = held.clone();
+        stage.runtime.spawn_blocking(move || held.wait());
+    }
+    let began = reports.recv_timeout(FOREVER).expect("while it lasts");
+    assert_eq!((began.phase, began.runtime.as_str()), (Phase::Began, "api"));
+    assert!(began.waited >= LIMIT);
+    drop(release);
+    let mut later = reports.iter();
+    let ended = later.find(|report| report.phase == Phase::Ended).unwrap();
+    assert_eq!(ended.id, began.id);
+    assert!(ended.waited >= began.waited);
+    assert_eq!(watch.recent_pool_waits(), [ended]);
+
+    // No worker was held by any of this, and pulses came through.
+    assert!(watch.recent().is_empty());
+    assert!(watch.status().runtimes[0].scheduler_lag.is_some());
+}
