@@ -143,7 +143,7 @@ const BLOCKING: &[Case] = cases! {
 };
 
 /// Code that `watch()` is to find. Its signal wakes a sleeper. With four spinning threads for each
-/// core, the next 20 ms may pass in a run queue, for which nobody is blamed. Each stall is that much
+/// core, the next 20 ms may pass in a run queue, blamed on nobody. Each stall is that much
 /// longer than the threshold of 10 ms.
 const STALLING: &[Case] = cases! {
     "a sleep of 100 ms" => std::thread::sleep(100 * MS);
