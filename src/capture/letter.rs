@@ -139,51 +139,45 @@ fn copy_words(from: usize, to: &mut [u64]) {
     }
 }
 
-/// The most pages, whole or in part, that an unbounded copy touches.
-const PIECES: usize = UNBOUNDED / PAGE + 1;
-
-/// The memory from this address on, page by page, and the number of pieces.
-fn pages(from: usize, length: usize) -> ([libc::iovec; PIECES], usize) {
-    let nothing = libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 0,
-    };
-    let mut remote = [nothing; PIECES];
-    let (mut at, mut left, mut pieces) = (from, length, 0);
-    while left > 0 && pieces < PIECES {
-        let length = (PAGE - at % PAGE).min(left);
-        remote[pieces] = libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(at),
-            iov_len: length,
-        };
-        pieces += 1;
-        left -= length;
-        at += length;
+/// Lets the kernel copy page by page, up to the first page that is not mapped. Returns the number
+/// of words copied. One call a page: a list of pages would need room on the handler's small stack.
+fn read_carefully(from: usize, to: &mut [u64]) -> usize {
+    let length = to.len() * 8;
+    let mut copied = 0;
+    while copied < length {
+        let at = from + copied;
+        let piece = (PAGE - at % PAGE).min(length - copied);
+        if !read_piece(at, to.as_mut_ptr().cast::<u8>().wrapping_add(copied), piece) {
+            break;
+        }
+        copied += piece;
     }
-    (remote, pieces)
+    copied / 8
 }
 
-/// Lets the kernel copy page by page, up to the first page that is not mapped. Returns the number
-/// of words copied.
+/// Lets the kernel copy memory of this process that may not be mapped. Returns whether it was.
 #[allow(unsafe_code)]
-fn read_carefully(from: usize, to: &mut [u64]) -> usize {
-    let (remote, pieces) = pages(from, to.len() * 8);
+fn read_piece(from: usize, to: *mut u8, length: usize) -> bool {
     let local = libc::iovec {
-        iov_base: to.as_mut_ptr().cast(),
-        iov_len: to.len() * 8,
+        iov_base: to.cast(),
+        iov_len: length,
+    };
+    let remote = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(from),
+        iov_len: length,
     };
     // SAFETY: `local` is memory of ours, written no further than its length. The kernel checks
-    // `remote`, and stops at the first page that is not mapped.
+    // `remote`.
     let copied = unsafe {
         libc::syscall(
             libc::SYS_process_vm_readv,
             libc::getpid(),
             &raw const local,
             1_usize,
-            remote.as_ptr(),
-            pieces,
+            &raw const remote,
+            1_usize,
             0_usize,
         )
     };
-    usize::try_from(copied).unwrap_or(0) / 8
+    usize::try_from(copied).is_ok_and(|copied| copied == length)
 }

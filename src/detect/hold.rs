@@ -201,6 +201,19 @@ impl Hold {
         gone_on && !matches!(self.held_by, HeldBy::Poll(_))
     }
 
+    /// Whether it was announced for one sleep, and that sleep is over. Without marks and turns,
+    /// nothing shows that the next sleep is of the same poll (D36).
+    pub(super) fn has_outlived_its_sleep(&self, sample: &Sample) -> bool {
+        let is_of_a_sleep = matches!(self.held_by, HeldBy::Unmarked(_)) && self.long_sleep;
+        let goes_on = || {
+            let now = sample.asleep().zip(self.sleep);
+            now.is_some_and(|((thread, call), sleep)| {
+                sleep.goes_on(&thread, call, sample.signalled)
+            })
+        };
+        is_of_a_sleep && self.announced.is_some() && !goes_on()
+    }
+
     /// Takes in one more sample of the hold.
     pub(super) fn extend(&mut self, step: &Advance, rules: &Rules) {
         self.ticks += 1;

@@ -112,6 +112,8 @@ pub(crate) struct Detector {
     ends: Ends,
     /// Polls of this worker have been seen to leave it.
     leaves: bool,
+    /// Memory has shown a turn of this worker.
+    counts_turns: bool,
 }
 
 /// An announced poll that is over, while its record may still come: between the end of a poll and
@@ -147,6 +149,7 @@ impl Detector {
             unconfirmed: Vec::new(),
             ends: [None; 2],
             leaves: false,
+            counts_turns: false,
         }
     }
 
@@ -202,6 +205,7 @@ impl Detector {
         let went_on = self.last.is_some_and(|last| last.after != sample.before);
         let sample = self.without_outlived(sample, went_on);
         let last = self.last.replace(sample);
+        self.counts_turns |= sample.turn.is_some();
         Advance::new(last, sample, went_on, &self.rules)
     }
 
@@ -212,7 +216,11 @@ impl Detector {
         let holder = self.holder(&step.sample);
         let gone_on = step.went_on || step.sample.before != step.sample.after;
         match self.hold.take() {
-            Some(mut hold) if holder == Some(hold.held_by) && !hold.is_over(gone_on) => {
+            Some(mut hold)
+                if holder == Some(hold.held_by)
+                    && !hold.is_over(gone_on)
+                    && !hold.has_outlived_its_sleep(&step.sample) =>
+            {
                 hold.extend(step, &self.rules);
                 self.hold = Some(hold);
             }
@@ -471,7 +479,8 @@ impl Detector {
         if hold.period.blamed < hold.enough(&self.rules) {
             return;
         }
-        if let Some(certainty) = belief(Sign::Mark, self.whose(&hold, true)) {
+        // Where turns are counted, a look that shows none is no evidence of anything.
+        if let Some(certainty) = belief(Sign::Mark, self.whose(&hold, !self.counts_turns)) {
             let stall = hold.stall_until(end, Duration::ZERO, certainty);
             let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before);
             self.unconfirmed.push(unconfirmed);

@@ -249,7 +249,8 @@ impl Interval {
         match (last.thread, sample.thread) {
             (Some(before), Some(now)) if thread_of(last) == thread_of(sample) => {
                 let throttled = sample.throttled.saturating_sub(last.throttled);
-                Interval::of_one_thread(&before, &now, &late, throttled)
+                let has_parked = last.after.parks != sample.after.parks;
+                Interval::of_one_thread(&before, &now, has_parked, &late, throttled)
             }
             // This system has no evidence about threads.
             (None, None) => Interval::unknown(&late, late.counted),
@@ -274,22 +275,23 @@ impl Interval {
     fn of_one_thread(
         before: &ThreadEvidence,
         now: &ThreadEvidence,
+        has_parked: bool,
         late: &Late,
         throttled: Duration,
     ) -> Interval {
         let length = late.length;
         let computed = now.cpu.saturating_sub(before.cpu);
         let cpu = computed.min(length - late.suspect);
-        let waited = waited(before, now, length).min(length - cpu);
+        let waited = waited(before, now, has_parked, length).min(length - cpu);
         // The kernel does not count a stop as a wait, so the two do not overlap. If they seem to,
         // the longer one is right.
         let host = late.counted.max(waited).min(length - cpu);
         // The thread went on computing, and then fell asleep once (D86).
-        let slept_once = matches!(now.state, ThreadState::Asleep(_)) && stayed_on_cpu(before, now);
+        let slept_once = now.state.is_asleep() && stayed_on_cpu(before, now);
         Interval {
             length,
             host,
-            split: late.split(cpu, waited, throttled),
+            split: late.split(cpu, waited, throttled, unexplained(before, now, waited)),
             last_sleep: slept_once.then(|| (length - host).saturating_sub(computed)),
         }
     }
@@ -341,7 +343,13 @@ impl Late {
     }
 
     /// The parts of the interval, for the report. Blame is more careful.
-    fn split(&self, cpu: Duration, waited: Duration, throttled: Duration) -> TimeSplit {
+    fn split(
+        &self,
+        cpu: Duration,
+        waited: Duration,
+        throttled: Duration,
+        unexplained: Duration,
+    ) -> TimeSplit {
         let (waited, stopped) = if self.knows_own_wait {
             (waited, self.stopped)
         } else if waited >= self.stopped / 2 {
@@ -354,14 +362,25 @@ impl Late {
         let stopped = stopped.min(self.length - cpu);
         let waited = waited.min(self.length - cpu - stopped);
         let throttled = throttled.min(waited);
+        let unknown = unexplained.min(waited - throttled);
         TimeSplit {
             cpu,
             asleep: self.length - cpu - waited - stopped,
-            run_queue: waited - throttled,
+            run_queue: waited - throttled - unknown,
             throttled,
             stopped,
-            unknown: Duration::ZERO,
+            unknown,
         }
+    }
+}
+
+/// The part of a wait that is excused without evidence of a wait.
+fn unexplained(before: &ThreadEvidence, now: &ThreadEvidence, waited: Duration) -> Duration {
+    let counted = now.run_queue.saturating_sub(before.run_queue);
+    match now.state {
+        ThreadState::Unknown => waited.saturating_sub(counted),
+        ThreadState::OnCpu if !stayed_on_cpu(before, now) => waited.saturating_sub(counted),
+        _ => Duration::ZERO,
     }
 }
 
@@ -373,14 +392,19 @@ fn stayed_on_cpu(before: &ThreadEvidence, now: &ThreadEvidence) -> bool {
 /// The time for which the thread was ready to run without a CPU. It is never too short, so that the
 /// code is not blamed for a wait. The kernel counts a wait when it ends, so the interval in which a
 /// long one ends may count more of it than fell into it (D77).
-fn waited(before: &ThreadEvidence, now: &ThreadEvidence, length: Duration) -> Duration {
+fn waited(
+    before: &ThreadEvidence,
+    now: &ThreadEvidence,
+    has_parked: bool,
+    length: Duration,
+) -> Duration {
     let off_cpu = length.saturating_sub(now.cpu.saturating_sub(before.cpu));
     match now.state {
         // This wait has not ended (D76), or nothing shows that it was no wait.
         ThreadState::Waiting | ThreadState::Unknown => off_cpu,
-        // As far as the kernel has counted, the thread was on one CPU all the time: the missing
-        // time was taken from the whole machine (D78).
-        ThreadState::OnCpu if stayed_on_cpu(before, now) => off_cpu,
+        // The thread was asleep at neither look, nor parked in between. Time that is missing may have
+        // been taken from the whole machine, and is no evidence of a sleep (D78).
+        ThreadState::OnCpu if !before.state.is_asleep() && !has_parked => off_cpu,
         _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
     }
 }

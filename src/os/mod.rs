@@ -82,6 +82,12 @@ pub(crate) enum ThreadState {
     Unknown,
 }
 
+impl ThreadState {
+    pub(crate) fn is_asleep(self) -> bool {
+        matches!(self, ThreadState::Asleep(_))
+    }
+}
+
 /// A system call that a thread is asleep in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Call {

@@ -42,8 +42,8 @@ pub(crate) struct ThreadFiles {
 /// The file that tells what a thread off its CPU does.
 #[derive(Debug)]
 enum StateFile {
-    /// `syscall`: the call it is asleep in. Readable for the owner of a process that may be dumped: not after
-    /// privileges were dropped, nor with capabilities of the program's file.
+    /// `syscall`: the call it is asleep in. Readable for the owner of a process that may be dumped:
+    /// not after privileges were dropped, nor with capabilities of the program's file.
     Syscall(File),
     /// `stat`: asleep or ready, for everybody to read.
     Stat(File),
@@ -169,7 +169,8 @@ fn parse_syscall(text: &[u8]) -> ThreadState {
     }
 }
 
-/// `stat`: a number, the name in parentheses, and a letter for the state. The name may hold any character.
+/// `stat`: a number, the name in parentheses, and a letter for the state. The name may hold any
+/// character.
 fn parse_stat(text: &[u8]) -> ThreadState {
     let after_name = text.iter().rposition(|byte| *byte == b')');
     match after_name.and_then(|at| text.get(at + 2)) {

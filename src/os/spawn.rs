@@ -2,8 +2,9 @@
 //!
 //! *Runs on:* the thread that starts another.
 //!
-//! The kernel gives a signal for the process to any thread that has not blocked it. The program may wait for it
-//! with `sigwait`, or count on its handler to run on a thread of its own. A thread of a library must not take it.
+//! The kernel gives a signal for the process to any thread that has not blocked it. The program may
+//! wait for it with `sigwait`, or count on its handler to run on a thread of its own. A thread of a
+//! library must not take it.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -19,6 +20,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     let thread = Builder::new().name(name.to_owned());
     // A new thread inherits the mask, so that there is no moment at which it could take a signal.
+    #[cfg(all(target_os = "linux", not(loom)))]
     let _blocked = Blocked::new();
     thread.spawn(main)
 }
@@ -53,8 +55,8 @@ impl Drop for Blocked {
     }
 }
 
-/// All signals but those that tell of a fault of the thread itself: a handler of the program for these, as of a
-/// crash reporter, must run wherever the fault is.
+/// All signals but those that tell of a fault of the thread itself: a handler of the program for
+/// these, as of a crash reporter, must run wherever the fault is.
 #[cfg(all(target_os = "linux", not(loom)))]
 #[allow(unsafe_code)]
 pub(crate) fn all_but_faults() -> libc::sigset_t {
@@ -75,17 +77,6 @@ pub(crate) fn all_but_faults() -> libc::sigset_t {
         unsafe { libc::sigdelset(&raw mut set, fault) };
     }
     set
-}
-
-/// Signals are not known here.
-#[cfg(not(all(target_os = "linux", not(loom))))]
-struct Blocked;
-
-#[cfg(not(all(target_os = "linux", not(loom))))]
-impl Blocked {
-    fn new() -> Blocked {
-        Blocked
-    }
 }
 
 #[cfg(all(test, target_os = "linux", not(loom)))]

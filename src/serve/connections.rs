@@ -4,9 +4,9 @@
 //! *Must not:* keep anything for a client without a limit: connections, time and bytes each have
 //! one.
 //!
-//! With all places taken, the connection that has waited longest for its client's request gives way,
-//! or else one whose client does not read its answer. A request that has come is always answered:
-//! while each place has one, the next connection waits.
+//! With all places taken, the connection that has waited longest for its client's request gives
+//! way, or else one whose client does not read its answer. A request that has come is always
+//! answered: while each place has one, the next connection waits.
 
 use super::routes::Routes;
 use crate::clock::{self, Nanos};

@@ -187,8 +187,8 @@ fn method_not_allowed() -> Response<Full<Bytes>> {
     response
 }
 
-/// Whether the request names this machine. A page from elsewhere can have its own name lead here, and
-/// a browser would let it read the answers. It cannot ask by an address, or by `localhost`.
+/// Whether the request names this machine. A page from elsewhere can have its own name lead here,
+/// and a browser would let it read the answers. It cannot ask by an address, or by `localhost`.
 fn is_of_this_machine(request: &Request<Incoming>) -> bool {
     let Some(host) = request.headers().get(HOST) else {
         return true;

@@ -185,8 +185,8 @@ impl Slot {
             .map(|claim| (claim, at))
     }
 
-    /// Adds the slot to those that the watchdog visits each tick, once for ever. A program may have thousands of
-    /// threads with a mark; few of them are workers.
+    /// Adds the slot to those that the watchdog visits each tick, once for ever. A program may have
+    /// thousands of threads with a mark; few of them are workers.
     fn join_claimers(&'static self) {
         // Relaxed: only owners write it, one after another.
         if self.is_claimer.swap(1, Ordering::Relaxed) == 1 {

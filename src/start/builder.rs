@@ -180,9 +180,10 @@ impl Builder {
     /// Sets the time for which a closure may wait for a thread of the blocking pool before that is
     /// reported.
     ///
-    /// By default, this is [`DEFAULT_POOL_THRESHOLD`](Self::DEFAULT_POOL_THRESHOLD) on multi-thread runtimes.
-    /// The pool of a `current_thread` runtime is asked only if this is called: to ask a pool that the program
-    /// does not use would give it a thread, for which the runtime waits when it is dropped.
+    /// By default, this is [`DEFAULT_POOL_THRESHOLD`](Self::DEFAULT_POOL_THRESHOLD) on multi-thread
+    /// runtimes. The pool of a `current_thread` runtime is asked only if this is called: to ask a
+    /// pool that the program does not use would give it a thread, for which the runtime waits when
+    /// it is dropped.
     pub fn pool_threshold(mut self, threshold: Duration) -> Builder {
         self.settings.pool_threshold = Some(threshold);
         self

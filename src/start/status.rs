@@ -14,8 +14,8 @@ use std::time::Duration;
 pub struct Status {
     /// One for each runtime of the watch.
     pub runtimes: Vec<RuntimeStatus>,
-    /// This process is a fork of the one that was watched: the figures are the parent's at the fork, and nothing
-    /// is watched here.
+    /// This process is a fork of the one that was watched: the figures are the parent's at the
+    /// fork, and nothing is watched here.
     pub forked: bool,
     /// Blocking that was allowed in this process, by reason.
     pub allowed: Vec<AllowedBlocking>,

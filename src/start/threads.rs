@@ -153,8 +153,8 @@ fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bo
     watched.is_empty()
 }
 
-/// Lets go of the engine of the parent, in a fork: its threads are not here to be waited for, and its locks may be
-/// held for ever.
+/// Lets go of the engine of the parent, in a fork: its threads are not here to be waited for, and
+/// its locks may be held for ever.
 fn forget_inherited(engine: &mut Option<Engine>) {
     if engine
         .as_ref()

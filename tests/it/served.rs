@@ -47,10 +47,13 @@ fn each_of_a_hundred_requests_at_once_is_answered() {
     let (_watch, address) = served(&runtime, Builder::new());
     // Those who say nothing take all places first, and give way.
     let silent: Vec<_> = (0..100).map(|_| connect(address)).collect();
-    let asking: Vec<_> = (0..100).map(|_| connect(address)).collect();
-    for stream in &asking {
-        ask(stream, "/health/live");
-    }
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let stream = connect(address);
+            ask(&stream, "/health/live");
+            stream
+        })
+        .collect();
     let answers: Vec<_> = asking.into_iter().map(status).collect();
     assert_eq!(answers, vec![Some(200); 100]);
     let cut_off = |mut stream: TcpStream| {

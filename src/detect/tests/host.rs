@@ -107,6 +107,7 @@ fn other_work_a_quota_and_a_stopped_process_are_distinguished() {
         world.compute(ms(15));
         world.thread.as_mut().unwrap().run_queue += ms(waited);
         world.thread.as_mut().unwrap().runs += 1;
+        world.thread.as_mut().unwrap().state = ThreadState::Asleep(Some(CALL));
         world.late = ms(late);
         world.own_wait = own_wait.map(ms);
         world.throttled += ms(throttled);
@@ -162,4 +163,26 @@ fn time_that_is_taken_from_the_whole_machine_is_not_blamed() {
     // Positive control: it has slept meanwhile.
     let (_, found) = world.until_found(|world| world.sleep(TICK));
     assert!(began(&found).is_some());
+}
+
+#[test]
+fn missing_time_of_a_thread_that_never_slept_is_not_blamed() {
+    // It is put on a CPU anew at each look, and the kernel has counted no wait: interrupts, or the
+    // host of a virtual machine, had the CPU (D78).
+    let stolen = |slept: bool| {
+        let mut world = World::polling_since(5);
+        let mut found = Findings::new();
+        for _ in 0..8 {
+            found.extend(world.compute(ms(1)));
+            let thread = world.thread.as_mut().unwrap();
+            thread.runs += 1;
+            if slept {
+                thread.state = ThreadState::Asleep(Some(CALL));
+            }
+            found.extend(world.pass(ms(2)));
+        }
+        began(&found)
+    };
+    assert_eq!(stolen(false), None, "8 ms of its own");
+    assert!(stolen(true).is_some(), "24 ms, and it was seen asleep");
 }
