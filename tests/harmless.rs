@@ -285,3 +285,21 @@ fn a_callback_runs_in_the_context_of_the_runtime() {
         );
     });
 }
+
+#[test]
+fn a_thread_of_the_program_is_not_deaf_because_the_detector_started_it() {
+    alone(|| {
+        let runtime = workers(1);
+        let watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+        // The first probe of the pool has come back: the pool has a thread that was started for it.
+        while watch.status().runtimes[0].blocking_queue_wait.is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mask = runtime.block_on(runtime.spawn_blocking(|| {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+            u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+        }));
+        assert_eq!(mask.unwrap(), 0);
+    });
+}

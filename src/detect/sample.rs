@@ -402,8 +402,8 @@ fn waited(
     match now.state {
         // This wait has not ended (D76), or nothing shows that it was no wait.
         ThreadState::Waiting | ThreadState::Unknown => off_cpu,
-        // The thread was asleep at neither look, nor parked in between. Time that is missing may have
-        // been taken from the whole machine, and is no evidence of a sleep (D78).
+        // The thread was asleep at neither look, nor parked in between. Missing time may have been
+        // taken from the whole machine, and is no evidence of a sleep (D78).
         ThreadState::OnCpu if !before.state.is_asleep() && !has_parked => off_cpu,
         _ => now.run_queue.saturating_sub(before.run_queue).min(off_cpu),
     }

@@ -51,7 +51,7 @@ pub(crate) fn own_bounds() -> (usize, usize) {
 mod spawn;
 #[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
 pub(crate) use spawn::all_but_faults;
-pub(crate) use spawn::spawn;
+pub(crate) use spawn::{spawn, with_signals_of_the_program};
 
 use std::time::Duration;
 

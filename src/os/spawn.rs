@@ -19,38 +19,76 @@ pub(crate) fn spawn<T: Send + 'static>(
     main: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let thread = Builder::new().name(name.to_owned());
-    // A new thread inherits the mask, so that there is no moment at which it could take a signal.
+    // A new thread inherits the mask, so there is no moment at which it could take a signal.
     #[cfg(all(target_os = "linux", not(loom)))]
-    let _blocked = Blocked::new();
+    let blocked = Mask::all_but_faults().set();
+    #[cfg(all(target_os = "linux", not(loom)))]
+    let main = {
+        let of_the_program = blocked.before();
+        move || {
+            OF_THE_PROGRAM.set(of_the_program);
+            main()
+        }
+    };
     thread.spawn(main)
 }
 
-/// Blocks signals on this thread until it is dropped.
+/// Calls this with the signal mask of the thread that started this one, as the program's own code
+/// may start threads, which inherit the mask.
+pub(crate) fn with_signals_of_the_program<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(all(target_os = "linux", not(loom)))]
+    let _mask = OF_THE_PROGRAM.get().map(Mask::set);
+    f()
+}
+
 #[cfg(all(target_os = "linux", not(loom)))]
-struct Blocked(Option<libc::sigset_t>);
+thread_local! {
+    static OF_THE_PROGRAM: std::cell::Cell<Option<Mask>> = const { std::cell::Cell::new(None) };
+}
+
+/// The signals that a thread blocks.
+#[cfg(all(target_os = "linux", not(loom)))]
+#[derive(Clone, Copy)]
+struct Mask(libc::sigset_t);
+
+/// A mask that this thread has until it is dropped. Holds the one before, if it could be changed.
+#[cfg(all(target_os = "linux", not(loom)))]
+struct MaskSet(Option<Mask>);
 
 #[cfg(all(target_os = "linux", not(loom)))]
 #[allow(unsafe_code)]
-impl Blocked {
-    fn new() -> Blocked {
+impl Mask {
+    fn all_but_faults() -> Mask {
+        Mask(all_but_faults())
+    }
+
+    fn set(self) -> MaskSet {
         let mut before = std::mem::MaybeUninit::uninit();
-        let blocked = all_but_faults();
-        // SAFETY: `blocked` is a complete set, and `before` a place for one.
+        // SAFETY: a complete set, and a place for one.
         let failed = unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, before.as_mut_ptr())
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, before.as_mut_ptr())
         };
         // SAFETY: written by the call, unless it has failed.
-        Blocked((failed == 0).then(|| unsafe { before.assume_init() }))
+        MaskSet((failed == 0).then(|| Mask(unsafe { before.assume_init() })))
     }
 }
 
 #[cfg(all(target_os = "linux", not(loom)))]
-impl Drop for Blocked {
+impl MaskSet {
+    fn before(&self) -> Option<Mask> {
+        self.0
+    }
+}
+
+#[cfg(all(target_os = "linux", not(loom)))]
+impl Drop for MaskSet {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             // SAFETY: a complete set, as the thread had it.
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before.0, std::ptr::null_mut())
+            };
         }
     }
 }
@@ -92,6 +130,9 @@ mod tests {
             [libc::SIGTERM, libc::SIGPROF, libc::SIGSEGV].map(blocked)
         });
         assert_eq!(seen.unwrap().join().unwrap(), [true, true, false]);
+        let blocked_inside = move || with_signals_of_the_program(|| blocked(libc::SIGTERM));
+        let seen = spawn("test", move || (blocked_inside(), blocked(libc::SIGTERM)));
+        assert_eq!(seen.unwrap().join().unwrap(), (false, true));
         assert!(
             !blocked(libc::SIGTERM),
             "the thread that starts it has its own mask back"

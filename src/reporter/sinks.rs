@@ -7,6 +7,7 @@
 use super::log::{self, Log};
 use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
+use crate::os;
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -72,8 +73,10 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
     }
 }
 
-/// Calls the user's code. A panic of it is counted, and the thread goes on.
+/// Calls the user's code, with the signals of the program: it may start threads. A panic of it is
+/// counted, and the thread goes on.
 pub(crate) fn guarded(shared: &Shared, user_code: impl FnOnce()) {
+    let user_code = || os::with_signals_of_the_program(user_code);
     if std::panic::catch_unwind(AssertUnwindSafe(user_code)).is_err() {
         shared.failed_callbacks.fetch_add(1, Ordering::Relaxed);
     }

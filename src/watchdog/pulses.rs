@@ -135,7 +135,11 @@ impl PulseState {
         let mut spacing = spacing;
         if self.probe.is_none() && self.probe_at <= now && asks_pool(runtime) {
             let spare = os::spawn("stall-spare", || ()).map(|spare| spare.join());
-            let send = |_| catch_unwind(AssertUnwindSafe(|| Probe::send(runtime))).ok();
+            let send = |_| {
+                // The pool may start a thread for it, which is the program's.
+                let send = || os::with_signals_of_the_program(|| Probe::send(runtime));
+                catch_unwind(AssertUnwindSafe(send)).ok()
+            };
             self.probe = spare.ok().and_then(send);
             if self.probe.is_none() {
                 runtime.stats.no_thread.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! does on threads of its own is not in it.
 //!
 //! ```text
-//! cd benches/peers && cargo run --release --bin polls
+//! benches/run peers-polls
 //! ```
 
 #[path = "../../../rounds/mod.rs"]

@@ -1,7 +1,7 @@
 //! What each tool costs a whole service at saturation: the same load as in the benchmark `service`, and no stalls.
 //!
 //! ```text
-//! cd benches/peers && cargo run --release --bin service
+//! benches/run peers-service
 //! ```
 
 #[path = "../../../load/mod.rs"]

@@ -2,7 +2,7 @@
 //! inside a task on a worker, and for dial9 on one of its own, since its layer writes nothing elsewhere.
 //!
 //! ```text
-//! cd benches/peers && cargo run --release --bin spans
+//! benches/run peers-spans
 //! ```
 
 #[path = "../../../rounds/mod.rs"]
