@@ -260,8 +260,10 @@ impl Builder {
     /// `([0, 0, 0, 0], 9464)`. With port 0 the operating system chooses; [`Guard::served_at`] has
     /// the port.
     ///
-    /// At most 64 connections are kept. A request's head may take 10 s and have 16 KiB. A
-    /// connection lives for a minute.
+    /// At most 64 connections are kept, and each carries one request. Its head may take 10 s and
+    /// have 16 KiB. If all places are taken, a client that has not asked yet gives way; a request
+    /// that has come is answered. On a loopback address the `Host` must be an address or
+    /// `localhost`, so that a page in a browser cannot read the answers under a name of its own.
     ///
     /// `/metrics` has this crate's metrics, and is independent of the program's recorder. For both
     /// in one place, see [`prometheus`](crate::prometheus).
