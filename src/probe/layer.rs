@@ -13,7 +13,7 @@ use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tracing::dispatcher::WeakDispatch;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -53,6 +53,7 @@ where
     StallLayer {
         filtered: Silent.with_filter(SpansUpTo(LevelFilter::INFO)),
         mark: AtomicU32::new(Mark::UNKNOWN.to_raw()),
+        is_registered: AtomicBool::new(false),
         fields: None,
     }
 }
@@ -65,6 +66,8 @@ pub struct StallLayer<S> {
     /// The mark of an enter: the number of the registry with the span. The span's id goes beside
     /// it.
     mark: AtomicU32,
+    /// The registry of the spans is known.
+    is_registered: AtomicBool,
     fields: Option<Arc<Fields>>,
 }
 
@@ -93,6 +96,18 @@ where
         self
     }
 
+    /// Registers with the subscriber of the program. `Option`, `Vec` and `reload` do not pass on that
+    /// there is one, so the layer asks at its first span.
+    #[cold]
+    fn register_late(&self) {
+        tracing::dispatcher::get_default(|dispatch| {
+            let has_registry = dispatch.downcast_ref::<S>().is_some();
+            if has_registry && !self.is_registered.swap(true, Ordering::Relaxed) {
+                self.on_register_dispatch(dispatch);
+            }
+        });
+    }
+
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         metadata.is_span() && *metadata.level() <= self.filtered.filter().0
     }
@@ -112,6 +127,7 @@ where
     S: Subscriber + for<'span> LookupSpan<'span> + 'static,
 {
     fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        self.is_registered.store(true, Ordering::Relaxed);
         let source = Source {
             dispatch: dispatch.downgrade(),
             look_up: look_up::<S>,
@@ -147,6 +163,9 @@ where
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
+        if !self.is_registered.load(Ordering::Relaxed) {
+            self.register_late();
+        }
         if self.wants(attributes.metadata()) {
             self.filtered.on_new_span(attributes, id, cx);
             if let Some(fields) = &self.fields {

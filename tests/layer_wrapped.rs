@@ -1,0 +1,64 @@
+//! The layer inside of `Option`, `Vec`, `Box` and `reload` names spans.
+//!
+//! A program of its own: a global subscriber belongs to a process, and each test starts one for
+//! itself.
+
+mod support;
+
+use std::sync::mpsc;
+use support::child::alone;
+use support::stage::Stage;
+use tracing::info_span;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, registry, reload};
+
+/// A stall inside of a span has the span's name.
+fn assert_named() {
+    let stage = Stage::multi_thread(1).start();
+    let (send, until_told) = mpsc::channel::<()>();
+    let in_span = async move {
+        info_span!("inside").in_scope(|| until_told.recv().ok());
+    };
+    let blocked = stage.runtime.spawn(in_span);
+    let told = stage
+        .seen
+        .wait(|report| !report.missing.is_empty() || report.span.is_some());
+    drop(send);
+    stage.block_on(blocked).unwrap();
+    assert_eq!(told.span.as_deref(), Some("inside"));
+}
+
+#[test]
+fn a_layer_in_an_option_names_spans() {
+    alone(|| {
+        registry().with(Some(tokio_stall::layer())).init();
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_in_a_vector_names_spans() {
+    alone(|| {
+        let layers = vec![tokio_stall::layer::<Registry>().boxed()];
+        registry().with(layers).init();
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_in_a_box_names_spans() {
+    alone(|| {
+        registry().with(tokio_stall::layer().boxed()).init();
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_that_can_be_reloaded_names_spans() {
+    alone(|| {
+        let (layer, _handle) = reload::Layer::new(Some(tokio_stall::layer()));
+        registry().with(layer).init();
+        assert_named();
+    });
+}
