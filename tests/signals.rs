@@ -146,7 +146,11 @@ fn a_signal_that_is_taken_is_left_alone() {
         let stage = start(Stacks::Auto);
         let coverage = &stage.watch.coverage()[0];
         assert!(!coverage.stacks);
-        assert!(coverage.to_string().contains("stacks: no;"));
+        assert!(
+            coverage
+                .to_string()
+                .contains("stacks: no (the signal has another handler")
+        );
         let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);
         let stacks = stage.watch.worker_stacks();

@@ -28,24 +28,38 @@ fn silent(quiet: impl AsyncFnOnce()) {
     stage.silent_beside(sleeps(LONG));
 }
 
+/// The same where turns are not counted: then stacks and the worker's counters decide.
+fn silent_without_turns(quiet: impl AsyncFnOnce()) {
+    let setup = Stage::multi_thread(2).settings(|builder| builder.turns(false));
+    let stage = with_layer(setup);
+    stage.block_on(quiet());
+    stage.silent_beside(sleeps(LONG));
+}
+
+async fn sleeps_and_computes_in_place() {
+    for _ in 0..5 {
+        tokio::spawn(
+            async { tokio::task::block_in_place(|| std::thread::sleep(LONG)) }.watched("in_place"),
+        )
+        .await
+        .unwrap();
+        tokio::spawn(async {
+            let _span = info_span!("in_place").entered();
+            tokio::task::block_in_place(|| compute(LONG / 4));
+        })
+        .await
+        .unwrap();
+    }
+}
+
 #[test]
 fn block_in_place_is_silent() {
-    silent(async || {
-        for _ in 0..5 {
-            tokio::spawn(
-                async { tokio::task::block_in_place(|| std::thread::sleep(LONG)) }
-                    .watched("in_place"),
-            )
-            .await
-            .unwrap();
-            tokio::spawn(async {
-                let _span = info_span!("in_place").entered();
-                tokio::task::block_in_place(|| compute(LONG / 4));
-            })
-            .await
-            .unwrap();
-        }
-    });
+    silent(sleeps_and_computes_in_place);
+}
+
+#[test]
+fn block_in_place_is_silent_without_turns() {
+    silent_without_turns(sleeps_and_computes_in_place);
 }
 
 #[test]
@@ -127,27 +141,34 @@ fn rows_of_short_polls_with_pauses_are_silent() {
     });
 }
 
-/// While a poll sleeps in place, another thread takes its worker over and says nothing of that for
-/// a row.
+async fn sleeps_in_place_beside_rows() {
+    let in_place = async || {
+        for _ in 0..16 {
+            tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(30)));
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    let tasks = [
+        tokio::spawn(rows_of_short_polls(10)),
+        tokio::spawn(rows_of_short_polls(10).watched("row")),
+        tokio::spawn(async move { in_place().await }),
+        tokio::spawn(async move { in_place().await }.watched("in_place")),
+    ];
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
 #[test]
 fn block_in_place_beside_rows_of_short_polls_is_silent() {
-    silent(async || {
-        let in_place = async || {
-            for _ in 0..16 {
-                tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(30)));
-                tokio::time::sleep(Duration::from_millis(25)).await;
-            }
-        };
-        let tasks = [
-            tokio::spawn(rows_of_short_polls(10)),
-            tokio::spawn(rows_of_short_polls(10).watched("row")),
-            tokio::spawn(async move { in_place().await }),
-            tokio::spawn(async move { in_place().await }.watched("in_place")),
-        ];
-        for task in tasks {
-            task.await.unwrap();
-        }
-    });
+    silent(sleeps_in_place_beside_rows);
+}
+
+/// While a poll sleeps in place, another thread takes its worker over, and moves no counter for a
+/// row.
+#[test]
+fn block_in_place_beside_rows_is_silent_without_turns() {
+    silent_without_turns(sleeps_in_place_beside_rows);
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
 pub(crate) use sleeping::SleepTimer;
 
+use crate::os::memory;
 use crate::report::NoStack;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
@@ -34,6 +35,19 @@ use mailbox::{Mailbox, Round};
 pub(crate) const MAILBOXES: usize = 8;
 
 static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY) }; MAILBOXES];
+
+/// The reason why no stack can be had now, though the handler was installed at the start.
+pub(crate) fn why_none(signal: i32) -> Option<NoStack> {
+    let (word, mut read) = (0_u64, [0; 8]);
+    let at = std::ptr::from_ref(&word).addr() as u64;
+    if is_replaced(signal) || handler::is_taken_away(signal) {
+        Some(NoStack::SignalTaken)
+    } else if memory::read_by_call(at, &mut read) != Ok(read.len()) {
+        Some(NoStack::Forbidden)
+    } else {
+        None
+    }
+}
 
 /// A request for a thread's stack. Dropping it withdraws it.
 #[derive(Debug)]

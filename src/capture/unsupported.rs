@@ -30,6 +30,10 @@ pub(crate) fn install(_signal: i32) -> Result<(), NoStack> {
     Err(NoStack::Unsupported)
 }
 
+pub(crate) fn why_none(_signal: i32) -> Option<NoStack> {
+    Some(NoStack::Unsupported)
+}
+
 pub(crate) fn is_replaced(_signal: i32) -> bool {
     false
 }

@@ -39,7 +39,7 @@ pub(super) struct Hold {
     /// The longest time between two samples of it.
     widest: Duration,
     /// Memory shows the worker in the hands of this thread.
-    pub(super) holds: bool,
+    pub(super) has_core: bool,
     /// Tokio's number for the task, if memory shows it; 0 for none.
     task: u64,
     /// The number of ticks since it was first suspected.
@@ -160,13 +160,13 @@ impl Hold {
         let exact = exact_begin(held_by, step);
         // A poll in which the thread is asleep began before that sleep did (D86).
         let asleep = match held_by {
-            HeldBy::Poll(_) | HeldBy::Turn(..) => step.interval.and_then(|step| step.last_sleep),
-            HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
+            HeldBy::Mark(_) | HeldBy::Poll(..) => step.interval.and_then(|step| step.last_sleep),
+            HeldBy::Visit(_) | HeldBy::CountedOut => None,
         };
         let latest = exact.unwrap_or(sample.at.minus(asleep.unwrap_or_default()));
         let mut hold = Hold {
             earliest: exact.unwrap_or(step.last_seen()),
-            holds: sample.turn.is_some_and(|turn| turn.holds),
+            has_core: sample.turn.is_some_and(|turn| turn.has_core),
             task: sample.turn.map_or(0, |turn| turn.id.task),
             ..Hold::new(serial, held_by, Period::back_to(latest, step))
         };
@@ -187,7 +187,7 @@ impl Hold {
             long_sleep: false,
             ticks: 1,
             widest: Duration::ZERO,
-            holds: false,
+            has_core: false,
             task: 0,
             suspected_for: None,
             shown: None,
@@ -195,16 +195,22 @@ impl Hold {
         }
     }
 
+    /// The same, with the verdict of a stack that was taken before.
+    pub(super) fn with_verdict(mut self, shown: Option<StackVerdict>) -> Hold {
+        self.shown = shown;
+        self
+    }
+
     /// Whether the hold is over if the worker has gone on: a marked poll ends with its mark,
     /// anything else when the worker's counters move.
     pub(super) fn is_over(&self, gone_on: bool) -> bool {
-        gone_on && !matches!(self.held_by, HeldBy::Poll(_))
+        gone_on && !matches!(self.held_by, HeldBy::Mark(_))
     }
 
     /// Whether it was announced for one sleep, and that sleep is over. Without marks and turns,
-    /// nothing shows that the next sleep is of the same poll (D36).
+    /// nothing shows that the next sleep is of the same poll (D38).
     pub(super) fn has_outlived_its_sleep(&self, sample: &Sample) -> bool {
-        let is_of_a_sleep = matches!(self.held_by, HeldBy::Unmarked(_)) && self.long_sleep;
+        let is_of_a_sleep = matches!(self.held_by, HeldBy::Visit(_)) && self.long_sleep;
         let goes_on = || {
             let now = sample.asleep().zip(self.sleep);
             now.is_some_and(|((thread, call), sleep)| {
@@ -223,7 +229,7 @@ impl Hold {
         let sample = &step.sample;
         self.widest = self.widest.max(interval.length);
         self.host += interval.host;
-        self.holds = sample.turn.is_some_and(|turn| turn.holds);
+        self.has_core = sample.turn.is_some_and(|turn| turn.has_core);
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
         match resumed.filter(|resumed| *resumed > self.period.since) {
             Some(resumed) => self.resume(resumed, sample, interval),
@@ -248,7 +254,7 @@ impl Hold {
     /// Notes whether one sleep has lasted for the threshold. Another sleep of an unmarked visit
     /// needs another stack (D38), unless an earlier sleep has decided it.
     fn judge_sleep(&mut self, rules: &Rules) {
-        let is_unmarked = matches!(self.held_by, HeldBy::Unmarked(_));
+        let is_unmarked = matches!(self.held_by, HeldBy::Visit(_));
         let is_decided = self.long_sleep && !self.is_elsewhere();
         let is_new = self.one_sleep().is_zero();
         if is_unmarked && rules.always_driven && is_new && !is_decided {
@@ -287,9 +293,9 @@ impl Hold {
     /// Whether its verdict needs a stack, and there is none yet.
     pub(super) fn waits_for_a_stack(&self) -> bool {
         let waits = match self.held_by {
-            HeldBy::Poll(_) => !self.holds,
-            HeldBy::Unmarked(_) => !self.one_sleep().is_zero(),
-            HeldBy::Turn(..) | HeldBy::CountedOut => false,
+            HeldBy::Mark(_) => !self.has_core,
+            HeldBy::Visit(_) => !self.one_sleep().is_zero(),
+            HeldBy::Poll(..) | HeldBy::CountedOut => false,
         };
         waits && self.shown.is_none()
     }
@@ -365,9 +371,9 @@ impl Hold {
 fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
     let slot = step.sample.slot;
     let measured = match held_by {
-        HeldBy::Poll(_) => slot.and_then(|slot| slot.started),
-        HeldBy::Turn(..) => step.sample.begun(step.last.as_ref()),
-        HeldBy::Unmarked(_) | HeldBy::CountedOut => None,
+        HeldBy::Mark(_) => slot.and_then(|slot| slot.started),
+        HeldBy::Poll(..) => step.sample.begun(step.last.as_ref()),
+        HeldBy::Visit(_) | HeldBy::CountedOut => None,
     };
     let resumed = slot.and_then(|slot| slot.allowed_until);
     let not_before = measured.unwrap_or(step.last_seen());

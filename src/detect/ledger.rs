@@ -245,6 +245,7 @@ mod tests {
                         busy: Duration::ZERO,
                     },
                     slot: Some(SlotSeen {
+                        claimed_at: Nanos(u64::MAX),
                         thread: (1, 1),
                         epoch: 0,
                         started: None,

@@ -13,7 +13,10 @@
 //! Only blamed time counts towards the threshold: time on a CPU and time asleep. Time in which the
 //! thread waited for a CPU does not count, nor does time in which the whole process stood still.
 //!
-//! One function decides which long hold is a stall, [`belief`](belief::belief).
+//! `holder` names the thing that holds the worker, `sign` whether it has held it for long enough,
+//! and [`belief`](belief::belief) whether it is certain that the worker was this thread's. Two
+//! proofs come after the end: the record of a poll that no look has met (`unseen`), and the busy
+//! counter of a `current_thread` runtime (`driven_after_all`).
 
 mod belief;
 mod driver;
@@ -36,18 +39,18 @@ use belief::{Sign, Whose, belief};
 use hold::{Announced, Hold, Period, middle};
 use sample::{Advance, Ends, measured_end};
 use std::time::Duration;
-use unseen::Unconfirmed;
+use unseen::{Proof, Unconfirmed};
 
 /// The thing that holds a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeldBy {
     /// A marked poll.
-    Poll(PollKey),
+    Mark(PollKey),
     /// A poll on this thread that memory shows to be the same one.
-    Turn(Thread, PollId),
-    /// Something without a mark, and memory shows nothing. The epoch, if a slot is known, is an
-    /// even one: a mark that comes and goes in between is a sign of life.
-    Unmarked(Option<PollKey>),
+    Poll(Thread, PollId),
+    /// A visit to the worker's loop of which neither mark nor turn shows one poll. The epoch, if a
+    /// slot is known, is an even one: a mark that comes and goes in between is a sign of life.
+    Visit(Option<PollKey>),
     /// A turn of the runtime's loop that has outlasted all the polls it could consist of.
     CountedOut,
 }
@@ -241,10 +244,14 @@ impl Detector {
             // A stall that was announced does not count again (D30).
             self.unmoved = Period::at_work_from(&step.sample);
         }
+        // The verdict of a stack holds for the thread, whatever its time is counted as (D22).
+        let shown = old.and_then(|old| old.shown);
         let ended = old.and_then(|old| self.finish(old, step));
         let serial = self.next_serial();
         self.hold = holder.map(|held_by| match (held_by, self.unmoved) {
-            (HeldBy::CountedOut, Some(unmoved)) => Hold::new(serial, held_by, unmoved),
+            (HeldBy::CountedOut, Some(unmoved)) => {
+                Hold::new(serial, held_by, unmoved).with_verdict(shown)
+            }
             _ => Hold::begin(serial, held_by, step),
         });
         ended
@@ -270,7 +277,7 @@ impl Detector {
     fn follows(&self, poll: PollKey) -> bool {
         let closing = self.closing.as_ref().map(|closing| &closing.hold);
         let mut holds = self.hold.iter().chain(closing);
-        holds.any(|hold| hold.held_by == HeldBy::Poll(poll))
+        holds.any(|hold| hold.held_by == HeldBy::Mark(poll))
     }
 
     /// The sample without a mark that has outlived its poll (D28). Without turns the thread goes as
@@ -307,6 +314,9 @@ impl Detector {
     /// Takes in the verdict of a stack that was taken of this hold.
     fn show(&mut self, serial: u64, shown: StackVerdict) {
         self.leaves |= shown == StackVerdict::Detached;
+        self.unconfirmed
+            .iter_mut()
+            .for_each(|poll| poll.show(serial, shown));
         if let Some(hold) = self.hold.as_mut().filter(|hold| hold.serial == serial) {
             // An inconclusive stack does not undo an earlier verdict.
             if shown != StackVerdict::Inconclusive || hold.shown.is_none() {
@@ -326,7 +336,7 @@ impl Detector {
     /// or if memory shows no worker in the hands of this thread.
     fn holder(&self, sample: &Sample) -> Option<HeldBy> {
         let is_allowed = sample.slot.is_some_and(|slot| slot.allowed);
-        let is_elsewhere = sample.turn.is_some_and(|turn| !turn.holds);
+        let is_elsewhere = sample.turn.is_some_and(|turn| !turn.has_core);
         if sample.after.is_parked() || is_allowed || is_elsewhere || !sample.settled {
             return None;
         }
@@ -335,9 +345,9 @@ impl Detector {
             return Some(HeldBy::CountedOut);
         }
         Some(match (sample.slot, sample.turn) {
-            (Some(slot), _) if slot.in_poll() => HeldBy::Poll(slot.poll()),
-            (Some(slot), Some(turn)) => HeldBy::Turn(slot.thread, turn.id),
-            (slot, _) => HeldBy::Unmarked(slot.map(|slot| slot.poll())),
+            (Some(slot), _) if slot.in_poll() => HeldBy::Mark(slot.poll()),
+            (Some(slot), Some(turn)) => HeldBy::Poll(slot.thread, turn.id),
+            (slot, _) => HeldBy::Visit(slot.map(|slot| slot.poll())),
         })
     }
 
@@ -393,8 +403,8 @@ impl Detector {
             return false;
         };
         let long = match hold.held_by {
-            HeldBy::Poll(_) | HeldBy::Turn(..) => hold.period.blamed,
-            HeldBy::Unmarked(_) => hold.one_sleep(),
+            HeldBy::Mark(_) | HeldBy::Poll(..) => hold.period.blamed,
+            HeldBy::Visit(_) => hold.one_sleep(),
             HeldBy::CountedOut => return false,
         };
         let enough = hold.enough(&self.rules).min(self.rules.threshold);
@@ -418,23 +428,23 @@ impl Detector {
         match hold.held_by {
             HeldBy::CountedOut => Some(Sign::CountedOut),
             // A poll seen for the first time may have left its worker just before (D27).
-            HeldBy::Poll(_) => (is_long && hold.ticks >= 2).then_some(Sign::Mark),
-            HeldBy::Turn(_, poll) if is_long => {
+            HeldBy::Mark(_) => (is_long && hold.ticks >= 2).then_some(Sign::Mark),
+            HeldBy::Poll(_, poll) if is_long => {
                 // Calls that look the same may be two polls (D52).
                 let is_one = poll.stage != Stage::Unclear
                     || hold.one_sleep() >= enough
                     || hold.outlasts_two(&self.rules);
                 is_one.then_some(Sign::Poll)
             }
-            HeldBy::Unmarked(_) if hold.long_sleep => Some(Sign::Sleep),
-            HeldBy::Turn(..) | HeldBy::Unmarked(_) => None,
+            HeldBy::Visit(_) if hold.long_sleep => Some(Sign::Sleep),
+            HeldBy::Poll(..) | HeldBy::Visit(_) => None,
         }
     }
 
     /// The evidence that the worker belongs to the thread of the hold. If the hold has waited long
     /// enough for a stack, a missing one counts as inconclusive (D23).
     fn whose(&self, hold: &Hold, has_waited: bool) -> Whose {
-        if hold.holds {
+        if hold.has_core {
             return Whose::Held;
         }
         let missing = has_waited.then_some(StackVerdict::Inconclusive);
@@ -452,7 +462,7 @@ impl Detector {
         let tail = measured.unwrap_or(end.0).since(last_seen);
         hold.period.add_tail(tail, step.interval);
         match (hold.held_by, hold.announced) {
-            (HeldBy::Poll(_), Some(Announced { certainty, .. })) => {
+            (HeldBy::Mark(_), Some(Announced { certainty, .. })) => {
                 let closing = Closing {
                     hold,
                     certainty,
@@ -461,7 +471,7 @@ impl Detector {
                 self.closing = Some(Box::new(closing));
                 measured.and_then(|_| self.close())
             }
-            (HeldBy::Poll(_), None) => {
+            (HeldBy::Mark(_), None) => {
                 self.finish_unannounced(hold, measured?, step);
                 None
             }
@@ -479,12 +489,14 @@ impl Detector {
         if hold.period.blamed < hold.enough(&self.rules) {
             return;
         }
-        // Where turns are counted, a look that shows none is no evidence of anything.
-        if let Some(certainty) = belief(Sign::Mark, self.whose(&hold, !self.counts_turns)) {
-            let stall = hold.stall_until(end, Duration::ZERO, certainty);
-            let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before);
-            self.unconfirmed.push(unconfirmed);
-        }
+        let proof = if hold.has_core {
+            Proof::Turns
+        } else {
+            Proof::Stack(hold.shown)
+        };
+        let stall = hold.stall_until(end, Duration::ZERO, Certainty::Certain);
+        let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before, proof);
+        self.unconfirmed.push(unconfirmed);
     }
 
     /// Ends a hold without a mark.
@@ -519,7 +531,7 @@ impl Detector {
     /// runtime was driven.
     fn driven_after_all(&self, hold: &Hold, busy: Duration) -> Option<Certainty> {
         let was_driven = !self.rules.always_driven && busy >= hold.period.blamed;
-        (was_driven && hold.long_sleep && !hold.holds).then_some(Certainty::Certain)
+        (was_driven && hold.long_sleep && !hold.has_core).then_some(Certainty::Certain)
     }
 }
 

@@ -43,6 +43,8 @@ impl Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SlotSeen {
     pub(crate) thread: Thread,
+    /// The time of the thread's last claim of the worker.
+    pub(crate) claimed_at: Nanos,
     pub(crate) epoch: u64,
     /// The start of the poll, if it was measured.
     pub(crate) started: Option<Nanos>,
@@ -144,7 +146,7 @@ impl Sample {
     /// Whether the next sample shows another poll, or a thread that has left its worker.
     pub(super) fn shows_another_poll(&self, next: &Sample) -> bool {
         match (self.turn, next.turn) {
-            (Some(turn), Some(next)) => turn.id != next.id || !next.holds,
+            (Some(turn), Some(next)) => turn.id != next.id || !next.has_core,
             _ => false,
         }
     }
@@ -175,7 +177,7 @@ impl Sample {
         let turn_stands = match (self.turn, next.turn) {
             (Some(turn), Some(next)) => {
                 let of = |turn: Turn| (turn.id.turn, turn.id.entry);
-                turn.holds && next.holds && of(turn) == of(next)
+                turn.has_core && next.has_core && of(turn) == of(next)
             }
             (None, None) => true,
             _ => false,
@@ -190,7 +192,7 @@ pub(super) type Ends = [Option<(PollKey, Nanos)>; 2];
 
 /// The end of a poll, if its thread has measured it.
 pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
-    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Poll(*poll) == held_by).then_some(*end);
+    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Mark(*poll) == held_by).then_some(*end);
     ends.iter().flatten().find_map(of_this)
 }
 
@@ -222,6 +224,15 @@ impl Advance {
     /// The time of the last sample; of this one, if it is the first.
     pub(super) fn last_seen(&self) -> Nanos {
         self.last.unwrap_or(self.sample).at
+    }
+
+    /// Whether this thread had the worker at both looks.
+    pub(super) fn stays_on(&self, thread: Thread) -> bool {
+        let has_it = |sample: &Sample| {
+            let is_its = sample.slot.is_some_and(|slot| slot.thread == thread);
+            is_its && (sample.after.is_parked() || sample.turn.is_some_and(|turn| turn.has_core))
+        };
+        self.last.is_some_and(|last| has_it(&last)) && has_it(&self.sample)
     }
 
     /// The time that the busy counter has counted since it had this value.

@@ -6,9 +6,10 @@
 //! The thread of such a poll keeps a record of it (D31). The busy counter decides: a poll that it
 //! has not counted did not hold the worker.
 
+use super::belief::{Sign, StackVerdict, Whose, belief};
 use super::hold::{Hold, Period};
-use super::sample::{Advance, PollKey};
-use super::{Detector, Finding, Findings, HeldBy, Stall};
+use super::sample::{Advance, PollKey, Sample};
+use super::{Detector, Finding, Findings, HeldBy, Stall, TICKS_FOR_A_STACK, Thread};
 use crate::report::Certainty;
 use crate::slot::LongPoll;
 use std::time::Duration;
@@ -24,28 +25,93 @@ pub(super) struct Unconfirmed {
     busy_before: Duration,
     /// Publications to wait for before the poll counts as one that left its worker.
     publications: u32,
+    /// The busy counter has counted it.
+    is_counted: bool,
+    proof: Proof,
+    /// Ticks for which the proof is waited for.
+    ticks: u32,
+}
+
+/// The proof that the poll stayed on its worker. The busy counter alone is none: it counts the polls
+/// of another thread on the same worker, too.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Proof {
+    /// Memory has shown it.
+    Turns,
+    /// Its thread claims the worker again, after the end.
+    Claim,
+    /// The verdict of a stack that was taken of it.
+    Stack(Option<StackVerdict>),
 }
 
 impl Unconfirmed {
-    pub(super) fn new(stall: Stall, busy_before: Duration) -> Unconfirmed {
+    pub(super) fn new(stall: Stall, busy_before: Duration, proof: Proof) -> Unconfirmed {
         Unconfirmed {
             stall,
             busy_before,
             publications: PUBLICATIONS,
+            is_counted: false,
+            proof,
+            ticks: TICKS_FOR_A_STACK,
         }
+    }
+
+    /// Takes in the verdict of a stack, if it is of this poll.
+    pub(super) fn show(&mut self, serial: u64, shown: StackVerdict) {
+        if let Proof::Stack(known) = &mut self.proof {
+            if self.stall.serial == serial {
+                known.get_or_insert(shown);
+            }
+        }
+    }
+
+    /// The certainty of the poll, if it is proven that it stayed on its worker.
+    fn certainty(&self, sample: &Sample, leaves: bool) -> Option<Certainty> {
+        match self.proof {
+            Proof::Turns => Some(Certainty::Certain),
+            Proof::Claim => self.is_claimed_since(sample).then_some(Certainty::Certain),
+            Proof::Stack(shown) => belief(Sign::Mark, Whose::ByStack { shown, leaves }),
+        }
+    }
+
+    /// Whether its thread has claimed the worker after its end. A thread that has left the worker by
+    /// `block_in_place` does not.
+    fn is_claimed_since(&self, sample: &Sample) -> bool {
+        let end = self.stall.since.plus(self.stall.duration);
+        let claims = |thread: Thread| {
+            let slot = sample.slot.filter(|slot| slot.thread == thread);
+            slot.is_some_and(|slot| slot.claimed_at >= end)
+        };
+        matches!(self.stall.held_by, HeldBy::Mark(poll) if claims(poll.thread))
+    }
+
+    /// Takes in one more tick. Returns whether it is waited for any longer.
+    fn waits(&mut self, step: &Advance) -> bool {
+        if !self.is_counted {
+            self.publications -= u32::from(step.went_on);
+        }
+        self.ticks -= 1;
+        self.publications > 0 && self.ticks > 0
     }
 }
 
 impl Detector {
-    /// Takes in the record of a poll that began and ended between two ticks (D31).
+    /// Takes in the record of a poll that began and ended between two ticks (D31). With turns, its
+    /// thread must have the worker at both: in `block_in_place` it has lost it (D33).
     pub(super) fn ended_unseen(&mut self, poll: PollKey, record: &LongPoll, step: &Advance) {
-        if let Some(period) = self.unseen_period(record, step) {
-            let hold = Hold::new(self.next_serial(), HeldBy::Poll(poll), period);
+        let is_proven = !self.counts_turns || step.stays_on(poll.thread);
+        if let Some(period) = self.unseen_period(record, step).filter(|_| is_proven) {
+            let hold = Hold::new(self.next_serial(), HeldBy::Mark(poll), period);
             let stall = Stall {
                 name: record.name,
                 ..hold.stall_until(record.ended, Duration::ZERO, Certainty::Certain)
             };
-            let unconfirmed = Unconfirmed::new(stall, period.busy_before);
+            let proof = if self.counts_turns {
+                Proof::Turns
+            } else {
+                Proof::Claim
+            };
+            let unconfirmed = Unconfirmed::new(stall, period.busy_before, proof);
             self.unconfirmed.push(unconfirmed);
         }
     }
@@ -68,14 +134,20 @@ impl Detector {
     /// count a poll that left its worker by `block_in_place` (D33).
     pub(super) fn confirm(&mut self, step: &Advance) -> Findings {
         let mut findings = Findings::new();
+        let leaves = self.leaves;
         self.unconfirmed.retain_mut(|poll| {
             let busy = step.busy_since(poll.busy_before);
-            if busy >= poll.stall.duration - poll.stall.duration / 10 {
-                findings.push(Finding::Ended(poll.stall));
-                return false;
+            poll.is_counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
+            match poll.certainty(&step.sample, leaves) {
+                Some(certainty) if poll.is_counted => {
+                    findings.push(Finding::Ended(Stall {
+                        certainty,
+                        ..poll.stall
+                    }));
+                    false
+                }
+                _ => poll.waits(step),
             }
-            poll.publications -= u32::from(step.went_on);
-            poll.publications > 0
         });
         findings
     }

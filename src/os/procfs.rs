@@ -114,6 +114,11 @@ impl ThreadFiles {
         parse_schedstat(&buffer[..read])
     }
 
+    /// Whether a thread that is off its CPU shows what it does.
+    pub(crate) fn shows_states(&self) -> bool {
+        !matches!(self.state, StateFile::None)
+    }
+
     fn off_cpu_state(&mut self) -> ThreadState {
         let mut buffer = [0; 192];
         if let StateFile::Syscall(file) = &self.state {

@@ -31,8 +31,12 @@ impl ThreadFiles {
         None
     }
 
-    pub(crate) fn look(&self) -> Option<ThreadEvidence> {
+    pub(crate) fn look(&mut self) -> Option<ThreadEvidence> {
         None
+    }
+
+    pub(crate) fn shows_states(&self) -> bool {
+        false
     }
 
     pub(crate) fn run_queue(&self) -> Option<Duration> {

@@ -165,6 +165,14 @@ pub struct StackSample {
     pub complete: bool,
 }
 
+impl StackSample {
+    /// Whether debug information has named a line of code that is not of the system.
+    pub(crate) fn has_lines(&self) -> bool {
+        let has_line = |frame: &Frame| frame.origin != Origin::System && frame.file.is_some();
+        self.frames.iter().any(has_line)
+    }
+}
+
 /// The name as in the source: `app::handlers::get_user::<T>::{closure#0}` →
 /// `app::handlers::get_user`.
 fn written(function: &str) -> String {

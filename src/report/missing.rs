@@ -30,6 +30,8 @@ pub enum Missing {
     Lost,
     /// No frame of the stack is known to be the user's own code.
     NoOwnCode,
+    /// No frame of the stack has a line: the program was built without debug information.
+    NoDebugInfo,
 }
 
 /// The reason why there is no stack.
@@ -63,6 +65,8 @@ pub enum NoStack {
     ThreadGone,
     /// Too many stacks were taken recently.
     RateLimited,
+    /// A sandbox forbids to read the memory of the program, and with it the unwind tables.
+    Forbidden,
     /// All buffers hold stacks that wait for debug information to be read.
     Busy,
 }
@@ -77,8 +81,11 @@ impl fmt::Display for Missing {
             Missing::Truncated => "the outer part of the stack: it is deeper than what is copied",
             Missing::Lost => "the outer part of the stack: no unwind table explains the last call",
             Missing::NoOwnCode => {
-                "no site: no frame is known to be your own code; build with `debug = 1`, or name your \
-                 crates to `Builder::own_crates`"
+                "no site: no frame is known to be your own code; name your crates to \
+                 `Builder::own_crates`"
+            }
+            Missing::NoDebugInfo => {
+                "no site: the program has no debug information; build with `debug = 1`"
             }
         })
     }
@@ -89,7 +96,11 @@ impl NoStack {
     pub(crate) fn is_final(self) -> bool {
         let another_is_asked_for = matches!(
             self,
-            NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn
+            NoStack::RateLimited
+                | NoStack::Busy
+                | NoStack::MovedOn
+                | NoStack::NotAnswered
+                | NoStack::ThreadUnknown
         );
         !another_is_asked_for
     }
@@ -112,6 +123,9 @@ impl fmt::Display for NoStack {
             NoStack::ThreadUnknown => "the worker's thread is not known yet",
             NoStack::ThreadGone => "the thread has exited",
             NoStack::RateLimited => "many were taken of late",
+            NoStack::Forbidden => {
+                "a sandbox forbids to read memory; allow `process_vm_readv` on the own process"
+            }
             NoStack::Busy => "all buffers wait for debug information to be read",
         })
     }

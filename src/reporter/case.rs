@@ -158,18 +158,28 @@ impl Case {
         report.tid = slot.map(Slot::tid).filter(|tid| *tid != 0);
     }
 
+    /// The reason why no stack was ever asked for, of a stall that is over.
+    fn why_never_asked(&self) -> Option<NoStack> {
+        let news = self.latest.as_ref().filter(|_| self.is_over())?;
+        let signal = news.live.runtime.watch.signal;
+        Some(signal.err().unwrap_or(NoStack::MovedOn))
+    }
+
     /// Adds the reasons for parts that the report lacks.
     fn add_missing(&self, report: &mut StallReport) {
         let has_stacks = !self.stacks.is_empty();
         let is_on_its_way = self.awaits_stack().then_some(NoStack::NotYet);
-        let no_stack = self.no_stack.or(is_on_its_way);
+        let no_stack = self.no_stack.or(is_on_its_way).or(self.why_never_asked());
         report
             .missing
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));
+        let lacks_site = has_stacks && report.site.is_none();
+        let has_lines = self.stacks.iter().any(StackSample::has_lines);
         let also = [
             (self.truncated, Missing::Truncated),
             (self.lost, Missing::Lost),
-            (has_stacks && report.site.is_none(), Missing::NoOwnCode),
+            (lacks_site && has_lines, Missing::NoOwnCode),
+            (lacks_site && !has_lines, Missing::NoDebugInfo),
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));

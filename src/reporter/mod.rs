@@ -206,7 +206,7 @@ mod tests {
         pub(super) fn news(&self, id: u64, phase: Option<Phase>) -> StallNews {
             let stall = Stall {
                 serial: id,
-                held_by: HeldBy::Unmarked(None),
+                held_by: HeldBy::Visit(None),
                 since: Nanos(1),
                 duration: Duration::from_millis(20),
                 error: Duration::ZERO,
@@ -238,7 +238,7 @@ mod tests {
             let tenancy = slot.tenancy();
             let epoch = slot.line.observe().epoch;
             let mut news = self.news(id, phase);
-            news.live.stall.held_by = HeldBy::Poll(PollKey {
+            news.live.stall.held_by = HeldBy::Mark(PollKey {
                 thread: (std::ptr::from_ref(slot).addr(), tenancy),
                 epoch,
             });

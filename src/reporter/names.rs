@@ -24,7 +24,7 @@ pub(super) fn look_up(news: &StallNews) -> Names {
     if let Some(Name::Text(left_behind)) = names::name(news.live.stall.name) {
         names.span = Some(left_behind.to_owned());
     }
-    let HeldBy::Poll(poll) = news.live.stall.held_by else {
+    let HeldBy::Mark(poll) = news.live.stall.held_by else {
         names.missing.push(Missing::Unmarked);
         return names;
     };

@@ -8,7 +8,7 @@ use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::{self, Nanos};
 use crate::engine::{Shared, WatchedRuntime};
 use crate::report::{NoStack, WorkerStack};
-use crate::slot::{Claim, Drivers, Slot, collect_drivers};
+use crate::slot::{Claim, Claims, Slot, collect_claims};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ const LOOK: Duration = Duration::from_micros(50);
 
 /// Takes the stacks of all workers of these runtimes.
 pub(crate) fn take(runtimes: &[Arc<WatchedRuntime>], shared: &Shared) -> Vec<WorkerStack> {
-    let mut drivers = Drivers::new();
-    collect_drivers(&mut drivers);
+    let mut drivers = Claims::new();
+    collect_claims(&mut drivers);
     let mut found = Vec::new();
     for runtime in runtimes.iter().filter(|runtime| !runtime.is_gone()) {
         let slot_of = |worker| {

@@ -75,7 +75,7 @@
 //! `loom.rs` checks this protocol: one owner and one reader, with polls, nested names and requests
 //! in every interleaving.
 
-mod drivers;
+mod claims;
 mod enrol;
 mod entry;
 mod line;
@@ -84,7 +84,7 @@ mod registry;
 
 pub(crate) mod names;
 
-pub(crate) use drivers::{Drivers, collect_drivers};
+pub(crate) use claims::{Claims, collect_claims};
 pub(crate) use enrol::{
     anchor, begin, end_quickly, enrol, keep_polls_longer_than, mine, own_task, raw_id, reset_marks,
 };

@@ -108,11 +108,11 @@ impl NoTurns {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turn {
     /// The poll, or the one that would be there: two looks with the same number, in both of which
-    /// `holds` is true, are in the same poll.
+    /// `has_core` is true, are in the same poll.
     pub(crate) id: PollId,
     /// The thread has its worker's core: it polls, or parks. A thread that has left its worker has
     /// none.
-    pub(crate) holds: bool,
+    pub(crate) has_core: bool,
     /// The time at which the worker last began to work through its queue: it woke, or looked for
     /// events.
     pub(crate) resumed: Option<Nanos>,

@@ -163,7 +163,7 @@ struct Asked {
     thread: (usize, u64),
     pulses: u64,
     near: usize,
-    holds: Option<usize>,
+    core_word: Option<usize>,
     call: Option<usize>,
     core: Option<usize>,
 }
@@ -244,7 +244,7 @@ impl Track {
             thread,
             pulses: slot.loops(),
             near: looks.ask_near(slot.anchor(), layout),
-            holds: context.map(|context| looks.ask(context + layout.core as u64, 8)),
+            core_word: context.map(|context| looks.ask(context + layout.core as u64, 8)),
             call: context.and_then(|context| looks.ask_call(context, layout)),
             core: self.core.map(|core| looks.ask_core(core, layout)),
         });
@@ -289,10 +289,11 @@ impl Track {
         let near = AnchorWords::of(&looks.pieces[asked.near], layout).ok_or(Miss::Gone)?;
         let held = self.held_core(&near, asked, looks)?;
         let core = self.core_words(layout, asked, looks)?;
-        let holds = self.core == Some(held);
+        let has_core = self.core == Some(held);
         // The worker's own count may be one ahead of the published one.
         let parks = *published.start()..=published.end().saturating_add(1);
-        if !parks.contains(&core.parks) || self.stands_still_with_pulses(core.turn, asked, holds) {
+        if !parks.contains(&core.parks) || self.stands_still_with_pulses(core.turn, asked, has_core)
+        {
             return Err(Miss::Misbehaved);
         }
         self.distrusted_until = None;
@@ -302,7 +303,7 @@ impl Track {
         let is_first = self.is_first_since_parked(layout, id, &core);
         Ok(Turn {
             id,
-            holds,
+            has_core,
             resumed,
             begun: resumed.filter(|_| is_first),
         })
@@ -315,7 +316,9 @@ impl Track {
             self.context = Some((asked.thread, near.context));
             return Err(Miss::Moved);
         }
-        let held = asked.holds.and_then(|index| looks.pieces[index].word(0));
+        let held = asked
+            .core_word
+            .and_then(|index| looks.pieces[index].word(0));
         let held = held.filter(|_| known).unwrap_or(0);
         if held != 0 && self.core.is_none() {
             self.core = Some(held);
@@ -349,10 +352,10 @@ impl Track {
 
     /// Counts the turns. Returns whether they stand still while this thread polls pulses, each of
     /// which takes a turn.
-    fn stands_still_with_pulses(&mut self, turn: u32, asked: &Asked, holds: bool) -> bool {
+    fn stands_still_with_pulses(&mut self, turn: u32, asked: &Asked, has_core: bool) -> bool {
         match &mut self.last {
             Some((last, thread, pulses)) if *last == turn => {
-                if *thread != asked.thread || !holds {
+                if *thread != asked.thread || !has_core {
                     (*thread, *pulses) = (asked.thread, asked.pulses);
                 }
                 asked.pulses.saturating_sub(*pulses) > PULSES_IN_A_TURN
@@ -587,7 +590,7 @@ mod tests {
     fn the_first_tick_finds_everything() {
         let mut world = World::new(true);
         let turn = world.look().unwrap();
-        assert!(turn.holds);
+        assert!(turn.has_core);
         let id = PollId {
             turn: 40,
             task: 7,
@@ -612,15 +615,15 @@ mod tests {
     #[test]
     fn a_thread_without_a_core_has_left_its_worker() {
         let mut world = World::new(true);
-        assert!(world.look().unwrap().holds);
+        assert!(world.look().unwrap().has_core);
         let core = std::mem::take(&mut world.memory.core);
-        assert!(!world.look().unwrap().holds, "it is in `block_in_place`");
+        assert!(!world.look().unwrap().has_core, "it is in `block_in_place`");
         world.memory.core = core + 8;
-        assert!(!world.look().unwrap().holds, "it has another worker's");
+        assert!(!world.look().unwrap().has_core, "it has another worker's");
         world.memory.core = core;
-        assert!(world.look().unwrap().holds);
+        assert!(world.look().unwrap().has_core);
         world.memory.context = 0;
-        assert!(!world.look().unwrap().holds, "it is in no runtime");
+        assert!(!world.look().unwrap().has_core, "it is in no runtime");
     }
 
     #[test]

@@ -61,6 +61,9 @@ impl Episode {
     }
 }
 
+/// Suspicions that are remembered. One may be proven after its end, by its stack.
+const SUSPICIONS: usize = 4;
+
 /// The stalls of one worker that are not over.
 ///
 /// There may be two: one that goes on or is suspected, and one whose end is not recorded yet.
@@ -73,7 +76,7 @@ impl Episodes {
     pub(super) fn of(&mut self, serial: u64, shared: &Shared) -> &mut Episode {
         let known = self.0.iter().position(|known| known.serial == serial);
         let index = known.unwrap_or_else(|| {
-            self.0.retain(|known| known.is_announced);
+            self.make_room();
             self.0.push(Episode {
                 serial,
                 id: StallId(shared.next_id()),
@@ -87,6 +90,15 @@ impl Episodes {
             self.0.len() - 1
         });
         &mut self.0[index]
+    }
+
+    /// Forgets the oldest suspicion that came to nothing, if there are many.
+    fn make_room(&mut self) {
+        let is_suspected = |known: &Episode| !known.is_announced;
+        if self.0.iter().filter(|known| is_suspected(known)).count() >= SUSPICIONS {
+            let oldest = self.0.iter().position(is_suspected);
+            oldest.map(|oldest| self.0.remove(oldest));
+        }
     }
 
     /// The detector's number of a stall, while the stall is not over.
@@ -123,7 +135,15 @@ mod tests {
     fn a_suspicion_that_came_to_nothing_is_forgotten() {
         let (mut episodes, shared) = (Episodes::default(), Shared::default());
         let id = episodes.of(1, &shared).id;
-        episodes.of(2, &shared);
+        for serial in 2..=SUSPICIONS as u64 {
+            episodes.of(serial, &shared);
+        }
+        assert_eq!(
+            episodes.serial_of(id),
+            Some(1),
+            "its stack may come after its end"
+        );
+        episodes.of(100, &shared);
         assert_eq!(episodes.serial_of(id), None);
         assert!(!episodes.is_any_announced());
     }

@@ -21,7 +21,7 @@ use crate::engine::{
     ENDLESS_AFTER, LONGEST_TICK, Live, Message, StallNews, TurnsLost, WatchedRuntime,
 };
 use crate::report::Phase;
-use crate::slot::{self, Drivers, collect_drivers};
+use crate::slot::{self, Claims, collect_claims};
 use crate::turns::Looks;
 use host::{HostTime, OwnWait, Quota};
 pub(crate) use out::Out;
@@ -99,7 +99,7 @@ struct Watchdog {
     out: Out,
     seen_version: Option<u64>,
     runtimes: Vec<RuntimeWatch>,
-    drivers: Drivers,
+    drivers: Claims,
     own_wait: OwnWait,
     quota: Quota,
     stacks: Allowance,
@@ -140,7 +140,7 @@ impl Watchdog {
             out,
             seen_version: None,
             runtimes: Vec::new(),
-            drivers: Drivers::new(),
+            drivers: Claims::new(),
             own_wait: OwnWait::new(),
             quota: Quota::new(),
             stacks: Allowance::new(clock::now()),
@@ -187,7 +187,7 @@ impl Watchdog {
         if self.runtimes.iter().all(|watch| watch.rests(now)) {
             return None;
         }
-        collect_drivers(&mut self.drivers);
+        collect_claims(&mut self.drivers);
         workers::ask_for_claim();
         Some(HostTime {
             own_wait: self.own_wait.since_last_time(),

@@ -8,7 +8,7 @@ use super::worker::WorkerWatch;
 use crate::clock::{self, Nanos};
 use crate::detect::EventDriver;
 use crate::engine::{TurnsLost, WatchedRuntime};
-use crate::slot::Drivers;
+use crate::slot::Claims;
 use crate::turns::{Inside, Looks};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,7 +50,7 @@ impl RuntimeWatch {
 
     /// Notes the threads that drive the workers that do not rest, and asks for their words in
     /// memory.
-    pub(super) fn ask(&mut self, drivers: &Drivers, looks: &mut Looks, now: Nanos) {
+    pub(super) fn ask(&mut self, drivers: &Claims, looks: &mut Looks, now: Nanos) {
         if self.runtime.is_gone() {
             return;
         }
@@ -156,7 +156,7 @@ impl RuntimeWatch {
         let stats = &self.runtime.stats;
         let drivers = || self.workers.iter().map(|watch| watch.worker.driver());
         let enrolled = drivers().flatten().count();
-        let sees_all = |driver: &super::workers::Driver| driver.slot.are_all_polls_seen();
+        let sees_all = |driver: &super::workers::WorkerThread| driver.slot.are_all_polls_seen();
         let all_polls = drivers().all(|driver| driver.is_some_and(sees_all));
         stats.enrolled.store(enrolled, Ordering::Relaxed);
         stats.all_polls.store(all_polls, Ordering::Relaxed);

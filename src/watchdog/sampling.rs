@@ -15,7 +15,7 @@
 //! passed on at once, so that its verdict is there at the next tick. The others are judged at that
 //! tick.
 
-use super::workers::Driver;
+use super::workers::WorkerThread;
 use crate::capture::{self, Addressee, RawStack, Request};
 use crate::clock::Nanos;
 use crate::detect::{HeldBy, Stall};
@@ -233,7 +233,7 @@ impl SampledSleep {
 impl SentRequest {
     /// Asks the thread that drives a worker for its stack, if the allowance has one left.
     pub(super) fn send(
-        driver: Option<&Driver>,
+        driver: Option<&WorkerThread>,
         signal: Result<i32, NoStack>,
         allowance: &mut Allowance,
         now: Nanos,
@@ -269,7 +269,7 @@ fn is_of(stack: &RawStack, stall: &Stall, over: bool) -> bool {
     if !stack.is_answered() {
         return false;
     }
-    if let HeldBy::Poll(poll) = stall.held_by {
+    if let HeldBy::Mark(poll) = stall.held_by {
         return stack.epoch() == poll.epoch;
     }
     let returns_from_it = stall.call.is_some_and(|call| {
@@ -287,7 +287,7 @@ mod tests {
     fn stall(serial: u64) -> Stall {
         Stall {
             serial,
-            held_by: HeldBy::Unmarked(None),
+            held_by: HeldBy::Visit(None),
             since: Nanos(1),
             duration: Duration::from_millis(10),
             error: Duration::ZERO,

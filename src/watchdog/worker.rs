@@ -226,7 +226,7 @@ impl WorkerWatch {
         };
         let in_poll = last.slot.is_some_and(|slot| slot.epoch % 2 == 1);
         let lively = match last.turn {
-            Some(turn) => turn.holds,
+            Some(turn) => turn.has_core,
             None => {
                 runtime.rules.always_driven
                     || in_poll
@@ -297,7 +297,7 @@ fn parts(finding: &Finding) -> (Option<Phase>, Stall) {
 /// The marked poll that a stall consists of.
 fn marked_poll(stall: &Stall) -> Option<PollKey> {
     match stall.held_by {
-        HeldBy::Poll(poll) => Some(poll),
+        HeldBy::Mark(poll) => Some(poll),
         _ => None,
     }
 }

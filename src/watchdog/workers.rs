@@ -8,7 +8,7 @@
 use crate::clock::{self, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
 use crate::os::{Call, ThreadEvidence, ThreadFiles, ThreadState};
-use crate::slot::{Claim, Drivers, Slot};
+use crate::slot::{Claim, Claims, Slot};
 use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
 use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
@@ -51,7 +51,7 @@ pub(crate) fn ask_for_claim() {
 
 /// The thread that drives one worker, as far as is known.
 #[derive(Debug)]
-pub(crate) struct Driver {
+pub(crate) struct WorkerThread {
     pub(crate) slot: &'static Slot,
     pub(crate) tenancy: u64,
     claimed_at: Nanos,
@@ -65,9 +65,9 @@ pub(crate) struct Driver {
     found: bool,
 }
 
-impl Driver {
-    fn new(slot: &'static Slot, claimed_at: Nanos) -> Driver {
-        Driver {
+impl WorkerThread {
+    fn new(slot: &'static Slot, claimed_at: Nanos) -> WorkerThread {
+        WorkerThread {
             slot,
             tenancy: slot.tenancy(),
             claimed_at,
@@ -95,6 +95,7 @@ impl Driver {
         let line = &self.slot.line;
         let seen = line.observe();
         SlotSeen {
+            claimed_at: self.claimed_at,
             thread: self.thread(),
             epoch: seen.epoch,
             started: line.started(seen.epoch),
@@ -160,7 +161,7 @@ impl Driver {
 #[derive(Debug)]
 pub(crate) struct Worker {
     index: usize,
-    driver: Option<Driver>,
+    driver: Option<WorkerThread>,
     track: Track,
     turn: Option<Turn>,
     /// The slot's epoch before memory was read.
@@ -200,23 +201,23 @@ impl Worker {
     }
 
     /// The thread that drives this worker, unless it has been replaced by one not yet known.
-    pub(crate) fn driver(&self) -> Option<&Driver> {
+    pub(crate) fn driver(&self) -> Option<&WorkerThread> {
         self.driver.as_ref().filter(|driver| !driver.replaced)
     }
 
     /// Takes the newest claim for this worker.
-    pub(crate) fn follow(&mut self, runtime: u64, drivers: &Drivers) {
+    pub(crate) fn follow(&mut self, runtime: u64, drivers: &Claims) {
         let claim = Claim {
             runtime,
             worker: self.index,
         };
         let newest = drivers.get(&claim);
-        let is_found = |driver: &Driver| driver.is_found_since(newest.map(|(_, at)| *at));
+        let is_found = |driver: &WorkerThread| driver.is_found_since(newest.map(|(_, at)| *at));
         match (newest, &mut self.driver) {
             (_, Some(driver)) if is_found(driver) => {}
             (None, driver) => *driver = None,
             (Some(&(slot, at)), Some(driver)) if driver.is(slot) => driver.renew(at),
-            (Some(&(slot, at)), driver) => *driver = Some(Driver::new(slot, at)),
+            (Some(&(slot, at)), driver) => *driver = Some(WorkerThread::new(slot, at)),
         }
     }
 
@@ -240,14 +241,14 @@ impl Worker {
             return true;
         };
         // A slot that has a new owner may have been read half before the change and half after it.
-        let is_same = |driver: &&Driver| driver.tenancy == driver.slot.tenancy();
+        let is_same = |driver: &&WorkerThread| driver.tenancy == driver.slot.tenancy();
         self.turn = turn.filter(|_| self.driver.as_ref().filter(is_same).is_some());
         false
     }
 
     /// Whether the worker is at work, and not on the thread that is taken to drive it.
     pub(crate) fn is_lost(&mut self, metrics: &RuntimeMetrics) -> bool {
-        let is_held = self.turn.is_some_and(|turn| turn.holds);
+        let is_held = self.turn.is_some_and(|turn| turn.has_core);
         self.was_lost &= !is_held;
         !is_held && counters(metrics, self.index).parks % 2 == 0
     }
@@ -265,9 +266,9 @@ impl Worker {
             return false;
         };
         self.was_lost = false;
-        self.driver = Some(Driver {
+        self.driver = Some(WorkerThread {
             found: true,
-            ..Driver::new(slot, clock::now())
+            ..WorkerThread::new(slot, clock::now())
         });
         true
     }
@@ -304,7 +305,7 @@ impl Worker {
     ) -> Sample {
         let (thread, at) = self.look_at_thread(metrics);
         let before = counters(metrics, self.index);
-        let slot = self.driver().map(Driver::seen);
+        let slot = self.driver().map(WorkerThread::seen);
         let after = counters(metrics, self.index);
         let last = self.last.replace(after);
         self.moved = last.is_some_and(|last| last.parks != after.parks);
@@ -351,7 +352,7 @@ impl Worker {
     /// Whether the poll that memory showed still goes on. Memory is read again if the watchdog has
     /// lost its CPU between that reading and the look at the thread.
     fn is_still(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics, at: Nanos) -> bool {
-        let then = self.turn.map(|turn| (turn.id, turn.holds));
+        let then = self.turn.map(|turn| (turn.id, turn.has_core));
         if at.since(self.read_at) < AT_ONCE {
             return true;
         }
@@ -359,7 +360,7 @@ impl Worker {
         self.ask(looks, metrics);
         looks.read();
         let is_read = !self.take(looks, metrics);
-        is_read && self.turn.map(|turn| (turn.id, turn.holds)) == then
+        is_read && self.turn.map(|turn| (turn.id, turn.has_core)) == then
     }
 }
 
@@ -368,11 +369,11 @@ mod tests {
     use super::*;
     use crate::slot;
 
-    fn driver() -> Driver {
+    fn driver() -> WorkerThread {
         slot::enrol();
-        Driver {
+        WorkerThread {
             files: None,
-            ..Driver::new(slot::mine().expect("a slot"), clock::now())
+            ..WorkerThread::new(slot::mine().expect("a slot"), clock::now())
         }
     }
 

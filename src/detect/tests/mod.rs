@@ -80,6 +80,7 @@ impl World {
                 busy: Duration::ZERO,
             },
             slot: Some(SlotSeen {
+                claimed_at: Nanos(u64::MAX),
                 thread: THREAD,
                 epoch: 0,
                 started: None,
@@ -118,7 +119,7 @@ impl World {
                 stage: Stage::Queue,
                 entry: 0,
             },
-            holds: true,
+            has_core: true,
             resumed: None,
             begun: None,
         });

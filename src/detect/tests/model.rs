@@ -99,7 +99,7 @@ fn play(steps: &[Step]) -> Vec<Played> {
                     stage: [Stage::Queue, Stage::Next, Stage::Next, Stage::Last][nth as usize],
                     entry: 0,
                 },
-                holds,
+                has_core: holds,
                 resumed: None,
                 begun: first.then(|| micros(now)),
             },

@@ -123,14 +123,14 @@ fn a_poll_that_has_left_its_worker_is_none() {
         let mut world = at_work();
         world.begin_poll(Some(at(world.now)));
         world.compute(ms(4));
-        world.turn().holds = false;
+        world.turn().has_core = false;
         for _ in 0..1_000 {
             world.turn().id.turn += turns;
             assert_eq!(world.sleep(TICK), []);
         }
         // It comes back. The poll after that counts from then on, and not from the old mark's
         // begin.
-        world.turn().holds = true;
+        world.turn().has_core = true;
         world.next_turn();
         world.compute(TICK);
         let back = world.now;
@@ -170,12 +170,12 @@ fn a_current_thread_runtime_that_nobody_drives_is_none() {
         always_driven: false,
         ..rules()
     });
-    world.turn().holds = false;
+    world.turn().has_core = false;
     for _ in 0..1_000 {
         assert_eq!(world.compute(TICK), []);
     }
     // Positive control: driven, no stack is needed.
-    world.turn().holds = true;
+    world.turn().has_core = true;
     assert!(began(&held(world, |world| world.compute(TICK))).is_some());
 }
 
@@ -238,6 +238,6 @@ fn a_look_that_met_two_polls_is_of_neither() {
     world.next_turn();
     let (ticks, found) = world.until_found(|world| world.compute(TICK));
     let stall = began(&found).unwrap();
-    assert!(matches!(stall.held_by, HeldBy::Poll(_)), "{stall:?}");
+    assert!(matches!(stall.held_by, HeldBy::Mark(_)), "{stall:?}");
     assert_eq!(ticks, 3);
 }

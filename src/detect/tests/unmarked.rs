@@ -207,3 +207,23 @@ fn a_current_thread_runtime_is_believed_with_a_stack_that_shows_it_driven() {
     assert_eq!(slept(Some(StackVerdict::Driving)), Some(Certainty::Certain));
     assert_eq!(slept(None), None, "it may not be driven");
 }
+
+#[test]
+fn a_thread_in_block_in_place_is_not_blamed_by_counting() {
+    // Its stack has shown it elsewhere. Another thread has the worker, and does not move it (D22).
+    let counted = |shown: StackVerdict| {
+        let mut world = World::parked().wake();
+        let mut found = Findings::new();
+        for _ in 0..3 {
+            found.extend(world.sleep(TICK));
+        }
+        world.show(shown);
+        for _ in 0..THRESHOLD.as_micros() * 250 / TICK.as_micros() {
+            found.extend(world.sleep(TICK));
+        }
+        began(&found)
+    };
+    assert_eq!(counted(StackVerdict::Detached), None);
+    let stall = counted(StackVerdict::Driving);
+    assert!(stall.is_some(), "the positive control");
+}

@@ -8,10 +8,10 @@ use crate::clock::Nanos;
 use std::collections::HashMap;
 
 /// The slots of threads that claim a worker, by claim. Rebuilt each tick.
-pub(crate) type Drivers = HashMap<Claim, (&'static Slot, Nanos)>;
+pub(crate) type Claims = HashMap<Claim, (&'static Slot, Nanos)>;
 
 /// Collects the claims of all threads. If two threads claim one worker, the later claim counts.
-pub(crate) fn collect_drivers(drivers: &mut Drivers) {
+pub(crate) fn collect_claims(drivers: &mut Claims) {
     drivers.clear();
     for slot in claimers() {
         if let Some((claim, at)) = slot.claim() {
