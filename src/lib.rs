@@ -40,8 +40,7 @@
 //! **It does not** wrap your spawns, own your runtime or need `tokio_unstable`. Inside a poll it
 //! does not allocate, lock or call anything, with two exceptions: a thread's first mark takes a
 //! slot, which allocates, and the end of a timed poll beyond the threshold tries a lock and keeps a
-//! record. It never blames code for time in which it had no CPU, `block_in_place` for its purpose,
-//! or a worker that is parked.
+//! record. It does not report time without a CPU, code in `block_in_place`, or a parked worker.
 //!
 //! # Three tiers
 //!

@@ -118,3 +118,17 @@ fn an_import_that_points_upwards_is_found() {
         ["detect imports engine"]
     );
 }
+
+/// The files that CONTRIBUTING.md names in its walk and its tables exist.
+#[test]
+fn files_of_the_walk_exist() {
+    let page = read(&root().join("CONTRIBUTING.md"));
+    let walk = page.split("## One stall").nth(1).expect("the walk");
+    let walk = walk.split("\n## ").next().expect("its end");
+    let quoted = walk.split('`').skip(1).step_by(2);
+    let files: Vec<_> = quoted.filter(|text| text.ends_with(".rs")).collect();
+    assert!(files.len() > 30, "only {} files are named", files.len());
+    for file in files {
+        assert!(root().join("src").join(file).exists(), "{file}");
+    }
+}

@@ -32,8 +32,8 @@ pub(super) struct Unconfirmed {
     ticks: u32,
 }
 
-/// The proof that the poll stayed on its worker. The busy counter alone is none: it counts the polls
-/// of another thread on the same worker, too.
+/// The proof that the poll stayed on its worker. The busy counter alone is none: it counts the
+/// polls of another thread on the same worker, too.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Proof {
     /// Memory has shown it.
@@ -74,8 +74,8 @@ impl Unconfirmed {
         }
     }
 
-    /// Whether its thread has claimed the worker after its end. A thread that has left the worker by
-    /// `block_in_place` does not.
+    /// Whether its thread has claimed the worker after its end. A thread that has left the worker
+    /// by `block_in_place` does not.
     fn is_claimed_since(&self, sample: &Sample) -> bool {
         let end = self.stall.since.plus(self.stall.duration);
         let claims = |thread: Thread| {

@@ -40,9 +40,9 @@ pub struct Coverage {
     pub stacks: bool,
     /// The reason why no stacks are taken, if none are. It is looked at anew each time.
     pub no_stacks: Option<NoStack>,
-    /// Whether the future given to `block_on` is watched: on a `current_thread` runtime, whose worker
-    /// polls it. On a multi-thread runtime it runs on a thread that is no worker, and so does the
-    /// body of `#[tokio::main]`: only what it spawns is watched.
+    /// Whether the future given to `block_on` is watched: on a `current_thread` runtime, whose
+    /// worker polls it. On a multi-thread runtime it runs on a thread that is no worker, and so
+    /// does the body of `#[tokio::main]`: only what it spawns is watched.
     pub block_on: bool,
     /// Whether the turns of the workers' loops are counted. They distinguish one long poll from
     /// many short ones without a mark.

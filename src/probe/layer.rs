@@ -96,8 +96,8 @@ where
         self
     }
 
-    /// Registers with the subscriber of the program. `Option`, `Vec` and `reload` do not pass on that
-    /// there is one, so the layer asks at its first span.
+    /// Registers with the subscriber of the program. `Option`, `Vec` and `reload` do not pass on
+    /// that there is one, so the layer asks at its first span.
     #[cold]
     fn register_late(&self) {
         tracing::dispatcher::get_default(|dispatch| {
