@@ -36,7 +36,8 @@ pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     for delivery in reports {
         let now = clock::now();
         shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
-        deliver(delivery, &mut log, shared, now);
+        // The user's code may start threads, which inherit the mask.
+        os::with_signals_of_the_program(|| deliver(delivery, &mut log, shared, now));
         shared.sinks_busy_since.store(0, Ordering::Relaxed);
     }
 }
@@ -73,10 +74,8 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
     }
 }
 
-/// Calls the user's code, with the signals of the program: it may start threads. A panic of it is
-/// counted, and the thread goes on.
+/// Calls the user's code. A panic of it is counted, and the thread goes on.
 pub(crate) fn guarded(shared: &Shared, user_code: impl FnOnce()) {
-    let user_code = || os::with_signals_of_the_program(user_code);
     if std::panic::catch_unwind(AssertUnwindSafe(user_code)).is_err() {
         shared.failed_callbacks.fetch_add(1, Ordering::Relaxed);
     }

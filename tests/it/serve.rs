@@ -160,7 +160,7 @@ fn a_stalled_worker_is_a_reason_to_restart_until_it_goes_on() {
     let release = service.block(1);
     let why = service.wait_for_health(503);
     assert!(why.starts_with("\"one\": worker "), "{why}");
-    assert!(why.contains(" has been stalled for 0 s"), "{why}");
+    assert!(why.contains(" has been stalled for "), "{why}");
     drop(release);
     service.wait_for_health(200);
 }
