@@ -1,10 +1,10 @@
-//! Marked polls that ended before they were announced, and the busy counter that confirms them.
+//! Marked polls that ended before they were announced, and the proofs that they held the worker.
 //!
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* do anything but arithmetic on samples.
 //!
-//! The thread of such a poll keeps a record of it (D31). The busy counter decides: a poll that it
-//! has not counted did not hold the worker.
+//! The thread of such a poll keeps a record of it (D31). Two things must hold: the busy counter has
+//! counted it, and its thread had the worker (D32).
 
 use super::belief::{Sign, StackVerdict, Whose, belief};
 use super::hold::{Hold, Period};

@@ -28,10 +28,12 @@ pub(crate) fn run(work: &Receiver<Work>, reporter: &SyncSender<Message>) {
         match work.recv_timeout(wait) {
             Ok(work) => take(work, &mut explainer, reporter),
             Err(RecvTimeoutError::Timeout) if wait == PRIME_AFTER => {
-                explainer.prime();
+                guarded(&mut explainer, Explainer::prime);
                 wait = REST;
             }
-            Err(RecvTimeoutError::Timeout) => explainer.rest(),
+            Err(RecvTimeoutError::Timeout) => {
+                guarded(&mut explainer, Explainer::rest);
+            }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
@@ -65,17 +67,19 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
     }
 }
 
-/// Explains a stack. A panic in here costs one stack: it is printed where it happens, and the
-/// thread goes on with a new explainer, which reads debug information again.
 fn explain(
     explainer: &mut Explainer,
     watch: &WatchState,
     stack: &RawStack,
 ) -> Result<Explained, NoStack> {
     let own = &watch.settings.own_code;
-    let explained = catch_unwind(AssertUnwindSafe(|| explainer.explain(stack, own)));
-    explained.unwrap_or_else(|_| {
-        *explainer = Explainer::default();
-        Err(NoStack::Unsupported)
-    })
+    let explained = guarded(explainer, |explainer| explainer.explain(stack, own));
+    explained.unwrap_or(Err(NoStack::Unsupported))
+}
+
+/// A panic of ours costs one stack, not the thread: it is printed where it happens, and the
+/// explainer begins anew. The reporter counts on an answer to each stack.
+fn guarded<R>(explainer: &mut Explainer, work: impl FnOnce(&mut Explainer) -> R) -> Option<R> {
+    let done = catch_unwind(AssertUnwindSafe(|| work(explainer)));
+    done.map_err(|_| *explainer = Explainer::default()).ok()
 }
