@@ -48,6 +48,9 @@ pub(crate) fn own_bounds() -> (usize, usize) {
     (0, 0)
 }
 
+mod static_ref;
+pub(crate) use static_ref::StaticRef;
+
 mod spawn;
 #[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
 pub(crate) use spawn::all_but_faults;

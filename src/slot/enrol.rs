@@ -11,6 +11,7 @@ use super::line::{Closed, LongPoll, Step};
 use super::names;
 use super::registry::{self, Claim, Slot};
 use crate::clock::{self, Nanos};
+use crate::os::StaticRef;
 use crate::sync::Ordering;
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -28,9 +29,9 @@ static PLACEHOLDER: Slot = Slot::owned();
 thread_local! {
     // Constant and without a destructor, so that access is a plain load.
     #[cfg(not(loom))]
-    static MINE: Cell<&'static Slot> = const { Cell::new(&PLACEHOLDER) };
+    static MINE: Cell<StaticRef<Slot>> = const { Cell::new(StaticRef::new(&PLACEHOLDER)) };
     #[cfg(loom)]
-    static MINE: Cell<&'static Slot> = Cell::new(placeholder());
+    static MINE: Cell<StaticRef<Slot>> = Cell::new(StaticRef::new(placeholder()));
     static EXITED: Cell<bool> = const { Cell::new(false) };
     static AT_EXIT: ReleaseAtExit = const { ReleaseAtExit };
 }
@@ -51,7 +52,7 @@ struct ReleaseAtExit;
 impl Drop for ReleaseAtExit {
     fn drop(&mut self) {
         EXITED.set(true);
-        let slot = MINE.replace(placeholder());
+        let slot = MINE.replace(StaticRef::new(placeholder())).get();
         if !std::ptr::eq(slot, placeholder()) {
             slot.release();
         }
@@ -60,7 +61,7 @@ impl Drop for ReleaseAtExit {
 
 /// The calling thread's slot. `None` only while the thread is being torn down.
 pub(crate) fn mine() -> Option<&'static Slot> {
-    let slot = MINE.get();
+    let slot = MINE.get().get();
     if std::ptr::eq(slot, placeholder()) {
         take()
     } else {
@@ -83,7 +84,7 @@ fn take() -> Option<&'static Slot> {
     );
     slot.line.ask_for_claim();
     slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
-    MINE.set(slot);
+    MINE.set(StaticRef::new(slot));
     AT_EXIT.with(|_| ());
     Some(slot)
 }
@@ -102,7 +103,7 @@ pub(crate) fn own_task() -> u64 {
 /// Begins a mark on the calling thread; returns the slot that holds it. [`end_quickly`] ends it.
 #[inline]
 pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
-    let slot = MINE.get();
+    let slot = MINE.get().get();
     match slot.line.open_quickly(mark, id) {
         Step::Done => slot,
         Step::Declined => begin_slowly(slot, mark, id),
@@ -114,7 +115,7 @@ pub(crate) fn begin(mark: Mark, id: u64) -> &'static Slot {
 /// not computed before the first.
 #[inline]
 pub(crate) fn end_quickly() -> Option<&'static Slot> {
-    let slot = MINE.get();
+    let slot = MINE.get().get();
     match slot.line.close_quickly() {
         Step::Done => None,
         Step::Declined => Some(slot),
