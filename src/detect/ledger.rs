@@ -239,6 +239,7 @@ mod tests {
                 sample: Sample {
                     at,
                     late: Duration::ZERO,
+                    usually_late: Duration::ZERO,
                     before: Counters::default(),
                     after: Counters {
                         parks: 1,

@@ -90,6 +90,8 @@ pub(crate) struct Sample {
     pub(crate) at: Nanos,
     /// The time by which the watchdog itself woke too late for this tick.
     pub(crate) late: Duration,
+    /// The time by which a wait of the watchdog ends too late on this system without any trouble.
+    pub(crate) usually_late: Duration,
     /// The time for which the watchdog waited for a CPU since the last sample, if it is known.
     pub(crate) own_wait: Option<Duration>,
     /// The counters before the look at the slot.
@@ -272,12 +274,19 @@ impl Interval {
     }
 
     fn unknown(late: &Late, host: Duration) -> Interval {
+        // A watchdog that may itself have waited for a CPU does not show that the process stood
+        // still.
+        let stopped = if late.knows_own_wait {
+            late.stopped
+        } else {
+            Duration::ZERO
+        };
         Interval {
             length: late.length,
             host,
             split: TimeSplit {
-                stopped: late.counted,
-                ..TimeSplit::unknown(late.length - late.counted)
+                stopped,
+                ..TimeSplit::unknown(late.length - stopped)
             },
             last_sleep: None,
         }
@@ -329,12 +338,12 @@ struct Late {
 
 impl Late {
     /// The watchdog wakes a little late whenever the machine is busy, so a short lateness is no
-    /// evidence. The watchdog's own wait for a CPU is no stop, and is not blamed either. A process
-    /// that is stopped and continued on a busy machine has both, and the kernel counts the wait
-    /// only when it is over.
+    /// evidence. Beyond it, the usual lateness of a coarse timer is none either. The watchdog's own
+    /// wait for a CPU is no stop, and is not blamed either. A process that is stopped and continued
+    /// on a busy machine has both, and the kernel counts the wait only when it is over.
     fn of(sample: &Sample, rules: &Rules, length: Duration) -> Late {
         let is_evidence = |late: Duration| late >= rules.threshold / 2;
-        let counted = if is_evidence(sample.late) {
+        let counted = if is_evidence(sample.late.saturating_sub(sample.usually_late)) {
             sample.late.min(length)
         } else {
             Duration::ZERO

@@ -101,6 +101,7 @@ struct Watchdog {
     runtimes: Vec<RuntimeWatch>,
     drivers: Claims,
     own_wait: OwnWait,
+    usually_late: Duration,
     quota: Quota,
     stacks: Allowance,
     live: Vec<Live>,
@@ -136,12 +137,14 @@ struct News {
 
 impl Watchdog {
     fn new(out: Out) -> Watchdog {
+        let own_wait = OwnWait::new();
         Watchdog {
             out,
             seen_version: None,
             runtimes: Vec::new(),
             drivers: Claims::new(),
-            own_wait: OwnWait::new(),
+            usually_late: host::usually_late(&own_wait),
+            own_wait,
             quota: Quota::new(),
             stacks: Allowance::new(clock::now()),
             live: Vec::new(),
@@ -163,7 +166,7 @@ impl Watchdog {
             .answers_due
             .map_or(due, |answers_due| due.min(answers_due));
         if now < next {
-            std::thread::park_timeout(next.since(now));
+            host::wait(next.since(now));
         }
         now >= next
     }
@@ -190,6 +193,7 @@ impl Watchdog {
         collect_claims(&mut self.drivers);
         workers::ask_for_claim();
         Some(HostTime {
+            usually_late: self.usually_late,
             own_wait: self.own_wait.since_last_time(),
             throttled: self.quota.throttled(),
         })

@@ -124,6 +124,7 @@ impl WorkerWatch {
         let signalled = self.sampling.is_answered();
         let sample = Sample {
             signalled,
+            usually_late: host.usually_late,
             own_wait: host.own_wait,
             throttled: host.throttled,
             ..self

@@ -317,6 +317,7 @@ impl Worker {
             at,
             // The process may have been stopped since the tick woke; so lateness is taken here.
             late: at.since(due),
+            usually_late: Duration::ZERO,
             before,
             after,
             turn,

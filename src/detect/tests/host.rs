@@ -186,3 +186,54 @@ fn missing_time_of_a_thread_that_never_slept_is_not_blamed() {
     assert_eq!(stolen(false), None, "8 ms of its own");
     assert!(stolen(true).is_some(), "24 ms, and it was seen asleep");
 }
+
+/// A world in which nothing is known of threads, and waits end with a clock of 64 Hz. Returns the
+/// first report of a marked poll, which is in the middle of `stopped` milliseconds of standstill.
+fn on_a_coarse_timer(usually_late: Duration, stopped: Option<u64>) -> Option<Stall> {
+    let mut world = World::parked().wake();
+    world.thread = None;
+    world.usually_late = usually_late;
+    world.pass(TICK);
+    world.begin_poll(Some(at(5)));
+    if let Some(stopped) = stopped {
+        world.late = ms(stopped);
+        return began(&world.pass(ms(stopped) + TICK));
+    }
+    (0..9).find_map(|_| {
+        // A tick of 5 ms that takes 16 ms.
+        world.late = ms(11);
+        began(&world.pass(ms(16)))
+    })
+}
+
+#[test]
+fn a_coarse_timer_hides_no_stall_and_stops_no_process() {
+    let stall = on_a_coarse_timer(ms(17), None).expect("150 ms are long enough");
+    assert_eq!(stall.certainty, Certainty::Certain);
+    assert!(stall.duration <= ms(32), "{:?}", stall.duration);
+    assert_eq!(stall.split, TimeSplit::unknown(stall.duration));
+    // A standstill of the whole process is no stall there either.
+    assert_eq!(on_a_coarse_timer(ms(17), Some(400)), None);
+    // Positive control: where timers are fine, most of the same time is the host's.
+    let stall = on_a_coarse_timer(ms(0), None).expect("5 ms of each tick are the code's");
+    assert!(stall.duration >= ms(48), "{:?}", stall.duration);
+}
+
+#[test]
+fn a_process_is_called_stopped_only_by_a_watchdog_that_knows_its_own_wait() {
+    let stopped = |own_wait: Option<u64>| {
+        let mut world = World::parked().wake();
+        world.thread = None;
+        world.pass(TICK);
+        world.begin_poll(Some(at(5)));
+        world.late = ms(95);
+        world.own_wait = own_wait.map(ms);
+        world.pass(ms(100));
+        let (_, found) = world.until_found(|world| world.pass(TICK));
+        let split = began(&found).unwrap().split;
+        (split.stopped, split.total() - split.unknown)
+    };
+    assert_eq!(stopped(None), (ms(0), ms(0)), "it may have had no CPU");
+    assert_eq!(stopped(Some(95)), (ms(0), ms(0)), "it had no CPU");
+    assert_eq!(stopped(Some(0)), (ms(95), ms(95)), "it was ready to run");
+}

@@ -54,6 +54,7 @@ struct World {
     detector: Detector,
     now: u64,
     late: Duration,
+    usually_late: Duration,
     counters: Counters,
     slot: Option<SlotSeen>,
     thread: Option<ThreadEvidence>,
@@ -75,6 +76,7 @@ impl World {
             detector: Detector::new(rules()),
             now: 0,
             late: Duration::ZERO,
+            usually_late: Duration::ZERO,
             counters: Counters {
                 parks: 1,
                 busy: Duration::ZERO,
@@ -243,6 +245,7 @@ impl World {
         let sample = Sample {
             at: at(self.now),
             late: std::mem::take(&mut self.late),
+            usually_late: self.usually_late,
             before: self.counters,
             after: self.counters,
             slot: self.slot,

@@ -145,6 +145,7 @@ fn seen(step: &Played, now: u64) -> Sample {
     Sample {
         at: micros(now),
         late: Duration::ZERO,
+        usually_late: Duration::ZERO,
         own_wait: None,
         before: counters,
         after: counters,
