@@ -46,8 +46,9 @@ pub enum StartError {
     },
     /// This target has no 64-bit atomics, so its tokio has no worker counters.
     UnsupportedTarget,
-    /// The signal for stacks does not exist, may not be handled, or is used by the C library; or
-    /// this system or build takes no stacks.
+    /// A signal for stacks was given, and no stacks can be taken on this system or in this build.
+    StacksUnsupported,
+    /// The signal for stacks does not exist, may not be handled, or is used by the C library.
     SignalUnusable {
         /// The signal given.
         signal: i32,
@@ -101,6 +102,9 @@ impl StartError {
             StartError::UnsupportedTarget => f.write_str(
                 "this target has no 64-bit atomics, so tokio publishes no worker counters here",
             ),
+            StartError::StacksUnsupported => f.write_str(
+                "no stacks can be taken on this system or in this build, by whatever signal",
+            ),
             StartError::SignalUnusable { signal } => {
                 write!(f, "stacks cannot be taken with signal {signal}")
             }
@@ -145,6 +149,10 @@ impl StartError {
             StartError::UnsupportedTarget => {
                 "build for another target, or start the watch only where \
                  `cfg(target_has_atomic = \"64\")` holds"
+            }
+            StartError::StacksUnsupported => {
+                "leave out `Builder::stacks` where it is not Linux on x86-64 or aarch64 with the \
+                 feature `stacks`; coverage and reports then say that there are none"
             }
             StartError::SignalUnusable { .. } => {
                 "leave out `Builder::stacks` to use SIGURG, or choose a real-time signal that nobody \

@@ -31,6 +31,9 @@ use crate::report::NoStack;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
 
+/// Stacks can be taken on this system and in this build.
+pub(crate) const IS_SUPPORTED: bool = true;
+
 /// The most stacks that can be on their way to the explainer at one time.
 pub(crate) const MAILBOXES: usize = 8;
 

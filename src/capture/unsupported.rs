@@ -16,6 +16,9 @@ pub(crate) struct Addressee {
     pub(crate) tenancy: u64,
 }
 
+/// Stacks cannot be taken.
+pub(crate) const IS_SUPPORTED: bool = false;
+
 /// There are none. The number is even, since a caller halves it.
 pub(crate) const MAILBOXES: usize = 2;
 

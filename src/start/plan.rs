@@ -64,10 +64,18 @@ fn check(settings: &Settings, tick: Option<Duration>) -> Result<(), StartError> 
         return Err(StartError::TickOutOfRange { tick, threshold });
     }
     match settings.stacks {
-        Stacks::Signal(signal) if !capture::is_usable(signal) => {
-            Err(StartError::SignalUnusable { signal })
-        }
-        _ => Ok(()),
+        Stacks::Signal(signal) => check_signal(signal, capture::IS_SUPPORTED),
+        Stacks::Auto | Stacks::Off => Ok(()),
+    }
+}
+
+fn check_signal(signal: i32, stacks_are_supported: bool) -> Result<(), StartError> {
+    if !stacks_are_supported {
+        Err(StartError::StacksUnsupported)
+    } else if !capture::is_usable(signal) {
+        Err(StartError::SignalUnusable { signal })
+    } else {
+        Ok(())
     }
 }
 
@@ -184,7 +192,12 @@ mod tests {
         let builder = Builder::new;
         let too_small = "set `Builder::threshold` to 0.1 ms or more";
         let out_of_range = "leave out `Builder::tick`";
-        let unusable = "leave out `Builder::stacks`";
+        // No process can handle `SIGKILL`.
+        let (without_stacks, unusable) = if capture::IS_SUPPORTED {
+            ("stacks cannot be taken with signal 9", "to use SIGURG")
+        } else {
+            ("no stacks can be taken", "leave out `Builder::stacks`")
+        };
         for (builder, problem, mend) in [
             (
                 builder().threshold(Duration::from_micros(99)),
@@ -207,9 +220,8 @@ mod tests {
                 out_of_range,
             ),
             (
-                // No process can handle `SIGKILL`.
                 builder().stacks(Stacks::Signal(9)),
-                "stacks cannot be taken with signal 9",
+                without_stacks,
                 unusable,
             ),
             (
@@ -222,6 +234,25 @@ mod tests {
             assert!(text.starts_with(problem), "{text}");
             assert!(text[problem.len()..].contains(mend), "{text}");
         }
+    }
+
+    #[test]
+    fn a_signal_is_no_matter_where_no_stacks_are_taken() {
+        let error =
+            |signal, supported| check_signal(signal, supported).map_err(|error| error.to_string());
+        for signal in [9, capture::DEFAULT_SIGNAL] {
+            let text = error(signal, false).unwrap_err();
+            assert!(
+                text.starts_with("no stacks can be taken on this system"),
+                "{text}"
+            );
+            assert!(text.contains("leave out `Builder::stacks`"), "{text}");
+        }
+        // Positive control: the signal itself counts where stacks are taken.
+        if capture::IS_SUPPORTED {
+            assert_eq!(error(capture::DEFAULT_SIGNAL, true), Ok(()));
+        }
+        assert!(error(9, true).unwrap_err().contains("signal 9"));
     }
 
     #[test]
