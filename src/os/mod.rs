@@ -13,6 +13,7 @@
 #[cfg(target_os = "linux")]
 mod calls;
 #[cfg(target_os = "linux")]
+#[cfg_attr(target_pointer_width = "32", allow(dead_code))] // No turns and no stacks.
 pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 mod throttle;
@@ -25,6 +26,7 @@ mod usage;
     feature = "testing",
     feature = "stacks",
     target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     not(loom)
 ))]
 pub(crate) use usage::own_sleeps;
@@ -52,7 +54,12 @@ mod static_ref;
 pub(crate) use static_ref::StaticRef;
 
 mod spawn;
-#[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
+#[cfg(all(
+    feature = "stacks",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
 pub(crate) use spawn::all_but_faults;
 pub(crate) use spawn::{spawn, with_signals_of_the_program};
 
