@@ -227,3 +227,26 @@ fn a_thread_in_block_in_place_is_not_blamed_by_counting() {
     let stall = counted(StackVerdict::Driving);
     assert!(stall.is_some(), "the positive control");
 }
+
+#[test]
+fn without_any_evidence_an_unmarked_poll_is_found_late_and_then_for_certain() {
+    // As on a system that shows neither turns nor threads nor stacks.
+    let found_in_the_end = |marked: bool| {
+        let mut world = World::parked().wake();
+        world.thread = None;
+        world.pass(TICK);
+        if marked {
+            world.begin_poll(Some(at(5)));
+        }
+        let (_, found) = world.until_found(|world| world.pass(TICK));
+        let stall = began(&found).unwrap();
+        (stall.duration, stall.certainty)
+    };
+    let (late, certainty) = found_in_the_end(false);
+    assert!(late >= 61 * 4 * ms(10), "{late:?}");
+    assert_eq!(certainty, Certainty::Certain);
+    // Positive control: a mark is all that is needed.
+    let (early, certainty) = found_in_the_end(true);
+    assert!(early <= ms(20), "{early:?}");
+    assert_eq!(certainty, Certainty::Certain);
+}
