@@ -120,6 +120,9 @@ impl fmt::Display for Coverage {
         if let Some(why) = self.no_turns {
             write!(f, " ({why})")?;
         }
+        if !self.turns && !self.all_polls && !self.forked {
+            f.write_str("; polls without a mark: late (mark what must be found early)")?;
+        }
         match self.block_on {
             true => Ok(()),
             false => {

@@ -81,6 +81,7 @@ pub(crate) struct ThreadEvidence {
 
 /// Whether a thread runs, waits for a CPU, or sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // Nothing is known there.
 pub(crate) enum ThreadState {
     /// On a CPU: its CPU clock moved during the look.
     OnCpu,
@@ -111,6 +112,7 @@ pub(crate) struct Call {
 
 /// The kind of object that a descriptor refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // Nothing is known there.
 pub(crate) enum Descriptor {
     Socket,
     /// A file, a device, a pipe or a terminal.
@@ -120,6 +122,7 @@ pub(crate) enum Descriptor {
 
 /// The thing that a system call makes its thread wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // Nothing is known there.
 pub(crate) enum CallKind {
     /// A time.
     Sleep,
