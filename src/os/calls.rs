@@ -144,6 +144,7 @@ calls! {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::useless_conversion)] // A `long` of C may have 32 bits.
 mod tests {
     use super::*;
 

@@ -264,7 +264,7 @@ mod tests {
         let mut files = ThreadFiles::open(tid.recv().unwrap()).expect("Linux offers schedstat");
         let asleep = loop {
             let seen = files.look().unwrap();
-            let in_futex = |call: &Call| call.number == libc::SYS_futex;
+            let in_futex = |call: &Call| call_name(call.number) == "futex";
             if matches!(&seen.state, ThreadState::Asleep(Some(call)) if in_futex(call)) {
                 break seen;
             }
