@@ -112,9 +112,9 @@ impl Shared {
         };
         let is_sent = explainer.is_some_and(|explainer| explainer.send(work).is_ok());
         if !is_sent {
-            return Err(NoStack::Unsupported);
+            return Err(NoStack::NoThread);
         }
-        answered.recv().unwrap_or(Err(NoStack::Unsupported))
+        answered.recv().unwrap_or(Err(NoStack::NoThread))
     }
 
     pub(crate) fn stopping(&self) -> bool {

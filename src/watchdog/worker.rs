@@ -15,7 +15,7 @@ use crate::detect::{
 };
 use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
 use crate::os::waits_for_events;
-use crate::report::Phase;
+use crate::report::{NoStack, Phase};
 use crate::slot::LongPoll;
 use crate::turns::{Looks, Track};
 use std::sync::Arc;
@@ -178,15 +178,12 @@ impl WorkerWatch {
             })
         });
         for sampled in [collected, refused].into_iter().flatten() {
-            if sampled.stack.as_ref().is_err_and(|why| why.is_final()) {
-                self.stacks
-                    .push((sampled.serial, StackVerdict::Inconclusive));
-            }
             self.pass_on(runtime, sampled, context.out);
         }
     }
 
-    /// Sends a stack to the explainer, or the reason for its lack to the reporter.
+    /// Sends a stack to the explainer, or the reason for its lack to the reporter. If none can
+    /// follow, the detector does not wait for one.
     pub(super) fn pass_on(&mut self, runtime: &Arc<WatchedRuntime>, sampled: Sampled, out: &Out) {
         let episode = self.episodes.of(sampled.serial, &out.shared);
         let sent = sampled.stack.and_then(|stack| {
@@ -197,6 +194,10 @@ impl WorkerWatch {
                 after: sampled.after,
                 stack,
             })
+        if sent.is_err_and(NoStack::is_final) {
+            let verdict = (sampled.serial, StackVerdict::Inconclusive);
+            self.stacks.push(verdict);
+        }
         });
         match sent {
             Ok(()) => episode.stacks += 1,
