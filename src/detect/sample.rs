@@ -145,6 +145,11 @@ impl Sample {
 
     /// Whether the next sample shows another poll, or a thread that has left its worker.
     pub(super) fn shows_another_poll(&self, next: &Sample) -> bool {
+    /// The part of the time since the last sample in which the process was stopped.
+    pub(super) fn stopped(&self, rules: &Rules, since_last: Duration) -> Duration {
+        Late::of(self, rules, since_last).stopped
+    }
+
         match (self.turn, next.turn) {
             (Some(turn), Some(next)) => turn.id != next.id || !next.has_core,
             _ => false,

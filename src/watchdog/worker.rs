@@ -138,8 +138,7 @@ impl WorkerWatch {
     }
 
     fn enter_in_ledger(&mut self, runtime: &WatchedRuntime, sample: &Sample) {
-        let (ledger, rules) = (&mut self.ledger, &runtime.rules);
-        let entry = ledger.observe(sample, self.moved_at, rules.always_driven, rules.tick);
+        let entry = self.ledger.observe(sample, self.moved_at, &runtime.rules);
         let time = &runtime.stats.worker_time[self.worker.index()];
         time.set_unpublished(entry.unpublished);
         for (state, spent) in entry.page.iter().flat_map(Page::parts) {
