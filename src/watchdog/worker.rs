@@ -128,7 +128,7 @@ impl WorkerWatch {
             throttled: host.throttled,
             ..self
                 .worker
-                .sample(&runtime.metrics, context.due, context.looks)
+                .sample(&runtime.metrics, context.due, context.looks, context.room)
         };
         let previous = self.detector.last();
         if previous.is_none_or(|previous| previous.after != sample.after) {
@@ -193,11 +193,11 @@ impl WorkerWatch {
                 after: sampled.after,
                 stack,
             })
+        });
         if sent.is_err_and(NoStack::is_final) {
             let verdict = (sampled.serial, StackVerdict::Inconclusive);
             self.stacks.push(verdict);
         }
-        });
         match sent {
             Ok(()) => episode.stacks += 1,
             Err(why) if episode.has_no_stack(why) => {

@@ -40,6 +40,8 @@ mod serve;
 #[cfg(feature = "serve")]
 mod served;
 mod several_runtimes;
+#[cfg(target_os = "linux")]
+mod shortages;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")

@@ -186,3 +186,20 @@ fn missing_time_of_a_thread_that_never_slept_is_not_blamed() {
     assert_eq!(stolen(false), None, "8 ms of its own");
     assert!(stolen(true).is_some(), "24 ms, and it was seen asleep");
 }
+
+#[test]
+fn a_thread_that_there_is_no_descriptor_for_is_not_blamed() {
+    let mut world = World::polling_since(5);
+    let known = world.thread.take();
+    world.blind = true;
+    for _ in 0..1_000 {
+        assert_eq!(world.pass(TICK), []);
+    }
+    // Positive controls: it is looked at again, and a system that shows no thread blames by the
+    // clock alone.
+    (world.thread, world.blind) = (known, false);
+    assert!((0..10).any(|_| began(&world.compute(TICK)).is_some()));
+    let mut world = World::polling_since(5);
+    world.thread = None;
+    assert!((0..10).any(|_| began(&world.pass(TICK)).is_some()));
+}
