@@ -18,6 +18,8 @@ mod interrupted_calls;
 mod layer_callsites;
 #[cfg(target_os = "linux")]
 mod ledger;
+#[cfg(target_os = "linux")]
+mod many_workers;
 #[cfg(feature = "prometheus")]
 mod metrics;
 #[cfg(feature = "metrics")]
