@@ -5,6 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod current_thread;
 #[cfg(target_os = "linux")]
 mod endless;
 mod hooks;
