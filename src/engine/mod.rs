@@ -22,7 +22,7 @@ pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;
 pub(crate) use news::{
-    Message, PoolNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
+    Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};

@@ -9,6 +9,7 @@
 
 mod episode;
 mod files;
+mod holders;
 mod host;
 mod out;
 pub(crate) mod pulses;
