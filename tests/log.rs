@@ -186,6 +186,28 @@ fn a_site_that_stalls_again_is_counted_instead() {
     assert!(another.fields.contains("suppressed=3"), "{another:?}");
 }
 
+#[test]
+fn a_wait_for_the_blocking_pool_is_logged_again_and_becomes_an_error() {
+    let log = Log::from_here();
+    let setup = setup().runtime(|builder| builder.max_blocking_threads(1));
+    let setup = setup.settings(|builder| {
+        let builder = builder.pool_threshold(Duration::from_millis(100));
+        builder.error_after(Duration::from_millis(1500))
+    });
+    let stage = setup.start();
+    let (release, held) = support::Held::new();
+    let holds = stage.runtime.spawn_blocking(move || held.wait());
+    let error = log.wait(|line| line.level == Level::ERROR);
+    assert!(error.fields.contains("is exhausted"), "{error:?}");
+    let lines = log.lines();
+    let warned = lines.iter().filter(|line| line.level == Level::WARN);
+    let exhausted = warned.filter(|line| line.fields.contains("is exhausted"));
+    assert!(exhausted.count() >= 2, "at doubled ages: {lines:#?}");
+    drop(release);
+    stage.runtime.block_on(holds).unwrap();
+    log.wait_for("let a closure wait");
+}
+
 /// A panic in the user's code does not end the reports.
 #[test]
 fn a_callback_that_panics_is_counted() {

@@ -7,13 +7,14 @@
 //! thread computed, and for which it waited for a CPU. The thread spent the rest of the busy time
 //! asleep in a poll:
 //!
-//! > blocked = busy − CPU time − run-queue wait
+//! > blocked = busy − CPU time − run-queue wait − time stopped
 //!
-//! It is a lower bound, since a worker also computes while tokio does not call it busy. Once a
-//! second each worker's account is closed as a *page*.
+//! It is a lower bound, since a worker also computes while tokio does not call it busy. The time
+//! for which the whole process stood still is of no known state. Once a second each worker's
+//! account is closed as a *page*.
 
 use super::Thread;
-use super::sample::Sample;
+use super::sample::{Rules, Sample};
 use crate::clock::Nanos;
 use crate::os::{ThreadEvidence, ThreadState};
 use std::time::Duration;
@@ -60,6 +61,10 @@ const LONGEST_PAGE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     opened: Option<Reading>,
+    /// The time of the last sample.
+    last: Nanos,
+    /// The time on this page for which the process stood still while the worker was at work.
+    stopped: Duration,
     /// Busy time that was missing in earlier pages: the moment of a publication is known only to
     /// within a tick. The next excess of busy time pays it back first.
     owed: Duration,
@@ -124,14 +129,9 @@ pub(crate) struct Increment {
 
 impl Ledger {
     /// Takes in a sample. `moved_at` is the tick at which the worker's counters were first seen as
-    /// they are. If `driven` is true, an active worker is certainly driven.
-    pub(crate) fn observe(
-        &mut self,
-        sample: &Sample,
-        moved_at: Nanos,
-        driven: bool,
-        tick: Duration,
-    ) -> Increment {
+    /// they are. By the rules, an active worker may be certainly driven.
+    pub(crate) fn observe(&mut self, sample: &Sample, moved_at: Nanos, rules: &Rules) -> Increment {
+        let driven = rules.always_driven;
         let parked = sample.after.is_parked();
         let moved = sample.at.since(moved_at);
         let is_busy = driven && !parked;
@@ -140,16 +140,28 @@ impl Ledger {
         // An active worker that may not be driven has no account until it moves on.
         let is_known = driven || parked || moved.is_zero();
         let opened = *self.opened.get_or_insert(reading);
+        let last = std::mem::replace(&mut self.last, sample.at);
+        if !parked || moved.is_zero() {
+            let since_last = sample.at.since(last.max(opened.at));
+            self.stopped += sample.stopped(rules, since_last);
+        }
         let mut page = None;
         if is_time(&opened, sample, is_known) {
             self.opened = Some(reading);
-            page = is_known.then(|| self.page(&opened, &reading, tick * 2));
+            let stopped = std::mem::take(&mut self.stopped);
+            page = is_known.then(|| self.page(&opened, &reading, stopped, rules.tick * 2));
         }
         Increment { unpublished, page }
     }
 
     /// The time between two readings, by state.
-    fn page(&mut self, opened: &Reading, closed: &Reading, slack: Duration) -> Page {
+    fn page(
+        &mut self,
+        opened: &Reading,
+        closed: &Reading,
+        stopped: Duration,
+        slack: Duration,
+    ) -> Page {
         let wall = closed.at.since(opened.at);
         let (before, now) = match (opened.thread, closed.thread) {
             (Some((same, before)), Some((thread, now))) if same == thread => (before, now),
@@ -159,20 +171,23 @@ impl Ledger {
         let cpu = now.cpu.saturating_sub(before.cpu).min(wall);
         let contention = contention(before, now, busy.saturating_sub(cpu)).min(wall - cpu);
         let awake = cpu + contention;
+        // Tokio counts a stop in a poll as busy.
+        let stopped = stopped.min(busy.min(wall).saturating_sub(awake));
+        let busy = busy - stopped;
         let is_asleep = matches!(now.state, ThreadState::Asleep(_));
         // A thread that was never put on a CPU anew has never slept. Its missing time was taken
         // from the whole machine, or is an error.
         let blocked = if now.runs == before.runs && !is_asleep {
             Duration::ZERO
         } else {
-            self.excess(busy, awake, slack).min(wall - awake)
+            self.excess(busy, awake, slack).min(wall - awake - stopped)
         };
         Page {
             cpu,
             blocked,
             contention,
-            parked: wall - awake - blocked,
-            unknown: Duration::ZERO,
+            parked: wall - awake - blocked - stopped,
+            unknown: stopped,
         }
     }
 
@@ -226,7 +241,7 @@ mod tests {
         unpublished: Duration,
         sample: Sample,
         moved_at: Nanos,
-        driven: bool,
+        rules: Rules,
     }
 
     impl Life {
@@ -260,6 +275,7 @@ mod tests {
                         runs: 1,
                         state: ThreadState::Asleep(None),
                     }),
+                    blind: false,
                     own_wait: None,
                     signalled: false,
                     throttled: Duration::ZERO,
@@ -267,7 +283,12 @@ mod tests {
                     settled: true,
                 },
                 moved_at: at,
-                driven: true,
+                rules: Rules {
+                    threshold: ms(10),
+                    tick: ms(5),
+                    always_driven: true,
+                    milestones: [Duration::MAX; 3],
+                },
             };
             life.look();
             life
@@ -276,7 +297,7 @@ mod tests {
         fn look(&mut self) {
             let entry = self
                 .ledger
-                .observe(&self.sample, self.moved_at, self.driven, ms(5));
+                .observe(&self.sample, self.moved_at, &self.rules);
             self.unpublished = entry.unpublished;
             for (state, time) in entry.page.iter().flat_map(Page::parts) {
                 self.time[state as usize] += time;
@@ -427,10 +448,51 @@ mod tests {
         assert_eq!(life.figures(), (0, 1000));
     }
 
+    /// A second of work in polls of which each is stopped for a second, or blocks for one.
+    fn halted(late: u64, own_wait: Option<u64>) -> Life {
+        let mut life = Life::new();
+        for _ in 0..3 {
+            for _ in 0..100 {
+                life.busy(5, 4, 1, true);
+                life.parked(5);
+            }
+            life.sample.late = ms(late);
+            life.sample.own_wait = own_wait.map(ms);
+            life.busy(1010, 10, 0, true);
+            life.sample.late = Duration::ZERO;
+        }
+        life.parked(1000);
+        life
+    }
+
+    #[test]
+    fn a_stop_of_the_process_is_not_blocking() {
+        let stopped = halted(995, Some(2));
+        let (blocked, all) = stopped.figures();
+        assert!(blocked <= 21 && all == 7030, "{blocked} of {all} ms");
+        let unknown = stopped.time[WorkerState::Unknown as usize];
+        assert!(unknown >= ms(2970), "{unknown:?}");
+        // Controls: a watchdog that came in time was not stopped, nor was one without a CPU.
+        assert_eq!(halted(0, Some(0)).figures(), (3000, 7030));
+        assert_eq!(halted(995, Some(995)).figures(), (3000, 7030));
+    }
+
+    #[test]
+    fn a_stop_of_a_parked_worker_takes_nothing_from_the_time_it_blocks() {
+        let mut life = Life::new();
+        life.busy(500, 0, 0, true);
+        life.sample.late = ms(900);
+        life.parked(900);
+        life.sample.late = Duration::ZERO;
+        life.parked(1000);
+        assert_eq!(life.figures(), (500, 2400));
+        assert_eq!(life.time[WorkerState::Parked as usize], ms(1900));
+    }
+
     #[test]
     fn a_runtime_that_nobody_drives_has_no_ledger() {
         let mut life = Life::new();
-        life.driven = false;
+        life.rules.always_driven = false;
         for _ in 0..100 {
             life.busy(100, 0, 0, false);
         }

@@ -105,6 +105,8 @@ pub(crate) struct Sample {
     /// the same poll.
     pub(crate) settled: bool,
     pub(crate) thread: Option<ThreadEvidence>,
+    /// The system shows threads, and there was no descriptor to look at this one.
+    pub(crate) blind: bool,
     /// We have signalled the thread since the last sample, and it has taken the signal.
     pub(crate) signalled: bool,
     /// Time for which a CPU quota has held the process back so far, on all CPUs together.
@@ -143,6 +145,11 @@ impl Sample {
             ThreadState::Asleep(call) => Some((thread, call)),
             _ => None,
         }
+    }
+
+    /// The part of the time since the last sample in which the process was stopped.
+    pub(super) fn stopped(&self, rules: &Rules, since_last: Duration) -> Duration {
+        Late::of(self, rules, since_last).stopped
     }
 
     /// Whether the next sample shows another poll, or a thread that has left its worker.
@@ -266,9 +273,9 @@ impl Interval {
                 Interval::of_one_thread(&before, &now, has_parked, &late, throttled)
             }
             // This system has no evidence about threads.
-            (None, None) => Interval::unknown(&late, late.counted),
-            // The thread is another one than before. Nothing is known of it yet, so it is not
-            // blamed (D79).
+            (None, None) if !last.blind && !sample.blind => Interval::unknown(&late, late.counted),
+            // The thread is another one than before, or could not be looked at. Nothing is known of
+            // it yet, so it is not blamed (D79).
             _ => Interval::unknown(&late, length),
         }
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 ///
 /// By default, these are 60 s for a stall of one worker, and 15 s for stalls of all workers of a
 /// runtime. Shorter stalls do not concern a liveness probe; metrics and reports have them. Only
-/// certain stalls count.
+/// certain stalls count. An exhausted blocking pool is a reason only if it is asked for: closures
+/// may rightly take long.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub struct Liveness {
     one_worker: Option<Duration>,
     all_workers: Option<Duration>,
+    blocking_pool: Option<Duration>,
 }
 
 impl Default for Liveness {
@@ -31,6 +33,7 @@ impl Default for Liveness {
         Liveness {
             one_worker: Some(Duration::from_secs(60)),
             all_workers: Some(Duration::from_secs(15)),
+            blocking_pool: None,
         }
     }
 }
@@ -50,6 +53,22 @@ impl Liveness {
             all_workers: after,
             ..self
         }
+    }
+
+    /// The time from which on a closure that waits for a thread of the blocking pool is a reason;
+    /// `None`, the default, for never.
+    pub fn blocking_pool(self, after: Option<Duration>) -> Liveness {
+        Liveness {
+            blocking_pool: after,
+            ..self
+        }
+    }
+
+    /// Why the program should be restarted since a closure has waited for this long, if it should.
+    pub(crate) fn verdict_on_pool(self, runtime: &str, waited: Duration) -> Option<String> {
+        let too_long = self.blocking_pool.is_some_and(|limit| waited >= limit);
+        let seconds = waited.as_secs();
+        too_long.then(|| format!("{runtime:?}: its blocking pool has been full for {seconds} s"))
     }
 
     /// Why the program should be restarted, if it should.
@@ -105,6 +124,18 @@ mod tests {
         );
         let all = "\"api\": all its workers have been stalled for 15 s";
         assert_eq!(verdict(default, &[(0, 15), (1, 59)]).as_deref(), Some(all));
+    }
+
+    #[test]
+    fn a_full_pool_is_a_reason_only_if_it_is_asked_for() {
+        let verdict = |liveness: Liveness, seconds| {
+            liveness.verdict_on_pool("api", Duration::from_secs(seconds))
+        };
+        assert_eq!(verdict(Liveness::default(), 9999), None);
+        let asked = Liveness::default().blocking_pool(Some(Duration::from_secs(30)));
+        assert_eq!(verdict(asked, 29), None);
+        let why = "\"api\": its blocking pool has been full for 30 s";
+        assert_eq!(verdict(asked, 30).as_deref(), Some(why));
     }
 
     #[test]

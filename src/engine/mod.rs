@@ -22,7 +22,7 @@ pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;
 pub(crate) use news::{
-    Message, PoolNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
+    Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
@@ -112,9 +112,9 @@ impl Shared {
         };
         let is_sent = explainer.is_some_and(|explainer| explainer.send(work).is_ok());
         if !is_sent {
-            return Err(NoStack::Unsupported);
+            return Err(NoStack::NoThread);
         }
-        answered.recv().unwrap_or(Err(NoStack::Unsupported))
+        answered.recv().unwrap_or(Err(NoStack::NoThread))
     }
 
     pub(crate) fn stopping(&self) -> bool {

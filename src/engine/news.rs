@@ -29,6 +29,7 @@ pub(crate) enum Message {
     /// A stack of this stall was asked for and will not come.
     NoStack(StallId, NoStack),
     PoolWait(PoolNews),
+    PoolStack(Box<PoolStackNews>),
     TurnsLost(TurnsLost),
 }
 
@@ -76,6 +77,15 @@ pub(crate) enum Work {
         after: Duration,
         stack: RawStack,
     },
+    /// A stack of a thread of an exhausted blocking pool.
+    OfPool {
+        /// The number of the wait.
+        id: u64,
+        runtime: Arc<WatchedRuntime>,
+        /// The age of the wait when the stack was asked for.
+        after: Duration,
+        stack: RawStack,
+    },
     /// A stack that a user has asked for, and the channel for the answer.
     Asked {
         watch: Arc<WatchState>,
@@ -101,4 +111,13 @@ pub(crate) struct PoolNews {
     pub(crate) runtime: Arc<WatchedRuntime>,
     pub(crate) since: Nanos,
     pub(crate) waited: Duration,
+}
+
+/// A stack of a closure that holds a blocking pool, explained.
+#[derive(Debug)]
+pub(crate) struct PoolStackNews {
+    /// The number of the wait.
+    pub(crate) id: u64,
+    pub(crate) after: Duration,
+    pub(crate) stack: Explained,
 }

@@ -69,6 +69,16 @@ pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
     (explained.complete && all_seen).then_some(StackVerdict::Detached)
 }
 
+/// Whether a thread of a blocking pool is inside of a closure. It may also wait for one, or drive a
+/// worker in the place of a thread that is in `block_in_place`.
+pub(crate) fn holds_pool(explained: &Explained) -> bool {
+    let frames = &explained.frames;
+    let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));
+    let is_in_one =
+        passes("blocking::task::") || frames.iter().any(|frame| frame.origin == Origin::Own);
+    is_in_one && !passes("scheduler::multi_thread::worker::")
+}
+
 /// Whether the thread waits in the runtime's driver, or to get into it. Such a thread does not
 /// drive a worker that is busy.
 fn is_parked(frames: &[Frame]) -> bool {

@@ -38,7 +38,7 @@ pub(crate) use usage::{Usage, own_usage, stolen};
 mod evidence;
 pub(crate) use evidence::{
     ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
-    is_signal_blocked, waits_for_events,
+    descriptor_limit, is_signal_blocked, waits_for_events,
 };
 
 #[cfg(all(target_os = "linux", not(loom)))]

@@ -11,8 +11,22 @@ pub(crate) use super::calls::{call_kind, call_name, waits_for_events};
 pub(crate) use super::throttle::Throttle;
 use super::{Call, Descriptor, ThreadEvidence, ThreadState};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
+
+/// The most descriptors that this process may have now.
+pub(crate) fn descriptor_limit() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.unwrap_or(u64::MAX)
+}
+
+/// Whether a file cannot be opened since something is short, of which there may be more later.
+pub(super) fn is_short(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    let number = error.raw_os_error();
+    number.is_some_and(|number| shortages.contains(&number))
+}
 
 /// The kernel's number for the calling thread.
 pub(crate) fn current_tid() -> u32 {
@@ -51,29 +65,55 @@ enum StateFile {
     None,
 }
 
+/// Opens a file of a thread. `None` if the kernel does not offer it, or not to this process.
+///
+/// # Errors
+///
+/// Descriptors or memory are short at this moment.
+fn open(tid: u32, name: &str) -> io::Result<Option<File>> {
+    match File::open(format!("/proc/self/task/{tid}/{name}")) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_short(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 impl StateFile {
-    fn open(tid: u32) -> StateFile {
-        let open = |name: &str| File::open(format!("/proc/self/task/{tid}/{name}")).ok();
-        match open("syscall") {
+    fn open(tid: u32) -> io::Result<StateFile> {
+        match open(tid, "syscall")? {
             // The kernel asks again at each read whether it is allowed.
-            Some(file) if file.read_at(&mut [0; 1], 0).is_ok() => StateFile::Syscall(file),
-            _ => open("stat").map_or(StateFile::None, StateFile::Stat),
+            Some(file) if file.read_at(&mut [0; 1], 0).is_ok() => Ok(StateFile::Syscall(file)),
+            _ => Ok(open(tid, "stat")?.map_or(StateFile::None, StateFile::Stat)),
         }
     }
 }
 
 impl ThreadFiles {
-    /// Opens the files of a thread of this process. `None` if the kernel does not offer them.
+    /// Opens the files of a thread of this process. `None` if the kernel does not offer them, or
+    /// if there is no descriptor for one of them.
     pub(crate) fn open(tid: u32) -> Option<ThreadFiles> {
-        let open = |name: &str| File::open(format!("/proc/self/task/{tid}/{name}")).ok();
-        Some(ThreadFiles {
-            tid,
-            schedstat: open("schedstat")?,
-            state: StateFile::open(tid),
-        })
+        ThreadFiles::try_open(tid).ok().flatten()
     }
 
-    /// Looks at the thread now. `None` once it has exited.
+    /// Opens the files of a thread of this process. `None` if the kernel does not offer them.
+    ///
+    /// # Errors
+    ///
+    /// Descriptors or memory are short at this moment.
+    pub(crate) fn try_open(tid: u32) -> io::Result<Option<ThreadFiles>> {
+        let Some(schedstat) = open(tid, "schedstat")? else {
+            return Ok(None);
+        };
+        let state = StateFile::open(tid)?;
+        Ok(Some(ThreadFiles {
+            tid,
+            schedstat,
+            state,
+        }))
+    }
+
+    /// Looks at the thread now. `None` once it has exited, or if a file must be opened anew and
+    /// there is no descriptor for it.
     ///
     /// # Cost
     ///
@@ -85,7 +125,7 @@ impl ThreadFiles {
         let state = if after > before {
             ThreadState::OnCpu
         } else {
-            self.off_cpu_state()
+            self.off_cpu_state()?
         };
         // The kernel counts a wait when it ends, and a wait may end during this look. If the thread
         // is seen waiting, that wait must not be counted yet. If not, its last wait must be
@@ -119,20 +159,20 @@ impl ThreadFiles {
         !matches!(self.state, StateFile::None)
     }
 
-    fn off_cpu_state(&mut self) -> ThreadState {
+    fn off_cpu_state(&mut self) -> Option<ThreadState> {
         let mut buffer = [0; 192];
         if let StateFile::Syscall(file) = &self.state {
             match file.read_at(&mut buffer, 0) {
-                Ok(read) => return parse_syscall(&buffer[..read]),
+                Ok(read) => return Some(parse_syscall(&buffer[..read])),
                 // Privileges have been dropped since, or the thread has exited.
-                Err(_) => self.state = StateFile::open(self.tid),
+                Err(_) => self.state = StateFile::open(self.tid).ok()?,
             }
         }
         let StateFile::Stat(file) = &self.state else {
-            return ThreadState::Unknown;
+            return Some(ThreadState::Unknown);
         };
         let read = file.read_at(&mut buffer, 0);
-        read.map_or(ThreadState::Unknown, |read| parse_stat(&buffer[..read]))
+        Some(read.map_or(ThreadState::Unknown, |read| parse_stat(&buffer[..read])))
     }
 }
 

@@ -8,6 +8,7 @@
 //! The CPU limit of a container is such a quota: an amount of CPU time in each period, usually of
 //! 100 ms. Once it is used up, all threads stand still until the next period begins.
 
+use super::evidence::is_short;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ const LEVELS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Throttle {
     groups: Vec<Group>,
+    /// Descriptors were short when the files were opened.
+    is_incomplete: bool,
 }
 
 #[derive(Debug)]
@@ -45,9 +48,16 @@ impl Throttle {
                 .find(|groups| !groups.is_empty())
                 .unwrap_or_default()
         });
+        let again = File::open("/proc/self/cgroup");
         Throttle {
             groups: groups.into_iter().flatten().collect(),
+            is_incomplete: again.is_err_and(|error| is_short(&error)),
         }
+    }
+
+    /// Whether descriptors were short when the files were opened: now there may be more.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Time for which the process's groups have been throttled so far: the longest of its group and

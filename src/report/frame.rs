@@ -173,6 +173,19 @@ impl StackSample {
     }
 }
 
+/// The most stacks, all different, that are kept of one stall or wait.
+const STACKS: usize = 8;
+
+/// Keeps a stack. One that is there already is counted.
+pub(crate) fn add_stack(stacks: &mut Vec<StackSample>, new: StackSample) {
+    let same = stacks.iter().position(|known| known.frames == new.frames);
+    match same {
+        Some(known) => stacks[known].count += 1,
+        None if stacks.len() < STACKS => stacks.push(new),
+        None => {}
+    }
+}
+
 /// The name as in the source: `app::handlers::get_user::<T>::{closure#0}` →
 /// `app::handlers::get_user`.
 fn written(function: &str) -> String {

@@ -69,6 +69,8 @@ pub enum NoStack {
     Forbidden,
     /// All buffers hold stacks that wait for debug information to be read.
     Busy,
+    /// The thread that explains stacks does not run.
+    NoThread,
 }
 
 impl fmt::Display for Missing {
@@ -127,6 +129,7 @@ impl fmt::Display for NoStack {
                 "a sandbox forbids to read memory; allow `process_vm_readv` on the own process"
             }
             NoStack::Busy => "all buffers wait for debug information to be read",
+            NoStack::NoThread => "the thread that explains stacks does not run",
         })
     }
 }

@@ -19,6 +19,7 @@ mod worker_stack;
 
 pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
+pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};
 pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;

@@ -4,6 +4,7 @@
 
 use super::stall::Phase;
 use super::text::Human;
+use super::{Site, StackSample, site};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +32,17 @@ pub struct PoolWaitReport {
         serde(rename = "waited_seconds", serialize_with = "super::seconds")
     )]
     pub waited: Duration,
+    /// The stacks of closures that hold the pool, of a few of its threads. Other closures may hold
+    /// it as well. None is taken before the first report of a wait.
+    pub stacks: Vec<StackSample>,
+}
+
+impl PoolWaitReport {
+    /// The line of own code in which closures that hold the pool were found most often.
+    pub fn site(&self) -> Option<Site> {
+        let index = site::telling(&self.stacks)?;
+        site::site(&self.stacks[index].frames)
+    }
 }
 
 impl fmt::Display for PoolWaitReport {
@@ -46,6 +58,10 @@ impl fmt::Display for PoolWaitReport {
                 f,
                 "the blocking pool of {runtime:?} is exhausted: a closure has waited for {waited} so far"
             ),
+        }?;
+        match self.site() {
+            Some(site) => write!(f, "; held in {site}"),
+            None => Ok(()),
         }
     }
 }

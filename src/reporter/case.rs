@@ -8,12 +8,11 @@ use super::names::{self, Names};
 use crate::clock::Nanos;
 use crate::engine::{StackNews, StallNews, WatchState};
 use crate::explain::{Explained, SleptIn, advice};
-use crate::report::{Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, site};
+use crate::report::{
+    Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, add_stack, site,
+};
 use crate::slot::Slot;
 use std::time::Duration;
-
-/// The most stacks, all different, that are kept of one stall.
-const STACKS: usize = 8;
 
 /// One stall, or one poll that may become one.
 #[derive(Default)]
@@ -71,18 +70,15 @@ impl Case {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
-        let frames = &explained.frames;
-        let same = self.stacks.iter().position(|known| known.frames == *frames);
-        match same {
-            Some(known) => self.stacks[known].count += 1,
-            None if self.stacks.len() < STACKS => self.stacks.push(StackSample {
+        add_stack(
+            &mut self.stacks,
+            StackSample {
                 after,
                 count: 1,
                 frames: explained.frames,
                 complete: explained.complete,
-            }),
-            None => {}
-        }
+            },
+        );
     }
 
     /// Notes why the stack that was asked for will not come.

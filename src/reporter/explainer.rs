@@ -6,7 +6,7 @@
 
 use crate::capture::RawStack;
 use crate::detect::StackVerdict;
-use crate::engine::{Message, StackNews, WatchState, Work};
+use crate::engine::{Message, PoolStackNews, StackNews, WatchState, Work};
 use crate::explain::{self, Explained, Explainer};
 use crate::report::NoStack;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,6 +55,19 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             // Waits for room, since the reporter waits for an answer to each stack. The send fails
             // only at the end, when the reporter is gone.
             reporter.send(Message::Stack(Box::new(news))).ok();
+        }
+        Work::OfPool {
+            id,
+            runtime,
+            after,
+            stack,
+        } => {
+            let stack = explain(explainer, &runtime.watch, &stack).ok();
+            // No report waits for it, so it may be left out.
+            if let Some(stack) = stack.filter(explain::holds_pool) {
+                let news = PoolStackNews { id, after, stack };
+                reporter.try_send(Message::PoolStack(Box::new(news))).ok();
+            }
         }
         Work::Asked {
             watch,

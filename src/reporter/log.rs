@@ -33,82 +33,96 @@ struct Decision {
     as_error: bool,
 }
 
+/// The parts of a report that decide whether it is logged.
+struct Loggable {
+    id: u64,
+    phase: Phase,
+    age: Duration,
+    is_of_the_host: bool,
+    /// The site that the limit counts.
+    site: String,
+}
+
 impl Log {
     /// Logs a report, unless it is too short, too early or over the limit.
     pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) {
-        if self.admit(report, watch, now) && !crate::os::debugger_attached() {
-            emit(report, watch.settings.error_after);
+        let stall = Loggable {
+            id: report.id,
+            phase: report.phase,
+            age: report.duration,
+            is_of_the_host: report.cause.is_host(),
+            site: site_of(report),
+        };
+        if let Some(suppressed) = self.admit(&stall, watch, now) {
+            report.suppressed = suppressed;
+            if !crate::os::debugger_attached() {
+                emit(report, watch.settings.error_after);
+            }
         }
     }
 
-    fn admit(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) -> bool {
+    /// Logs a wait for the blocking pool, by the ages and the limit of stalls.
+    pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &WatchState, now: Nanos) {
+        let wait = Loggable {
+            id: report.id,
+            phase: report.phase,
+            age: report.waited,
+            is_of_the_host: false,
+            site: format!("{}\nblocking pool", report.runtime),
+        };
+        let suppressed = self.admit(&wait, watch, now);
+        if let Some(suppressed) = suppressed.filter(|_| !crate::os::debugger_attached()) {
+            emit_pool_wait(report, watch.settings.error_after, suppressed);
+        }
+    }
+
+    /// Returns how many have been suppressed before, if this one is to be logged.
+    fn admit(&mut self, what: &Loggable, watch: &WatchState, now: Nanos) -> Option<u64> {
         let settings = &watch.settings;
-        let known = self.decided.get(&report.id).copied();
-        if report.phase == Phase::Ended {
-            self.decided.remove(&report.id);
+        let known = self.decided.get(&what.id).copied();
+        if what.phase == Phase::Ended {
+            self.decided.remove(&what.id);
         }
         let too_early = settings.is_in_grace(watch.started_at, now);
-        let worth_it = report.duration >= settings.warn_after && !too_early;
+        let worth_it = what.age >= settings.warn_after && !too_early;
         let shown = known.is_some_and(|known| known.shown);
         if !settings.log || !worth_it && !shown {
-            return false;
+            return None;
         }
-        let as_error = report.duration >= settings.error_after;
+        let as_error = what.age >= settings.error_after;
         if shown || known.is_some_and(|known| !as_error || known.as_error) {
-            return shown;
+            return shown.then_some(0);
         }
-        self.decide(report, as_error, now)
+        self.decide(what, as_error, now)
     }
 
-    /// Decides about a stall by the limits, and keeps the decision while the stall goes on.
-    fn decide(&mut self, report: &mut StallReport, as_error: bool, now: Nanos) -> bool {
-        let limiter = if report.cause.is_host() {
+    /// Decides by the limits, and keeps the decision while it goes on.
+    fn decide(&mut self, what: &Loggable, as_error: bool, now: Nanos) -> Option<u64> {
+        let limiter = if what.is_of_the_host {
             &mut self.host_limiter
         } else {
             &mut self.limiter
         };
-        let admitted = limiter.admit(&site_of(report, as_error), now);
-        report.suppressed = admitted.unwrap_or_default();
+        let admitted = limiter.admit(&format!("{}\n{as_error}", what.site), now);
         let shown = admitted.is_some();
-        if report.phase != Phase::Ended {
+        if what.phase != Phase::Ended {
             if self.decided.len() >= CASES {
                 self.decided.clear();
             }
-            self.decided.insert(report.id, Decision { shown, as_error });
+            self.decided.insert(what.id, Decision { shown, as_error });
         }
-        shown
-    }
-
-    /// Logs a wait for the blocking pool, under the same limits.
-    pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &WatchState, now: Nanos) {
-        let settings = &watch.settings;
-        if !settings.log
-            || settings.is_in_grace(watch.started_at, now)
-            || report.phase == Phase::Ongoing
-        {
-            return;
-        }
-        let site = format!("{}\nblocking pool, {:?}", report.runtime, report.phase);
-        if self.limiter.admit(&site, now).is_some() && !crate::os::debugger_attached() {
-            tracing::warn!(
-                target: TARGET,
-                id = report.id,
-                runtime = report.runtime,
-                waited_seconds = report.waited.as_secs_f64(),
-                "{report}"
-            );
-        }
+        admitted
     }
 }
 
 /// The site that the limit counts. The span comes first: the site on the stack may follow later.
-fn site_of(report: &StallReport, as_error: bool) -> String {
+fn site_of(report: &StallReport) -> String {
     let site = match (&report.span, &report.site) {
         (Some(span), _) => span.clone(),
         (None, Some(site)) => site.to_string(),
         (None, None) => String::new(),
     };
-    format!("{}\n{site}\n{as_error}", report.runtime)
+    format!("{}\n{site}", report.runtime)
 }
 
 fn emit(report: &StallReport, error_after: Duration) {
@@ -144,6 +158,28 @@ fn emit(report: &StallReport, error_after: Duration) {
         Certainty::Likely => event!(info),
         Certainty::Certain if report.duration >= error_after => event!(error),
         Certainty::Certain => event!(warn),
+    }
+}
+
+fn emit_pool_wait(report: &PoolWaitReport, error_after: Duration, suppressed: u64) {
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::$level!(
+                target: TARGET,
+                id = report.id,
+                phase = ?report.phase,
+                runtime = report.runtime,
+                site = report.site().map(tracing::field::display),
+                waited_seconds = report.waited.as_secs_f64(),
+                suppressed,
+                "{report}"
+            )
+        };
+    }
+    if report.waited >= error_after {
+        event!(error);
+    } else {
+        event!(warn);
     }
 }
 

@@ -9,16 +9,18 @@ pub(crate) mod explainer;
 mod limiter;
 pub(crate) mod log;
 mod names;
+mod pool_case;
 pub(crate) mod sinks;
 pub(crate) mod worker_stacks;
 
 #[cfg(feature = "metrics")]
 pub(crate) use sinks::guarded;
 
-use crate::clock::{self, wall_clock};
-use crate::engine::{Message, PoolNews, Shared, StallId, StallNews};
-use crate::report::{Phase, PoolWaitReport};
+use crate::clock;
+use crate::engine::{Message, PoolNews, PoolStackNews, Shared, StallId, StallNews};
+use crate::report::Phase;
 use case::Case;
+use pool_case::PoolCase;
 use sinks::Delivery;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -34,6 +36,7 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<D
         sinks,
         shared,
         cases: HashMap::new(),
+        pool_cases: HashMap::new(),
     };
     for message in news {
         reporter.take(message);
@@ -45,6 +48,8 @@ struct Reporter<'a> {
     sinks: SyncSender<Delivery>,
     shared: &'a Shared,
     cases: HashMap<StallId, Case>,
+    /// The waits for blocking pools that go on: one of each runtime at most.
+    pool_cases: HashMap<u64, PoolCase>,
 }
 
 impl Reporter<'_> {
@@ -60,7 +65,8 @@ impl Reporter<'_> {
                 self.case(id).has_no_stack(why);
                 self.has_changed(id);
             }
-            Message::PoolWait(news) => self.pool_wait(&news),
+            Message::PoolWait(news) => self.pool_wait(news),
+            Message::PoolStack(news) => self.pool_stack(*news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
         }
     }
@@ -142,17 +148,30 @@ impl Reporter<'_> {
         self.cases.remove(&id);
     }
 
-    fn pool_wait(&self, news: &PoolNews) {
-        let report = PoolWaitReport {
-            id: news.id,
-            phase: news.phase,
-            runtime: news.runtime.name.clone(),
-            started_at: wall_clock(news.since),
-            waited: news.waited,
+    fn pool_wait(&mut self, news: PoolNews) {
+        let (id, phase, runtime) = (news.id, news.phase, news.runtime.clone());
+        // A runtime that ends leaves its wait without an end.
+        let goes_on = |_: &u64, case: &mut PoolCase| !case.latest.runtime.is_gone();
+        self.pool_cases.retain(goes_on);
+        let case = match self.pool_cases.remove(&id) {
+            Some(known) => known.followed_by(news),
+            None => PoolCase::new(news),
         };
-        let runtime = news.runtime.clone();
+        let report = case.report();
+        if phase != Phase::Ended {
+            self.pool_cases.insert(id, case);
+        }
         runtime.watch.recent.lock().keep_pool_wait(report.clone());
         self.pass_on(Delivery::PoolWait { report, runtime });
+    }
+
+    /// Adds a stack to the kept report of a wait that goes on. The next one is passed on with it.
+    fn pool_stack(&mut self, news: PoolStackNews) {
+        if let Some(case) = self.pool_cases.get_mut(&news.id) {
+            case.add(news);
+            let watch = &case.latest.runtime.watch;
+            watch.recent.lock().keep_pool_wait(case.report());
+        }
     }
 }
 
@@ -199,6 +218,7 @@ mod tests {
                 sinks: self.sinks.clone(),
                 shared: &self.shared,
                 cases: HashMap::new(),
+                pool_cases: HashMap::new(),
             }
         }
 

@@ -172,7 +172,12 @@ impl Routes {
                 .filter(|live| live.stall.certainty == Certainty::Certain)
                 .map(|live| (live.worker, now.since(live.stall.since)))
                 .collect();
-            liveness.verdict(&runtime.name, runtime.metrics.num_workers(), &held)
+            let workers = runtime.metrics.num_workers();
+            let of_workers = liveness.verdict(&runtime.name, workers, &held);
+            of_workers.or_else(|| {
+                let waited = now.since(runtime.stats.probe_sent_at()?);
+                liveness.verdict_on_pool(&runtime.name, waited)
+            })
         });
         let reasons: Vec<String> = reasons.collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))

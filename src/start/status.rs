@@ -84,7 +84,8 @@ pub struct WorkerTime {
     pub contention: Duration,
     /// The time in which it was parked, with nothing to do.
     pub parked: Duration,
-    /// The time without a known state: the worker's thread was not known, or changed.
+    /// The time without a known state: the worker's thread was not known, or changed, or the whole
+    /// process stood still.
     pub unknown: Duration,
 }
 

@@ -229,7 +229,10 @@ impl Engine {
         })?;
         self.spawn_metrics()?;
         let (shared, reporter) = (self.shared.clone(), ends.to_reporter.clone());
-        self.spawn("stall-pulse", move || pulses::run(&shared, &reporter))?;
+        let explainer = ends.to_explainer.clone();
+        self.spawn("stall-pulse", move || {
+            pulses::run(&shared, &reporter, &explainer);
+        })?;
         let out = Out {
             shared: self.shared.clone(),
             reporter: ends.to_reporter,

@@ -2,7 +2,9 @@
 //!
 //! *Runs on:* `stall-watchdog`, once a tick; the timer is measured once, when the thread begins.
 //! *Must not:* wait for anything but the next tick. A look reads descriptors that are kept open.
+//! Those that could not be opened for a shortage are tried again now and then.
 
+use super::files::Pause;
 use crate::clock::{self, Nanos};
 use crate::os::{self, ThreadFiles, Throttle};
 use std::time::Duration;
@@ -21,20 +23,29 @@ pub(super) struct HostTime {
 /// How long the watchdog itself has waited for a CPU.
 pub(super) struct OwnWait {
     files: Option<ThreadFiles>,
-    so_far: Duration,
+    pause: Pause,
+    so_far: Option<Duration>,
 }
 
 impl OwnWait {
     pub(super) fn new() -> OwnWait {
-        OwnWait {
-            files: ThreadFiles::open(os::current_tid()),
-            so_far: Duration::ZERO,
-        }
+        let mut own_wait = OwnWait {
+            files: None,
+            pause: Pause::default(),
+            so_far: None,
+        };
+        own_wait.since_last_time(clock::now());
+        own_wait
     }
 
-    pub(super) fn since_last_time(&mut self) -> Option<Duration> {
-        let now = self.files.as_ref().and_then(ThreadFiles::run_queue)?;
-        Some(now.saturating_sub(std::mem::replace(&mut self.so_far, now)))
+    pub(super) fn since_last_time(&mut self, now: Nanos) -> Option<Duration> {
+        if self.files.is_none() && self.pause.is_over(now) {
+            let files = ThreadFiles::open(os::current_tid());
+            self.files = self.pause.note(files, now);
+        }
+        let waited = self.files.as_ref().and_then(ThreadFiles::run_queue);
+        let so_far = std::mem::replace(&mut self.so_far, waited);
+        Some(waited?.saturating_sub(so_far?))
     }
 }
 
@@ -109,6 +120,9 @@ impl Quota {
         let now = clock::now();
         if !self.limits && now.since(self.checked_at) >= QUOTA_CHECKED_EVERY {
             self.checked_at = now;
+            if self.throttle.is_incomplete() {
+                self.throttle = Throttle::open();
+            }
             self.limits = self.throttle.has_quota();
             // Time that was held back before this check is not counted.
             self.before = self.throttle.read();
@@ -158,7 +172,8 @@ mod tests {
         }
         let unknown = OwnWait {
             files: None,
-            so_far: Duration::ZERO,
+            pause: Pause::default(),
+            so_far: None,
         };
         assert!(usually_late(&unknown) < Duration::from_millis(18));
     }

@@ -8,6 +8,8 @@
 //! one.
 
 mod episode;
+mod files;
+mod holders;
 mod host;
 mod out;
 pub(crate) mod pulses;
@@ -23,6 +25,7 @@ use crate::engine::{
 use crate::report::Phase;
 use crate::slot::{self, Claims, collect_claims};
 use crate::turns::Looks;
+use files::Room;
 use host::{HostTime, OwnWait, Quota};
 pub(crate) use out::Out;
 use runtime::RuntimeWatch;
@@ -104,6 +107,7 @@ struct Watchdog {
     usually_late: Duration,
     quota: Quota,
     stacks: Allowance,
+    room: Room,
     live: Vec<Live>,
     live_changed: bool,
     /// When to collect the stacks that the last tick has asked for.
@@ -125,6 +129,7 @@ struct TickContext<'a> {
     allowance: &'a mut Allowance,
     /// For a look at one worker.
     looks: &'a mut Looks,
+    room: &'a Room,
     news: News,
 }
 
@@ -147,6 +152,7 @@ impl Watchdog {
             own_wait,
             quota: Quota::new(),
             stacks: Allowance::new(clock::now()),
+            room: Room::new(clock::now()),
             live: Vec::new(),
             live_changed: false,
             answers_due: None,
@@ -191,10 +197,11 @@ impl Watchdog {
             return None;
         }
         collect_claims(&mut self.drivers);
+        self.room.follow_limit(now);
         workers::ask_for_claim();
         Some(HostTime {
             usually_late: self.usually_late,
-            own_wait: self.own_wait.since_last_time(),
+            own_wait: self.own_wait.since_last_time(now),
             throttled: self.quota.throttled(),
         })
     }
@@ -214,6 +221,7 @@ impl Watchdog {
             out: &self.out,
             allowance: &mut self.stacks,
             looks: &mut self.looks[0],
+            room: &self.room,
             news: News::default(),
         };
         for watch in &mut self.runtimes {

@@ -8,7 +8,7 @@ use crate::os;
 use crate::report::{NoStack, write_last_words};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 
 /// The ways out.
 pub(crate) struct Out {
@@ -26,7 +26,10 @@ impl Out {
 
     /// Sends a stack to the explainer.
     pub(super) fn explain(&self, work: Work) -> Result<(), NoStack> {
-        self.explainer.try_send(work).map_err(|_| NoStack::Busy)
+        self.explainer.try_send(work).map_err(|error| match error {
+            TrySendError::Full(_) => NoStack::Busy,
+            TrySendError::Disconnected(_) => NoStack::NoThread,
+        })
     }
 
     /// Writes a stall to standard error, on a thread made for it: the write may wait.

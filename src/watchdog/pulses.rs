@@ -4,16 +4,19 @@
 //! may start a thread, so the watchdog sends neither.
 //! *Must not:* be waited for. This thread may allocate, and may wait for a runtime's locks.
 
+use super::holders::Holders;
+use crate::capture::Addressee;
 use crate::clock::{self, Nanos};
-use crate::engine::{Message, PoolNews, Settings, Shared, WatchedRuntime};
+use crate::engine::{Message, PoolNews, Settings, Shared, WatchedRuntime, Work};
 use crate::os;
 use crate::probe::gather;
 use crate::report::Phase;
+use crate::slot;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::RuntimeFlavor;
 
@@ -45,7 +48,11 @@ struct Spacing {
 }
 
 /// The thread's main function.
-pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
+pub(crate) fn run(
+    shared: &Arc<Shared>,
+    reporter: &SyncSender<Message>,
+    explainer: &SyncSender<Work>,
+) {
     let mut states: HashMap<u64, PulseState> = HashMap::new();
     while !shared.stopping() {
         let watched = shared.watched.lock().clone();
@@ -57,6 +64,10 @@ pub(crate) fn run(shared: &Arc<Shared>, reporter: &SyncSender<Message>) {
             let news = state.visit(runtime, shared, now).map(Message::PoolWait);
             if news.is_some_and(|news| reporter.try_send(news).is_err()) {
                 shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
+            }
+            for work in state.stacks(runtime, now) {
+                // If the explainer has much to do, the report has one stack less.
+                explainer.try_send(work).ok();
             }
             wait = wait.min(state.next_visit(runtime, now));
         }
@@ -74,18 +85,39 @@ struct PulseState {
     pulse_at: Nanos,
     probe_at: Nanos,
     probe: Option<Probe>,
+    holders: Holders,
+    /// The number of the wait that was announced last.
+    announced: u64,
 }
 
 /// An empty closure for the blocking pool.
 #[derive(Default)]
 struct Probe {
     sent_at: Nanos,
-    /// When a blocking thread took it up; 0 until then.
-    taken_at: Arc<AtomicU64>,
+    taken: Arc<OnceLock<Taken>>,
     /// The number of the wait, once it is announced.
     id: Option<u64>,
     /// The age at which it is announced next; `None` before the first time.
     next_age: Option<Duration>,
+}
+
+/// When a blocking thread took a probe up, and which one.
+struct Taken {
+    at: Nanos,
+    thread: Option<Addressee>,
+}
+
+impl Taken {
+    /// The calling thread takes a probe up. It gets a slot, so that it can be asked for its stack.
+    fn now() -> Taken {
+        let at = clock::now();
+        let addressee = |slot: &'static slot::Slot| {
+            let tenancy = slot.tenancy();
+            Addressee { slot, tenancy }
+        };
+        let thread = slot::mine().map(addressee);
+        Taken { at, thread }
+    }
 }
 
 impl PulseState {
@@ -170,13 +202,15 @@ impl PulseState {
     /// Notes how long the probe under way has waited. From the threshold on, that is news.
     fn follow_probe(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared) -> Option<PoolNews> {
         let probe = self.probe.as_mut()?;
-        let taken_at = probe.taken_at();
-        let waited = taken_at.unwrap_or_else(clock::now).since(probe.sent_at);
+        let taken_at = probe.taken.get().map(|taken| taken.at);
+        let now = clock::now();
+        let waited = taken_at.unwrap_or(now).since(probe.sent_at);
         let asked_for = runtime.watch.settings.pool_threshold;
         let phase = probe.phase(
             waited,
             taken_at.is_some(),
             asked_for.unwrap_or(Settings::POOL_THRESHOLD),
+            &runtime.rules.milestones,
         );
         let news = phase.map(|phase| PoolNews {
             id: *probe.id.get_or_insert_with(|| shared.next_id()),
@@ -185,12 +219,33 @@ impl PulseState {
             since: probe.sent_at,
             waited,
         });
-        if taken_at.is_some() {
+        if let Some(news) = news.as_ref().filter(|news| news.phase != Phase::Ended) {
+            self.announced = news.id;
+            self.holders.ask(news.id, runtime, waited, now);
+        }
+        if let Some(taken) = probe.taken.get() {
+            if let Some(thread) = taken.thread {
+                self.holders.met(thread);
+            }
             runtime.stats.blocking_queue_wait.note(waited);
             runtime.stats.set_probe_sent_at(None);
             self.probe = None;
         }
         news
+    }
+}
+
+impl PulseState {
+    /// The stacks of threads that hold the pool, as far as they have come.
+    fn stacks(&mut self, runtime: &Arc<WatchedRuntime>, now: Nanos) -> Vec<Work> {
+        let answers = self.holders.answers(now).into_iter();
+        let work = answers.map(|(after, stack)| Work::OfPool {
+            id: self.announced,
+            runtime: runtime.clone(),
+            after,
+            stack,
+        });
+        work.collect()
     }
 }
 
@@ -215,42 +270,42 @@ fn next(due: Nanos, now: Nanos, spacing: Duration) -> Nanos {
 
 impl Probe {
     fn send(runtime: &WatchedRuntime) -> Probe {
-        let taken_at = Arc::new(AtomicU64::new(0));
-        let stamp = taken_at.clone();
+        let taken = Arc::new(OnceLock::new());
+        let stamp = taken.clone();
         let sent_at = clock::now();
         // The task is detached. A runtime that shuts down before the closure runs drops it.
-        drop(
-            runtime
-                .handle
-                .spawn_blocking(move || stamp.store(clock::now().0, Ordering::Release)),
-        );
+        drop(runtime.handle.spawn_blocking(move || {
+            // Nobody else sets it.
+            stamp.set(Taken::now()).ok();
+        }));
         Probe {
             sent_at,
-            taken_at,
+            taken,
             ..Probe::default()
         }
     }
 
-    fn taken_at(&self) -> Option<Nanos> {
-        match self.taken_at.load(Ordering::Acquire) {
-            0 => None,
-            taken_at => Some(Nanos(taken_at)),
-        }
-    }
-
     /// The phase to announce after a wait of this length, if it is time for one. The next one is
-    /// due at twice the age.
-    fn phase(&mut self, waited: Duration, is_taken: bool, threshold: Duration) -> Option<Phase> {
+    /// due at twice the age, or at a milestone.
+    fn phase(
+        &mut self,
+        waited: Duration,
+        is_taken: bool,
+        threshold: Duration,
+        milestones: &[Duration],
+    ) -> Option<Phase> {
         let is_due = waited >= self.next_age.unwrap_or(threshold);
         let phase = match (is_taken, self.next_age) {
             (true, announced) => (announced.is_some() || is_due).then_some(Phase::Ended),
             (false, None) => is_due.then_some(Phase::Began),
             (false, Some(_)) => is_due.then_some(Phase::Ongoing),
         }?;
-        let next_age = self.next_age.get_or_insert(threshold);
-        while *next_age <= waited {
-            *next_age *= 2;
+        let mut doubled = threshold;
+        while doubled <= waited {
+            doubled = doubled.saturating_mul(2);
         }
+        let later = milestones.iter().copied().filter(|age| *age > waited);
+        self.next_age = Some(later.fold(doubled, Duration::min));
         Some(phase)
     }
 }
@@ -275,7 +330,13 @@ mod tests {
         let phases = |ages: &[(u64, bool)]| {
             let mut probe = Probe::default();
             let phase = |&(millis, is_taken): &(u64, bool)| {
-                probe.phase(Duration::from_millis(millis), is_taken, threshold)
+                let milestones = [Duration::from_millis(500)];
+                probe.phase(
+                    Duration::from_millis(millis),
+                    is_taken,
+                    threshold,
+                    &milestones,
+                )
             };
             ages.iter().map(phase).collect::<Vec<_>>()
         };
@@ -285,10 +346,16 @@ mod tests {
             (100, false),
             (199, false),
             (450, false),
+            (499, false),
+            (500, false),
             (799, false),
             (800, true),
         ];
-        let expected = [None, Some(began), None, Some(ongoing), None, Some(ended)];
+        let (of, rest) = (
+            [None, Some(began), None, Some(ongoing), None],
+            [Some(ongoing), None],
+        );
+        let expected = [&of[..], &rest, &[Some(ended)]].concat();
         assert_eq!(phases(&waits), expected);
         assert_eq!(
             phases(&[(100, false), (101, true)]),

@@ -113,7 +113,10 @@ impl RuntimeWatch {
                         context.news.stalls.push(news);
                     }
                 }
-                _ => watch.detector.rested(context.now),
+                _ => {
+                    watch.detector.rested(context.now);
+                    watch.worker.rest(context.room);
+                }
             }
             active |= watch.is_active(&self.runtime);
         }

@@ -15,7 +15,7 @@ use crate::detect::{
 };
 use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
 use crate::os::waits_for_events;
-use crate::report::Phase;
+use crate::report::{NoStack, Phase};
 use crate::slot::LongPoll;
 use crate::turns::{Looks, Track};
 use std::sync::Arc;
@@ -129,7 +129,7 @@ impl WorkerWatch {
             throttled: host.throttled,
             ..self
                 .worker
-                .sample(&runtime.metrics, context.due, context.looks)
+                .sample(&runtime.metrics, context.due, context.looks, context.room)
         };
         let previous = self.detector.last();
         if previous.is_none_or(|previous| previous.after != sample.after) {
@@ -139,8 +139,7 @@ impl WorkerWatch {
     }
 
     fn enter_in_ledger(&mut self, runtime: &WatchedRuntime, sample: &Sample) {
-        let (ledger, rules) = (&mut self.ledger, &runtime.rules);
-        let entry = ledger.observe(sample, self.moved_at, rules.always_driven, rules.tick);
+        let entry = self.ledger.observe(sample, self.moved_at, &runtime.rules);
         let time = &runtime.stats.worker_time[self.worker.index()];
         time.set_unpublished(entry.unpublished);
         for (state, spent) in entry.page.iter().flat_map(Page::parts) {
@@ -179,15 +178,12 @@ impl WorkerWatch {
             })
         });
         for sampled in [collected, refused].into_iter().flatten() {
-            if sampled.stack.as_ref().is_err_and(|why| why.is_final()) {
-                self.stacks
-                    .push((sampled.serial, StackVerdict::Inconclusive));
-            }
             self.pass_on(runtime, sampled, context.out);
         }
     }
 
-    /// Sends a stack to the explainer, or the reason for its lack to the reporter.
+    /// Sends a stack to the explainer, or the reason for its lack to the reporter. If none can
+    /// follow, the detector does not wait for one.
     pub(super) fn pass_on(&mut self, runtime: &Arc<WatchedRuntime>, sampled: Sampled, out: &Out) {
         let episode = self.episodes.of(sampled.serial, &out.shared);
         let sent = sampled.stack.and_then(|stack| {
@@ -199,6 +195,10 @@ impl WorkerWatch {
                 stack,
             })
         });
+        if sent.is_err_and(NoStack::is_final) {
+            let verdict = (sampled.serial, StackVerdict::Inconclusive);
+            self.stacks.push(verdict);
+        }
         match sent {
             Ok(()) => episode.stacks += 1,
             Err(why) if episode.has_no_stack(why) => {

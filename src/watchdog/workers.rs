@@ -2,14 +2,14 @@
 //!
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* wait. A sample takes atomic loads, `pread` on descriptors that are kept open, and
-//! one reading of memory for all workers. Descriptors are opened when the thread of a worker
-//! becomes known, and closed when another thread takes its place.
+//! one reading of memory for all workers. `files` opens and closes the descriptors.
 
+use super::files::{OpenFiles, Room};
 use crate::clock::{self, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
-use crate::os::{Call, ThreadEvidence, ThreadFiles, ThreadState};
+use crate::os::{Call, ThreadEvidence, ThreadState};
 use crate::slot::{Claim, Claims, Slot};
-use crate::turns::{Inside, Looks, NoTurns, Track, Turn};
+use crate::turns::{Inside, Looks, NoTurns, PollId, Track, Turn};
 use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
 
@@ -55,7 +55,7 @@ pub(crate) struct WorkerThread {
     pub(crate) slot: &'static Slot,
     pub(crate) tenancy: u64,
     claimed_at: Nanos,
-    files: Option<ThreadFiles>,
+    files: OpenFiles,
     evidence: Option<ThreadEvidence>,
     /// The evidence of the look before the last.
     earlier: Option<ThreadEvidence>,
@@ -71,7 +71,7 @@ impl WorkerThread {
             slot,
             tenancy: slot.tenancy(),
             claimed_at,
-            files: ThreadFiles::open(slot.tid()),
+            files: OpenFiles::default(),
             evidence: None,
             earlier: None,
             replaced: false,
@@ -147,7 +147,7 @@ impl WorkerThread {
         let mut look = (None, clock::now());
         for _ in 0..TRIES {
             let before = look.1;
-            look.0 = self.files.as_mut().and_then(ThreadFiles::look);
+            look.0 = self.files.look();
             look.1 = clock::now();
             if look.1.since(before) < AT_ONCE {
                 break;
@@ -173,6 +173,8 @@ pub(crate) struct Worker {
     /// At the tick before, the worker was at work, and no known thread drove it.
     was_lost: bool,
     last: Option<Counters>,
+    /// The poll that memory showed at the last sample.
+    last_turn: Option<PollId>,
     /// Between the last two samples, the worker parked or woke.
     moved: bool,
     /// At the last two samples, and between them, the worker was parked.
@@ -191,6 +193,7 @@ impl Worker {
             read_at: Nanos::default(),
             was_lost: false,
             last: None,
+            last_turn: None,
             moved: false,
             quiet: false,
         }
@@ -302,8 +305,9 @@ impl Worker {
         metrics: &RuntimeMetrics,
         due: Nanos,
         looks: &mut Looks,
+        room: &Room,
     ) -> Sample {
-        let (thread, at) = self.look_at_thread(metrics);
+        let (thread, at) = self.look_at_thread(metrics, room);
         let before = counters(metrics, self.index);
         let slot = self.driver().map(WorkerThread::seen);
         let after = counters(metrics, self.index);
@@ -311,6 +315,7 @@ impl Worker {
         self.moved = last.is_some_and(|last| last.parks != after.parks);
         self.quiet = after.parks % 2 == 1 && last == Some(after);
         let turn = self.turn.filter(|_| slot.is_some());
+        self.last_turn = turn.map(|turn| turn.id);
         let same_mark = slot.is_none_or(|slot| self.epoch == Some(slot.epoch));
         let settled = turn.is_none() || same_mark && self.is_still(looks, metrics, at);
         Sample {
@@ -324,6 +329,9 @@ impl Worker {
             settled,
             slot,
             thread,
+            blind: self
+                .driver()
+                .is_some_and(|driver| driver.files.are_missed()),
             own_wait: None,
             signalled: false,
             throttled: Duration::ZERO,
@@ -338,8 +346,13 @@ impl Worker {
 
     /// Looks at the thread, and at the clock. A worker that was parked all the time needs no second
     /// look.
-    fn look_at_thread(&mut self, metrics: &RuntimeMetrics) -> (Option<ThreadEvidence>, Nanos) {
+    fn look_at_thread(
+        &mut self,
+        metrics: &RuntimeMetrics,
+        room: &Room,
+    ) -> (Option<ThreadEvidence>, Nanos) {
         let (quiet, moved) = (self.rests(metrics), self.moved);
+        let is_held = self.seems_held(metrics);
         let Some(driver) = self.driver.as_mut().filter(|driver| !driver.replaced) else {
             return (None, clock::now());
         };
@@ -347,7 +360,24 @@ impl Worker {
             driver.earlier = driver.evidence;
             return (driver.evidence, clock::now());
         }
+        driver
+            .files
+            .prepare(driver.slot, driver.tenancy, room, is_held);
         driver.look(moved)
+    }
+
+    /// Whether the worker is at work, and nothing shows that it has gone on since the last sample.
+    fn seems_held(&self, metrics: &RuntimeMetrics) -> bool {
+        let now = counters(metrics, self.index);
+        let has_turned = self.turn.map(|turn| turn.id) != self.last_turn;
+        !now.is_parked() && self.last == Some(now) && !has_turned
+    }
+
+    /// Notes that the worker rests: it needs no files until it is active again.
+    pub(crate) fn rest(&mut self, room: &Room) {
+        if let Some(driver) = &mut self.driver {
+            driver.files.rest(room);
+        }
     }
 
     /// Whether the poll that memory showed still goes on. Memory is read again if the watchdog has
@@ -372,10 +402,7 @@ mod tests {
 
     fn driver() -> WorkerThread {
         slot::enrol();
-        WorkerThread {
-            files: None,
-            ..WorkerThread::new(slot::mine().expect("a slot"), clock::now())
-        }
+        WorkerThread::new(slot::mine().expect("a slot"), clock::now())
     }
 
     fn evidence(runs: u64, state: ThreadState) -> Option<ThreadEvidence> {

@@ -205,3 +205,46 @@ fn work_and_a_busy_host_are_not_blocked_time() {
         slept > Duration::from_millis(250)
     });
 }
+
+/// Stops this whole process for a second, from inside a poll.
+async fn is_stopped() {
+    compute(Duration::from_millis(2));
+    let own = rustix::process::getpid();
+    rustix::process::kill_process(own, rustix::process::Signal::STOP).unwrap();
+    compute(Duration::from_millis(2));
+}
+
+/// A process that waits until this one has stopped, and continues it a second later.
+fn continues() -> std::process::Child {
+    let own = std::process::id();
+    let script = format!(
+        "until grep -q '^State:.T' /proc/{own}/status; do sleep 0.05; done; \
+         sleep 1; kill -CONT {own}"
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).spawn().unwrap()
+}
+
+#[test]
+fn a_stop_of_the_process_is_not_blocked_time() {
+    crate::support::child::alone(|| {
+        let stage = Stage::multi_thread(1).start_known();
+        let begin = Page::next(&stage);
+        for _ in 0..3 {
+            let mut continues = continues();
+            stage.run(is_stopped());
+            continues.wait().unwrap();
+        }
+        let passed = begin.until(&Page::next(&stage));
+        let time = passed.time;
+        assert!(time.blocked < Duration::from_millis(500), "{time:?}");
+        assert!(time.unknown > Duration::from_secs(2), "{time:?}");
+
+        // Positive control: a sleep of the same length is blocked time, and of a known state.
+        let begin = Page::next(&stage);
+        stage.run(sleeps(Duration::from_secs(1)));
+        let Passed { time, .. } = begin.until(&Page::next(&stage));
+        assert!(time.blocked > Duration::from_millis(500), "{time:?}");
+        assert!(time.unknown < Duration::from_millis(500), "{time:?}");
+    });
+}

@@ -5,6 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod current_thread;
 #[cfg(target_os = "linux")]
 mod endless;
 mod hooks;
@@ -18,6 +20,8 @@ mod interrupted_calls;
 mod layer_callsites;
 #[cfg(target_os = "linux")]
 mod ledger;
+#[cfg(target_os = "linux")]
+mod many_workers;
 #[cfg(feature = "prometheus")]
 mod metrics;
 #[cfg(feature = "metrics")]
@@ -40,6 +44,8 @@ mod serve;
 #[cfg(feature = "serve")]
 mod served;
 mod several_runtimes;
+#[cfg(target_os = "linux")]
+mod shortages;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")

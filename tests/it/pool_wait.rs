@@ -10,6 +10,13 @@ use tokio_stall::Phase;
 /// report.
 const LIMIT: Duration = Duration::from_millis(500);
 
+#[inline(never)]
+fn holds_the_pool(held: &Held) {
+    held.wait();
+    // So that the call above is no tail call.
+    std::hint::black_box(held);
+}
+
 #[test]
 fn a_closure_that_waits_for_the_blocking_pool_is_reported() {
     let (told, reports) = mpsc::channel();
@@ -32,11 +39,22 @@ fn a_closure_that_waits_for_the_blocking_pool_is_reported() {
     let (release, held) = Held::new();
     for _ in 0..2 {
         let held = held.clone();
-        stage.runtime.spawn_blocking(move || held.wait());
+        stage.runtime.spawn_blocking(move || holds_the_pool(&held));
     }
     let began = reports.recv_timeout(FOREVER).expect("while it lasts");
     assert_eq!((began.phase, began.runtime.as_str()), (Phase::Began, "api"));
     assert!(began.waited >= LIMIT);
+    #[cfg(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
+    wait_until("the stack of a closure that holds the pool", || {
+        let kept = watch.recent_pool_waits().pop().unwrap();
+        let frames = kept.stacks.iter().flat_map(|stack| &stack.frames);
+        let mut functions = frames.filter_map(|frame| frame.function.as_deref());
+        functions.any(|function| function.contains("holds_the_pool"))
+            && kept.to_string().contains("; held in ")
+    });
     drop(release);
     let mut later = reports.iter();
     let ended = later.find(|report| report.phase == Phase::Ended).unwrap();

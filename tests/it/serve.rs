@@ -166,6 +166,19 @@ fn a_stalled_worker_is_a_reason_to_restart_until_it_goes_on() {
 }
 
 #[test]
+fn a_full_pool_is_a_reason_to_restart_if_it_is_asked_for() {
+    let liveness = Liveness::default().blocking_pool(Some(MOMENT));
+    let service = Service::start("pool", liveness);
+    assert_eq!(service.health(), 200);
+    let release = service.fill_the_pool();
+    let why = service.wait_for_health(503);
+    let expected = "\"pool\": its blocking pool has been full for ";
+    assert!(why.starts_with(expected), "{why}");
+    drop(release);
+    service.wait_for_health(200);
+}
+
+#[test]
 fn all_workers_can_be_needed_for_a_reason_to_restart() {
     let liveness = Liveness::default().one_worker(None);
     let service = Service::start("all", liveness.all_workers(Some(MOMENT)));

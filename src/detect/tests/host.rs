@@ -237,3 +237,20 @@ fn a_process_is_called_stopped_only_by_a_watchdog_that_knows_its_own_wait() {
     assert_eq!(stopped(Some(95)), (ms(0), ms(0)), "it had no CPU");
     assert_eq!(stopped(Some(0)), (ms(95), ms(95)), "it was ready to run");
 }
+
+#[test]
+fn a_thread_that_there_is_no_descriptor_for_is_not_blamed() {
+    let mut world = World::polling_since(5);
+    let known = world.thread.take();
+    world.blind = true;
+    for _ in 0..1_000 {
+        assert_eq!(world.pass(TICK), []);
+    }
+    // Positive controls: it is looked at again, and a system that shows no thread blames by the
+    // clock alone.
+    (world.thread, world.blind) = (known, false);
+    assert!((0..10).any(|_| began(&world.compute(TICK)).is_some()));
+    let mut world = World::polling_since(5);
+    world.thread = None;
+    assert!((0..10).any(|_| began(&world.pass(TICK)).is_some()));
+}

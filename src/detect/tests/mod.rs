@@ -60,6 +60,7 @@ struct World {
     thread: Option<ThreadEvidence>,
     turn: Option<Turn>,
     settled: bool,
+    blind: bool,
     records: Vec<(PollKey, LongPoll)>,
     shown: Vec<(u64, StackVerdict)>,
     own_wait: Option<Duration>,
@@ -98,6 +99,7 @@ impl World {
             }),
             turn: None,
             settled: true,
+            blind: false,
             records: Vec::new(),
             shown: Vec::new(),
             own_wait: None,
@@ -254,6 +256,7 @@ impl World {
             thread: self.thread,
             own_wait: self.own_wait.take(),
             signalled: std::mem::take(&mut self.signalled),
+            blind: self.blind,
             throttled: self.throttled,
         };
         let findings = self.detector.observe(&Look {

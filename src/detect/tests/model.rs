@@ -163,6 +163,7 @@ fn seen(step: &Played, now: u64) -> Sample {
             },
         }),
         signalled: false,
+        blind: false,
         throttled: Duration::ZERO,
     }
 }

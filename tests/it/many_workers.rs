@@ -1,0 +1,47 @@
+//! Many workers that block at one time, more than stacks are taken of: each of them is one stall.
+
+use crate::support::Held;
+use crate::support::stage::{Stage, sleeps};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_stall::{Phase, StallReport};
+
+const WORKERS: usize = 32;
+
+/// Without marks and turns. Some sleeps are proven by a stack, and the others, much later, by the
+/// counters. Polls of this program are known to leave their workers.
+#[test]
+fn each_of_many_sleeps_at_one_time_is_one_stall() {
+    let stage = Stage::multi_thread(WORKERS)
+        .settings(|builder| builder.turns(false))
+        .start_known();
+    stage.run(async {
+        tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(100)));
+    });
+    let (release, held) = Held::new();
+    let sleepers = [(); WORKERS].map(|()| {
+        let held = held.clone();
+        stage.runtime.spawn(async move { held.wait() })
+    });
+    for worker in 0..WORKERS {
+        let is_its = |report: &StallReport| report.worker == worker;
+        stage.seen.wait(is_its);
+    }
+    drop(release);
+    for sleeper in sleepers {
+        stage.runtime.block_on(sleeper).unwrap();
+    }
+    let is_of_the_sleeps = |report: &StallReport| report.span.is_none();
+    for id in stage.seen.ids() {
+        stage.seen.wait_for_end(id);
+    }
+    // A later stall has been told, so that nothing of the first is still on its way.
+    stage.run_stalling("later", sleeps(Duration::from_millis(100)));
+    let mut ended = BTreeMap::new();
+    let reports = stage.seen.all().into_iter().filter(is_of_the_sleeps);
+    for report in reports.filter(|report| report.phase == Phase::Ended) {
+        *ended.entry(report.worker).or_insert(0) += 1;
+    }
+    let once = (0..WORKERS).map(|worker| (worker, 1)).collect();
+    assert_eq!(ended, once, "{:#?}", stage.seen.all());
+}
