@@ -30,6 +30,8 @@ pub(crate) enum Message {
     NoStack(StallId, NoStack),
     PoolWait(PoolNews),
     TurnsLost(TurnsLost),
+    /// Runtimes have appeared that nobody watches. The log of this watched one names them.
+    OtherRuntimes(Arc<WatchedRuntime>),
 }
 
 /// The turns of a runtime are not counted any more.

@@ -20,9 +20,6 @@ use tokio_metrics::{RuntimeIntervals, RuntimeMetrics, RuntimeMonitor};
 /// Workers with a label of their own.
 const WORKERS: usize = 128;
 
-/// The parts of the coverage, as labels.
-const SEES: [&str; 6] = ["workers", "polls", "spans", "causes", "stacks", "turns"];
-
 /// The certainties, with their labels.
 const CERTAINTIES: [(Certainty, &str); 2] = [
     (Certainty::Certain, "certain"),
@@ -111,17 +108,9 @@ impl ExportedRuntime {
 
     fn export_coverage(&self, writer: &MetricWriter<'_>, name: &str) {
         let coverage = Coverage::of(&self.runtime);
-        let all_known = coverage.known_threads == coverage.workers;
-        let seen = [
-            all_known,
-            coverage.all_polls,
-            coverage.spans,
-            coverage.thread_evidence,
-            coverage.stacks,
-            coverage.turns,
-        ];
-        for (sees, seen) in SEES.into_iter().zip(seen) {
-            writer.set(&list::COVERAGE, &[name, sees], f64::from(u8::from(seen)));
+        for (sees, why_not) in coverage.parts() {
+            let seen = f64::from(u8::from(why_not.is_none()));
+            writer.set(&list::COVERAGE, &[name, sees], seen);
         }
         writer.set(&list::WORKERS, &[name], coverage.workers as f64);
     }
@@ -215,7 +204,7 @@ impl ExportedRuntime {
     pub(super) fn zero_gauges(&self, writer: &MetricWriter<'_>) {
         let name = self.runtime.name.as_str();
         self.export_ages(writer, &Ages::new(), Nanos::default());
-        for sees in SEES {
+        for (sees, _) in Coverage::of(&self.runtime).parts() {
             writer.set(&list::COVERAGE, &[name, sees], 0.0);
         }
         let gauges = [

@@ -62,6 +62,7 @@ impl Reporter<'_> {
             }
             Message::PoolWait(news) => self.pool_wait(&news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
+            Message::OtherRuntimes(runtime) => self.pass_on(Delivery::OtherRuntimes(runtime)),
         }
     }
 

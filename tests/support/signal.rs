@@ -20,9 +20,14 @@ pub fn block_sigurg() {
     mask(libc::SIG_BLOCK, libc::SIGURG);
 }
 
-/// Has the kernel refuse `process_vm_readv` with `EPERM` to the calling thread, and to threads
-/// that it starts, as policies of container runtimes do.
+/// Has the kernel refuse `process_vm_readv`, as policies of container runtimes do.
 pub fn forbid_process_vm_readv() -> io::Result<()> {
+    forbid(libc::SYS_process_vm_readv)
+}
+
+/// Has the kernel refuse a system call with `EPERM` to the calling thread, and to threads that it
+/// starts.
+pub fn forbid(call: libc::c_long) -> io::Result<()> {
     let step = |code, otherwise, operand| libc::sock_filter {
         code: code as u16,
         jt: 0,
@@ -30,7 +35,7 @@ pub fn forbid_process_vm_readv() -> io::Result<()> {
         k: operand,
     };
     let number_at = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
-    let number = libc::SYS_process_vm_readv as u32;
+    let number = call as u32;
     let denied = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let mut steps = [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, number_at),
