@@ -12,7 +12,7 @@ mod support;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use support::child::alone;
-use support::signal::mask;
+use support::signal::{is_handled, mask};
 use support::stage::{Setup, Stage};
 use tokio_stall::{
     Builder, Frame, FutureExt as _, Missing, NoStack, Stacks, StallReport, StartError,
@@ -84,14 +84,6 @@ fn kill(signal: i32) {
 fn raise(signal: i32) {
     // SAFETY: as above.
     assert_eq!(unsafe { libc::raise(signal) }, 0);
-}
-
-/// Whether this process handles a signal, as the kernel says.
-fn is_handled(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
-    caught & (1 << (signal - 1)) != 0
 }
 
 fn setup(stacks: Stacks) -> Setup {

@@ -47,11 +47,14 @@ impl WatchState {
     }
 
     fn look(&self, hidden: Option<HiddenEvidence>, others: Vec<OtherRuntime>) {
-        let mut rounds = self.rounds.lock();
+        // The handler may be the program's and take its time, so the lock is not held meanwhile.
+        let mut foreign = self.rounds.lock().foreign;
         let mut no_stacks = match self.signal {
-            Ok(signal) => try_on_oneself(signal, &mut rounds.foreign),
+            Ok(signal) => try_on_oneself(signal, &mut foreign),
             Err(why) => Some(why),
         };
+        let mut rounds = self.rounds.lock();
+        rounds.foreign = foreign;
         if no_stacks == Some(NoStack::Busy) {
             // Buffers become free again. Whether stacks can be had is as it was.
             no_stacks = rounds.last.as_ref().and_then(|last| last.no_stacks);

@@ -15,6 +15,14 @@ pub fn mask(how: libc::c_int, signal: i32) {
     assert_eq!(changed, 0);
 }
 
+/// Whether this process handles a signal, as the kernel says.
+pub fn is_handled(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    caught & (1 << (signal - 1)) != 0
+}
+
 /// Blocks the detector's default signal for the calling thread.
 pub fn block_sigurg() {
     mask(libc::SIG_BLOCK, libc::SIGURG);
