@@ -221,7 +221,7 @@ impl Engine {
     /// thread to be had, the explainer's next round is the first.
     fn look_at_sight(&self) {
         let shared = self.shared.clone();
-        let thread = os::spawn("stall-first-look", move || shared.look_at_sight());
+        let thread = os::spawn("stall-look", move || shared.look_at_sight());
         thread.ok().and_then(|thread| thread.join().ok());
     }
 
