@@ -141,7 +141,7 @@ pub mod testing;
 
 #[cfg(feature = "serve")]
 pub use engine::Liveness;
-pub use engine::{Coverage, Stacks};
+pub use engine::{Coverage, Gap, OtherRuntime, Stacks};
 pub use error::StartError;
 pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking, layer};
 #[cfg(not(loom))]

@@ -109,17 +109,30 @@ impl Tally {
 
     /// The durations that have been counted since the reader's last look, bucket by bucket.
     pub(crate) fn news<'a>(&'a self, seen: &'a mut Seen) -> impl Iterator<Item = Batch> + 'a {
-        (0..BUCKETS).filter_map(|bucket| {
+        self.news_up_to(u32::MAX, seen)
+    }
+
+    /// The same, at most so many durations. The rest is new at the next look.
+    pub(crate) fn news_up_to<'a>(
+        &'a self,
+        most: u32,
+        seen: &'a mut Seen,
+    ) -> impl Iterator<Item = Batch> + 'a {
+        let mut left = most;
+        (0..BUCKETS).filter_map(move |bucket| {
             let count = self.counts[bucket].load(Ordering::Relaxed);
-            let new = count.wrapping_sub(seen.counts[bucket]);
+            let all = count.wrapping_sub(seen.counts[bucket]);
+            let new = all.min(left);
             if new == 0 {
                 return None;
             }
+            left -= new;
             let nanos = self.nanos[bucket].load(Ordering::Relaxed);
             let sum = nanos.wrapping_sub(seen.nanos[bucket]);
-            seen.counts[bucket] = count;
-            seen.nanos[bucket] = nanos;
-            Some(Batch::new(bucket, new, sum))
+            let share = (u128::from(sum) * u128::from(new) / u128::from(all)) as u64;
+            seen.counts[bucket] = seen.counts[bucket].wrapping_add(new);
+            seen.nanos[bucket] = seen.nanos[bucket].wrapping_add(share);
+            Some(Batch::new(bucket, new, share))
         })
     }
 }
@@ -185,6 +198,24 @@ mod tests {
         assert_eq!(news(&tally, &mut first), [(1, Duration::from_micros(600))]);
         let mean = Duration::from_nanos(333_333);
         assert_eq!(news(&tally, &mut second), [(3, mean)]);
+    }
+
+    #[test]
+    fn a_backlog_is_taken_in_parts_with_its_exact_sum() {
+        let tally = Tally::new();
+        for millis in [1, 1, 1, 3, 4] {
+            tally.note(Duration::from_millis(millis));
+        }
+        let mut seen = Seen::default();
+        let mut part = || tally.news_up_to(2, &mut seen).collect::<Vec<_>>();
+        let batch = |count, micros| Batch {
+            count,
+            mean: Duration::from_micros(micros),
+        };
+        assert_eq!(part(), [batch(2, 1_000)]);
+        assert_eq!(part(), [batch(1, 1_000), batch(1, 3_500)]);
+        assert_eq!(part(), [batch(1, 3_500)]);
+        assert_eq!(part(), []);
     }
 
     #[test]

@@ -232,3 +232,38 @@ fn a_callback_that_panics_is_counted() {
     stall(&stage, "does_not_panic", 100);
     log.wait_for("does_not_panic");
 }
+
+/// Marked polls on a runtime that nobody watches. The line comes once.
+#[test]
+fn a_runtime_that_nobody_watches_is_a_warning_once() {
+    let log = Log::from_here();
+    let _stage = setup().start();
+    let other = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("other")
+        .enable_all()
+        .build()
+        .unwrap();
+    other.spawn(async {
+        loop {
+            async {}.watched("request").await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let told = log.wait_for("not watched");
+    assert_eq!(told.level, Level::WARN);
+    for part in ["1 other runtime is", "\"other\"", "other_runtimes=1"] {
+        assert!(told.fields.contains(part), "{part} in {told:?}");
+    }
+    // The start of another watch names them, too.
+    let second = setup().named("second").start();
+    let names = |line: &Line| line.fields.contains("second") && line.fields.contains("not watched");
+    assert_eq!(log.wait(names).level, Level::INFO);
+    let coverage = &second.watch.coverage()[0];
+    assert_eq!(coverage.other_runtimes.len(), 1, "{coverage}");
+    let warned = log
+        .lines()
+        .into_iter()
+        .filter(|line| line.level == Level::WARN);
+    assert_eq!(warned.count(), 1);
+}

@@ -9,35 +9,13 @@ mod support;
 use std::time::Duration;
 use support::child::alone;
 use support::load::compute;
+use support::process::hide_proc;
 use support::signal::forbid_process_vm_readv;
 use support::stage::Stage;
 use support::wait_for_threads;
 use tokio_stall::{Certainty, Phase};
 
 const LONG: Duration = Duration::from_millis(100);
-
-/// Hides `/proc` from this process. Returns false if that needs more rights than there are.
-#[allow(unsafe_code)]
-fn hide_proc() -> bool {
-    // SAFETY: plain calls with constant strings.
-    unsafe {
-        libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(
-                std::ptr::null(),
-                c"/".as_ptr(),
-                std::ptr::null(),
-                libc::MS_REC | libc::MS_PRIVATE,
-                std::ptr::null(),
-            ) == 0
-            && libc::mount(
-                c"none".as_ptr(),
-                c"/proc".as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                std::ptr::null(),
-            ) == 0
-    }
-}
 
 /// Rows of unmarked polls, of which there is nothing to report. The caller has the control.
 fn assert_silent(stage: &Stage) {

@@ -119,8 +119,9 @@ pub(crate) fn is_replaced(signal: i32) -> bool {
     disposition(signal).is_ok_and(|current| current != address())
 }
 
+/// The handler that is installed for the signal.
 #[allow(unsafe_code)]
-fn disposition(signal: i32) -> io::Result<libc::sighandler_t> {
+pub(super) fn disposition(signal: i32) -> io::Result<libc::sighandler_t> {
     // SAFETY: all-zero is a valid `sigaction` to be written over.
     let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: reads only. `current` is a valid place for the answer.

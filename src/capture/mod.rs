@@ -3,7 +3,7 @@
 //!
 //! *Runs on:* `stall-watchdog` requests and collects, as does a thread that calls
 //! [`worker_stacks`](crate::Guard::worker_stacks). The stalled thread answers, in the signal
-//! handler. `stall-explainer` reads.
+//! handler. `stall-explainer` reads, and takes a stack of itself now and then.
 //! *Must not:* wait, or unwind in the handler. A request is collected about a millisecond later, or
 //! withdrawn.
 //!
@@ -15,18 +15,20 @@ mod letter;
 mod mailbox;
 
 mod modules;
+mod oneself;
 mod registers;
 #[cfg(feature = "testing")]
 mod sleeping;
 
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
+use modules::mapped_at_all;
 pub(crate) use modules::{Mapped, Module, mapped};
+pub(crate) use oneself::{ForeignHandler, try_on_oneself, why_unexplained};
 pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
 pub(crate) use sleeping::SleepTimer;
 
-use crate::os::memory;
 use crate::report::NoStack;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
@@ -38,19 +40,6 @@ pub(crate) const IS_SUPPORTED: bool = true;
 pub(crate) const MAILBOXES: usize = 8;
 
 static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY) }; MAILBOXES];
-
-/// The reason why no stack can be had now, though the handler was installed at the start.
-pub(crate) fn why_none(signal: i32) -> Option<NoStack> {
-    let (word, mut read) = (0_u64, [0; 8]);
-    let at = std::ptr::from_ref(&word).addr() as u64;
-    if is_replaced(signal) || handler::is_taken_away(signal) {
-        Some(NoStack::SignalTaken)
-    } else if memory::read_by_call(at, &mut read) != Ok(read.len()) {
-        Some(NoStack::Forbidden)
-    } else {
-        None
-    }
-}
 
 /// A request for a thread's stack. Dropping it withdraws it.
 #[derive(Debug)]
@@ -64,7 +53,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// The thread has exited, the signal has no handler any more, or all buffers are in use.
+    /// The thread has exited, the signal has no handler any more, all buffers are in use, or a
+    /// sandbox forbids to signal.
     ///
     /// # Cost
     ///
@@ -84,7 +74,7 @@ impl Request {
         // nothing.
         let failed = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } != 0;
         if failed {
-            return Err(NoStack::ThreadGone);
+            return Err(why_unsent(&std::io::Error::last_os_error()));
         }
         Ok(request)
     }
@@ -116,6 +106,15 @@ impl Request {
         } else {
             Err(self)
         }
+    }
+}
+
+fn why_unsent(error: &std::io::Error) -> NoStack {
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => NoStack::ThreadGone,
+        // The queue of real-time signals is full.
+        Some(libc::EAGAIN) => NoStack::Busy,
+        _ => NoStack::SignalForbidden,
     }
 }
 

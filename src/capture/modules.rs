@@ -11,6 +11,7 @@ use object::Endianness;
 use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +45,12 @@ pub(crate) fn mapped() -> Vec<Mapped> {
         file.program = program.to_str() == Some(&file.path);
     }
     files
+}
+
+/// Whether the list of mapped files can be read at all. One page of it is enough.
+pub(crate) fn mapped_at_all() -> bool {
+    let maps = std::fs::File::open("/proc/self/maps");
+    maps.is_ok_and(|mut maps| maps.read(&mut [0; 64]).is_ok_and(|read| read > 0))
 }
 
 /// The files in the text of `maps`. A line is `start-end perms offset dev inode path`. A part with

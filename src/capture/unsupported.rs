@@ -33,7 +33,11 @@ pub(crate) fn install(_signal: i32) -> Result<(), NoStack> {
     Err(NoStack::Unsupported)
 }
 
-pub(crate) fn why_none(_signal: i32) -> Option<NoStack> {
+/// There is no signal, so there is no handler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ForeignHandler;
+
+pub(crate) fn try_on_oneself(_signal: i32, _foreign: &mut ForeignHandler) -> Option<NoStack> {
     Some(NoStack::Unsupported)
 }
 

@@ -1,10 +1,13 @@
 //! The things that the detector can see of one runtime.
 //!
 //! *Runs on:* the user's threads, and the threads of the detector that report it.
+//!
+//! It is a copy of facts that the detector's threads have found. Text, gaps and metrics are made of
+//! the same copy.
 
-use super::WatchedRuntime;
-use crate::capture;
-use crate::os::{self, ThreadFiles};
+use super::{OtherRuntime, WatchedRuntime};
+use crate::clock;
+use crate::os::HiddenEvidence;
 use crate::probe;
 use crate::report::NoStack;
 use crate::turns::NoTurns;
@@ -14,7 +17,12 @@ use tokio::runtime::RuntimeFlavor;
 
 /// The things that the detector can see of one runtime.
 ///
-/// A detector without reports is a sign of health only for these things. `Display` writes one line.
+/// A detector without reports is a sign of health only for these things. `Display` writes one line,
+/// and [`gaps`](Coverage::gaps) has a sentence for each thing that is not seen.
+///
+/// The facts are found by trying: every two seconds a thread of the detector takes a stack of
+/// itself by the signal, and looks at itself as at a worker. So they hold also if a handler is
+/// replaced, or a right is dropped, after the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -36,9 +44,14 @@ pub struct Coverage {
     /// Whether the system shows if a thread sleeps, computes, or waits for a CPU. Otherwise only
     /// the watchdog's own lateness distinguishes trouble of the host.
     pub thread_evidence: bool,
+    /// The reason why the system shows none of that, or not the calls.
+    pub no_thread_evidence: Option<&'static str>,
+    /// Whether the system shows the call that a thread sleeps in. Otherwise only stacks show the
+    /// thing that a thread waits for.
+    pub calls: bool,
     /// Whether stacks of stalled threads are taken. Otherwise reports have no sites.
     pub stacks: bool,
-    /// The reason why no stacks are taken, if none are. It is looked at anew each time.
+    /// The reason why no stacks are taken, if none are.
     pub no_stacks: Option<NoStack>,
     /// Whether the future given to `block_on` is watched: on a `current_thread` runtime, whose
     /// worker polls it. On a multi-thread runtime it runs on a thread that is no worker, and so
@@ -49,17 +62,44 @@ pub struct Coverage {
     pub turns: bool,
     /// The reason why turns are not counted, if they are not.
     pub no_turns: Option<&'static str>,
+    /// The runtimes of this process that poll marked tasks, and that nobody watches. They are known
+    /// by their marks, some seconds after these begin. A runtime without marks is not known.
+    pub other_runtimes: Vec<OtherRuntime>,
 }
+
+/// A thing that the detector cannot see, from [`Coverage::gaps`]. `Display` writes both parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Gap {
+    /// The thing, by the label that the metric `tokio_stall_coverage` has for it.
+    pub sees: &'static str,
+    /// The reason, and the mend if there is one.
+    pub why: String,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.sees, self.why)
+    }
+}
+
+/// The reason in a fork.
+const FORKED: &str = "this process is a fork of the one that was watched; call `watch()` here";
 
 impl Coverage {
     pub(crate) fn of(runtime: &WatchedRuntime) -> Coverage {
         if !runtime.watch.process.is_this() {
             return Coverage::in_a_fork(runtime);
         }
-        let no_stacks = match runtime.watch.signal {
-            Ok(signal) => capture::why_none(signal),
-            Err(why) => Some(why),
+        let sight = runtime.watch.sight();
+        let no_stacks = match &sight {
+            Some(sight) => sight.no_stacks(clock::now()),
+            None => Some(runtime.watch.signal.err().unwrap_or(NoStack::NotYet)),
         };
+        let hidden = sight.as_ref().map(|sight| sight.hidden);
+        let is_all = |hidden: Option<HiddenEvidence>| hidden.is_some_and(HiddenEvidence::is_all);
+        let no_turns = runtime.stats.no_turns();
         Coverage {
             forked: false,
             block_on: runtime.handle.runtime_flavor() == RuntimeFlavor::CurrentThread,
@@ -70,9 +110,15 @@ impl Coverage {
             spans: probe::is_layer_installed(),
             stacks: no_stacks.is_none(),
             no_stacks,
-            turns: runtime.stats.no_turns().is_none(),
-            no_turns: runtime.stats.no_turns().map(NoTurns::as_str),
-            thread_evidence: shows_threads(),
+            turns: no_turns.is_none(),
+            no_turns: no_turns.map(NoTurns::as_str),
+            thread_evidence: hidden.is_some_and(|hidden| !is_all(hidden)),
+            calls: hidden.is_some_and(|hidden| hidden.is_none()),
+            no_thread_evidence: match hidden {
+                Some(hidden) => hidden.map(HiddenEvidence::as_str),
+                None => Some("it has not been looked for yet"),
+            },
+            other_runtimes: sight.map(|sight| sight.others).unwrap_or_default(),
         }
     }
 
@@ -88,46 +134,148 @@ impl Coverage {
             no_stacks: None,
             block_on: false,
             turns: false,
-            no_turns: Some("this process is a fork of the one that was watched"),
+            no_turns: Some(FORKED),
             thread_evidence: false,
+            no_thread_evidence: Some(FORKED),
+            calls: false,
+            other_runtimes: Vec::new(),
+        }
+    }
+
+    /// The things that are not seen, each with the reason and the mend.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let watch = tokio_stall::watch()?;
+    /// for coverage in watch.coverage() {
+    ///     for gap in coverage.gaps() {
+    ///         println!("{:?} does not see {gap}", coverage.runtime);
+    ///     }
+    ///     // Such as "spans: no subscriber has the layer; add `tokio_stall::layer()`".
+    ///     assert!(coverage.gaps().iter().any(|gap| gap.sees == "spans"));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn gaps(&self) -> Vec<Gap> {
+        let gap = |(sees, why): (_, Option<String>)| why.map(|why| Gap { sees, why });
+        self.parts().into_iter().filter_map(gap).collect()
+    }
+
+    /// All that can be seen, by label. For a thing that is not seen, the reason and the mend.
+    pub(crate) fn parts(&self) -> [(&'static str, Option<String>); 9] {
+        let unless = |seen: bool, why: &str| (!seen).then(|| why.to_owned());
+        let parts = [
+            ("workers", self.of_workers()),
+            ("polls", unless(self.all_polls, ALL_POLLS)),
+            ("spans", unless(self.spans, SPANS)),
+            ("causes", self.of_evidence(self.thread_evidence)),
+            ("calls", self.of_evidence(self.calls)),
+            ("stacks", self.no_stacks.map(|why| why.to_string())),
+            ("turns", self.no_turns.map(|why| format!("{why}; {MARKS}"))),
+            ("runtimes", self.of_other_runtimes()),
+            ("block_on", unless(self.block_on, BLOCK_ON)),
+        ];
+        match self.forked {
+            true => parts.map(|(sees, _)| (sees, Some(FORKED.to_owned()))),
+            false => parts,
+        }
+    }
+
+    fn of_workers(&self) -> Option<String> {
+        let unknown = self.workers.saturating_sub(self.known_threads);
+        (unknown > 0).then(|| {
+            format!(
+                "the threads of {unknown} of {} workers are not known yet, since these have had no \
+                 CPU",
+                self.workers
+            )
+        })
+    }
+
+    fn of_evidence(&self, seen: bool) -> Option<String> {
+        let why = self.no_thread_evidence.filter(|_| !seen);
+        why.map(str::to_owned)
+    }
+
+    /// The sentence about the runtimes that nobody watches.
+    pub(crate) fn of_other_runtimes(&self) -> Option<String> {
+        let others: Vec<String> = self
+            .other_runtimes
+            .iter()
+            .map(|of| of.to_string())
+            .collect();
+        let are = match others.len() {
+            0 => return None,
+            1 => "other runtime is",
+            _ => "other runtimes are",
+        };
+        let (count, names) = (others.len(), others.join(", "));
+        Some(format!(
+            "{count} {are} not watched: {names}; give each to `Builder::runtime`, or call `watch()` \
+             on each"
+        ))
+    }
+}
+
+const ALL_POLLS: &str = "polls are marked in spans and `watched` futures; `watch_polls` and \
+                         `--cfg tokio_unstable` mark all";
+const SPANS: &str = "no subscriber has the layer; add `tokio_stall::layer()`";
+const MARKS: &str = "polls with a mark need none: add `tokio_stall::layer()`, or `watched`";
+const BLOCK_ON: &str = "the future given to `block_on`, as the body of `#[tokio::main]`, runs on no \
+                        worker; spawn what must be seen";
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.forked {
+            return write!(f, "{:?}: nothing is seen: {FORKED}", self.runtime);
+        }
+        write!(
+            f,
+            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}",
+            self.runtime,
+            self.workers,
+            if self.all_polls { "all" } else { "marked ones" },
+            if self.spans { "yes" } else { "no" },
+            match (self.thread_evidence, self.calls) {
+                (true, true) => "yes",
+                (true, false) => "without calls",
+                (false, _) => "no",
+            },
+        )?;
+        in_brackets(f, self.no_thread_evidence)?;
+        write_seen(f, "stacks", self.no_stacks)?;
+        write_seen(f, "turns", self.no_turns)?;
+        if !self.turns && !self.all_polls {
+            f.write_str("; polls without a mark: late (mark what must be found early)")?;
+        }
+        if !self.block_on {
+            f.write_str("; the future of `block_on` or `#[tokio::main]`: no (spawn its work)")?;
+        }
+        match self.of_other_runtimes() {
+            Some(others) => write!(f, "; {others}"),
+            None => Ok(()),
         }
     }
 }
 
-/// Whether a thread can be looked at: this one is on a CPU.
-fn shows_threads() -> bool {
-    let files = ThreadFiles::open(os::current_tid());
-    files.is_some_and(|mut files| files.look().is_some() && files.shows_states())
+/// Writes whether a thing is seen, with the reason if it is not.
+fn write_seen(
+    f: &mut fmt::Formatter<'_>,
+    sees: &str,
+    why_not: Option<impl fmt::Display>,
+) -> fmt::Result {
+    let seen = if why_not.is_none() { "yes" } else { "no" };
+    write!(f, "; {sees}: {seen}")?;
+    in_brackets(f, why_not)
 }
 
-impl fmt::Display for Coverage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let yes = |seen| if seen { "yes" } else { "no" };
-        write!(
-            f,
-            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}; stacks: {}",
-            self.runtime,
-            self.workers,
-            if self.all_polls { "all" } else { "marked ones" },
-            yes(self.spans),
-            yes(self.thread_evidence),
-            yes(self.stacks),
-        )?;
-        if let Some(why) = self.no_stacks {
-            write!(f, " ({why})")?;
-        }
-        write!(f, "; turns: {}", yes(self.turns))?;
-        if let Some(why) = self.no_turns {
-            write!(f, " ({why})")?;
-        }
-        if !self.turns && !self.all_polls && !self.forked {
-            f.write_str("; polls without a mark: late (mark what must be found early)")?;
-        }
-        match self.block_on {
-            true => Ok(()),
-            false => {
-                f.write_str("; `block_on`, as in `#[tokio::main]`: no (spawn what must be seen)")
-            }
-        }
+fn in_brackets(f: &mut fmt::Formatter<'_>, why: Option<impl fmt::Display>) -> fmt::Result {
+    match why {
+        Some(why) => write!(f, " ({why})"),
+        None => Ok(()),
     }
 }

@@ -10,20 +10,23 @@ mod live;
 #[cfg(feature = "serve")]
 mod liveness;
 mod news;
+mod others;
 mod settings;
+mod sight;
 mod stats;
 #[cfg(feature = "metrics")]
 mod target;
 mod view;
 mod watched;
 
-pub use coverage::Coverage;
+pub use coverage::{Coverage, Gap};
 pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;
 pub(crate) use news::{
     Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
+pub use others::OtherRuntime;
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
@@ -38,6 +41,7 @@ use crate::capture::RawStack;
 use crate::clock::Nanos;
 use crate::explain::Explained;
 use crate::report::NoStack;
+use others::Others;
 use parking_lot::Mutex;
 use std::sync::Arc;
 #[cfg(feature = "metrics")]
@@ -63,6 +67,8 @@ pub(crate) struct Shared {
     /// The channel to the explainer, for stacks that a user asks for; `None` once the threads are
     /// to end.
     explainer: Mutex<Option<SyncSender<Work>>>,
+    /// The runtimes that nobody watches.
+    others: Mutex<Others>,
     pub(crate) dropped_reports: AtomicU64,
     pub(crate) failed_callbacks: AtomicU64,
     pub(crate) watchdog_lateness: WaitCounter,
@@ -112,9 +118,9 @@ impl Shared {
         };
         let is_sent = explainer.is_some_and(|explainer| explainer.send(work).is_ok());
         if !is_sent {
-            return Err(NoStack::NoThread);
+            return Err(NoStack::NoExplainer);
         }
-        answered.recv().unwrap_or(Err(NoStack::NoThread))
+        answered.recv().unwrap_or(Err(NoStack::NoExplainer))
     }
 
     pub(crate) fn stopping(&self) -> bool {

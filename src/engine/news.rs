@@ -31,6 +31,8 @@ pub(crate) enum Message {
     PoolWait(PoolNews),
     PoolStack(Box<PoolStackNews>),
     TurnsLost(TurnsLost),
+    /// Runtimes have appeared that nobody watches. The log of this watched one names them.
+    OtherRuntimes(Arc<WatchedRuntime>),
 }
 
 /// The turns of a runtime are not counted any more.

@@ -2,6 +2,7 @@
 //!
 //! *Runs on:* the thread that starts a watch makes it. Every thread of the detector reads it.
 
+use super::sight::Rounds;
 use super::stats::Stats;
 use super::{Settings, StallId};
 use crate::clock::{self, Nanos};
@@ -135,6 +136,8 @@ pub(crate) struct WatchState {
     pub(crate) started_at: Nanos,
     /// The signal that asks threads for their stacks, or the reason why there is none.
     pub(crate) signal: Result<i32, NoStack>,
+    /// The facts about what works in this process.
+    pub(super) rounds: Mutex<Rounds>,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) profile: Mutex<Profile>,
 }
@@ -145,6 +148,7 @@ impl WatchState {
             process: Process::default(),
             started_at: clock::now(),
             signal,
+            rounds: Mutex::default(),
             profile: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,

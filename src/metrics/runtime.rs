@@ -20,9 +20,6 @@ use tokio_metrics::{RuntimeIntervals, RuntimeMetrics, RuntimeMonitor};
 /// Workers with a label of their own.
 const WORKERS: usize = 128;
 
-/// The parts of the coverage, as labels.
-const SEES: [&str; 6] = ["workers", "polls", "spans", "causes", "stacks", "turns"];
-
 /// The certainties, with their labels.
 const CERTAINTIES: [(Certainty, &str); 2] = [
     (Certainty::Certain, "certain"),
@@ -39,7 +36,8 @@ pub(super) struct ExportedRuntime {
     durations: [Seen; CAUSES.len()],
     sites: HashMap<SpanSite, u64>,
     other_sites: u64,
-    worker_time: Vec<[Duration; WorkerState::ALL.len()]>,
+    /// By state, of all workers.
+    worker_time: [Duration; WorkerState::ALL.len()],
     worker_turns: Vec<u64>,
     driver_frozen: Duration,
     scheduler_lag: Seen,
@@ -59,7 +57,7 @@ impl ExportedRuntime {
             durations: Default::default(),
             sites: HashMap::new(),
             other_sites: 0,
-            worker_time: vec![Default::default(); workers],
+            worker_time: Default::default(),
             worker_turns: vec![0; workers],
             driver_frozen: Duration::ZERO,
             scheduler_lag: Seen::default(),
@@ -74,7 +72,7 @@ impl ExportedRuntime {
     pub(super) fn export_ages(&self, writer: &MetricWriter<'_>, ages: &Ages, now: Nanos) {
         let ExportedRuntime { runtime, .. } = self;
         let name = runtime.name.as_str();
-        for worker in 0..self.worker_time.len().min(WORKERS) {
+        for worker in 0..self.worker_turns.len().min(WORKERS) {
             let age = ages.get(&worker).copied().unwrap_or_default();
             let worker = worker.to_string();
             writer.set(&list::WORKER_STALLED, &[name, &worker], age.as_secs_f64());
@@ -111,29 +109,21 @@ impl ExportedRuntime {
 
     fn export_coverage(&self, writer: &MetricWriter<'_>, name: &str) {
         let coverage = Coverage::of(&self.runtime);
-        let all_known = coverage.known_threads == coverage.workers;
-        let seen = [
-            all_known,
-            coverage.all_polls,
-            coverage.spans,
-            coverage.thread_evidence,
-            coverage.stacks,
-            coverage.turns,
-        ];
-        for (sees, seen) in SEES.into_iter().zip(seen) {
-            writer.set(&list::COVERAGE, &[name, sees], f64::from(u8::from(seen)));
+        for (sees, why_not) in coverage.parts() {
+            let seen = f64::from(u8::from(why_not.is_none()));
+            writer.set(&list::COVERAGE, &[name, sees], seen);
         }
         writer.set(&list::WORKERS, &[name], coverage.workers as f64);
     }
 
+    /// Exports the time of all workers by state, one value for each state: only the sum counts, and
+    /// a recorder keeps each value for a while.
     fn export_worker_time(&mut self, writer: &MetricWriter<'_>, name: &str) {
-        let workers = self.runtime.stats.worker_time.iter();
-        for (worker, exported) in workers.zip(&mut self.worker_time) {
-            for (state, exported) in WorkerState::ALL.into_iter().zip(exported) {
-                let time = worker.get(state);
-                let more = time - std::mem::replace(exported, time);
-                record_time(writer, &list::WORKER_TIME, &[name, state.as_str()], more);
-            }
+        for (state, exported) in WorkerState::ALL.into_iter().zip(&mut self.worker_time) {
+            let workers = self.runtime.stats.worker_time.iter();
+            let time = workers.map(|worker| worker.get(state)).sum();
+            let more = time - std::mem::replace(exported, time);
+            record_time(writer, &list::WORKER_TIME, &[name, state.as_str()], more);
         }
     }
 
@@ -215,7 +205,7 @@ impl ExportedRuntime {
     pub(super) fn zero_gauges(&self, writer: &MetricWriter<'_>) {
         let name = self.runtime.name.as_str();
         self.export_ages(writer, &Ages::new(), Nanos::default());
-        for sees in SEES {
+        for (sees, _) in Coverage::of(&self.runtime).parts() {
             writer.set(&list::COVERAGE, &[name, sees], 0.0);
         }
         let gauges = [

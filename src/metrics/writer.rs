@@ -8,6 +8,10 @@ use super::list::{METRICS, Metric, MetricKind};
 use crate::tally::{Seen, Tally};
 use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit};
 
+/// The most values of one series in one export. A recorder keeps each value until it is rendered,
+/// and one that is installed late gets all values since the start.
+const MOST: u32 = 16_384;
+
 const METADATA: Metadata<'static> = Metadata::new("tokio_stall", Level::INFO, Some(module_path!()));
 
 /// Writes metrics to a recorder.
@@ -54,10 +58,11 @@ impl MetricWriter<'_> {
         }
     }
 
-    /// Records the new durations of a tally.
+    /// Records the new durations of a tally, at most [`MOST`]. The rest follows with the next
+    /// export.
     pub(super) fn tally(&self, metric: &Metric, labels: &[&str], tally: &Tally, seen: &mut Seen) {
         let histogram = self.0.register_histogram(&key(metric, labels), &METADATA);
-        for batch in tally.news(seen) {
+        for batch in tally.news_up_to(MOST, seen) {
             histogram.record_many(batch.mean.as_secs_f64(), batch.count as usize);
         }
     }

@@ -38,7 +38,7 @@ pub(crate) use usage::{Usage, own_usage, stolen};
 mod evidence;
 pub(crate) use evidence::{
     ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
-    descriptor_limit, is_signal_blocked, waits_for_events,
+    descriptor_limit, hidden_evidence, is_signal_blocked, waits_for_events,
 };
 
 #[cfg(all(target_os = "linux", not(loom)))]
@@ -60,7 +60,7 @@ mod spawn;
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(loom)
 ))]
-pub(crate) use spawn::all_but_faults;
+pub(crate) use spawn::{all_but_faults, let_through};
 pub(crate) use spawn::{spawn, with_signals_of_the_program};
 
 use std::time::Duration;
@@ -77,6 +77,54 @@ pub(crate) struct ThreadEvidence {
     pub(crate) runs: u64,
     /// The state at that moment.
     pub(crate) state: ThreadState,
+}
+
+/// The part of the evidence about threads that this process cannot have, with the reason.
+#[allow(dead_code)] // Each system has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HiddenEvidence {
+    /// All of it: this system has none.
+    System,
+    /// All of it: the files cannot be opened.
+    NoFiles,
+    /// All of it: descriptors or memory are short at this moment.
+    Short,
+    /// All of it: the files are open and cannot be read.
+    Unreadable,
+    /// Whether a thread that is off its CPU sleeps.
+    States,
+    /// The system call that a thread sleeps in.
+    Calls,
+}
+
+impl HiddenEvidence {
+    /// Whether nothing distinguishes a thread that sleeps from one without a CPU.
+    pub(crate) fn is_all(self) -> bool {
+        self != HiddenEvidence::Calls
+    }
+
+    /// The reason and the mend in a sentence.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            HiddenEvidence::System => "this system shows no states of threads; Linux does",
+            HiddenEvidence::NoFiles => {
+                "`/proc/self/task` cannot be opened; mount `/proc`, and allow `openat`"
+            }
+            HiddenEvidence::Short => {
+                "no file can be opened, as descriptors or memory are short; raise the limit"
+            }
+            HiddenEvidence::Unreadable => {
+                "the files of `/proc/self/task` cannot be read; allow `pread64` and `clock_gettime`"
+            }
+            HiddenEvidence::States => {
+                "neither `syscall` nor `stat` of `/proc/self/task` can be read; mount `/proc`"
+            }
+            HiddenEvidence::Calls => {
+                "the call that a thread sleeps in is secret, as after a change of user; \
+                 `prctl(PR_SET_DUMPABLE, 1)` after the change shows it"
+            }
+        }
+    }
 }
 
 /// Whether a thread runs, waits for a CPU, or sleeps.

@@ -9,7 +9,7 @@
 
 pub(crate) use super::calls::{call_kind, call_name, waits_for_events};
 pub(crate) use super::throttle::Throttle;
-use super::{Call, Descriptor, ThreadEvidence, ThreadState};
+use super::{Call, Descriptor, HiddenEvidence, ThreadEvidence, ThreadState};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -154,11 +154,6 @@ impl ThreadFiles {
         parse_schedstat(&buffer[..read])
     }
 
-    /// Whether a thread that is off its CPU shows what it does.
-    pub(crate) fn shows_states(&self) -> bool {
-        !matches!(self.state, StateFile::None)
-    }
-
     fn off_cpu_state(&mut self) -> Option<ThreadState> {
         let mut buffer = [0; 192];
         if let StateFile::Syscall(file) = &self.state {
@@ -173,6 +168,28 @@ impl ThreadFiles {
         };
         let read = file.read_at(&mut buffer, 0);
         Some(read.map_or(ThreadState::Unknown, |read| parse_stat(&buffer[..read])))
+    }
+}
+
+/// Looks at the calling thread as at any other. Returns the part that stays hidden.
+///
+/// # Cost
+///
+/// It opens two or three files: about 20 µs.
+pub(crate) fn hidden_evidence() -> Option<HiddenEvidence> {
+    let mut files = match ThreadFiles::try_open(current_tid()) {
+        Ok(Some(files)) => files,
+        Ok(None) => return Some(HiddenEvidence::NoFiles),
+        Err(_) => return Some(HiddenEvidence::Short),
+    };
+    if files.look().is_none() || cpu_clock(files.tid).is_none() {
+        return Some(HiddenEvidence::Unreadable);
+    }
+    // A thread that looks at itself is on a CPU, so the look has not read this file.
+    match files.off_cpu_state() {
+        None => Some(HiddenEvidence::Short),
+        Some(ThreadState::Unknown) => Some(HiddenEvidence::States),
+        Some(_) => (!matches!(files.state, StateFile::Syscall(_))).then_some(HiddenEvidence::Calls),
     }
 }
 
@@ -329,6 +346,15 @@ mod tests {
         let mut last = files.look().unwrap();
         while last.cpu < first.cpu + Duration::from_millis(2) {
             last = files.look().unwrap();
+        }
+    }
+
+    #[test]
+    fn nothing_is_hidden_from_a_process_that_may_be_dumped() {
+        let dumpable = rustix::process::dumpable_behavior().unwrap();
+        let is_dumpable = dumpable == rustix::process::DumpableBehavior::Dumpable;
+        if is_dumpable {
+            assert_eq!(hidden_evidence(), None);
         }
     }
 

@@ -46,6 +46,17 @@ thread_local! {
     static OF_THE_PROGRAM: std::cell::Cell<Option<Mask>> = const { std::cell::Cell::new(None) };
 }
 
+/// Lets the calling thread take this signal if it waits for the thread, and blocks it again. The
+/// handler has returned when this does.
+#[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
+#[allow(unsafe_code)]
+pub(crate) fn let_through(signal: libc::c_int) {
+    let mut mask = Mask::now();
+    // SAFETY: a complete set.
+    unsafe { libc::sigdelset(&raw mut mask.0, signal) };
+    drop(mask.set());
+}
+
 /// The signals that a thread blocks.
 #[cfg(all(target_os = "linux", not(loom)))]
 #[derive(Clone, Copy)]
@@ -60,6 +71,16 @@ struct MaskSet(Option<Mask>);
 impl Mask {
     fn all_but_faults() -> Mask {
         Mask(all_but_faults())
+    }
+
+    /// The mask of the calling thread.
+    #[cfg(feature = "stacks")]
+    fn now() -> Mask {
+        // SAFETY: all-zero is a valid set: an empty one.
+        let mut now: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: asks only. `now` is a valid place for a set.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &raw mut now) };
+        Mask(now)
     }
 
     fn set(self) -> MaskSet {

@@ -4,7 +4,7 @@
 //!
 //! It does nothing.
 
-use super::{CallKind, Descriptor, ThreadEvidence};
+use super::{CallKind, Descriptor, HiddenEvidence, ThreadEvidence};
 use std::time::Duration;
 
 /// Threads have no number here.
@@ -44,13 +44,14 @@ impl ThreadFiles {
         None
     }
 
-    pub(crate) fn shows_states(&self) -> bool {
-        false
-    }
-
     pub(crate) fn run_queue(&self) -> Option<Duration> {
         None
     }
+}
+
+/// Everything is hidden here.
+pub(crate) fn hidden_evidence() -> Option<HiddenEvidence> {
+    Some(HiddenEvidence::System)
 }
 
 /// No call is known here.

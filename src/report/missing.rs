@@ -47,7 +47,7 @@ pub enum NoStack {
     Off,
     /// Stacks cannot be taken on this system, or in a build without the feature `stacks`.
     Unsupported,
-    /// The signal has another handler.
+    /// The signal has another handler, or none any more.
     SignalTaken,
     /// The thread has blocked the signal.
     SignalBlocked,
@@ -67,10 +67,14 @@ pub enum NoStack {
     RateLimited,
     /// A sandbox forbids to read the memory of the program, and with it the unwind tables.
     Forbidden,
+    /// A sandbox forbids to send a signal to a thread of the program.
+    SignalForbidden,
+    /// The list of the program's files in memory cannot be read, so no function has a name.
+    NoMaps,
+    /// The thread that explains stacks has failed, or gives no answer.
+    NoExplainer,
     /// All buffers hold stacks that wait for debug information to be read.
     Busy,
-    /// The thread that explains stacks does not run.
-    NoThread,
 }
 
 impl fmt::Display for Missing {
@@ -114,7 +118,8 @@ impl fmt::Display for NoStack {
             NoStack::Off => "switched off by `Stacks::Off`",
             NoStack::Unsupported => "not on this system, or not in this build",
             NoStack::SignalTaken => {
-                "the signal has another handler; choose a free one with `Stacks::Signal`"
+                "the signal has another handler, or none any more; choose a free one with \
+                 `Stacks::Signal`"
             }
             NoStack::SignalBlocked => {
                 "the thread has blocked the signal; choose another one with `Stacks::Signal`"
@@ -128,8 +133,15 @@ impl fmt::Display for NoStack {
             NoStack::Forbidden => {
                 "a sandbox forbids to read memory; allow `process_vm_readv` on the own process"
             }
+            NoStack::SignalForbidden => {
+                "a sandbox forbids to signal threads; allow `tgkill` on the own process"
+            }
+            NoStack::NoMaps => "`/proc/self/maps` cannot be read; mount `/proc`",
+            NoStack::NoExplainer => {
+                "the thread `stall-explainer` gives no answer: it does not run, or debug information \
+                 on a slow file system holds it up"
+            }
             NoStack::Busy => "all buffers wait for debug information to be read",
-            NoStack::NoThread => "the thread that explains stacks does not run",
         })
     }
 }

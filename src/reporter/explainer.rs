@@ -1,12 +1,14 @@
-//! The explainer: unwinds and names stacks, one after another.
+//! The explainer: unwinds and names stacks, one after another, and tries now and then whether that
+//! works.
 //!
 //! *Runs on:* its own thread, `stall-explainer`.
 //! *Must not:* hold up the reporter or the watchdog. It takes time to read debug information, while
 //! the reporter must look names up before their polls end.
 
 use crate::capture::RawStack;
+use crate::clock;
 use crate::detect::StackVerdict;
-use crate::engine::{Message, PoolStackNews, StackNews, WatchState, Work};
+use crate::engine::{Message, PoolStackNews, Shared, StackNews, WatchState, Work};
 use crate::explain::{self, Explained, Explainer};
 use crate::report::NoStack;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,26 +18,39 @@ use std::time::Duration;
 /// Time after the start at which debug information is opened, before the first stall needs it.
 const PRIME_AFTER: Duration = Duration::from_secs(1);
 
-/// Time without work after which tables and debug information that have not been used for a while
-/// are let go.
-const REST: Duration = Duration::from_secs(10);
+/// The time between two rounds. A round tries whether stacks can be had, and lets go of tables and
+/// debug information that have not been used for a while.
+const ROUND: Duration = Duration::from_secs(2);
 
 /// The thread's main function. Ends when all senders of work are gone.
-pub(crate) fn run(work: &Receiver<Work>, reporter: &SyncSender<Message>) {
+pub(crate) fn run(shared: &Shared, work: &Receiver<Work>, reporter: &SyncSender<Message>) {
     let mut explainer = Explainer::default();
-    let mut wait = PRIME_AFTER;
+    let mut is_primed = false;
+    let mut due = clock::now().plus(PRIME_AFTER);
     loop {
-        match work.recv_timeout(wait) {
+        match work.recv_timeout(due.since(clock::now())) {
             Ok(work) => take(work, &mut explainer, reporter),
-            Err(RecvTimeoutError::Timeout) if wait == PRIME_AFTER => {
-                guarded(&mut explainer, Explainer::prime);
-                wait = REST;
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                guarded(&mut explainer, Explainer::rest);
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
+        if clock::now() < due {
+            continue;
+        }
+        if std::mem::replace(&mut is_primed, true) {
+            guarded(&mut explainer, Explainer::rest);
+            look_around(shared, reporter);
+        } else {
+            guarded(&mut explainer, Explainer::prime);
+        }
+        due = clock::now().plus(ROUND);
+    }
+}
+
+/// Tries what works now, and passes on news of runtimes that nobody watches.
+fn look_around(shared: &Shared, reporter: &SyncSender<Message>) {
+    shared.look_at_sight();
+    if let Some(runtime) = shared.tells_of_others() {
+        reporter.send(Message::OtherRuntimes(runtime)).ok();
     }
 }
 
@@ -87,7 +102,7 @@ fn explain(
 ) -> Result<Explained, NoStack> {
     let own = &watch.settings.own_code;
     let explained = guarded(explainer, |explainer| explainer.explain(stack, own));
-    explained.unwrap_or(Err(NoStack::Unsupported))
+    explained.unwrap_or(Err(NoStack::NoExplainer))
 }
 
 /// A panic of ours costs one stack, not the thread: it is printed where it happens, and the

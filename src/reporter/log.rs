@@ -193,11 +193,24 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         spans = coverage.spans,
         thread_evidence = coverage.thread_evidence,
         stacks = coverage.stacks,
+        other_runtimes = coverage.other_runtimes.len(),
         turns = coverage.turns,
         no_turns = coverage.no_turns,
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
     );
+}
+
+/// Logs that there are runtimes that nobody watches.
+pub(super) fn other_runtimes(runtime: &WatchedRuntime) {
+    let coverage = Coverage::of(runtime);
+    if let Some(gap) = coverage.of_other_runtimes() {
+        tracing::warn!(
+            target: TARGET,
+            other_runtimes = coverage.other_runtimes.len(),
+            "{gap}"
+        );
+    }
 }
 
 /// Logs that a runtime's turns are not counted any more.

@@ -68,6 +68,7 @@ impl Reporter<'_> {
             Message::PoolWait(news) => self.pool_wait(news),
             Message::PoolStack(news) => self.pool_stack(*news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
+            Message::OtherRuntimes(runtime) => self.pass_on(Delivery::OtherRuntimes(runtime)),
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) enum Delivery {
         runtime: Arc<WatchedRuntime>,
     },
     TurnsLost(TurnsLost),
+    /// The log of this watched runtime names those that nobody watches.
+    OtherRuntimes(Arc<WatchedRuntime>),
 }
 
 /// The thread's main function. Ends when the reporter has ended.
@@ -70,6 +72,10 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
         Delivery::TurnsLost(TurnsLost { runtime, why }) => {
             let _context = runtime.handle.enter();
             guarded(shared, || log::turns_lost(&runtime, why));
+        }
+        Delivery::OtherRuntimes(runtime) => {
+            let _context = runtime.handle.enter();
+            guarded(shared, || log::other_runtimes(&runtime));
         }
     }
 }

@@ -13,7 +13,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::Notify;
+
+/// The time between two exports while nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(10);
 
 /// A running server. The drop ends it.
 #[derive(Debug)]
@@ -61,10 +65,22 @@ impl Bound {
 /// The thread's main function, on its own runtime.
 async fn run(listener: std::net::TcpListener, routes: &Arc<Routes>, stopped: &Notify) {
     match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => connections::accept(&listener, routes, stopped).await,
+        Ok(listener) => {
+            // It ends with the runtime.
+            drop(tokio::spawn(keep_up(routes.clone())));
+            connections::accept(&listener, routes, stopped).await;
+        }
         Err(error) => {
             tracing::error!(target: "tokio_stall", "the server could not start: {error}");
         }
+    }
+}
+
+/// Exports and drains now and then, so that a scrape after a long time is no larger than others.
+async fn keep_up(routes: Arc<Routes>) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        routes.keep_up();
     }
 }
 
@@ -81,5 +97,35 @@ impl Drop for Server {
             // The thread waits for nothing, so it ends at once. A panic in it has been printed.
             thread.join().ok();
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::engine::{Shared, WatchedRuntime};
+
+    #[test]
+    fn figures_are_taken_while_nobody_scrapes() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let tokio = builder.enable_time().start_paused(true).build().unwrap();
+        let runtime = WatchedRuntime::for_tests(tokio.handle());
+        let shared = Arc::new(Shared::default());
+        shared.watched.lock().push(runtime.clone());
+        let watch = runtime.watch.clone();
+        let routes = Arc::new(Routes::new(View { watch, shared }, true));
+        tokio.block_on(async {
+            let lag = &runtime.stats.scheduler_lag;
+            (0..1_000).for_each(|_| lag.note(Duration::from_micros(20)));
+            let count = |wanted: u32| {
+                let line = "tokio_stall_scheduler_lag_seconds_count{runtime=\"test\"}";
+                let text = routes.rendered_so_far();
+                assert!(text.contains(&format!("{line} {wanted}\n")), "{text}");
+            };
+            count(0);
+            drop(tokio::spawn(keep_up(routes.clone())));
+            tokio::time::sleep(UPKEEP * 2).await;
+            count(1_000);
+        });
     }
 }

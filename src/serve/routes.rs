@@ -141,9 +141,26 @@ impl Routes {
     }
 
     fn render_metrics(&self) -> String {
-        let shared = &self.view.shared;
         let mut exporter = self.exporter.lock();
+        self.export(&mut exporter);
+        self.rendered.render()
+    }
+
+    fn export(&self, exporter: &mut Exporter) {
+        let shared = &self.view.shared;
         exporter.export(shared, |runtime| self.view.watches(runtime), true);
+    }
+
+    /// Takes in all new figures. The recorder keeps each value until a scrape or this.
+    pub(super) fn keep_up(&self) {
+        let mut exporter = self.exporter.lock();
+        self.export(&mut exporter);
+        self.rendered.run_upkeep();
+    }
+
+    /// The metrics as of the last export.
+    #[cfg(test)]
+    pub(super) fn rendered_so_far(&self) -> String {
         self.rendered.render()
     }
 

@@ -1,6 +1,7 @@
 //! The threads that claim to drive a worker, by worker.
 //!
-//! *Runs on:* `stall-watchdog`, and the thread that asks for the stacks of all workers.
+//! *Runs on:* `stall-watchdog`, the thread that asks for the stacks of all workers, and
+//! `stall-explainer`.
 
 use super::registry::claimers;
 use super::{Claim, Slot};

@@ -44,7 +44,8 @@
 //! | `about` | locks when it takes the slot, else tries | tries | locks | – |
 //!
 //! The thread that asks for the stacks of all workers reads `tenancy`, `tid`, `claim` and the name
-//! in `about`. Exporters of metrics read `epoch`, `claim` and `polls`.
+//! in `about`. So does `stall-explainer`, which looks for runtimes that nobody watches, and sets
+//! `claim_wanted` like the watchdog. Exporters of metrics read `epoch`, `claim` and `polls`.
 //!
 //! # Orderings
 //!

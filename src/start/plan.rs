@@ -120,6 +120,8 @@ fn log_start(view: &View) {
         for runtime in view.runtimes() {
             reporter::log::watching(&runtime, &Coverage::of(&runtime));
         }
+        // The line has named them.
+        view.shared.tells_of_others();
     }
 }
 

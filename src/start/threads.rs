@@ -214,6 +214,15 @@ impl Engine {
         self.shared.watched.lock().extend(runtimes);
         self.shared.runtimes_changed();
         self.wake();
+        self.look_at_sight();
+    }
+
+    /// Has the first round made, on a thread made for it: the explainer may be reading. Without a
+    /// thread to be had, the explainer's next round is the first.
+    fn look_at_sight(&self) {
+        let shared = self.shared.clone();
+        let thread = os::spawn("stall-look", move || shared.look_at_sight());
+        thread.ok().and_then(|thread| thread.join().ok());
     }
 
     fn spawn_all(&mut self, ends: Ends) -> std::io::Result<()> {
@@ -223,9 +232,9 @@ impl Engine {
         self.spawn("stall-reporter", move || {
             reporter::run(&shared, &ends.news, ends.to_sinks);
         })?;
-        let reporter = ends.to_reporter.clone();
+        let (shared, reporter) = (self.shared.clone(), ends.to_reporter.clone());
         self.spawn("stall-explainer", move || {
-            explainer::run(&ends.work, &reporter)
+            explainer::run(&shared, &ends.work, &reporter);
         })?;
         self.spawn_metrics()?;
         let (shared, reporter) = (self.shared.clone(), ends.to_reporter.clone());

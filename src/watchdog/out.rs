@@ -28,7 +28,7 @@ impl Out {
     pub(super) fn explain(&self, work: Work) -> Result<(), NoStack> {
         self.explainer.try_send(work).map_err(|error| match error {
             TrySendError::Full(_) => NoStack::Busy,
-            TrySendError::Disconnected(_) => NoStack::NoThread,
+            TrySendError::Disconnected(_) => NoStack::NoExplainer,
         })
     }
 

@@ -15,14 +15,27 @@ pub fn mask(how: libc::c_int, signal: i32) {
     assert_eq!(changed, 0);
 }
 
+/// Whether this process handles a signal, as the kernel says.
+pub fn is_handled(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    caught & (1 << (signal - 1)) != 0
+}
+
 /// Blocks the detector's default signal for the calling thread.
 pub fn block_sigurg() {
     mask(libc::SIG_BLOCK, libc::SIGURG);
 }
 
-/// Has the kernel refuse `process_vm_readv` with `EPERM` to the calling thread, and to threads
-/// that it starts, as policies of container runtimes do.
+/// Has the kernel refuse `process_vm_readv`, as policies of container runtimes do.
 pub fn forbid_process_vm_readv() -> io::Result<()> {
+    forbid(libc::SYS_process_vm_readv)
+}
+
+/// Has the kernel refuse a system call with `EPERM` to the calling thread, and to threads that it
+/// starts.
+pub fn forbid(call: libc::c_long) -> io::Result<()> {
     let step = |code, otherwise, operand| libc::sock_filter {
         code: code as u16,
         jt: 0,
@@ -30,7 +43,7 @@ pub fn forbid_process_vm_readv() -> io::Result<()> {
         k: operand,
     };
     let number_at = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
-    let number = libc::SYS_process_vm_readv as u32;
+    let number = call as u32;
     let denied = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let mut steps = [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, number_at),

@@ -10,7 +10,7 @@ mod unwind;
 
 use super::Explained;
 use super::own_code::OwnCode;
-use crate::capture::RawStack;
+use crate::capture::{RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
 use crate::report::{Frame, NoStack};
 use std::time::Duration;
@@ -30,12 +30,20 @@ pub(crate) struct Explainer {
 }
 
 impl Explainer {
-    /// Unwinds and names a stack. Never fails here. Builds without stacks always return an error.
+    /// Unwinds and names a stack.
+    ///
+    /// # Errors
+    ///
+    /// If this process may not read its own memory, or the list of its files in memory. Builds
+    /// without stacks always return an error.
     pub(crate) fn explain(
         &mut self,
         stack: &RawStack,
         own: &OwnCode,
     ) -> Result<Explained, NoStack> {
+        if let Some(why) = why_unexplained() {
+            return Err(why);
+        }
         self.used_at = clock::now();
         self.modules.refresh();
         let walk = walk(stack, &mut self.modules);
