@@ -161,11 +161,19 @@ pub struct StackSample {
     pub count: u32,
     /// The calls, innermost first.
     pub frames: Vec<Frame>,
-    /// Whether the stack was followed to the root of its thread.
+    /// The number of innermost frames that are certain. If code has no unwind table, the calls
+    /// beyond it are guesses.
+    pub certain_frames: usize,
+    /// Whether the stack was followed to the root of its thread, with no frame guessed.
     pub complete: bool,
 }
 
 impl StackSample {
+    /// Whether some of its frames are guesses.
+    pub(crate) fn is_guessed(&self) -> bool {
+        self.certain_frames < self.frames.len()
+    }
+
     /// Whether debug information has named a line of code that is not of the system.
     pub(crate) fn has_lines(&self) -> bool {
         let has_line = |frame: &Frame| frame.origin != Origin::System && frame.file.is_some();

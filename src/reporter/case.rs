@@ -79,6 +79,7 @@ impl Case {
                 after,
                 count: 1,
                 frames: explained.frames,
+                certain_frames: explained.certain,
                 complete: explained.complete,
             }),
             None => {}
@@ -175,9 +176,16 @@ impl Case {
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));
         let lacks_site = has_stacks && report.site.is_none();
         let has_lines = self.stacks.iter().any(StackSample::has_lines);
+        let telling = report.representative_stack.map(|index| &self.stacks[index]);
+        let guessed = telling.filter(|stack| stack.is_guessed());
+        // The site is the innermost own frame.
+        let certain = guessed.map(|stack| &stack.frames[..stack.certain_frames]);
+        let site_is_guessed = certain.is_some_and(|frames| site::site(frames).is_none());
         let also = [
             (self.truncated, Missing::Truncated),
             (self.lost, Missing::Lost),
+            (guessed.is_some() && !site_is_guessed, Missing::GuessedCalls),
+            (site_is_guessed && !lacks_site, Missing::GuessedSite),
             (lacks_site && has_lines, Missing::NoOwnCode),
             (lacks_site && !has_lines, Missing::NoDebugInfo),
         ];
