@@ -110,14 +110,9 @@ impl Tables for Modules {
         by_table.unwrap_or_else(|| code::way_without_table(at))
     }
 
-    fn is_return_address(&mut self, address: u64) -> bool {
+    fn is_return_address(&self, address: u64) -> bool {
         let inside = address.wrapping_sub(1);
-        if state_of(&self.states, inside).is_none() || !code::is_after_call(address) {
-            return false;
-        }
-        self.read_module_of(inside);
-        let module = self.module_of(inside).and_then(|(_, module)| module);
-        module.is_some_and(|module| function_at(module, inside.wrapping_sub(module.bias)).is_some())
+        state_of(&self.states, inside).is_some() && code::is_after_call(address)
     }
 }
 
