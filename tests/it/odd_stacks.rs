@@ -349,7 +349,12 @@ fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
     let _alone = LIBRARIES.lock().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
-    let bare = compiled(directory.path(), "libbare.so", COMPUTES, &WITHOUT_TABLES);
+    let bare = compiled(
+        directory.path(),
+        "libcomputes.so",
+        COMPUTES,
+        &WITHOUT_TABLES,
+    );
     let computing = stall(&stage, move |until_told| renders(&bare, until_told));
     assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
     assert!(
@@ -364,6 +369,25 @@ fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
     assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
     assert_complete(&computing);
     assert_eq!(computing.missing, []);
+}
+
+/// Each function of the library signs the address that it returns to.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn signed_return_addresses_lead_to_their_callers() {
+    let _alone = LIBRARIES.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let stage = stage_that_knows_its_libraries();
+    let options = ["-mbranch-protection=standard", "-fomit-frame-pointer"];
+    let signed = compiled(directory.path(), "libsigned.so", COMPUTES, &options);
+    let computing = stall(&stage, move |until_told| renders(&signed, until_told));
+    assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    assert_complete(&computing);
+    assert_eq!(
+        place_of(&computing, "it::odd_stacks::calls_c"),
+        2,
+        "{computing:#?}"
+    );
 }
 
 /// Whether a worker's stack may be missing for this reason while its runtime ends.

@@ -39,7 +39,7 @@ pub(super) fn way(
     if row.register(returns_to) == RegisterRule::Undefined && !has_link {
         return Way::Root;
     }
-    let rules = Rules {
+    let rules = RowRules {
         tables,
         encoding: entry.cie().encoding(),
         registers: at.registers,
@@ -54,14 +54,14 @@ pub(super) fn way(
 }
 
 /// The things that rules refer to.
-struct Rules<'a> {
+struct RowRules<'a> {
     tables: &'a EhFrame<Bytes<'a>>,
     encoding: Encoding,
     registers: Registers,
     stack: &'a CopiedStack<'a>,
 }
 
-impl Rules<'_> {
+impl RowRules<'_> {
     fn caller(&self, row: &UnwindTableRow<usize>, returns_to: Register) -> Result<Registers, Way> {
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {

@@ -258,8 +258,8 @@ impl<'a, T: Tables> Walker<'a, T> {
     }
 }
 
-/// The frame pointer of a caller whose stack begins at `sp`. Functions that keep frame pointers have
-/// saved that of their caller where their own points to. Others leave it alone.
+/// The frame pointer of a caller whose stack begins at `sp`. Functions that keep frame pointers
+/// have saved that of their caller where their own points to. Others leave it alone.
 fn frame_pointer_at(sp: u64, now: u64, stack: &CopiedStack<'_>) -> u64 {
     let outer = |fp: &u64| stack.read(*fp).filter(|saved| saved > fp);
     let mut kept = std::iter::successors(Some(now), outer);
