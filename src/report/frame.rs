@@ -169,11 +169,6 @@ pub struct StackSample {
 }
 
 impl StackSample {
-    /// Whether some of its frames are guesses.
-    pub(crate) fn is_guessed(&self) -> bool {
-        self.certain_frames < self.frames.len()
-    }
-
     /// Whether debug information has named a line of code that is not of the system.
     pub(crate) fn has_lines(&self) -> bool {
         let has_line = |frame: &Frame| frame.origin != Origin::System && frame.file.is_some();

@@ -176,21 +176,29 @@ impl Case {
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));
         let lacks_site = has_stacks && report.site.is_none();
         let has_lines = self.stacks.iter().any(StackSample::has_lines);
-        let telling = report.representative_stack.map(|index| &self.stacks[index]);
-        let guessed = telling.filter(|stack| stack.is_guessed());
-        // The site is the innermost own frame.
-        let certain = guessed.map(|stack| &stack.frames[..stack.certain_frames]);
-        let site_is_guessed = certain.is_some_and(|frames| site::site(frames).is_none());
         let also = [
             (self.truncated, Missing::Truncated),
             (self.lost, Missing::Lost),
-            (guessed.is_some() && !site_is_guessed, Missing::GuessedCalls),
-            (site_is_guessed && !lacks_site, Missing::GuessedSite),
             (lacks_site && has_lines, Missing::NoOwnCode),
             (lacks_site && !has_lines, Missing::NoDebugInfo),
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));
+        report.missing.extend(self.guessed(report));
+    }
+
+    /// The part of the report that is a guess, since it lies beyond code without unwind tables.
+    fn guessed(&self, report: &StallReport) -> Option<Missing> {
+        let telling = &self.stacks[report.representative_stack?];
+        let certain = telling.frames.get(..telling.certain_frames)?;
+        let is_guessed = certain.len() < telling.frames.len();
+        // The site is the innermost own frame.
+        let has_site = site::site(certain).is_some() || report.site.is_none();
+        is_guessed.then_some(if has_site {
+            Missing::GuessedCalls
+        } else {
+            Missing::GuessedSite
+        })
     }
 }
 

@@ -173,3 +173,145 @@ mod processor {
         registers.lr
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use gimli::UnwindSection as _;
+
+    const FUNCTION: u64 = 0x1000;
+    const STACK: u64 = 0x7000;
+    const RETURN_TO: u64 = 0x2001;
+
+    const SP: u8 = processor::STACK_POINTER.0 as u8;
+    const FP: u8 = processor::FRAME_POINTER.0 as u8;
+    const RA: u8 = processor::RETURN.0 as u8;
+
+    // Instructions of a table, with the numbers that the standard gives them.
+    const CFA: u8 = 0x0c;
+    const CFA_EXPRESSION: u8 = 0x0f;
+    const UNDEFINED: u8 = 0x07;
+    const SAVED: u8 = 0x80;
+    // Operations of an expression.
+    const REGISTER: u8 = 0x70;
+    const WORD_AT: u8 = 0x06;
+
+    /// A table of one function, whose row these instructions make. Places of registers count words
+    /// down from the frame's address.
+    fn table_of(instructions: &[u8]) -> Vec<u8> {
+        let mut table = Vec::new();
+        let mut add = |entry: &[u8]| {
+            let padded = entry.len().next_multiple_of(8) + 4;
+            table.extend(u32::try_from(padded).unwrap().to_le_bytes());
+            table.extend(entry);
+            // Padding is an instruction that does nothing.
+            table.resize(table.len() + padded - entry.len(), 0);
+            table.len()
+        };
+        // Version 1, no augmentation, units of 1 and of -8 bytes.
+        let function_at = add(&[0, 0, 0, 0, 1, 0, 1, 0x78, RA]);
+        let mut entry = Vec::from(u32::try_from(function_at + 4).unwrap().to_le_bytes());
+        entry.extend(FUNCTION.to_le_bytes());
+        entry.extend(0x100_u64.to_le_bytes());
+        entry.extend(instructions);
+        add(&entry);
+        table
+    }
+
+    fn registers() -> Registers {
+        Registers {
+            pc: FUNCTION + 0x10,
+            sp: STACK,
+            fp: STACK + 0x40,
+            lr: 0x3001,
+        }
+    }
+
+    /// The way from a function with this row, on a stack of these words.
+    fn way_by(instructions: &[u8], words: &[u64], calls: bool) -> Way {
+        let table = table_of(instructions);
+        let mut frames = EhFrame::new(&table, LittleEndian);
+        frames.set_vendor(gimli::Vendor::AArch64);
+        let bases = BaseAddresses::default().set_eh_frame(0);
+        let entry = frames.fde_for_address(&bases, FUNCTION, EhFrame::cie_from_offset);
+        let at = Activation {
+            registers: registers(),
+            calls,
+        };
+        way(
+            &entry.expect("the table is well-formed"),
+            (&frames, &bases),
+            &mut UnwindContext::new(),
+            at.address(),
+            at,
+            &CopiedStack::of(STACK, words),
+        )
+    }
+
+    const WORDS: [u64; 4] = [STACK + 0x18, 5, 0x7777, RETURN_TO];
+
+    fn caller(sp: u64, fp: u64) -> Way {
+        Way::Caller(Registers {
+            pc: RETURN_TO,
+            sp,
+            fp,
+            lr: 0,
+        })
+    }
+
+    #[test]
+    fn a_row_leads_to_the_caller() {
+        let saved = [SAVED | RA, 1, SAVED | FP, 2];
+        let row = [&[CFA, SP, 32], &saved[..]].concat();
+        assert_eq!(way_by(&row, &WORDS, true), caller(STACK + 32, 0x7777));
+        let row = [CFA, SP, 32, SAVED | RA, 1];
+        assert_eq!(way_by(&row, &WORDS, true), caller(STACK + 32, STACK + 0x40));
+        // An epilogue has taken the frame pointer off the stack.
+        let row = [CFA, SP, 32, SAVED | RA, 1, SAVED | FP, 5];
+        assert_eq!(
+            way_by(&row, &WORDS, false),
+            caller(STACK + 32, STACK + 0x40)
+        );
+    }
+
+    #[test]
+    fn expressions_are_evaluated() {
+        // Eight bytes behind the address that lies at the stack pointer.
+        let place = [REGISTER + SP, 0, WORD_AT, 0x38, 0x22];
+        let row = [&[CFA_EXPRESSION, 5], &place[..], &[SAVED | RA, 1]].concat();
+        assert_eq!(way_by(&row, &WORDS, true), caller(STACK + 32, STACK + 0x40));
+    }
+
+    #[test]
+    fn a_function_without_a_return_address_is_the_root() {
+        let row = [CFA, SP, 32, UNDEFINED, RA];
+        assert_eq!(way_by(&row, &WORDS, true), Way::Root);
+    }
+
+    #[test]
+    fn rules_that_cannot_be_followed_are_said_to_be_so() {
+        let by_another_register = [CFA, 3, 32, SAVED | RA, 1];
+        assert_eq!(way_by(&by_another_register, &WORDS, true), Way::Unexplained);
+        let not_copied = [CFA, SP, 64, SAVED | RA, 1];
+        assert_eq!(way_by(&not_copied, &WORDS, true), Way::Beyond);
+        let backwards = [CFA, SP, 0, SAVED | RA, 1];
+        assert_eq!(way_by(&backwards, &WORDS, true), Way::Astray);
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn signed_return_addresses_and_the_link_register_are_read() {
+        const SIGNED: u8 = 0x2d;
+        let mut words = WORDS;
+        words[3] |= 0x5a << 48;
+        let row = [CFA, SP, 32, SIGNED, SAVED | RA, 1];
+        assert_eq!(way_by(&row, &words, true), caller(STACK + 32, STACK + 0x40));
+        let leaf = Registers {
+            pc: registers().lr,
+            lr: 0,
+            ..registers()
+        };
+        assert_eq!(way_by(&[CFA, SP, 0], &words, false), Way::Caller(leaf));
+    }
+}
