@@ -173,6 +173,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/limits.md")]
     pub mod limits {}
+
+    #[doc = include_str!("../docs/platforms.md")]
+    pub mod platforms {}
 }
 
 /// Compiles the code of the README.

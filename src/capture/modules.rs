@@ -14,7 +14,6 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Read as _;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// One file, or the kernel's own page of code, as mapped here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +128,6 @@ impl<'a> Part<'a> {
 /// The headers and unwind tables of a mapped file.
 #[derive(Debug)]
 pub(crate) struct Module {
-    pub(crate) range: Range<u64>,
     /// The address in memory, less the address in the file.
     pub(crate) bias: u64,
     pub(crate) build_id: Option<String>,
@@ -137,10 +135,10 @@ pub(crate) struct Module {
 }
 
 /// The unwind tables, with their addresses in the file.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct UnwindSections {
-    pub(crate) eh_frame_hdr: (Range<u64>, Arc<[u8]>),
-    pub(crate) eh_frame: (Range<u64>, Arc<[u8]>),
+    pub(crate) eh_frame_hdr: (Range<u64>, Box<[u8]>),
+    pub(crate) eh_frame: (Range<u64>, Box<[u8]>),
     pub(crate) text: Range<u64>,
 }
 
@@ -161,13 +159,11 @@ impl Module {
         let segments = Segments::parse(&headers)?;
         let first = segments.loaded().find(|loaded| loaded.offset == 0)?;
         let bias = file.range.start.wrapping_sub(first.addresses.start);
-        let end = segments.loaded().map(|loaded| loaded.addresses.end).max()?;
         let text = segments
             .loaded()
             .find(|loaded| loaded.executable)?
             .addresses;
         Some(Module {
-            range: file.range.start..file.range.end.max(bias.wrapping_add(end)),
             bias,
             build_id: segments.build_id(bias),
             unwind: segments.unwind(bias, text),
@@ -346,7 +342,6 @@ mod tests {
         let files = mapped();
         let file = files.iter().find(|file| file.range.contains(&here));
         let module = Module::load(file.expect("we are in some file")).expect("it is an ELF file");
-        assert!(module.range.contains(&here));
         let unwind = module.unwind.expect("Rust programs have unwind tables");
         assert!(unwind.text.contains(&here.wrapping_sub(module.bias)));
         assert!(!unwind.eh_frame.1.is_empty());

@@ -44,8 +44,22 @@ pub(crate) enum StackVerdict {
     /// The thread waits in the runtime's driver, or to enter it. If the worker is held, this thread
     /// does not hold it.
     Parked,
+    /// A part of the stack that is guessed shows the thread where it does not drive the worker. A
+    /// guess alone does not silence a marked poll.
+    Doubtful,
     /// No stack can be taken, or its functions have no names.
     Inconclusive,
+}
+
+impl StackVerdict {
+    /// Whether it says more than this one, of the same hold.
+    pub(super) fn outweighs(self, known: StackVerdict) -> bool {
+        match self {
+            StackVerdict::Driving | StackVerdict::Detached | StackVerdict::Parked => true,
+            StackVerdict::Doubtful => known == StackVerdict::Inconclusive,
+            StackVerdict::Inconclusive => false,
+        }
+    }
 }
 
 /// The certainty that a sign is a stall. `None` if it is none, or if it is not known yet.
@@ -63,7 +77,9 @@ pub(super) fn belief(sign: Sign, whose: Whose) -> Option<Certainty> {
         (Sign::Mark, Some(StackVerdict::Inconclusive)) => {
             Some(if leaves { Likely } else { Certain })
         }
-        (Sign::Sleep, Some(StackVerdict::Inconclusive)) | (Sign::Mark | Sign::Sleep, None) => None,
+        (Sign::Mark, Some(StackVerdict::Doubtful)) => Some(Likely),
+        (Sign::Sleep, Some(StackVerdict::Doubtful | StackVerdict::Inconclusive))
+        | (Sign::Mark | Sign::Sleep, None) => None,
         // Memory showed a poll, and does not show its thread any more.
         (Sign::Poll, _) => None,
     }
@@ -77,10 +93,11 @@ mod tests {
     fn each_sign_is_as_certain_as_its_stack_allows() {
         use Certainty::{Certain, Likely};
         let certain = Some(Certain);
-        let [driving, away, parked, unclear] = [
+        let [driving, away, parked, doubtful, unclear] = [
             StackVerdict::Driving,
             StackVerdict::Detached,
             StackVerdict::Parked,
+            StackVerdict::Doubtful,
             StackVerdict::Inconclusive,
         ]
         .map(Some);
@@ -91,15 +108,19 @@ mod tests {
             (Sign::Mark,       driving, leaves, certain),
             (Sign::Mark,       unclear, stays,  certain),
             (Sign::Mark,       unclear, leaves, Some(Likely)),
+            (Sign::Mark,       doubtful, stays, Some(Likely)),
+            (Sign::Mark,       doubtful, leaves, Some(Likely)),
             (Sign::Mark,       None,    stays,  None),
             (Sign::Mark,       away,    stays,  None),
             (Sign::Mark,       parked,  stays,  None),
             (Sign::Sleep,      driving, leaves, certain),
             (Sign::Sleep,      unclear, stays,  None),
+            (Sign::Sleep,      doubtful, leaves, None),
             (Sign::Sleep,      None,    stays,  None),
             (Sign::Sleep,      away,    stays,  None),
             (Sign::CountedOut, None,    leaves, certain),
             (Sign::CountedOut, unclear, leaves, certain),
+            (Sign::CountedOut, doubtful, leaves, certain),
             (Sign::CountedOut, away,    leaves, None),
             (Sign::Poll,       driving, stays,  None),
         ];

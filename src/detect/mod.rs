@@ -318,8 +318,8 @@ impl Detector {
             .iter_mut()
             .for_each(|poll| poll.show(serial, shown));
         if let Some(hold) = self.hold.as_mut().filter(|hold| hold.serial == serial) {
-            // An inconclusive stack does not undo an earlier verdict.
-            if shown != StackVerdict::Inconclusive || hold.shown.is_none() {
+            // A stack that shows less does not undo an earlier verdict.
+            if hold.shown.is_none_or(|known| shown.outweighs(known)) {
                 hold.shown = Some(shown);
             }
         }

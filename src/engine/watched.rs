@@ -99,6 +99,7 @@ impl VerdictCell {
     const DETACHED: u64 = 2;
     const PARKED: u64 = 3;
     const INCONCLUSIVE: u64 = 4;
+    const DOUBTFUL: u64 = 5;
 
     pub(crate) fn put(&self, id: StallId, verdict: StackVerdict) {
         let bits = match verdict {
@@ -106,6 +107,7 @@ impl VerdictCell {
             StackVerdict::Detached => VerdictCell::DETACHED,
             StackVerdict::Parked => VerdictCell::PARKED,
             StackVerdict::Inconclusive => VerdictCell::INCONCLUSIVE,
+            StackVerdict::Doubtful => VerdictCell::DOUBTFUL,
         };
         // Relaxed: the word is complete in itself, and publishes nothing else.
         self.0.store(id.0 << 3 | bits, Ordering::Relaxed);
@@ -122,6 +124,7 @@ impl VerdictCell {
             VerdictCell::DETACHED => StackVerdict::Detached,
             VerdictCell::PARKED => StackVerdict::Parked,
             VerdictCell::INCONCLUSIVE => StackVerdict::Inconclusive,
+            VerdictCell::DOUBTFUL => StackVerdict::Doubtful,
             _ => return None,
         };
         Some((StallId(word >> 3), verdict))

@@ -35,7 +35,10 @@ use crate::report::{Frame, Origin};
 pub(crate) struct Explained {
     /// The calls, innermost first.
     pub(crate) frames: Vec<Frame>,
-    /// Whether it was followed to the thread's root.
+    /// The number of innermost frames that unwind tables have led to. The frames after them are
+    /// guessed.
+    pub(crate) certain: usize,
+    /// Whether it was followed to the thread's root, with none of its frames guessed.
     pub(crate) complete: bool,
     /// Whether it was deeper than the part that was copied.
     pub(crate) truncated: bool,
@@ -45,8 +48,18 @@ pub(crate) struct Explained {
 
 /// The verdict of the stack on the worker that its thread seems to drive. `None` if functions have
 /// no names here.
+///
+/// Frames that are guessed can raise a doubt, and no more.
 pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
-    let frames = &explained.frames;
+    let certain = &explained.frames[..explained.certain];
+    let is_guessed = explained.certain < explained.frames.len();
+    verdict(certain, explained.complete).or_else(|| {
+        let guess = verdict(&explained.frames, explained.complete)?;
+        (is_guessed && guess != StackVerdict::Driving).then_some(StackVerdict::Doubtful)
+    })
+}
+
+fn verdict(frames: &[Frame], complete: bool) -> Option<StackVerdict> {
     let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));
     if passes("block_in_place") {
         return Some(StackVerdict::Detached);
@@ -66,7 +79,7 @@ pub(crate) fn shown(explained: &Explained) -> Option<StackVerdict> {
     // frames of the pool are present.
     let is_named = |frame: &Frame| frame.origin == Origin::Runtime && frame.file.is_some();
     let all_seen = frames.iter().any(is_named) || passes("blocking::pool::");
-    (explained.complete && all_seen).then_some(StackVerdict::Detached)
+    (complete && all_seen).then_some(StackVerdict::Detached)
 }
 
 /// Whether a thread of a blocking pool is inside of a closure. It may also wait for one, or drive a
@@ -100,4 +113,74 @@ fn is_parked(frames: &[Frame]) -> bool {
 fn tokio_names(frames: &[Frame]) -> impl Iterator<Item = &str> {
     let names = frames.iter().filter_map(|frame| frame.function.as_deref());
     names.filter(|name| name.starts_with("tokio::") || name.starts_with("<tokio::"))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str) -> Frame {
+        let origin = if function.starts_with("tokio::") {
+            Origin::Runtime
+        } else {
+            Origin::Own
+        };
+        Frame {
+            function: Some(function.to_owned()),
+            file: Some("lib.rs".to_owned()),
+            line: Some(1),
+            module: None,
+            offset: 0,
+            build_id: None,
+            origin,
+            inlined: false,
+        }
+    }
+
+    /// The verdict of a stack of these functions, of which the first so many are certain.
+    fn shown_by(functions: &[&str], certain: usize) -> Option<StackVerdict> {
+        shown(&Explained {
+            frames: functions.iter().map(|function| frame(function)).collect(),
+            certain,
+            complete: certain == functions.len(),
+            truncated: false,
+            lost: false,
+        })
+    }
+
+    const LOOP: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";
+    const PARKED: &str = "tokio::runtime::driver::Driver::park_timeout";
+    const LEFT: &str = "tokio::task::block_in_place";
+
+    #[test]
+    fn a_stack_without_guesses_decides() {
+        let by = |functions: &[&str]| shown_by(functions, functions.len());
+        assert_eq!(by(&["app::run", LOOP]), Some(StackVerdict::Driving));
+        assert_eq!(
+            by(&["epoll_wait", PARKED, LOOP]),
+            Some(StackVerdict::Parked)
+        );
+        assert_eq!(by(&["app::run", LEFT, LOOP]), Some(StackVerdict::Detached));
+        assert_eq!(
+            by(&["app::run", "tokio::task::poll"]),
+            Some(StackVerdict::Detached)
+        );
+        assert_eq!(by(&["app::run"]), None);
+    }
+
+    #[test]
+    fn guesses_raise_a_doubt_and_no_more() {
+        assert_eq!(shown_by(&["app::run", LOOP], 1), None);
+        for doubt in [LEFT, PARKED] {
+            let shown = shown_by(&["app::run", doubt, LOOP], 1);
+            assert_eq!(shown, Some(StackVerdict::Doubtful), "{doubt}");
+        }
+        // Beyond the part that decides, guesses change nothing.
+        let shown = shown_by(&["app::run", LEFT, "query", LOOP], 2);
+        assert_eq!(shown, Some(StackVerdict::Detached));
+        assert_eq!(
+            shown_by(&["app::run", LOOP, PARKED], 2),
+            Some(StackVerdict::Driving)
+        );
+    }
 }

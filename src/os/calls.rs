@@ -111,6 +111,7 @@ calls! {
     SYS_ppoll "ppoll" Poll
     SYS_pread64 "pread64" Descriptor
     SYS_preadv "preadv" Descriptor
+    SYS_process_vm_readv "process_vm_readv" Other
     SYS_pselect6 "pselect6" Poll
     SYS_pwrite64 "pwrite64" Descriptor
     SYS_pwritev "pwritev" Descriptor

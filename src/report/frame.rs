@@ -161,7 +161,10 @@ pub struct StackSample {
     pub count: u32,
     /// The calls, innermost first.
     pub frames: Vec<Frame>,
-    /// Whether the stack was followed to the root of its thread.
+    /// The number of innermost frames that are certain. If code has no unwind table, the calls
+    /// beyond it are guesses.
+    pub certain_frames: usize,
+    /// Whether the stack was followed to the root of its thread, with no frame guessed.
     pub complete: bool,
 }
 

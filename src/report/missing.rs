@@ -25,9 +25,15 @@ pub enum Missing {
     /// The stack was deeper than the 256 KiB that are copied, or than 512 calls. Its outer part is
     /// not shown.
     Truncated,
-    /// Unwinding came to a call that no unwind table explains, as in code made at run time. The
-    /// calls further out are not shown.
+    /// Unwinding came to a call that no unwind table explains, and no return address was found
+    /// beyond it. The calls further out are not shown.
     Lost,
+    /// The stack passes code without unwind tables, and the calls beyond it are guesses. The site
+    /// is none of them.
+    GuessedCalls,
+    /// The stack passes code without unwind tables, and the site is a guess: it lies beyond that
+    /// code.
+    GuessedSite,
     /// No frame of the stack is known to be the user's own code.
     NoOwnCode,
     /// No frame of the stack has a line: the program was built without debug information.
@@ -86,6 +92,13 @@ impl fmt::Display for Missing {
             Missing::Stack(why) => return write!(f, "no stack: {why}"),
             Missing::Truncated => "the outer part of the stack: it is deeper than what is copied",
             Missing::Lost => "the outer part of the stack: no unwind table explains the last call",
+            Missing::GuessedCalls => {
+                "certainty of the outer calls: the stack passes code without unwind tables"
+            }
+            Missing::GuessedSite => {
+                "certainty of the site: the stack passes code without unwind tables, and the calls \
+                 beyond it are guesses"
+            }
             Missing::NoOwnCode => {
                 "no site: no frame is known to be your own code; name your crates to \
                  `Builder::own_crates`"

@@ -357,6 +357,7 @@ mod tests {
         report.stacks = vec![StackSample {
             after: Duration::from_millis(8),
             count: 1,
+            certain_frames: frames.len(),
             frames,
             complete: true,
         }];

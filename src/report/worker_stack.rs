@@ -19,7 +19,10 @@ pub struct WorkerStack {
     pub thread: Option<String>,
     /// The calls, innermost first, or why there are none.
     pub frames: Result<Vec<Frame>, NoStack>,
-    /// Whether the stack was followed to the root of its thread.
+    /// The number of innermost frames that are certain. If code has no unwind table, the calls
+    /// beyond it are guesses.
+    pub certain_frames: usize,
+    /// Whether the stack was followed to the root of its thread, with no frame guessed.
     pub complete: bool,
 }
 
@@ -34,7 +37,14 @@ impl fmt::Display for WorkerStack {
             write!(f, ", {thread}")?;
         }
         match &self.frames {
-            Ok(frames) => frames.iter().try_for_each(|frame| write!(f, "\n  {frame}")),
+            Ok(frames) => frames.iter().enumerate().try_for_each(|(index, frame)| {
+                let is_guessed = index >= self.certain_frames;
+                write!(
+                    f,
+                    "\n  {frame}{}",
+                    if is_guessed { " (a guess)" } else { "" }
+                )
+            }),
             Err(why) => write!(f, "\n  no stack: {why}"),
         }
     }

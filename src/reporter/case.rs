@@ -76,6 +76,7 @@ impl Case {
                 after,
                 count: 1,
                 frames: explained.frames,
+                certain_frames: explained.certain,
                 complete: explained.complete,
             },
         );
@@ -179,6 +180,21 @@ impl Case {
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));
+        report.missing.extend(self.guessed(report));
+    }
+
+    /// The part of the report that is a guess, since it lies beyond code without unwind tables.
+    fn guessed(&self, report: &StallReport) -> Option<Missing> {
+        let telling = &self.stacks[report.representative_stack?];
+        let certain = telling.frames.get(..telling.certain_frames)?;
+        let is_guessed = certain.len() < telling.frames.len();
+        // The site is the innermost own frame.
+        let has_site = site::site(certain).is_some() || report.site.is_none();
+        is_guessed.then_some(if has_site {
+            Missing::GuessedCalls
+        } else {
+            Missing::GuessedSite
+        })
     }
 }
 

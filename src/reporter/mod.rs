@@ -315,6 +315,7 @@ mod tests {
             after: Duration::from_millis(20),
             stack: Ok(Explained {
                 frames: vec![frame],
+                certain: 1,
                 complete: true,
                 truncated: false,
                 lost: false,

@@ -55,6 +55,7 @@ fn ask(
             runtime: runtime.name.clone(),
             worker,
             thread: slot.map(Slot::thread_name),
+            certain_frames: explained.as_ref().map_or(0, |stack| stack.certain),
             complete: explained.as_ref().is_ok_and(|stack| stack.complete),
             frames: explained.map(|stack| stack.frames),
         }

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 use tokio_stall::{Frame, Missing, NoStack, StallReport, WorkerStack};
@@ -44,7 +44,11 @@ fn place_of(report: &StallReport, function: &str) -> usize {
 #[track_caller]
 fn assert_complete(report: &StallReport) {
     assert!(report.stacks[0].complete, "{report:#?}");
-    for missing in [Missing::Truncated, Missing::Lost] {
+    let cut = [Missing::Truncated, Missing::Lost];
+    for missing in cut
+        .into_iter()
+        .chain([Missing::GuessedCalls, Missing::GuessedSite])
+    {
         assert!(!report.missing.contains(&missing), "{report:#?}");
     }
 }
@@ -140,8 +144,12 @@ fn a_stack_elsewhere_is_read_as_far_as_it_goes() {
 
 /// Compiles a library with one function, which calls the one that it is given.
 fn library(directory: &Path, name: &str, function: &str, options: &[&str]) -> PathBuf {
-    let source = directory.join("through.c");
     let text = format!("int {function}(void (*f)(void)) {{ f(); return 1; }}\n");
+    compiled(directory, name, &text, options)
+}
+
+fn compiled(directory: &Path, name: &str, text: &str, options: &[&str]) -> PathBuf {
+    let source = directory.join("through.c");
     std::fs::write(&source, text).unwrap();
     let library = directory.join(name);
     let status = Command::new("cc")
@@ -255,6 +263,131 @@ fn a_library_that_replaces_another_has_its_own_names() {
         assert_eq!(frame.module.as_deref(), Some("libplugin.so"));
         std::fs::remove_file(&plugin).unwrap();
     }
+}
+
+/// As some C libraries are built.
+const WITHOUT_TABLES: [&str; 3] = [
+    "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",
+    "-fomit-frame-pointer",
+];
+
+#[test]
+fn calls_beyond_code_without_tables_are_guesses_and_said_to_be() {
+    let _alone = LIBRARIES.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let stage = stage_that_knows_its_libraries();
+    let bare = library(directory.path(), "libbare.so", "bare", &WITHOUT_TABLES);
+    let through = stall(&stage, move |until_told| {
+        goes_through(&bare, "bare", until_told);
+    });
+    // The site is within the part that is certain.
+    assert_site(&through, file!(), CALLED_BACK, "it::odd_stacks::calls_back");
+    let stack = &through.stacks[0];
+    let caller = place_of(&through, "it::odd_stacks::goes_through");
+    assert_eq!(stack.certain_frames, caller, "{through:#?}");
+    assert_eq!(
+        stack.frames[caller - 1].module.as_deref(),
+        Some("libbare.so")
+    );
+    assert!(!stack.complete, "{through:#?}");
+    assert_eq!(through.missing, [Missing::GuessedCalls]);
+}
+
+/// Takes some room, in which old return addresses lie about.
+const COMPUTES: &str = "
+    static int __attribute__((noinline)) waits(volatile int *stopped) {
+        volatile long room[64];
+        room[0] = 1;
+        while (!*stopped) {}
+        return room[0];
+    }
+    int computes(volatile int *stopped) { return waits(stopped) + waits(stopped); }
+";
+
+type Computes = unsafe extern "C" fn(*const AtomicI32) -> i32;
+
+/// Calls C from generic code of the standard library, which keeps frame pointers.
+struct Row<'a>(Computes, &'a AtomicI32);
+
+const CALLS_C: u32 = line!() + 5;
+#[inline(never)]
+#[allow(unsafe_code)]
+fn calls_c(row: &Row<'_>) -> i32 {
+    // SAFETY: the function only reads the number.
+    let computed = unsafe { row.0(row.1) };
+    black_box(computed) + 1
+}
+
+impl std::fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", calls_c(self))
+    }
+}
+
+#[inline(never)]
+#[allow(unsafe_code)]
+fn renders(library: &Path, until_told: Receiver<()>) {
+    // SAFETY: the library has no constructors.
+    let library = unsafe { libloading::Library::new(library) }.unwrap();
+    // SAFETY: the function has this type.
+    let computes = unsafe { library.get::<Computes>(b"computes") }.unwrap();
+    let stopped = &AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        let stop = move || {
+            until_told.recv().ok();
+            stopped.store(1, Ordering::Relaxed);
+        };
+        let stopper = scope.spawn(stop);
+        assert_eq!(format!("<{}>", Row(*computes, stopped)), "<3>");
+        stopper.join().unwrap();
+    });
+}
+
+#[test]
+fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
+    let _alone = LIBRARIES.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let stage = stage_that_knows_its_libraries();
+    let bare = compiled(
+        directory.path(),
+        "libcomputes.so",
+        COMPUTES,
+        &WITHOUT_TABLES,
+    );
+    let computing = stall(&stage, move |until_told| renders(&bare, until_told));
+    assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    assert!(
+        computing.missing.contains(&Missing::GuessedSite),
+        "{computing:#?}"
+    );
+    let stack = &computing.stacks[computing.representative_stack.unwrap()];
+    assert_eq!(stack.certain_frames, 1, "{computing:#?}");
+    // With tables, the same call is certain.
+    let full = compiled(directory.path(), "libfull.so", COMPUTES, &[]);
+    let computing = stall(&stage, move |until_told| renders(&full, until_told));
+    assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    assert_complete(&computing);
+    assert_eq!(computing.missing, []);
+}
+
+/// Each function of the library signs the address that it returns to.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn signed_return_addresses_lead_to_their_callers() {
+    let _alone = LIBRARIES.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let stage = stage_that_knows_its_libraries();
+    let options = ["-mbranch-protection=standard", "-fomit-frame-pointer"];
+    let signed = compiled(directory.path(), "libsigned.so", COMPUTES, &options);
+    let computing = stall(&stage, move |until_told| renders(&signed, until_told));
+    assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    assert_complete(&computing);
+    assert_eq!(
+        place_of(&computing, "it::odd_stacks::calls_c"),
+        2,
+        "{computing:#?}"
+    );
 }
 
 /// Whether a worker's stack may be missing for this reason while its runtime ends.

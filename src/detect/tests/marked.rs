@@ -189,6 +189,23 @@ fn a_poll_that_a_stack_shows_in_block_in_place_is_no_stall() {
 }
 
 #[test]
+fn a_mark_is_not_overruled_by_a_guess() {
+    let mut world = World::polling_since(5).with_stacks();
+    world.compute(TICK);
+    world.show(StackVerdict::Doubtful);
+    let stall = began(&world.sleep(TICK)).expect("the mark is open");
+    assert_eq!(stall.certainty, Certainty::Likely);
+    // A stack without guesses decides, whatever was shown before.
+    world.show(StackVerdict::Driving);
+    world.show(StackVerdict::Doubtful);
+    let surer = world.sleep(TICK);
+    assert!(
+        matches!(surer[..], [Finding::Ongoing(stall)] if stall.certainty == Certainty::Certain),
+        "{surer:?}"
+    );
+}
+
+#[test]
 fn a_mark_waits_for_a_stack_but_not_for_ever() {
     let mut world = World::polling_since(5).with_stacks();
     let (ticks, found) = world.until_found(|world| world.sleep(TICK));

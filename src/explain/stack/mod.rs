@@ -4,6 +4,8 @@
 //!
 //! It may allocate, read files, and take a tenth of a second the first time.
 
+mod code;
+mod row;
 mod symbols;
 mod tables;
 mod unwind;
@@ -48,12 +50,18 @@ impl Explainer {
         self.modules.refresh();
         let walk = walk(stack, &mut self.modules);
         let mut frames = Vec::with_capacity(walk.addresses.len());
-        for address in walk.addresses {
-            let named = self.symbols.frames(address, &self.modules);
+        let mut certain = None;
+        for (index, address) in walk.addresses.iter().enumerate() {
+            if index == walk.certain {
+                certain = Some(frames.len());
+            }
+            let named = self.symbols.frames(*address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
         }
+        let is_proven = certain.is_none() && !frames.iter().any(is_unwinder);
         Ok(Explained {
-            complete: walk.end == End::Root && !frames.iter().any(is_unwinder),
+            complete: walk.end == End::Root && is_proven,
+            certain: certain.unwrap_or(frames.len()),
             frames,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,

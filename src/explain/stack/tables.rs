@@ -4,25 +4,21 @@
 //! *Must not:* contain unsafe code: the tables are the copies of `capture::modules`. The tables of
 //! a module are read when an address in it is first met.
 
-use super::unwind::{Code, CopiedStack, Tables};
+use super::code;
+use super::row::{self, Bytes, Entry};
+use super::unwind::{Activation, CopiedStack, Tables, Way};
 use crate::capture::{Mapped, Module, mapped};
-use framehop::{
-    CacheNative, ExplicitModuleSectionInfo, FrameAddress, UnwindRegsNative, Unwinder as _,
-    UnwinderNative,
-};
 use gimli::{
-    BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, FrameDescriptionEntry, LittleEndian,
-    RegisterRule, UnwindContext, UnwindSection as _,
+    BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindContext, UnwindSection as _, Vendor,
 };
 use std::ops::Range;
-use std::sync::Arc;
 
-/// The modules of this process, and the unwinder that has their tables.
+/// The modules of this process.
 #[derive(Default)]
 pub(crate) struct Modules {
-    framehop: UnwinderNative<Arc<[u8]>, framehop::MayAllocateDuringUnwind>,
-    cache: CacheNative<framehop::MayAllocateDuringUnwind>,
     states: Vec<ModuleState>,
+    /// Room for the rows of a table, kept from call to call.
+    context: UnwindContext<usize>,
 }
 
 /// A mapped file, and its tables once they have been read.
@@ -54,22 +50,12 @@ impl Modules {
                 tables: TableState::Unread,
             }));
         }
-        for gone in old {
-            if let TableState::Read(module) = gone.tables {
-                self.framehop.remove_module(module.range.start);
-            }
-        }
     }
 
     /// The file that an address lies in, with its tables if they have been read.
     pub(crate) fn module_of(&self, address: u64) -> Option<(&Mapped, Option<&Module>)> {
-        let mut states = self.states.iter();
-        let state = states.find(|state| state.file.range.contains(&address))?;
-        let module = match &state.tables {
-            TableState::Read(module) => Some(module),
-            TableState::Unread | TableState::Unreadable => None,
-        };
-        Some((&state.file, module))
+        let state = state_of(&self.states, address)?;
+        Some((&state.file, state.module()))
     }
 
     /// Reads the tables of the module that an address lies in, unless this has been done.
@@ -81,75 +67,54 @@ impl Modules {
         };
         state.tables = match Module::load(&state.file) {
             None => TableState::Unreadable,
-            Some(module) => {
-                self.framehop.add_module(framehop::Module::new(
-                    state.file.path.clone(),
-                    module.range.clone(),
-                    module.bias,
-                    sections(&module),
-                ));
-                TableState::Read(module)
-            }
+            Some(module) => TableState::Read(module),
         };
     }
+}
 
-    /// Calls `f` with the table entry of the function around an address.
-    fn with_entry<R>(
-        &self,
-        address: u64,
-        f: impl FnOnce(&Entry<'_>, &EhFrame<Bytes<'_>>, &BaseAddresses) -> Option<R>,
-    ) -> Option<R> {
-        let (_, module) = self.module_of(address)?;
-        let module = module?;
-        with_entry(module, address.wrapping_sub(module.bias), f)
+fn state_of(states: &[ModuleState], address: u64) -> Option<&ModuleState> {
+    let mut states = states.iter();
+    states.find(|state| state.file.range.contains(&address))
+}
+
+impl ModuleState {
+    fn module(&self) -> Option<&Module> {
+        match &self.tables {
+            TableState::Read(module) => Some(module),
+            TableState::Unread | TableState::Unreadable => None,
+        }
     }
 }
 
 impl Tables for Modules {
-    fn code_at(&mut self, address: u64) -> Code {
+    fn way(&mut self, at: Activation, stack: &CopiedStack<'_>) -> Way {
+        let address = at.address();
         self.read_module_of(address);
-        if self.module_of(address).is_none() {
-            return Code::Nowhere;
-        }
-        let is_signal_return = self.with_entry(address, |entry, _, _| {
-            Some(entry.cie().is_signal_trampoline())
+        let Some(state) = state_of(&self.states, address) else {
+            return Way::Astray;
+        };
+        let by_table = state.module().and_then(|module| {
+            let in_file = address.wrapping_sub(module.bias);
+            with_entry(module, in_file, |entry, tables, bases| {
+                let context = &mut self.context;
+                Some(row::way(
+                    entry,
+                    (tables, bases),
+                    context,
+                    in_file,
+                    at,
+                    stack,
+                ))
+            })
         });
-        match is_signal_return {
-            None => Code::WithoutTable,
-            Some(false) => Code::WithTable,
-            Some(true) => Code::SignalReturn,
-        }
+        by_table.unwrap_or_else(|| code::way_without_table(at))
     }
 
-    fn is_root(&self, address: u64) -> Option<bool> {
-        let bias = self.module_of(address)?.1?.bias;
-        self.with_entry(address, |entry, frames, bases| {
-            let mut context = UnwindContext::new();
-            let in_file = address.wrapping_sub(bias);
-            let row = entry
-                .unwind_info_for_address(frames, bases, &mut context, in_file)
-                .ok()?;
-            let returns_to = row.register(entry.cie().return_address_register());
-            Some(returns_to == RegisterRule::Undefined)
-        })
-    }
-
-    fn caller(
-        &mut self,
-        at: FrameAddress,
-        registers: &mut UnwindRegsNative,
-        stack: &mut CopiedStack<'_>,
-    ) -> Result<Option<u64>, ()> {
-        let mut read = |address| stack.read(address);
-        let caller = self
-            .framehop
-            .unwind_frame(at, registers, &mut self.cache, &mut read);
-        caller.map_err(|_| ())
+    fn is_return_address(&self, address: u64) -> bool {
+        let inside = address.wrapping_sub(1);
+        state_of(&self.states, inside).is_some() && code::is_after_call(address)
     }
 }
-
-type Bytes<'a> = EndianSlice<'a, LittleEndian>;
-type Entry<'a> = FrameDescriptionEntry<Bytes<'a>>;
 
 /// The range of the function around an address in the file, by the unwind tables. They are present
 /// even if symbols have been stripped.
@@ -173,44 +138,65 @@ fn with_entry<R>(
         .set_eh_frame(frame_at.start)
         .set_text(unwind.text.start);
     let parsed = EhFrameHdr::new(hdr, LittleEndian).parse(&bases, 8).ok()?;
-    let frames = EhFrame::new(frame, LittleEndian);
+    let mut frames = EhFrame::new(frame, LittleEndian);
+    if cfg!(target_arch = "aarch64") {
+        // Tables of signed return addresses have instructions of this vendor.
+        frames.set_vendor(Vendor::AArch64);
+    }
     let table = parsed.table()?;
     let entry = table.fde_for_address(&frames, &bases, in_file, EhFrame::cie_from_offset);
     f(&entry.ok()?, &frames, &bases)
 }
 
-/// The tables of a module, for the unwinder.
-fn sections(module: &Module) -> ExplicitModuleSectionInfo<Arc<[u8]>> {
-    let Some(unwind) = module.unwind.clone() else {
-        return ExplicitModuleSectionInfo::default();
-    };
-    ExplicitModuleSectionInfo {
-        text_svma: Some(unwind.text),
-        eh_frame_hdr_svma: Some(unwind.eh_frame_hdr.0),
-        eh_frame_hdr: Some(unwind.eh_frame_hdr.1),
-        eh_frame_svma: Some(unwind.eh_frame.0),
-        eh_frame: Some(unwind.eh_frame.1),
-        ..ExplicitModuleSectionInfo::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::Registers;
+
+    fn way_at(modules: &mut Modules, pc: u64) -> Way {
+        let registers = Registers {
+            pc,
+            ..Registers::ZERO
+        };
+        let at = Activation {
+            registers,
+            calls: false,
+        };
+        let words = CopiedStack::of(0, &[]);
+        modules.way(at, &words)
+    }
 
     #[test]
     fn code_of_this_program_has_tables_and_other_addresses_have_no_code() {
         let mut modules = Modules::default();
         modules.refresh();
-        let here = sections as *const () as u64;
-        assert_eq!(modules.code_at(here), Code::WithTable);
-        assert_eq!(modules.is_root(here), Some(false));
-        assert_eq!(modules.code_at(8), Code::Nowhere);
-        assert_eq!(modules.is_root(8), None);
+        let here = function_at as *const () as u64;
+        // Its return address would be on the stack, or in the link register, which is zero.
+        let ways = [Way::Beyond, Way::Caller(Registers::ZERO)];
+        assert!(ways.contains(&way_at(&mut modules, here)));
+        assert_eq!(way_at(&mut modules, 8), Way::Astray);
         let (file, module) = modules.module_of(here).expect("it is mapped");
         assert!(file.program);
         let module = module.expect("its tables have been read");
         let function = function_at(module, here - module.bias).expect("it has a table");
         assert_eq!(function.start, here - module.bias);
+    }
+
+    #[test]
+    fn calls_of_this_program_return_behind_calls() {
+        let mut modules = Modules::default();
+        modules.refresh();
+        let start = Modules::refresh as *const () as u64;
+        modules.read_module_of(start);
+        let module = modules.module_of(start).unwrap().1.unwrap();
+        let length = function_at(module, start - module.bias).unwrap();
+        let inside = (start..).take((length.end - length.start) as usize);
+        let returns: Vec<_> = inside.filter(|at| modules.is_return_address(*at)).collect();
+        assert!(!returns.is_empty() && returns.len() < 200, "{returns:x?}");
+        assert!(
+            !modules.is_return_address(start),
+            "the function before it ends in no call"
+        );
+        assert!(!modules.is_return_address(8));
     }
 }
