@@ -28,13 +28,15 @@ pub(crate) use own_code::OwnCode;
 pub(crate) use stack::Explainer;
 
 use crate::detect::StackVerdict;
-use crate::report::{Frame, Origin};
+use crate::report::{Frame, Missing, Origin};
 
 /// A stack, unwound and named.
 #[derive(Debug)]
 pub(crate) struct Explained {
     /// The calls, innermost first.
     pub(crate) frames: Vec<Frame>,
+    /// The reasons why some of them have no name or no line.
+    pub(crate) missing: Vec<Missing>,
     /// Whether it was followed to the thread's root.
     pub(crate) complete: bool,
     /// Whether it was deeper than the part that was copied.

@@ -30,6 +30,8 @@ pub(super) struct Case {
     answered: u32,
     truncated: bool,
     lost: bool,
+    /// The reasons why frames have no names or lines.
+    unnamed: Vec<Missing>,
     no_stack: Option<NoStack>,
     /// The certainty with which it was last counted.
     counted: Option<Certainty>,
@@ -71,6 +73,11 @@ impl Case {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
+        for missing in explained.missing {
+            if !self.unnamed.contains(&missing) {
+                self.unnamed.push(missing);
+            }
+        }
         let frames = &explained.frames;
         let same = self.stacks.iter().position(|known| known.frames == *frames);
         match same {
@@ -183,6 +190,7 @@ impl Case {
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));
+        report.missing.extend(&self.unnamed);
     }
 }
 

@@ -295,6 +295,7 @@ mod tests {
             stack: Ok(Explained {
                 frames: vec![frame],
                 complete: true,
+                missing: Vec::new(),
                 truncated: false,
                 lost: false,
             }),

@@ -4,6 +4,9 @@
 //!
 //! It may allocate, read files, and take a tenth of a second the first time.
 
+mod debug_info;
+mod files;
+mod pages;
 mod symbols;
 mod tables;
 mod unwind;
@@ -14,7 +17,7 @@ use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
 use crate::report::{Frame, NoStack};
 use std::time::Duration;
-use symbols::Symbols;
+use symbols::{Named, Symbols};
 use tables::Modules;
 use unwind::{End, walk};
 
@@ -40,13 +43,17 @@ impl Explainer {
         self.modules.refresh();
         let walk = walk(stack, &mut self.modules);
         let mut frames = Vec::with_capacity(walk.addresses.len());
+        let mut missing = Vec::new();
         for address in walk.addresses {
+            self.modules.read_module_of(address);
             let named = self.symbols.frames(address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
+            missing.extend(named.iter().filter_map(Named::missing));
         }
         Ok(Explained {
             complete: walk.end == End::Root && !frames.iter().any(is_unwinder),
             frames,
+            missing,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
         })
