@@ -145,6 +145,10 @@ impl Case {
         report.driver_frozen = news.driver_frozen;
         report.representative_stack = telling;
         report.site = site::site(frames);
+        report.dependency = match report.site {
+            Some(_) => None,
+            None => site::dependency(frames),
+        };
         let watch = &news.live.runtime.watch;
         report.advice = advise(&report, frames, watch);
         report.stacks.clone_from(&self.stacks);
@@ -196,7 +200,7 @@ impl Case {
 
 /// The user's own advice if one fits, else that of the table.
 fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
-    let poll = site::of_the_poll(frames);
+    let poll = site::done_by_the_poll(frames);
     let call = report.asleep_in.as_deref();
     let own = watch.settings.advice.find(poll);
     own.or_else(|| advice::advise(poll, report.cause, call))

@@ -15,11 +15,11 @@ use super::Explained;
 use super::own_code::OwnCode;
 use crate::capture::RawStack;
 use crate::clock::{self, Nanos};
-use crate::report::{Frame, NoStack};
+use crate::report::{Frame, NoStack, Origin, SIGNAL_RETURN};
 use std::time::Duration;
 use symbols::{Named, Symbols};
 use tables::Modules;
-use unwind::{End, walk};
+use unwind::{Code, End, Tables as _, walk};
 
 /// Unwind tables and debug information unused for so long are dropped.
 const KEPT_FOR: Duration = Duration::from_secs(60);
@@ -45,9 +45,12 @@ impl Explainer {
         let mut frames = Vec::with_capacity(walk.addresses.len());
         let mut missing = Vec::new();
         for address in walk.addresses {
-            self.modules.read_module_of(address);
+            let code = self.modules.code_at(address);
             let named = self.symbols.frames(address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
+            if code == Code::SignalReturn {
+                mark_signal_return(frames.last_mut());
+            }
             missing.extend(named.iter().filter_map(Named::missing));
         }
         Ok(Explained {
@@ -80,6 +83,14 @@ impl Explainer {
 impl std::fmt::Debug for Explainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Explainer").finish_non_exhaustive()
+    }
+}
+
+/// Marks the frame to which a signal handler returns. Its own name is rarely known.
+fn mark_signal_return(frame: Option<&mut Frame>) {
+    if let Some(frame) = frame {
+        frame.function = Some(SIGNAL_RETURN.to_owned());
+        frame.origin = Origin::System;
     }
 }
 
