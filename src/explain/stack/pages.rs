@@ -120,16 +120,25 @@ impl Content {
     }
 
     /// The bytes from `at` to the end of their page: at least one. An error beyond the end.
+    #[inline]
     fn from(&self, at: usize) -> Result<&[u8], Error> {
         let (bytes, skipped) = match self {
-            Content::Whole(bytes) => (&**bytes, at),
-            Content::Paged { .. } => (self.page(at / PAGE)?, at % PAGE),
+            Content::Whole(bytes) => (Some(&**bytes), at),
+            Content::Paged { pages, .. } => {
+                let page = pages.get(at / PAGE).and_then(OnceLock::get);
+                (page.map(|page| &**page), at % PAGE)
+            }
         };
-        let rest = bytes.get(skipped..).filter(|rest| !rest.is_empty());
-        rest.ok_or(Error::Io)
+        match bytes {
+            Some(bytes) if skipped < bytes.len() => Ok(&bytes[skipped..]),
+            Some(_) => Err(Error::Io),
+            None => self.read_page(at / PAGE).map(|page| &page[skipped..]),
+        }
     }
 
-    fn page(&self, index: usize) -> Result<&[u8], Error> {
+    /// Reads a page that has not been read. It has a byte for each place in the part.
+    #[cold]
+    fn read_page(&self, index: usize) -> Result<&[u8], Error> {
         let Content::Paged {
             opened,
             range,
@@ -140,15 +149,13 @@ impl Content {
             return Err(Error::Io);
         };
         let page = pages.get(index).ok_or(Error::Io)?;
-        if page.get().is_none() {
-            let at = range.start + (index * PAGE) as u64;
-            let length = (range.end - at).min(PAGE as u64) as usize;
-            if *counted {
-                opened.take(length)?;
-            }
-            // Another thread may have read the same page meanwhile.
-            let _ = page.set(opened.read(at, length)?);
+        let at = range.start + (index * PAGE) as u64;
+        let length = (range.end - at).min(PAGE as u64) as usize;
+        if *counted {
+            opened.take(length)?;
         }
+        // Another thread may have read the same page meanwhile.
+        let _ = page.set(opened.read(at, length)?);
         page.get().map(|page| &**page).ok_or(Error::Io)
     }
 }
@@ -203,6 +210,7 @@ impl Reader {
     }
 
     /// The bytes that are left, up to the end of the page.
+    #[inline]
     fn rest_of_page(&self) -> Result<&[u8], Error> {
         let bytes = self.part.from(self.at)?;
         Ok(&bytes[..bytes.len().min(self.left())])
@@ -305,6 +313,27 @@ impl gimli::Reader for Reader {
         })
     }
 
+    // The two that most of the parsing is made of.
+    #[inline]
+    fn read_u8(&mut self) -> Result<u8, Error> {
+        let byte = self.rest_of_page()?.first().copied();
+        self.at += usize::from(byte.is_some());
+        byte.ok_or_else(|| self.beyond())
+    }
+
+    #[inline]
+    fn read_uleb128(&mut self) -> Result<u64, Error> {
+        match self.rest_of_page()? {
+            [byte, ..] if *byte < 0x80 => {
+                let number = u64::from(*byte);
+                self.at += 1;
+                Ok(number)
+            }
+            _ => gimli::leb128::read::unsigned(self),
+        }
+    }
+
+    #[inline]
     fn read_slice(&mut self, mut to: &mut [u8]) -> Result<(), Error> {
         if to.len() > self.left() {
             return Err(self.beyond());
