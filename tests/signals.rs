@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use support::child::alone;
@@ -44,13 +45,17 @@ extern "C" fn chaining(
 
 type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// Installs this handler and returns the one before.
-#[allow(unsafe_code)]
+/// Installs this handler, for the alternate stack, and returns the one before.
 fn install(signal: i32, handler: libc::sighandler_t) -> libc::sighandler_t {
+    install_with(signal, handler, libc::SA_ONSTACK)
+}
+
+#[allow(unsafe_code)]
+fn install_with(signal: i32, handler: libc::sighandler_t, flags: i32) -> libc::sighandler_t {
     // SAFETY: all-zero is a valid `sigaction`.
     let (mut new, mut old): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
     new.sa_sigaction = handler;
-    new.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | flags;
     // SAFETY: both are complete; the handlers of this file keep to what is safe in one.
     let failed = unsafe { libc::sigaction(signal, &raw const new, &raw mut old) };
     assert_eq!(failed, 0);
@@ -303,6 +308,41 @@ fn a_signal_from_somebody_else_does_nothing() {
         send();
         stall(&stage, is_in_blocks);
         assert!(stage.watch.worker_stacks()[0].frames.is_ok());
+    });
+}
+
+/// The end of [`waits`]: a handler is given no more than the signal.
+static UNTIL_TOLD: Mutex<Option<Receiver<()>>> = Mutex::new(None);
+
+/// Somebody else's handler, which waits. It is called by `raise`, and so interrupts no lock.
+extern "C" fn waits(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let until_told = UNTIL_TOLD.lock().unwrap().take();
+    blocks(&until_told.expect("it is raised by the poll"));
+}
+
+fn is_signal_return(frame: &Frame) -> bool {
+    frame.function.as_deref() == Some("<signal handler called>")
+}
+
+#[test]
+fn the_handler_of_another_signal_gives_no_advice() {
+    alone(|| {
+        let stage = start(Stacks::Auto);
+        install_with(libc::SIGUSR1, address(waits), 0);
+        let interrupted = stage.block_until("interrupted", is_in_blocks, |until_told| {
+            *UNTIL_TOLD.lock().unwrap() = Some(until_told);
+            raise(libc::SIGUSR1);
+        });
+        let told = &interrupted.told;
+        let frames = &told.stacks[0].frames;
+        let signal = frames.iter().position(is_signal_return);
+        assert!(signal.is_some_and(|at| at > 2), "{told:#?}");
+        // Positive control: the same wait, and the poll's own.
+        let own = stall(&stage, is_in_blocks);
+        let advice = own.advice.as_deref().expect("a wait for a channel");
+        assert!(advice.contains("channel"), "{own}");
+        assert!(!own.stacks[0].frames.iter().any(is_signal_return));
+        assert_ne!(told.advice, own.advice, "{told}");
     });
 }
 

@@ -288,16 +288,21 @@ impl Mapped {
         hasher.finish()
     }
 
-    /// The path to read the file from. The program itself can be read even after it was replaced on
-    /// disk. A replaced library cannot, and the new file would give wrong names.
+    /// The path to read the file from; the file there may be another one by now. The program
+    /// itself can be read even after it was replaced on disk. A library that was deleted cannot.
     pub(crate) fn file(&self) -> Option<PathBuf> {
-        if !self.path.starts_with('/') {
-            return None;
+        if self.program {
+            return Some(PathBuf::from("/proc/self/exe"));
         }
-        if !self.path.ends_with(" (deleted)") {
-            return Some(PathBuf::from(&self.path));
-        }
-        self.program.then(|| PathBuf::from("/proc/self/exe"))
+        let is_there = self.path.starts_with('/') && !self.path.ends_with(" (deleted)");
+        is_there.then(|| PathBuf::from(&self.path))
+    }
+
+    /// Whether it is the file with this number on this device. Some file systems show other
+    /// devices in `maps` than elsewhere: then this is false.
+    pub(crate) fn is_file(&self, device: u64, inode: u64) -> bool {
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        self.inode == inode && self.device == format!("{major:02x}:{minor:02x}")
     }
 }
 

@@ -139,9 +139,10 @@ impl Calls {
         }
     }
 
-    /// The call that the thread slept in longest.
+    /// The call that the thread slept in longest. Not one in which it was met, but which took no
+    /// time of this hold: the thread was there before.
     fn longest(&self) -> Option<Call> {
-        let known = self.0.iter().flatten();
+        let known = self.0.iter().flatten().filter(|(_, time)| !time.is_zero());
         known.max_by_key(|(_, time)| *time).map(|(call, _)| *call)
     }
 }

@@ -58,9 +58,10 @@ impl Live {
             duration_error: stall.error,
             time: stall.split,
             cause: explain::cause(&stall.split, runtime.rules.threshold, slept_in, frames),
-            asleep_in: stall.call.map(|call| os::call_name(call.number)),
+            asleep_in: slept_in_call(stall),
             driver_frozen: None,
             site: None,
+            dependency: None,
             stacks: Vec::new(),
             representative_stack: None,
             advice: None,
@@ -70,4 +71,11 @@ impl Live {
             suppressed: 0,
         }
     }
+}
+
+/// The name of the call that the stall slept in. A poll that computes may have been met first while
+/// its thread was still in the call before it, as a wait for work.
+fn slept_in_call(stall: &Stall) -> Option<String> {
+    let call = stall.call.filter(|_| stall.split.has_slept())?;
+    Some(os::call_name(call.number))
 }

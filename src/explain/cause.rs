@@ -6,7 +6,7 @@
 //! Shares of the time decide, never an absolute time.
 
 use crate::os::{self, Call, CallKind, Descriptor};
-use crate::report::{Blocking, Cause, Frame, TimeSplit, of_the_poll};
+use crate::report::{Blocking, Cause, Frame, TimeSplit, done_by_the_poll};
 use std::time::Duration;
 
 /// The cause of a stall, from the split of its time, the call it slept in longest, and its stack.
@@ -98,7 +98,7 @@ fn blocking(slept_in: Option<SleptIn>, frames: &[Frame]) -> Blocking {
 fn waits_for_a_process(frames: &[Frame]) -> bool {
     // The output of a child comes through a pipe, and its end through a pid file. These calls are
     // like others, but the functions are not.
-    of_the_poll(frames)
+    done_by_the_poll(frames)
         .iter()
         .filter_map(|frame| frame.function.as_deref())
         .any(|name| name.contains("std::process::") || name.contains("std::sys::process::"))

@@ -28,7 +28,7 @@ pub(crate) use own_code::OwnCode;
 pub(crate) use stack::Explainer;
 
 use crate::detect::StackVerdict;
-use crate::report::{Frame, Origin};
+use crate::report::{Frame, Missing, Origin};
 
 /// A stack, unwound and named.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct Explained {
     /// The number of innermost frames that unwind tables have led to. The frames after them are
     /// guessed.
     pub(crate) certain: usize,
+    /// The reasons why some of them have no name or no line.
+    pub(crate) missing: Vec<Missing>,
     /// Whether it was followed to the thread's root, with none of its frames guessed.
     pub(crate) complete: bool,
     /// Whether it was deeper than the part that was copied.
@@ -142,6 +144,7 @@ mod tests {
         shown(&Explained {
             frames: functions.iter().map(|function| frame(function)).collect(),
             certain,
+            missing: Vec::new(),
             complete: certain == functions.len(),
             truncated: false,
             lost: false,

@@ -89,6 +89,11 @@ impl OwnCode {
     }
 }
 
+/// Whether a file is the user's own, by its path.
+pub(crate) fn is_own_path(file: &str) -> bool {
+    file.ends_with(".rs") && !is_std_path(file) && !is_fetched(file)
+}
+
 /// The crate that the program's file is named after. Cargo appends a hash to the names of tests.
 fn program_crate() -> Option<String> {
     let program = std::env::current_exe().ok()?;

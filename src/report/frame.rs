@@ -169,9 +169,14 @@ pub struct StackSample {
 }
 
 impl StackSample {
-    /// Whether debug information has named a line of code that is not of the system.
+    /// Whether debug information has named a line of the program. The standard library and C have
+    /// lines of their own, however the program was built.
     pub(crate) fn has_lines(&self) -> bool {
-        let has_line = |frame: &Frame| frame.origin != Origin::System && frame.file.is_some();
+        let is_of_others = |origin| matches!(origin, Origin::System | Origin::Std);
+        let has_line = |frame: &Frame| {
+            let file = frame.file.as_deref();
+            !is_of_others(frame.origin) && file.is_some_and(|file| file.ends_with(".rs"))
+        };
         self.frames.iter().any(has_line)
     }
 }

@@ -38,6 +38,16 @@ pub enum Missing {
     NoOwnCode,
     /// No frame of the stack has a line: the program was built without debug information.
     NoDebugInfo,
+    /// The file of a module on the stack is not the one that was loaded: it was replaced on disk,
+    /// or written to. Its functions have no names.
+    ModuleReplaced,
+    /// The file of a module on the stack cannot be read. Its functions have no names.
+    ModuleUnreadable,
+    /// The split debug information of a module on the stack is missing, or of another build.
+    SplitDebugInfo,
+    /// The debug information of a module on the stack is larger than what is read of one file, or
+    /// compressed in another way than with zlib.
+    LargeDebugInfo,
 }
 
 /// The reason why there is no stack.
@@ -105,6 +115,16 @@ impl fmt::Display for Missing {
             }
             Missing::NoDebugInfo => {
                 "no site: the program has no debug information; build with `debug = 1`"
+            }
+            Missing::ModuleReplaced => {
+                "names of a module: its file on disk is not the one that was loaded"
+            }
+            Missing::ModuleUnreadable => "names of a module: its file cannot be read",
+            Missing::SplitDebugInfo => {
+                "lines: split debug information is missing; put the `.dwp` beside the program"
+            }
+            Missing::LargeDebugInfo => {
+                "lines: debug information is too large, or not compressed with zlib"
             }
         })
     }

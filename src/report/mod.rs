@@ -25,7 +25,8 @@ pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;
 pub use profile::{FoldedBy, Profile, SiteTotals};
 pub(crate) use recent::Recent;
-pub(crate) use site::of_the_poll;
+#[allow(unused_imports)] // Builds without stacks or assertions use a part of them.
+pub(crate) use site::{SIGNAL_RETURN, done_by_the_poll, of_the_poll};
 pub use split::TimeSplit;
 #[cfg(all(test, not(loom)))]
 pub(crate) use stall::example;

@@ -24,6 +24,28 @@ pub(crate) fn of_the_poll(frames: &[Frame]) -> &[Frame] {
     &poll[..own.map_or(end, |outermost| outermost + 1)]
 }
 
+/// The function of the frame to which a signal handler returns. The frames before it are those of
+/// the handler, and the ones after it those of the code that the signal interrupted.
+pub(crate) const SIGNAL_RETURN: &str = "<signal handler called>";
+
+/// The frames of the poll that are its own doing. A signal handler of the program that happens to
+/// run on the thread, as that of a profiler, is not.
+pub(crate) fn done_by_the_poll(frames: &[Frame]) -> &[Frame] {
+    let poll = of_the_poll(frames);
+    let is_return = |frame: &Frame| frame.function.as_deref() == Some(SIGNAL_RETURN);
+    let interrupted = poll.iter().rposition(is_return);
+    &poll[interrupted.map_or(0, |at| at + 1)..]
+}
+
+/// The outermost function of a dependency that the poll is in, by its name in the source.
+pub(crate) fn dependency(frames: &[Frame]) -> Option<String> {
+    let mut frames = of_the_poll(frames).iter().rev();
+    frames.find_map(|frame| {
+        let is_dependency = frame.origin == Origin::Dependency;
+        is_dependency.then(|| frame.written_name()).flatten()
+    })
+}
+
 /// The innermost frame of own code, by its name in the source. Code made by a derive is passed over
 /// if there is other own code.
 pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
@@ -62,28 +84,65 @@ pub(crate) fn telling(stacks: &[StackSample]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn frame(function: &str, origin: char) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: None,
+            line: None,
+            module: None,
+            offset: 0,
+            build_id: None,
+            origin: match origin {
+                'o' => Origin::Own,
+                'd' => Origin::Dependency,
+                's' => Origin::Std,
+                'r' => Origin::Runtime,
+                _ => Origin::System,
+            },
+            inlined: false,
+        }
+    }
+
+    fn stack(functions: &[(&str, char)]) -> Vec<Frame> {
+        let frames = functions.iter();
+        frames.map(|(name, origin)| frame(name, *origin)).collect()
+    }
+
+    #[test]
+    fn the_handler_of_a_signal_is_not_done_by_the_poll() {
+        let poll = [("serde_json::ser", 'd'), ("app::run", 'o'), ("tokio", 'r')];
+        let handler = [
+            ("std::sys::once::Once::call", 's'),
+            ("pprof::profiler::perf_signal_handler", 'd'),
+            (SIGNAL_RETURN, 'l'),
+        ];
+        let interrupted = stack(&[&handler[..], &poll].concat());
+        assert_eq!(done_by_the_poll(&interrupted), &interrupted[3..5]);
+        assert_eq!(of_the_poll(&interrupted), &interrupted[..5]);
+        let alone = stack(&poll);
+        assert_eq!(done_by_the_poll(&alone), &alone[..2]);
+    }
+
+    #[test]
+    fn without_own_code_the_outermost_function_of_a_dependency_is_told() {
+        let own_main = ("app::main", 'o');
+        let frames = [
+            ("deflate", 'd'),
+            ("tower_http::compression::body::poll::{closure#0}", 'd'),
+            ("core::future::poll", 's'),
+            ("tokio::runtime::task::poll", 'r'),
+            own_main,
+        ];
+        let told = dependency(&stack(&frames));
+        assert_eq!(told.as_deref(), Some("tower_http::compression::body::poll"));
+        assert_eq!(dependency(&stack(&[frames[2], frames[3], own_main])), None);
+    }
+
     #[test]
     fn the_poll_ends_where_the_scheduler_begins() {
         let kept = |origins: &str| {
-            let frames: Vec<Frame> = origins
-                .chars()
-                .map(|origin| Frame {
-                    function: Some("f".to_owned()),
-                    file: None,
-                    line: None,
-                    module: None,
-                    offset: 0,
-                    build_id: None,
-                    origin: match origin {
-                        'o' => Origin::Own,
-                        'd' => Origin::Dependency,
-                        's' => Origin::Std,
-                        'r' => Origin::Runtime,
-                        _ => Origin::System,
-                    },
-                    inlined: false,
-                })
-                .collect();
+            let frames = origins.chars().map(|origin| frame("f", origin));
+            let frames: Vec<Frame> = frames.collect();
             origins[..of_the_poll(&frames).len()].to_owned()
         };
         assert_eq!(kept("lssodoodrsrrssl"), "lssodoo", "on a worker");

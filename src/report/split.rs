@@ -65,6 +65,11 @@ impl TimeSplit {
         self.run_queue + self.throttled + self.stopped
     }
 
+    /// Whether the code slept for a part of its own time that is worth a word.
+    pub(crate) fn has_slept(&self) -> bool {
+        !self.asleep.is_zero() && self.asleep * 10 >= self.asleep + self.cpu
+    }
+
     /// The sum of all parts.
     pub fn total(&self) -> Duration {
         self.cpu + self.asleep + self.host() + self.unknown

@@ -82,7 +82,8 @@ pub struct StallReport {
     pub time: TimeSplit,
     /// The reason why the worker was held.
     pub cause: Cause,
-    /// The system call in which the thread was seen asleep longest.
+    /// The system call in which the thread was seen asleep longest. `None` if less than a tenth of
+    /// the code's own time was asleep.
     pub asleep_in: Option<String>,
     /// The part of the time so far in which no worker waited in the runtime's driver: no socket and
     /// no timer of the whole runtime moved. `None` if the state of the driver is not visible.
@@ -96,6 +97,9 @@ pub struct StallReport {
     pub driver_frozen: Option<Duration>,
     /// The line of the user's own code that held the worker: the innermost on most of the stacks.
     pub site: Option<Site>,
+    /// The outermost function of a dependency that the poll was in, as in the source. `None` if the
+    /// site is known: then it is the better answer.
+    pub dependency: Option<String>,
     /// The stacks of the thread, in the order in which they were found.
     pub stacks: Vec<StackSample>,
     /// The index in `stacks` of the stack that gives the site, the cause and the advice: the
@@ -155,6 +159,7 @@ pub(crate) fn example() -> StallReport {
         asleep_in: Some("clock_nanosleep".to_owned()),
         driver_frozen: None,
         site: None,
+        dependency: None,
         stacks: Vec::new(),
         representative_stack: None,
         advice: None,

@@ -2,6 +2,7 @@
 //!
 //! *Runs on:* every thread that formats a report, mostly `stall-sinks`.
 
+use super::cause::Cause;
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
 use super::stall::{Phase, StallReport};
@@ -17,10 +18,20 @@ impl<'a> Headline<'a> {
         Headline(report)
     }
 
-    /// The longest part of the time. `None` if it is less than half of the time.
+    /// The part of the time that is the cause, and the longest part if that is another one. `None`
+    /// if neither is known: a longest part of less than half of the time says little.
     fn reason(&self) -> Option<String> {
-        let (longest, what) = Why(self.0).parts().into_iter().next()?;
-        (longest * 2 >= self.0.time.total()).then_some(what)
+        let report = self.0;
+        let parts = Why(report).parts();
+        let cause = parts.iter().find(|part| part.is_of(report.cause));
+        let most = |part: &&TimePart| part.time * 2 >= report.time.total();
+        match (cause, parts.first().filter(most)) {
+            (Some(cause), Some(most)) if cause.time < most.time => {
+                Some(format!("{}, mostly {}", cause.what, most.what))
+            }
+            (Some(only), _) | (None, Some(only)) => Some(only.what.clone()),
+            (None, None) => None,
+        }
     }
 
     fn verb(&self) -> &'static str {
@@ -51,6 +62,8 @@ impl fmt::Display for Headline<'_> {
         }
         if let Some(site) = &self.0.site {
             write!(f, ", {site}")?;
+        } else if let Some(dependency) = &self.0.dependency {
+            write!(f, ", in {dependency}")?;
         }
         if let Some(span) = &self.0.span {
             write!(f, ", in {span}")?;
@@ -103,6 +116,8 @@ impl StallReport {
     fn write_blame(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
+        } else if let Some(dependency) = &self.dependency {
+            write!(f, "\n  library   {dependency}")?;
         }
         if let Some(span) = &self.span {
             write!(f, "\n  in        {span}")?;
@@ -246,11 +261,47 @@ impl StallReport {
 /// The known parts of a stall's time that are long enough to be mentioned, the longest first.
 struct Why<'a>(&'a StallReport);
 
+/// One part of a stall's time, in words.
+struct TimePart {
+    kind: Spent,
+    time: Duration,
+    what: String,
+}
+
+impl TimePart {
+    fn is_of(&self, cause: Cause) -> bool {
+        Spent::of(cause) == Some(self.kind)
+    }
+}
+
+/// The kinds of time that a cause can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spent {
+    Computing,
+    Asleep,
+    WithoutCpu,
+    Throttled,
+    Stopped,
+}
+
+impl Spent {
+    fn of(cause: Cause) -> Option<Spent> {
+        match cause {
+            Cause::Cpu => Some(Spent::Computing),
+            Cause::Blocked(_) => Some(Spent::Asleep),
+            Cause::Contention => Some(Spent::WithoutCpu),
+            Cause::Throttled => Some(Spent::Throttled),
+            Cause::Suspended => Some(Spent::Stopped),
+            Cause::Unknown => None,
+        }
+    }
+}
+
 /// Parts below this share of the whole time are left out.
 const LEAST_SHARE: f64 = 0.01;
 
 impl Why<'_> {
-    fn parts(&self) -> Vec<(Duration, String)> {
+    fn parts(&self) -> Vec<TimePart> {
         let StallReport {
             time, asleep_in, ..
         } = self.0;
@@ -258,15 +309,22 @@ impl Why<'_> {
             Some(call) => format!("asleep in {call}"),
             None => "asleep".to_owned(),
         };
-        let mut parts = vec![
-            (time.cpu, "computing".to_owned()),
-            (time.asleep, asleep),
-            (time.run_queue, "without a CPU".to_owned()),
-            (time.throttled, "held back by a CPU quota".to_owned()),
-            (time.stopped, "with the whole process stopped".to_owned()),
+        let stopped = "with the whole process stopped";
+        let parts = [
+            (Spent::Computing, time.cpu, "computing"),
+            (Spent::Asleep, time.asleep, &asleep),
+            (Spent::WithoutCpu, time.run_queue, "without a CPU"),
+            (Spent::Throttled, time.throttled, "held back by a CPU quota"),
+            (Spent::Stopped, time.stopped, stopped),
         ];
-        parts.retain(|(part, _)| *part >= self.least());
-        parts.sort_by_key(|(part, _)| std::cmp::Reverse(*part));
+        let parts = parts.map(|(kind, time, what)| TimePart {
+            kind,
+            time,
+            what: what.to_owned(),
+        });
+        let mut parts: Vec<TimePart> = parts.into();
+        parts.retain(|part| part.time >= self.least());
+        parts.sort_by_key(|part| std::cmp::Reverse(part.time));
         parts
     }
 
@@ -278,14 +336,13 @@ impl Why<'_> {
 
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = self.parts();
-        let unknown = self.0.time.unknown;
-        if unknown >= self.least() {
-            parts.push((unknown, "unknown".to_owned()));
-        }
-        for (index, (part, what)) in parts.iter().enumerate() {
+        let parts = self.parts();
+        let known = parts.iter().map(|part| (part.time, part.what.as_str()));
+        let unknown = Some(self.0.time.unknown).filter(|time| *time >= self.least());
+        let all = known.chain(unknown.map(|time| (time, "unknown")));
+        for (index, (time, what)) in all.enumerate() {
             let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{what} {}", Human(*part))?;
+            write!(f, "{comma}{what} {}", Human(time))?;
         }
         Ok(())
     }
@@ -313,7 +370,6 @@ impl fmt::Display for Human {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::cause::Cause;
     use super::super::missing::Missing;
     use super::super::stall::example as report;
     use super::*;
@@ -399,6 +455,38 @@ mod tests {
         );
         let why = "why       contention: without a CPU 100 ms (mostly the host)";
         assert!(report.to_string().contains(why), "{report}");
+    }
+
+    #[test]
+    fn the_headline_names_the_cause_and_the_longest_part() {
+        let mut report = report();
+        (report.cause, report.asleep_in) = (Cause::Cpu, None);
+        report.time.cpu = Duration::from_millis(50);
+        let headline = |report: &StallReport| report.headline().to_string();
+        let computing = "blocked for 127 ms so far: computing, in request";
+        assert!(headline(&report).contains(computing), "{report}");
+        report.time.run_queue = Duration::from_millis(70);
+        let both = "127 ms so far: computing, mostly without a CPU, in request";
+        assert!(headline(&report).contains(both), "{report}");
+        // Half of the time is unknown, and so is the cause.
+        report.cause = Cause::Unknown;
+        report.time.unknown = Duration::from_millis(130);
+        assert!(headline(&report).contains("127 ms so far, in request"));
+    }
+
+    #[test]
+    fn without_a_site_the_dependency_is_told() {
+        let report = StallReport {
+            cause: Cause::Cpu,
+            span: None,
+            dependency: Some("tower_http::compression::body::poll".to_owned()),
+            ..report()
+        };
+        let headline = report.headline().to_string();
+        let told = ", in tower_http::compression::body::poll";
+        assert!(headline.ends_with(told), "{headline}");
+        let line = "\n  library   tower_http::compression::body::poll";
+        assert!(report.to_string().contains(line), "{report}");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Case {
     answered: u32,
     truncated: bool,
     lost: bool,
+    /// The reasons why frames have no names or lines.
+    unnamed: Vec<Missing>,
     no_stack: Option<NoStack>,
     /// The certainty with which it was last counted.
     counted: Option<Certainty>,
@@ -70,6 +72,11 @@ impl Case {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
+        for missing in explained.missing {
+            if !self.unnamed.contains(&missing) {
+                self.unnamed.push(missing);
+            }
+        }
         add_stack(
             &mut self.stacks,
             StackSample {
@@ -135,6 +142,10 @@ impl Case {
         report.driver_frozen = news.driver_frozen;
         report.representative_stack = telling;
         report.site = site::site(frames);
+        report.dependency = match report.site {
+            Some(_) => None,
+            None => site::dependency(frames),
+        };
         let watch = &news.live.runtime.watch;
         report.advice = advise(&report, frames, watch);
         report.stacks.clone_from(&self.stacks);
@@ -180,6 +191,7 @@ impl Case {
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));
+        report.missing.extend(&self.unnamed);
         report.missing.extend(self.guessed(report));
     }
 
@@ -200,7 +212,7 @@ impl Case {
 
 /// The user's own advice if one fits, else that of the table.
 fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
-    let poll = site::of_the_poll(frames);
+    let poll = site::done_by_the_poll(frames);
     let call = report.asleep_in.as_deref();
     let own = watch.settings.advice.find(poll);
     own.or_else(|| advice::advise(poll, report.cause, call))

@@ -137,6 +137,7 @@ fn emit(report: &StallReport, error_after: Duration) {
                 runtime = report.runtime,
                 worker = report.worker,
                 site = report.site.as_ref().map(tracing::field::display),
+                dependency = report.dependency,
                 cause = report.cause.as_str(),
                 span = report.span,
                 task = report.task,

@@ -317,6 +317,7 @@ mod tests {
                 frames: vec![frame],
                 certain: 1,
                 complete: true,
+                missing: Vec::new(),
                 truncated: false,
                 lost: false,
             }),

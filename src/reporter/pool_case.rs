@@ -33,6 +33,7 @@ impl PoolCase {
                 after: news.after,
                 count: 1,
                 frames: news.stack.frames,
+                certain_frames: news.stack.certain,
                 complete: news.stack.complete,
             },
         );

@@ -5,6 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod changed_files;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod current_thread;
 #[cfg(target_os = "linux")]

@@ -76,9 +76,11 @@ fn a_read_of_a_slow_pipe_is_asleep_in_read() {
 
 #[test]
 fn a_computation_has_its_time_on_the_cpu() {
-    let time = report_of(|| compute(LONG)).time;
+    let report = report_of(|| compute(LONG));
+    let time = report.time;
     assert!(time.cpu >= LONG * 9 / 10, "{time:?}");
     assert!(time.cpu > time.asleep, "{time:?}");
+    assert_eq!(report.asleep_in, None, "{report}");
 }
 
 /// With four times more to do than there are CPUs, most of the time is the host's.

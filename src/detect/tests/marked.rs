@@ -82,6 +82,23 @@ fn a_sleep_that_began_before_the_first_look_counts_from_its_beginning() {
 }
 
 #[test]
+fn the_call_in_which_a_worker_was_parked_is_not_slept_in() {
+    let stall_after = |polls: fn(&mut World) -> Findings| {
+        let mut world = World::parked();
+        world.parked_at(Some(PARKED));
+        // The look meets the mark of a poll whose thread it has seen asleep just before.
+        world.counters.parks += 1;
+        world.begin_poll(Some(at(10)));
+        world.parked_at(Some(PARKED));
+        began(&world.until_found(polls).1).expect("a stall")
+    };
+    let computes = stall_after(|world| world.compute(TICK));
+    assert_eq!(computes.call, None, "{computes:?}");
+    let sleeps = stall_after(|world| world.sleep(TICK));
+    assert_eq!(sleeps.call, Some(CALL), "{sleeps:?}");
+}
+
+#[test]
 fn a_stall_is_announced_again_at_doubling_ages_and_milestones_and_closed_exactly() {
     let mut world = World::polling_since(5);
     let mut announced = Vec::new();

@@ -5,6 +5,9 @@
 //! It may allocate, read files, and take a tenth of a second the first time.
 
 mod code;
+mod debug_info;
+mod files;
+mod pages;
 mod row;
 mod symbols;
 mod tables;
@@ -14,9 +17,9 @@ use super::Explained;
 use super::own_code::OwnCode;
 use crate::capture::{RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
-use crate::report::{Frame, NoStack};
+use crate::report::{Frame, NoStack, Origin, SIGNAL_RETURN};
 use std::time::Duration;
-use symbols::Symbols;
+use symbols::{Named, Symbols};
 use tables::Modules;
 use unwind::{End, walk};
 
@@ -51,18 +54,24 @@ impl Explainer {
         let walk = walk(stack, &mut self.modules);
         let mut frames = Vec::with_capacity(walk.addresses.len());
         let mut certain = None;
+        let mut missing = Vec::new();
         for (index, address) in walk.addresses.iter().enumerate() {
             if index == walk.certain {
                 certain = Some(frames.len());
             }
             let named = self.symbols.frames(*address, &self.modules);
             frames.extend(named.iter().map(|named| named.frame(own)));
+            if walk.signal_returns.contains(&index) {
+                mark_signal_return(frames.last_mut());
+            }
+            missing.extend(named.iter().filter_map(Named::missing));
         }
         let is_proven = certain.is_none() && !frames.iter().any(is_unwinder);
         Ok(Explained {
             complete: walk.end == End::Root && is_proven,
             certain: certain.unwrap_or(frames.len()),
             frames,
+            missing,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
         })
@@ -89,6 +98,14 @@ impl Explainer {
 impl std::fmt::Debug for Explainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Explainer").finish_non_exhaustive()
+    }
+}
+
+/// Marks the frame to which a signal handler returns. Its own name is rarely known.
+fn mark_signal_return(frame: Option<&mut Frame>) {
+    if let Some(frame) = frame {
+        frame.function = Some(SIGNAL_RETURN.to_owned());
+        frame.origin = Origin::System;
     }
 }
 

@@ -4,11 +4,12 @@
 //!
 //! It reads files. The first address takes long: a program's debug information is large.
 
+use super::debug_info::{DebugFrame, DebugInfo};
+use super::files::Gap;
 use super::tables::{Modules, function_at};
 use crate::capture::{Mapped, Module};
-use crate::explain::own_code::OwnCode;
-use crate::report::Frame;
-use addr2line::Loader;
+use crate::explain::own_code::{OwnCode, is_own_path};
+use crate::report::{Frame, Missing};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -21,8 +22,8 @@ const ADDRESSES: usize = 4096;
 /// Names addresses, and keeps the names.
 #[derive(Default)]
 pub(crate) struct Symbols {
-    /// The debug information by identity of the file. `None` if the file cannot be read.
-    loaders: HashMap<u64, Option<Loader>>,
+    /// The debug information by identity of the mapped file, or why there is none.
+    files: HashMap<u64, Result<DebugInfo, Option<Gap>>>,
     named: HashMap<FileAddress, Arc<[Named]>>,
 }
 
@@ -41,12 +42,17 @@ impl Symbols {
         if let Some(known) = self.named.get(&place) {
             return known.clone();
         }
-        let loader = self
-            .loaders
-            .entry(place.file)
-            .or_insert_with(|| Loader::new(file.file()?).ok());
         let facts = ModuleFacts::of(file, module, place.address);
-        let named: Arc<[Named]> = name(loader.as_ref(), place.address, &facts).into();
+        // A file that has been written to is opened anew: its content may be right.
+        let read = self.read(place, file, &facts);
+        let read = read.or_else(|_| self.read(place, file, &facts));
+        match read {
+            Ok(named) => self.keep(place, named.into()),
+            Err(gap) => [Named::without_file(place.address, &facts, gap)].into(),
+        }
+    }
+
+    fn keep(&mut self, place: FileAddress, named: Arc<[Named]>) -> Arc<[Named]> {
         if self.named.len() >= ADDRESSES {
             self.named.clear();
         }
@@ -54,13 +60,43 @@ impl Symbols {
         named
     }
 
-    /// Drops the debug information. Names found in it stay if a build id shows that they are still
-    /// right.
-    pub(crate) fn forget_files(&mut self) {
-        self.loaders.clear();
-        self.named
-            .retain(|_, named| named.iter().all(|named| named.build_id.is_some()));
+    /// The frames at an address, by the files of its module. Files that cannot be read, or that
+    /// have been written to, are not kept.
+    fn read(
+        &mut self,
+        place: FileAddress,
+        mapped: &Mapped,
+        module: &ModuleFacts,
+    ) -> Result<Vec<Named>, Option<Gap>> {
+        let build_id = module.build_id.as_deref();
+        let file = self.files.entry(place.file);
+        let file = file.or_insert_with(|| open(mapped, build_id));
+        let named = match file {
+            Ok(file) => name(file, place.address, module).map_err(Some),
+            Err(gap @ (None | Some(Gap::Replaced))) => return Err(*gap),
+            Err(gap) => Err(*gap),
+        };
+        if named.is_err() {
+            self.files.remove(&place.file);
+        }
+        named
     }
+
+    /// Drops the debug information. Names found in it stay if a build id shows that they are still
+    /// right, and if none was missing.
+    pub(crate) fn forget_files(&mut self) {
+        self.files.clear();
+        let is_proven = |named: &Named| named.build_id.is_some() && named.gap.is_none();
+        self.named.retain(|_, named| named.iter().all(is_proven));
+    }
+}
+
+/// Opens the files of a module. The kernel's page of code has none.
+fn open(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Option<Gap>> {
+    if !mapped.path.starts_with('/') {
+        return Err(None);
+    }
+    DebugInfo::of_mapped(mapped, build_id).map_err(Some)
 }
 
 /// An address in a file.
@@ -107,55 +143,41 @@ impl ModuleFacts {
 }
 
 /// The frames at an address in a file, innermost first.
-fn name(loader: Option<&Loader>, address: u64, module: &ModuleFacts) -> Vec<Named> {
-    let Some(loader) = loader else {
-        return vec![Named::nameless(address, Some(module))];
-    };
-    let symbol = || symbol(loader, address, module);
-    let mut frames = debug_frames(loader, address, module);
+fn name(file: &mut DebugInfo, address: u64, module: &ModuleFacts) -> Result<Vec<Named>, Gap> {
+    let (calls, gap) = file.calls(address)?;
+    let symbol = file.symbol(address, module.function.as_ref());
+    Ok(frames(calls, gap, symbol, address, module))
+}
+
+/// The frames of these calls, innermost first. `symbol` is the name of the outermost function.
+fn frames(
+    calls: Vec<DebugFrame>,
+    gap: Option<Gap>,
+    symbol: Option<String>,
+    address: u64,
+    module: &ModuleFacts,
+) -> Vec<Named> {
+    let symbol = symbol.map(|name| demangled(&name));
+    let calls = calls.into_iter();
+    let mut frames: Vec<Named> = calls
+        .map(|call| Named::inlined(call, address, module))
+        .collect();
+    if frames.is_empty() {
+        frames.push(Named::nameless(address, Some(module)));
+    }
     let Some(outermost) = frames.last_mut() else {
-        return vec![Named {
-            function: symbol(),
-            ..Named::nameless(address, Some(module))
-        }];
+        return frames;
     };
-    outermost.inlined = false;
+    (outermost.inlined, outermost.gap) = (false, gap);
+    // Split debug information leaves its lines in the file. The line may be that of a function
+    // which was inlined into this one.
+    outermost.may_be_inlined_line = outermost.function.is_none();
     // Little debug information names functions without their path, which the symbol has.
     let has_path = |name: &String| name.contains("::");
     if !outermost.function.as_ref().is_some_and(has_path) {
-        outermost.function = symbol().or(outermost.function.take());
+        outermost.function = symbol.or(outermost.function.take());
     }
     frames
-}
-
-/// The frames that debug information has for an address, all as if inlined.
-fn debug_frames(loader: &Loader, address: u64, module: &ModuleFacts) -> Vec<Named> {
-    let mut frames = Vec::new();
-    let Ok(mut found) = loader.find_frames(address) else {
-        return frames;
-    };
-    while let Ok(Some(frame)) = found.next() {
-        let function = frame.function.as_ref();
-        let name = function.and_then(|function| function.raw_name().ok());
-        let location = frame.location.as_ref();
-        frames.push(Named {
-            function: name.map(|name| demangled(&name)),
-            file: location.and_then(|place| place.file).map(str::to_owned),
-            line: location.and_then(|place| place.line),
-            inlined: true,
-            ..Named::nameless(address, Some(module))
-        });
-    }
-    frames
-}
-
-/// The name of the nearest symbol. `None` if that symbol is another function's, since local symbols
-/// have been stripped.
-fn symbol(loader: &Loader, address: u64, module: &ModuleFacts) -> Option<String> {
-    let symbol = loader.find_symbol_info(address)?;
-    let function = module.function.as_ref()?;
-    let is_its_own = function.contains(&symbol.address());
-    is_its_own.then(|| demangled(symbol.name()))
 }
 
 /// A frame without the owner of its code. The owner depends on the crates that a watch names as
@@ -170,9 +192,30 @@ pub(crate) struct Named {
     build_id: Option<String>,
     in_program: bool,
     inlined: bool,
+    /// Whether file and line may be those of a function that was inlined into this one.
+    may_be_inlined_line: bool,
+    /// The reason why more is not known.
+    gap: Option<Gap>,
 }
 
 impl Named {
+    fn inlined(call: DebugFrame, address: u64, module: &ModuleFacts) -> Named {
+        Named {
+            function: call.function.map(|name| demangled(&name)),
+            file: call.file,
+            line: call.line,
+            inlined: true,
+            ..Named::nameless(address, Some(module))
+        }
+    }
+
+    fn without_file(address: u64, module: &ModuleFacts, gap: Option<Gap>) -> Named {
+        Named {
+            gap,
+            ..Named::nameless(address, Some(module))
+        }
+    }
+
     fn nameless(address: u64, module: Option<&ModuleFacts>) -> Named {
         Named {
             function: None,
@@ -183,16 +226,31 @@ impl Named {
             build_id: module.and_then(|module| module.build_id.clone()),
             in_program: module.is_some_and(|module| module.in_program),
             inlined: false,
+            may_be_inlined_line: false,
+            gap: None,
         }
+    }
+
+    /// The reason why the frame lacks a name or a line that it could have.
+    pub(crate) fn missing(&self) -> Option<Missing> {
+        Some(match self.gap? {
+            Gap::Replaced => Missing::ModuleReplaced,
+            Gap::Unreadable => Missing::ModuleUnreadable,
+            Gap::Split => Missing::SplitDebugInfo,
+            Gap::TooLarge => Missing::LargeDebugInfo,
+        })
     }
 
     /// The frame, with its owner by these rules.
     pub(crate) fn frame(&self, own: &OwnCode) -> Frame {
-        let (function, file) = (self.function.as_deref(), self.file.as_deref());
+        let function = self.function.as_deref();
+        let is_believed =
+            |file: &&str| !self.may_be_inlined_line || function.is_none() || is_own_path(file);
+        let file = self.file.as_deref().filter(is_believed);
         Frame {
             function: self.function.clone(),
-            file: self.file.clone(),
-            line: self.line,
+            file: file.map(str::to_owned),
+            line: self.line.filter(|_| file.is_some()),
             module: self.module.clone(),
             offset: self.offset,
             build_id: self.build_id.clone(),
@@ -214,6 +272,7 @@ fn demangled(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Origin;
 
     #[inline(always)]
     fn inner(number: u64) -> u64 {
@@ -289,7 +348,7 @@ mod tests {
         let first = symbols.frames(address, &modules);
         assert!(Arc::ptr_eq(&first, &symbols.frames(address, &modules)));
         symbols.forget_files();
-        assert!(symbols.loaders.is_empty());
+        assert!(symbols.files.is_empty());
         let kept = Arc::ptr_eq(&first, &symbols.frames(address, &modules));
         assert_eq!(kept, first[0].build_id.is_some());
     }
@@ -299,13 +358,64 @@ mod tests {
         let modules = this_program();
         let address = outer as *const () as u64;
         let (file, module) = modules.module_of(address).unwrap();
-        let loader = Loader::new(file.file().unwrap()).unwrap();
+        let info = open(file, module.unwrap().build_id.as_deref());
+        let info = info.unwrap_or_else(|gap| panic!("{gap:?}"));
         let in_file = FileAddress::of(address, file, module).address;
-        let mut facts = ModuleFacts::of(file, module, in_file);
-        let found = symbol(&loader, in_file, &facts).expect("it has a symbol");
+        let function = ModuleFacts::of(file, module, in_file).function.unwrap();
+        let found = info.symbol(in_file, Some(&function));
+        let found = demangled(&found.expect("it has a symbol"));
         assert!(found.ends_with("::outer"), "{found}");
-        facts.function = Some(in_file + 1..in_file + 2);
-        assert_eq!(symbol(&loader, in_file, &facts), None);
+        assert_eq!(
+            info.symbol(in_file, Some(&(in_file + 1..in_file + 2))),
+            None
+        );
+        // Without an unwind table, the symbol's size decides.
+        let last = function.end - 1;
+        assert_eq!(info.symbol(last, None), info.symbol(in_file, None));
+        assert!(info.symbol(last, None).is_some());
+    }
+
+    fn facts() -> ModuleFacts {
+        ModuleFacts {
+            name: "app".to_owned(),
+            build_id: None,
+            in_program: true,
+            function: None,
+        }
+    }
+
+    fn call(function: Option<&str>, file: &str) -> DebugFrame {
+        DebugFrame {
+            function: function.map(str::to_owned),
+            file: Some(file.to_owned()),
+            line: Some(7),
+        }
+    }
+
+    #[test]
+    fn a_line_beside_a_symbol_may_be_that_of_an_inlined_function() {
+        let own = OwnCode::new(["app".to_owned()]);
+        let frame_of = |call| {
+            let symbol = Some("app::handlers::hash".to_owned());
+            let named = frames(vec![call], Some(Gap::Split), symbol, 8, &facts());
+            assert_eq!(named[0].missing(), Some(Missing::SplitDebugInfo));
+            named[0].frame(&own)
+        };
+        let std = "/rustc/abc/library/core/src/intrinsics/mod.rs";
+        let registry = "/home/me/.cargo/registry/src/index.crates.io-1949/sha2-0.10.8/src/a.rs";
+        for file in [std, registry] {
+            let frame = frame_of(call(None, file));
+            assert_eq!(frame.function.as_deref(), Some("app::handlers::hash"));
+            assert_eq!(
+                (frame.origin, frame.file, frame.line),
+                (Origin::Own, None, None)
+            );
+        }
+        let frame = frame_of(call(None, "/home/me/app/src/main.rs"));
+        assert_eq!((frame.origin, frame.line), (Origin::Own, Some(7)));
+        // With its function from the same source, the line is the function's own.
+        let frame = frame_of(call(Some("core::hint::black_box"), std));
+        assert_eq!((frame.origin, frame.line), (Origin::Std, Some(7)));
     }
 
     #[test]

@@ -109,6 +109,8 @@ pub(crate) struct Walk {
     pub(crate) addresses: Vec<u64>,
     /// The number of addresses that tables have led to. The others are guesses.
     pub(crate) certain: usize,
+    /// The indices of the addresses to which signal handlers return.
+    pub(crate) signal_returns: Vec<usize>,
     pub(crate) end: End,
 }
 
@@ -144,6 +146,7 @@ fn walk_words(
     };
     Walk {
         certain: walker.certain.unwrap_or(walker.addresses.len()),
+        signal_returns: walker.signal_returns,
         addresses: walker.addresses,
         end,
     }
@@ -159,6 +162,7 @@ struct Walker<'a, T> {
     addresses: Vec<u64>,
     /// The number of addresses before the first guess.
     certain: Option<usize>,
+    signal_returns: Vec<usize>,
 }
 
 impl<'a, T: Tables> Walker<'a, T> {
@@ -171,6 +175,7 @@ impl<'a, T: Tables> Walker<'a, T> {
             at,
             addresses: vec![at.address()],
             certain: None,
+            signal_returns: Vec::new(),
         }
     }
 
@@ -194,7 +199,8 @@ impl<'a, T: Tables> Walker<'a, T> {
         Ok(())
     }
 
-    fn interrupted(&self) -> Result<Activation, End> {
+    fn interrupted(&mut self) -> Result<Activation, End> {
+        self.signal_returns.push(self.addresses.len() - 1);
         let interrupted = interrupted(self.at.registers.sp, &self.stack);
         let interrupted = interrupted.ok_or_else(|| self.end_of_words())?;
         Ok(Activation::interrupted(interrupted))
@@ -394,6 +400,7 @@ mod tests {
         Walk {
             addresses: addresses.to_vec(),
             certain,
+            signal_returns: Vec::new(),
             end,
         }
     }
@@ -494,7 +501,11 @@ mod tests {
         words.extend([0, ROOT + 1]);
         let walk = walked(0x1010, &words, false);
         let addresses = [0x1010, HANDLER_RETURN, 0x1040, ROOT];
-        assert_eq!(walk, walk_of(&addresses, End::Root));
+        let through_a_handler = Walk {
+            signal_returns: vec![1],
+            ..walk_of(&addresses, End::Root)
+        };
+        assert_eq!(walk, through_a_handler);
         let walk = walked(0x1010, &words[..8], true);
         assert_eq!(walk.end, End::Truncated, "the context was not copied");
     }
