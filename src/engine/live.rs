@@ -60,6 +60,7 @@ impl Live {
             cause: explain::cause(&stall.split, runtime.rules.threshold, slept_in, frames),
             asleep_in: stall.call.map(|call| os::call_name(call.number)),
             driver_frozen: None,
+            victims: None,
             site: None,
             stacks: Vec::new(),
             representative_stack: None,

@@ -21,6 +21,8 @@ pub use coverage::Coverage;
 pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;
+#[cfg(feature = "tower")]
+pub(crate) use news::RequestsNews;
 pub(crate) use news::{
     Message, PoolNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };

@@ -5,6 +5,8 @@
 //! Counts are exported as differences to the last export. Gauges are read anew.
 
 use super::list::{self, Metric};
+#[cfg(feature = "tower")]
+use super::requests::ExportedRequests;
 use super::writer::MetricWriter;
 use crate::clock::Nanos;
 use crate::detect::WorkerState;
@@ -44,6 +46,8 @@ pub(super) struct ExportedRuntime {
     driver_frozen: Duration,
     scheduler_lag: Seen,
     queue_wait: Seen,
+    #[cfg(feature = "tower")]
+    requests: ExportedRequests,
     intervals: RuntimeIntervals,
     unpublished: Duration,
 }
@@ -64,6 +68,8 @@ impl ExportedRuntime {
             driver_frozen: Duration::ZERO,
             scheduler_lag: Seen::default(),
             queue_wait: Seen::default(),
+            #[cfg(feature = "tower")]
+            requests: ExportedRequests::default(),
             intervals: RuntimeMonitor::new(&runtime.handle).intervals(),
             unpublished: Duration::ZERO,
             runtime,
@@ -105,8 +111,17 @@ impl ExportedRuntime {
         writer.tally(&list::SCHEDULER_LAG, &[name], lag, &mut self.scheduler_lag);
         let wait = &stats.blocking_queue_wait.tally;
         writer.tally(&list::QUEUE_WAIT, &[name], wait, &mut self.queue_wait);
+        #[cfg(feature = "tower")]
+        self.export_requests(writer, name);
         self.export_figures(writer, name);
         other
+    }
+
+    #[cfg(feature = "tower")]
+    fn export_requests(&mut self, writer: &MetricWriter<'_>, name: &str) {
+        let board = &self.runtime.requests;
+        let dropped = self.requests.export(writer, name, board);
+        writer.add(&list::DROPPED, &["requests"], dropped);
     }
 
     fn export_coverage(&self, writer: &MetricWriter<'_>, name: &str) {

@@ -6,9 +6,13 @@
 
 mod case;
 pub(crate) mod explainer;
+#[cfg(feature = "tower")]
+mod lateness;
 mod limiter;
 pub(crate) mod log;
 mod names;
+#[cfg(feature = "tower")]
+mod requests;
 pub(crate) mod sinks;
 pub(crate) mod worker_stacks;
 
@@ -17,8 +21,10 @@ pub(crate) use sinks::guarded;
 
 use crate::clock::{self, wall_clock};
 use crate::engine::{Message, PoolNews, Shared, StallId, StallNews};
-use crate::report::{Phase, PoolWaitReport};
+use crate::report::{Phase, PoolWaitReport, StallReport};
 use case::Case;
+#[cfg(feature = "tower")]
+use lateness::Lateness;
 use sinks::Delivery;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -34,6 +40,8 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<D
         sinks,
         shared,
         cases: HashMap::new(),
+        #[cfg(feature = "tower")]
+        requests: HashMap::new(),
     };
     for message in news {
         reporter.take(message);
@@ -45,6 +53,9 @@ struct Reporter<'a> {
     sinks: SyncSender<Delivery>,
     shared: &'a Shared,
     cases: HashMap<StallId, Case>,
+    /// By tokio's number for the runtime: its requests, and the stalls that held them up.
+    #[cfg(feature = "tower")]
+    requests: HashMap<u64, Lateness>,
 }
 
 impl Reporter<'_> {
@@ -62,12 +73,16 @@ impl Reporter<'_> {
             }
             Message::PoolWait(news) => self.pool_wait(&news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
+            #[cfg(feature = "tower")]
+            Message::Requests(news) => self.requests(news),
         }
     }
 
     fn stall(&mut self, news: StallNews) {
         let id = news.live.id;
         let is_announced = news.phase.is_some();
+        #[cfg(feature = "tower")]
+        self.stall_of_requests(&news);
         self.case(id).take(news);
         if is_announced {
             self.report_stall(id);
@@ -82,23 +97,23 @@ impl Reporter<'_> {
         };
         if case.is_over() {
             self.report_stall(id);
-        } else if let (Some(news), Some(report)) = (case.latest(), case.report()) {
+        } else if let (Some(news), Some(report)) = (case.latest(), self.report(case)) {
             news.live.runtime.watch.recent.lock().keep(report);
         }
     }
 
     /// Counts a stall, keeps its report and passes it on, unless the report waits for a stack.
     fn report_stall(&mut self, id: StallId) {
-        let Some(case) = self.cases.get_mut(&id).filter(|case| case.is_ready()) else {
+        let Some(case) = self.cases.get(&id).filter(|case| case.is_ready()) else {
             return;
         };
-        let (Some(report), Some(news)) = (case.report(), case.latest()) else {
+        let (Some(report), Some(news)) = (self.report(case), case.latest()) else {
             return;
         };
         let last_words = news.live.last_words.clone();
         let runtime = news.live.runtime.clone();
         let (watch, stalls) = (runtime.watch.clone(), &runtime.stats.stalls);
-        if case.count_as(report.certainty) {
+        if self.case(id).count_as(report.certainty) {
             stalls.detected(report.cause, report.certainty);
         }
         if report.phase == Phase::Ended {
@@ -112,6 +127,15 @@ impl Reporter<'_> {
             runtime,
             last_words,
         });
+    }
+
+    /// The report of all that is known of a case.
+    fn report(&self, case: &Case) -> Option<StallReport> {
+        #[allow(unused_mut)] // Without requests there is nothing to add.
+        let mut report = case.report()?;
+        #[cfg(feature = "tower")]
+        self.add_victims(case, &mut report);
+        Some(report)
     }
 
     fn pass_on(&self, delivery: Delivery) {
@@ -163,7 +187,7 @@ mod tests {
     use crate::detect::{HeldBy, PollKey, Stall};
     use crate::engine::{Live, StackNews, StallThread, WatchedRuntime};
     use crate::explain::Explained;
-    use crate::report::{Certainty, Frame, Missing, NoStack, Origin, StallReport, TimeSplit};
+    use crate::report::{Certainty, Frame, Missing, NoStack, Origin, TimeSplit};
     use crate::slot;
     use std::sync::Arc;
     use std::sync::mpsc::sync_channel;
@@ -199,6 +223,8 @@ mod tests {
                 sinks: self.sinks.clone(),
                 shared: &self.shared,
                 cases: HashMap::new(),
+                #[cfg(feature = "tower")]
+                requests: HashMap::new(),
             }
         }
 

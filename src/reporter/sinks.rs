@@ -8,6 +8,8 @@ use super::log::{self, Log};
 use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
 use crate::os;
+#[cfg(feature = "tower")]
+use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -28,6 +30,11 @@ pub(crate) enum Delivery {
         runtime: Arc<WatchedRuntime>,
     },
     TurnsLost(TurnsLost),
+    #[cfg(feature = "tower")]
+    Request {
+        report: RequestReport,
+        runtime: Arc<WatchedRuntime>,
+    },
 }
 
 /// The thread's main function. Ends when the reporter has ended.
@@ -70,6 +77,13 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
         Delivery::TurnsLost(TurnsLost { runtime, why }) => {
             let _context = runtime.handle.enter();
             guarded(shared, || log::turns_lost(&runtime, why));
+        }
+        #[cfg(feature = "tower")]
+        Delivery::Request { report, runtime } => {
+            let _context = runtime.handle.enter();
+            if let Some((_, on_slow_request)) = &runtime.watch.settings.on_slow_request {
+                guarded(shared, || on_slow_request(&report));
+            }
         }
     }
 }
