@@ -29,7 +29,7 @@ pub(crate) use news::{
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
-pub(crate) use stats::{CAUSES, SpanSite, Stalls};
+pub(crate) use stats::{AtSite, CAUSES, SpanSite, Stalls};
 pub(crate) use stats::{TimeByState, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;

@@ -168,6 +168,10 @@ metrics! {
         "tokio_stall_request_lost_seconds", Histogram, &["runtime", "route"],
         "The time that requests were ready and not polled while the runtime was stalled, of those that lost any.",
     );
+    REQUEST_LOST_BY_SITE = with_buckets(metric(
+        "tokio_stall_request_lost_by_site_seconds", Histogram, &["runtime", "span", "site"],
+        "The time that requests lost to stalls, by the stalls' spans and functions, added when they are over; only the sum counts.",
+    ), LEDGER_BUCKETS);
     BUSY_RATIO = metric(
         "tokio_stall_runtime_busy_ratio", Gauge, &["runtime"],
         "The share of time in which workers were not parked, stalls going on included.",

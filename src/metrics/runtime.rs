@@ -10,7 +10,7 @@ use super::requests::ExportedRequests;
 use super::writer::MetricWriter;
 use crate::clock::Nanos;
 use crate::detect::WorkerState;
-use crate::engine::{CAUSES, Coverage, SpanSite, Stalls, WatchedRuntime};
+use crate::engine::{AtSite, CAUSES, Coverage, SpanSite, Stalls, WatchedRuntime};
 use crate::report::Certainty;
 use crate::tally::{OTHER, Seen};
 use std::collections::HashMap;
@@ -39,8 +39,8 @@ pub(super) struct ExportedRuntime {
     pub(super) runtime: Arc<WatchedRuntime>,
     stalls: [[u64; 2]; CAUSES.len()],
     durations: [Seen; CAUSES.len()],
-    sites: HashMap<SpanSite, u64>,
-    other_sites: u64,
+    sites: HashMap<SpanSite, AtSite>,
+    other_sites: AtSite,
     worker_time: Vec<[Duration; WorkerState::ALL.len()]>,
     worker_turns: Vec<u64>,
     driver_frozen: Duration,
@@ -62,7 +62,7 @@ impl ExportedRuntime {
             stalls: Default::default(),
             durations: Default::default(),
             sites: HashMap::new(),
-            other_sites: 0,
+            other_sites: AtSite::default(),
             worker_time: vec![Default::default(); workers],
             worker_turns: vec![0; workers],
             driver_frozen: Duration::ZERO,
@@ -178,21 +178,14 @@ impl ExportedRuntime {
     }
 
     fn export_sites(&mut self, writer: &MetricWriter<'_>, name: &str, stalls: &Stalls) -> u64 {
-        for (labels, count) in stalls.by_site() {
-            let SpanSite { span, site } = &labels;
-            let values = [name, span, site];
-            match self.sites.get_mut(&labels) {
-                Some(exported) => writer.grow(&list::STALLS_BY_SITE, &values, count, exported),
-                None => {
-                    writer.add(&list::STALLS_BY_SITE, &values, count);
-                    self.sites.insert(labels, count);
-                }
-            }
+        for (labels, stalls) in stalls.by_site() {
+            let values = [name, &labels.span, &labels.site];
+            let exported = self.sites.entry(labels.clone()).or_default();
+            export_site(writer, &values, stalls, exported);
         }
-        let (before, other) = (self.other_sites, stalls.other_sites());
-        let labels = [name, OTHER, OTHER];
-        writer.grow(&list::STALLS_BY_SITE, &labels, other, &mut self.other_sites);
-        other - before
+        let (before, other) = (self.other_sites.count, stalls.other_sites());
+        export_site(writer, &[name, OTHER, OTHER], other, &mut self.other_sites);
+        other.count - before
     }
 
     /// Exports Tokio's own figures, as far as an exporter can carry them.
@@ -246,6 +239,19 @@ impl ExportedRuntime {
             writer.set(gauge, &[name], 0.0);
         }
     }
+}
+
+/// Exports the growth of one site.
+fn export_site(writer: &MetricWriter<'_>, labels: &[&str], now: AtSite, exported: &mut AtSite) {
+    writer.grow(
+        &list::STALLS_BY_SITE,
+        labels,
+        now.count,
+        &mut exported.count,
+    );
+    let before = std::mem::replace(&mut exported.lost_by_requests, now.lost_by_requests);
+    let more = now.lost_by_requests - before;
+    record_time(writer, &list::REQUEST_LOST_BY_SITE, labels, more);
 }
 
 /// Records more of a time of which only the sum counts.
