@@ -23,7 +23,8 @@ use tower_service::Service;
 ///
 /// A request is named by its method and its path, as the program's router knows it: with the
 /// feature `axum`, the layer finds axum's `MatchedPath`. Without a router, it is the name given to
-/// [`named`](RequestLayer::named). The paths of requests are not used: they are without number.
+/// [`named`](RequestLayer::named). The path that a client sends is used only if
+/// [`by_path`](RequestLayer::by_path) allows it: there is no limit to such paths.
 ///
 /// Inside of `TraceLayer`, events about a request belong to its span:
 /// `ServiceBuilder::new().layer(TraceLayer::new_for_http()).layer(RequestLayer::new())`.
@@ -60,6 +61,7 @@ pub struct RequestLayer {
 struct Settings {
     /// In place of a path.
     name: &'static str,
+    by_path: bool,
     server_timing: bool,
 }
 
@@ -75,6 +77,7 @@ impl RequestLayer {
         RequestLayer {
             settings: Settings {
                 name: "request",
+                by_path: false,
                 server_timing: false,
             },
         }
@@ -84,6 +87,16 @@ impl RequestLayer {
     #[must_use]
     pub fn named(mut self, name: &'static str) -> RequestLayer {
         self.settings.name = name;
+        self
+    }
+
+    /// Names requests by the paths that clients send, where no router knows better. For services
+    /// with few paths, as in gRPC: `POST /grpc.health.v1.Health/Check`.
+    ///
+    /// A client can send any path. From 128 routes of the process on, all further ones are `other`.
+    #[must_use]
+    pub fn by_path(mut self, named: bool) -> RequestLayer {
+        self.settings.by_path = named;
         self
     }
 
@@ -130,7 +143,11 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> ResponseFuture<S::Future> {
-        let path = matched_path(&request).unwrap_or(self.settings.name);
+        let named = || match self.settings.by_path {
+            true => request.uri().path(),
+            false => self.settings.name,
+        };
+        let path = matched_path(&request).unwrap_or_else(named);
         let timed = Request::new(Route::of(request.method(), path));
         ResponseFuture {
             inner: self.inner.call(request),

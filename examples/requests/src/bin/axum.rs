@@ -21,7 +21,7 @@ const LOAD: Duration = Duration::from_secs(3);
 
 mod cache {
     /// Loads everything anew, and blocks its worker meanwhile.
-    pub fn rebuild() {
+    pub(crate) fn rebuild() {
         std::thread::sleep(std::time::Duration::from_millis(300));
     }
 }
