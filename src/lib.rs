@@ -166,7 +166,12 @@ pub use slot::PollTiming;
 pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
 /// The guides: decisions, reports, production, tests, cost and limits.
-#[cfg(all(any(doc, doctest), feature = "serve", feature = "testing"))]
+#[cfg(all(
+    any(doc, doctest),
+    feature = "axum",
+    feature = "serve",
+    feature = "testing"
+))]
 pub mod guide {
     #[doc = include_str!("../docs/how-it-decides.md")]
     pub mod how_it_decides {}
@@ -176,6 +181,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/production.md")]
     pub mod production {}
+
+    #[doc = include_str!("../docs/requests.md")]
+    pub mod requests {}
 
     #[doc = include_str!("../docs/testing.md")]
     pub mod testing {}
