@@ -67,6 +67,8 @@
 //! | `stacks` (default) | stacks of stalled threads |
 //! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in tests |
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
+//! | `tower` | [`tower::RequestLayer`]: times requests, and finds those that a stall held up |
+//! | `axum` | requests are named by the routes of axum |
 //! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
 //! # Guides
@@ -119,6 +121,8 @@ mod probe;
 mod turns;
 
 mod detect;
+#[cfg(feature = "tower")]
+mod requests;
 
 mod explain;
 
@@ -134,6 +138,13 @@ pub use metrics::prometheus;
 #[cfg(feature = "serve")]
 mod serve;
 
+/// Requests of `tower` services, as in axum and tonic: who was late, and because of whom.
+#[cfg(feature = "tower")]
+pub mod tower {
+    pub use crate::report::{LostTo, RequestReport};
+    pub use crate::requests::{RequestLayer, RequestService, ResponseBody, ResponseFuture};
+}
+
 mod start;
 // Under loom there is no runtime to test on.
 #[cfg(all(feature = "testing", not(loom)))]
@@ -148,13 +159,19 @@ pub use probe::{AllowedBlocking, FutureExt, StallLayer, Watched, allow_blocking,
 pub use probe::{RuntimeBuilderExt, RuntimeHooks};
 pub use report::{
     Blocking, Cause, Certainty, FoldedBy, Frame, Headline, Missing, NoStack, Origin, Phase,
-    PoolWaitReport, Profile, Site, SiteTotals, StackSample, StallReport, TimeSplit, WorkerStack,
+    PoolWaitReport, Profile, RouteVictims, Site, SiteTotals, StackSample, StallReport, TimeSplit,
+    Victims, WorkerStack,
 };
 pub use slot::PollTiming;
 pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
 /// The guides: decisions, reports, production, tests, cost and limits.
-#[cfg(all(any(doc, doctest), feature = "serve", feature = "testing"))]
+#[cfg(all(
+    any(doc, doctest),
+    feature = "axum",
+    feature = "serve",
+    feature = "testing"
+))]
 pub mod guide {
     #[doc = include_str!("../docs/how-it-decides.md")]
     pub mod how_it_decides {}
@@ -164,6 +181,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/production.md")]
     pub mod production {}
+
+    #[doc = include_str!("../docs/requests.md")]
+    pub mod requests {}
 
     #[doc = include_str!("../docs/testing.md")]
     pub mod testing {}

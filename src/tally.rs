@@ -64,6 +64,17 @@ pub(crate) struct Batch {
     pub(crate) mean: Duration,
 }
 
+/// The bucket of a duration.
+#[inline]
+fn bucket_of(nanos: u64) -> usize {
+    // Most durations are short and need no search.
+    if nanos <= BOUND_NANOS[0] {
+        0
+    } else {
+        BOUND_NANOS.partition_point(|bound| *bound < nanos)
+    }
+}
+
 impl Default for Tally {
     fn default() -> Tally {
         Tally::new()
@@ -83,15 +94,20 @@ impl Tally {
         self.note_nanos(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Counts one duration. Any number of threads may at a time.
+    #[cfg(feature = "tower")]
+    pub(crate) fn note_shared(&self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = bucket_of(nanos);
+        // Relaxed: as in `note_nanos`.
+        self.nanos[bucket].fetch_add(nanos, Ordering::Relaxed);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts one duration, given in nanoseconds. Only one thread at a time may.
     #[inline]
     pub(crate) fn note_nanos(&self, nanos: u64) {
-        // Most durations are short and need no search.
-        let bucket = if nanos <= BOUND_NANOS[0] {
-            0
-        } else {
-            BOUND_NANOS.partition_point(|bound| *bound < nanos)
-        };
+        let bucket = bucket_of(nanos);
         // Relaxed: there is one writer, and a reader that sees one of the two stores sees the other
         // at its next look.
         let sum = self.nanos[bucket].load(Ordering::Relaxed);

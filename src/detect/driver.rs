@@ -54,6 +54,11 @@ impl EventDriver {
         self.looked_at = now;
     }
 
+    /// The time since which it is empty.
+    pub(crate) fn frozen_since(&self) -> Option<Nanos> {
+        self.frozen_since
+    }
+
     /// The part of the time between the last two looks for which the driver was empty.
     pub(crate) fn frozen_now(&self) -> Option<Duration> {
         self.frozen_now

@@ -198,6 +198,11 @@ impl Detector {
         hold.map(|hold| hold.period.since)
     }
 
+    /// The time since which one thing holds the worker.
+    pub(crate) fn hold_since(&self) -> Option<Nanos> {
+        self.hold.map(|hold| hold.period.since)
+    }
+
     /// The last sample.
     pub(crate) fn last(&self) -> Option<Sample> {
         self.last

@@ -60,6 +60,7 @@ impl Live {
             cause: explain::cause(&stall.split, runtime.rules.threshold, slept_in, frames),
             asleep_in: slept_in_call(stall),
             driver_frozen: None,
+            victims: None,
             site: None,
             dependency: None,
             stacks: Vec::new(),

@@ -23,6 +23,8 @@ pub use coverage::{Coverage, Gap};
 pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;
+#[cfg(feature = "tower")]
+pub(crate) use news::RequestsNews;
 pub(crate) use news::{
     Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
@@ -30,7 +32,7 @@ pub use others::OtherRuntime;
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]
-pub(crate) use stats::{CAUSES, SpanSite, Stalls};
+pub(crate) use stats::{AtSite, CAUSES, SpanSite, Stalls};
 pub(crate) use stats::{TimeByState, WaitCounter};
 #[cfg(feature = "metrics")]
 pub(crate) use target::Target;

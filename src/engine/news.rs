@@ -9,6 +9,8 @@ use crate::capture::RawStack;
 use crate::clock::Nanos;
 use crate::explain::{Explained, SleptIn};
 use crate::report::{NoStack, Phase};
+#[cfg(feature = "tower")]
+use crate::requests::RequestNews;
 use crate::slot::{Marks, Slot};
 use crate::turns::NoTurns;
 use std::sync::Arc;
@@ -33,6 +35,16 @@ pub(crate) enum Message {
     TurnsLost(TurnsLost),
     /// Runtimes have appeared that nobody watches. The log of this watched one names them.
     OtherRuntimes(Arc<WatchedRuntime>),
+    #[cfg(feature = "tower")]
+    Requests(RequestsNews),
+}
+
+/// News of requests, in order.
+#[cfg(feature = "tower")]
+#[derive(Debug)]
+pub(crate) struct RequestsNews {
+    pub(crate) runtime: Arc<WatchedRuntime>,
+    pub(crate) news: Vec<RequestNews>,
 }
 
 /// The turns of a runtime are not counted any more.

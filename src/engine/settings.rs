@@ -8,6 +8,8 @@ use super::Liveness;
 use super::Target;
 use crate::clock::Nanos;
 use crate::explain::OwnCode;
+#[cfg(feature = "tower")]
+use crate::report::RequestReport;
 use crate::report::{Frame, PoolWaitReport, StallReport};
 use crate::slot::PollTiming;
 #[cfg(feature = "metrics")]
@@ -64,6 +66,8 @@ impl Advice {
 }
 
 type OnStall = Arc<dyn Fn(&StallReport) + Send + Sync>;
+#[cfg(feature = "tower")]
+type OnSlowRequest = Arc<dyn Fn(&RequestReport) + Send + Sync>;
 type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
 
 /// The settings of one watch.
@@ -98,6 +102,9 @@ pub(crate) struct Settings {
     pub(crate) advice: Advice,
     pub(crate) on_stall: Option<OnStall>,
     pub(crate) on_pool_wait: Option<OnPoolWait>,
+    /// The function for requests that take so long.
+    #[cfg(feature = "tower")]
+    pub(crate) on_slow_request: Option<(Duration, OnSlowRequest)>,
 }
 
 impl Settings {
@@ -112,6 +119,12 @@ impl Settings {
     pub(crate) const SITE_LABELS: usize = 64;
     #[cfg(feature = "metrics")]
     pub(crate) const POLL_LABELS: usize = polls::NAMES;
+
+    /// The length from which on requests are told of at their end.
+    #[cfg(feature = "tower")]
+    pub(crate) fn slow_requests_from(&self) -> Option<Duration> {
+        self.on_slow_request.as_ref().map(|(length, _)| *length)
+    }
 
     /// Whether the log is still silent after the start. Only the log waits for the grace to end.
     pub(crate) fn is_in_grace(&self, started_at: Nanos, now: Nanos) -> bool {
@@ -144,6 +157,8 @@ impl Default for Settings {
             advice: Advice::default(),
             on_stall: None,
             on_pool_wait: None,
+            #[cfg(feature = "tower")]
+            on_slow_request: None,
         }
     }
 }

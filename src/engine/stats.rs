@@ -240,17 +240,17 @@ impl Stalls {
     }
 
     /// The stalls by span and site, so far.
-    pub(crate) fn by_site(&self) -> Vec<(SpanSite, u64)> {
+    pub(crate) fn by_site(&self) -> Vec<(SpanSite, AtSite)> {
         let sites = self.sites.lock();
         sites
-            .counts
+            .known
             .iter()
-            .map(|(site, count)| (site.clone(), *count))
+            .map(|(site, stalls)| (site.clone(), *stalls))
             .collect()
     }
 
-    /// The number of stalls counted as "other", since there are too many sites.
-    pub(crate) fn other_sites(&self) -> u64 {
+    /// The stalls counted as "other", since there are too many sites.
+    pub(crate) fn other_sites(&self) -> AtSite {
         self.sites.lock().other
     }
 }
@@ -269,10 +269,26 @@ pub(crate) struct SpanSite {
     pub(crate) site: String,
 }
 
+/// The stalls at one site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AtSite {
+    pub(crate) count: u64,
+    /// The time that requests lost to them.
+    pub(crate) lost_by_requests: Duration,
+}
+
+impl AtSite {
+    fn add(&mut self, report: &StallReport) {
+        self.count += 1;
+        let victims = report.victims.as_ref();
+        self.lost_by_requests += victims.map_or(Duration::ZERO, |victims| victims.total);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Sites {
-    counts: HashMap<SpanSite, u64>,
-    other: u64,
+    known: HashMap<SpanSite, AtSite>,
+    other: AtSite,
 }
 
 impl Sites {
@@ -282,13 +298,11 @@ impl Sites {
             span: or_unnamed(report.span_names()),
             site: or_unnamed(report.site.as_ref().map(|site| site.label())),
         };
-        let known = self.counts.len();
-        if let Some(count) = self.counts.get_mut(&key) {
-            *count += 1;
-        } else if known < most {
-            self.counts.insert(key, 1);
-        } else {
-            self.other += 1;
+        let has_room = self.known.len() < most;
+        match self.known.get_mut(&key) {
+            Some(stalls) => stalls.add(report),
+            None if has_room => self.known.entry(key).or_default().add(report),
+            None => self.other.add(report),
         }
     }
 }
@@ -364,9 +378,9 @@ mod tests {
         assert!(
             sites
                 .iter()
-                .all(|(labels, count)| *count == 2 && labels.span == "request > get_user")
+                .all(|(labels, stalls)| stalls.count == 2 && labels.span == "request > get_user")
         );
-        assert_eq!(stalls.other_sites(), 2 * (10_000 - 64));
+        assert_eq!(stalls.other_sites().count, 2 * (10_000 - 64));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::clock::{self, Nanos};
 use crate::detect::{Rules, StackVerdict};
 use crate::probe::Pulse;
 use crate::report::{NoStack, Profile, Recent};
+#[cfg(feature = "tower")]
+use crate::requests::Board;
 use crate::slot;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub(crate) struct WatchedRuntime {
     pub(crate) stats: Stats,
     /// By worker: the verdict of the last stack, for the watchdog.
     pub(crate) verdicts: Vec<VerdictCell>,
+    #[cfg(feature = "tower")]
+    pub(crate) requests: Arc<Board>,
     pub(crate) watch: Arc<WatchState>,
 }
 
@@ -41,9 +45,12 @@ impl WatchedRuntime {
     ) -> WatchedRuntime {
         let metrics = handle.metrics();
         let workers = metrics.num_workers();
+        let id = slot::raw_id(&handle.id());
         WatchedRuntime {
             name,
-            id: slot::raw_id(&handle.id()),
+            id,
+            #[cfg(feature = "tower")]
+            requests: Arc::new(Board::new(id, watch.settings.slow_requests_from())),
             handle,
             metrics,
             rules,
@@ -78,6 +85,8 @@ impl WatchedRuntime {
                 always_driven: false,
             },
             pulse: Pulse::spawn(handle).expect("the runtime lives"),
+            #[cfg(feature = "tower")]
+            requests: Arc::new(Board::new(crate::slot::raw_id(&handle.id()), None)),
             stats: Stats::new(metrics.num_workers()),
             verdicts: std::iter::repeat_with(VerdictCell::default)
                 .take(metrics.num_workers())

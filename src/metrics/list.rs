@@ -160,6 +160,18 @@ metrics! {
         "tokio_stall_blocking_queue_wait_ongoing_seconds", Gauge, &["runtime"],
         "How long the closure sent last to measure that has been waiting; 0 once it has run.",
     );
+    REQUEST_DURATION = metric(
+        "tokio_stall_request_seconds", Histogram, &["runtime", "route"],
+        "How long requests took, to the end of the response's body. Routes beyond a limit are \"other\".",
+    );
+    REQUEST_LOST = metric(
+        "tokio_stall_request_lost_seconds", Histogram, &["runtime", "route"],
+        "The time that requests were ready and not polled while the runtime was stalled, of those that lost any.",
+    );
+    REQUEST_LOST_BY_SITE = with_buckets(metric(
+        "tokio_stall_request_lost_by_site_seconds", Histogram, &["runtime", "span", "site"],
+        "The time that requests lost to stalls, by the stalls' spans and functions, added when they are over; only the sum counts.",
+    ), LEDGER_BUCKETS);
     BUSY_RATIO = metric(
         "tokio_stall_runtime_busy_ratio", Gauge, &["runtime"],
         "The share of time in which workers were not parked, stalls going on included.",
@@ -186,7 +198,7 @@ metrics! {
     );
     DROPPED = metric(
         "tokio_stall_dropped_total", Counter, &["what"],
-        "What the detector lost: reports held up, callbacks that panicked, labels beyond the limit, timed polls.",
+        "What the detector lost: reports held up, callbacks that panicked, labels beyond the limit, timed polls, news of requests.",
     );
 }
 

@@ -37,6 +37,8 @@ mod list;
 mod polls;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+#[cfg(feature = "tower")]
+mod requests;
 mod runtime;
 mod writer;
 

@@ -5,10 +5,12 @@
 //! Counts are exported as differences to the last export. Gauges are read anew.
 
 use super::list::{self, Metric};
+#[cfg(feature = "tower")]
+use super::requests::ExportedRequests;
 use super::writer::MetricWriter;
 use crate::clock::Nanos;
 use crate::detect::WorkerState;
-use crate::engine::{CAUSES, Coverage, SpanSite, Stalls, WatchedRuntime};
+use crate::engine::{AtSite, CAUSES, Coverage, SpanSite, Stalls, WatchedRuntime};
 use crate::report::Certainty;
 use crate::tally::{OTHER, Seen};
 use std::collections::HashMap;
@@ -34,14 +36,16 @@ pub(super) struct ExportedRuntime {
     pub(super) runtime: Arc<WatchedRuntime>,
     stalls: [[u64; 2]; CAUSES.len()],
     durations: [Seen; CAUSES.len()],
-    sites: HashMap<SpanSite, u64>,
-    other_sites: u64,
+    sites: HashMap<SpanSite, AtSite>,
+    other_sites: AtSite,
     /// By state, of all workers.
     worker_time: [Duration; WorkerState::ALL.len()],
     worker_turns: Vec<u64>,
     driver_frozen: Duration,
     scheduler_lag: Seen,
     queue_wait: Seen,
+    #[cfg(feature = "tower")]
+    requests: ExportedRequests,
     intervals: RuntimeIntervals,
     unpublished: Duration,
 }
@@ -56,12 +60,14 @@ impl ExportedRuntime {
             stalls: Default::default(),
             durations: Default::default(),
             sites: HashMap::new(),
-            other_sites: 0,
+            other_sites: AtSite::default(),
             worker_time: Default::default(),
             worker_turns: vec![0; workers],
             driver_frozen: Duration::ZERO,
             scheduler_lag: Seen::default(),
             queue_wait: Seen::default(),
+            #[cfg(feature = "tower")]
+            requests: ExportedRequests::default(),
             intervals: RuntimeMonitor::new(&runtime.handle).intervals(),
             unpublished: Duration::ZERO,
             runtime,
@@ -103,8 +109,17 @@ impl ExportedRuntime {
         writer.tally(&list::SCHEDULER_LAG, &[name], lag, &mut self.scheduler_lag);
         let wait = &stats.blocking_queue_wait.tally;
         writer.tally(&list::QUEUE_WAIT, &[name], wait, &mut self.queue_wait);
+        #[cfg(feature = "tower")]
+        self.export_requests(writer, name);
         self.export_figures(writer, name);
         other
+    }
+
+    #[cfg(feature = "tower")]
+    fn export_requests(&mut self, writer: &MetricWriter<'_>, name: &str) {
+        let board = &self.runtime.requests;
+        let dropped = self.requests.export(writer, name, board);
+        writer.add(&list::DROPPED, &["requests"], dropped);
     }
 
     fn export_coverage(&self, writer: &MetricWriter<'_>, name: &str) {
@@ -153,21 +168,14 @@ impl ExportedRuntime {
     }
 
     fn export_sites(&mut self, writer: &MetricWriter<'_>, name: &str, stalls: &Stalls) -> u64 {
-        for (labels, count) in stalls.by_site() {
-            let SpanSite { span, site } = &labels;
-            let values = [name, span, site];
-            match self.sites.get_mut(&labels) {
-                Some(exported) => writer.grow(&list::STALLS_BY_SITE, &values, count, exported),
-                None => {
-                    writer.add(&list::STALLS_BY_SITE, &values, count);
-                    self.sites.insert(labels, count);
-                }
-            }
+        for (labels, stalls) in stalls.by_site() {
+            let values = [name, &labels.span, &labels.site];
+            let exported = self.sites.entry(labels.clone()).or_default();
+            export_site(writer, &values, stalls, exported);
         }
-        let (before, other) = (self.other_sites, stalls.other_sites());
-        let labels = [name, OTHER, OTHER];
-        writer.grow(&list::STALLS_BY_SITE, &labels, other, &mut self.other_sites);
-        other - before
+        let (before, other) = (self.other_sites.count, stalls.other_sites());
+        export_site(writer, &[name, OTHER, OTHER], other, &mut self.other_sites);
+        other.count - before
     }
 
     /// Exports Tokio's own figures, as far as an exporter can carry them.
@@ -221,6 +229,19 @@ impl ExportedRuntime {
             writer.set(gauge, &[name], 0.0);
         }
     }
+}
+
+/// Exports the growth of one site.
+fn export_site(writer: &MetricWriter<'_>, labels: &[&str], now: AtSite, exported: &mut AtSite) {
+    writer.grow(
+        &list::STALLS_BY_SITE,
+        labels,
+        now.count,
+        &mut exported.count,
+    );
+    let before = std::mem::replace(&mut exported.lost_by_requests, now.lost_by_requests);
+    let more = now.lost_by_requests - before;
+    record_time(writer, &list::REQUEST_LOST_BY_SITE, labels, more);
 }
 
 /// Records more of a time of which only the sum counts.

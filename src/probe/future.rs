@@ -62,14 +62,21 @@ impl<F: Future> Future for Watched<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        slot::begin(Mark::NAME, (*this.number).into());
-        let _marked = Marked;
+        let _marked = mark(*this.number);
         this.inner.poll(cx)
     }
 }
 
+/// Begins a mark with the number of a name. It ends with the value.
+#[inline]
+pub(crate) fn mark(number: u32) -> Marked {
+    slot::begin(Mark::NAME, number.into());
+    Marked
+}
+
 /// Ends the mark also when the inner poll panics.
-struct Marked;
+#[must_use]
+pub(crate) struct Marked;
 
 impl Drop for Marked {
     #[inline]

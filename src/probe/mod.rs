@@ -20,6 +20,8 @@ pub(crate) use allow::allowed;
 pub use allow::{AllowedBlocking, allow_blocking};
 pub use future::FutureExt;
 pub use future::Watched;
+#[cfg(feature = "tower")]
+pub(crate) use future::mark;
 pub(crate) use layer::{SpanName, is_layer_installed, resolve_span};
 pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Pulse, gather};

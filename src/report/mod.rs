@@ -10,11 +10,14 @@ mod missing;
 mod pool_wait;
 mod profile;
 mod recent;
+#[cfg(feature = "tower")]
+mod request;
 pub(crate) mod site;
 mod split;
 mod stall;
 mod stderr;
 mod text;
+mod victims;
 mod worker_stack;
 
 pub use cause::{Blocking, Cause};
@@ -25,6 +28,8 @@ pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;
 pub use profile::{FoldedBy, Profile, SiteTotals};
 pub(crate) use recent::Recent;
+#[cfg(feature = "tower")]
+pub use request::{LostTo, RequestReport};
 #[allow(unused_imports)] // Builds without stacks or assertions use a part of them.
 pub(crate) use site::{SIGNAL_RETURN, done_by_the_poll, of_the_poll};
 pub use split::TimeSplit;
@@ -35,6 +40,7 @@ pub(crate) use stderr::write_last_words;
 pub use text::Headline;
 #[cfg(all(feature = "testing", not(loom)))]
 pub(crate) use text::Human;
+pub use victims::{RouteVictims, Victims};
 pub use worker_stack::WorkerStack;
 
 #[cfg(feature = "serde")]

@@ -10,6 +10,7 @@ use super::missing::Missing;
 use super::profile::without_fields;
 use super::split::TimeSplit;
 use super::text::Headline;
+use super::victims::Victims;
 use std::time::{Duration, SystemTime};
 
 /// The phase of a stall at the time of its report.
@@ -95,6 +96,10 @@ pub struct StallReport {
         )
     )]
     pub driver_frozen: Option<Duration>,
+    /// The requests that it held up. `None` if no service of the runtime has a
+    /// [`RequestLayer`](crate::tower::RequestLayer). A last report waits until those that were
+    /// ready at the end have been polled, for at most a second.
+    pub victims: Option<Victims>,
     /// The line of the user's own code that held the worker: the innermost on most of the stacks.
     pub site: Option<Site>,
     /// The outermost function of a dependency that the poll was in, as in the source. `None` if the
@@ -158,6 +163,7 @@ pub(crate) fn example() -> StallReport {
         cause: Cause::Blocked(super::Blocking::Sleep),
         asleep_in: Some("clock_nanosleep".to_owned()),
         driver_frozen: None,
+        victims: None,
         site: None,
         dependency: None,
         stacks: Vec::new(),

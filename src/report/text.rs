@@ -68,7 +68,10 @@ impl fmt::Display for Headline<'_> {
         if let Some(span) = &self.0.span {
             write!(f, ", in {span}")?;
         }
-        Ok(())
+        match &self.0.victims {
+            Some(victims) if victims.requests > 0 => write!(f, "; {}", victims.in_short()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -77,6 +80,9 @@ impl fmt::Display for StallReport {
         self.write_title(f)?;
         self.write_blame(f)?;
         self.write_driver(f)?;
+        if let Some(victims) = self.victims.as_ref().filter(|victims| victims.is_any()) {
+            write!(f, "\n  victims   {victims}")?;
+        }
         if let Some(stack) = self.shown_stack() {
             Stack(stack, self.stacks.len()).fmt(f)?;
         }

@@ -148,6 +148,8 @@ fn emit(report: &StallReport, error_after: Duration) {
                 host_seconds = report.time.host().as_secs_f64(),
                 asleep_in = report.asleep_in,
                 driver_frozen_seconds = report.driver_frozen.map(|frozen| frozen.as_secs_f64()),
+                victims = report.victims.as_ref().map(|victims| victims.requests),
+                victims_seconds = report.victims.as_ref().map(|victims| victims.total.as_secs_f64()),
                 advice = report.advice,
                 suppressed = report.suppressed,
                 "{}",

@@ -6,10 +6,14 @@
 
 mod case;
 pub(crate) mod explainer;
+#[cfg(feature = "tower")]
+mod lateness;
 mod limiter;
 pub(crate) mod log;
 mod names;
 mod pool_case;
+#[cfg(feature = "tower")]
+mod requests;
 pub(crate) mod sinks;
 pub(crate) mod worker_stacks;
 
@@ -18,8 +22,10 @@ pub(crate) use sinks::guarded;
 
 use crate::clock;
 use crate::engine::{Message, PoolNews, PoolStackNews, Shared, StallId, StallNews};
-use crate::report::Phase;
+use crate::report::{Phase, StallReport};
 use case::Case;
+#[cfg(feature = "tower")]
+use lateness::Lateness;
 use pool_case::PoolCase;
 use sinks::Delivery;
 use std::collections::HashMap;
@@ -37,6 +43,8 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<D
         shared,
         cases: HashMap::new(),
         pool_cases: HashMap::new(),
+        #[cfg(feature = "tower")]
+        requests: HashMap::new(),
     };
     for message in news {
         reporter.take(message);
@@ -50,6 +58,9 @@ struct Reporter<'a> {
     cases: HashMap<StallId, Case>,
     /// The waits for blocking pools that go on: one of each runtime at most.
     pool_cases: HashMap<u64, PoolCase>,
+    /// By tokio's number for the runtime: its requests, and the stalls that held them up.
+    #[cfg(feature = "tower")]
+    requests: HashMap<u64, Lateness>,
 }
 
 impl Reporter<'_> {
@@ -69,12 +80,16 @@ impl Reporter<'_> {
             Message::PoolStack(news) => self.pool_stack(*news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
             Message::OtherRuntimes(runtime) => self.pass_on(Delivery::OtherRuntimes(runtime)),
+            #[cfg(feature = "tower")]
+            Message::Requests(news) => self.requests(news),
         }
     }
 
     fn stall(&mut self, news: StallNews) {
         let id = news.live.id;
         let is_announced = news.phase.is_some();
+        #[cfg(feature = "tower")]
+        self.stall_of_requests(&news);
         self.case(id).take(news);
         if is_announced {
             self.report_stall(id);
@@ -89,23 +104,23 @@ impl Reporter<'_> {
         };
         if case.is_over() {
             self.report_stall(id);
-        } else if let (Some(news), Some(report)) = (case.latest(), case.report()) {
+        } else if let (Some(news), Some(report)) = (case.latest(), self.report(case)) {
             news.live.runtime.watch.recent.lock().keep(report);
         }
     }
 
     /// Counts a stall, keeps its report and passes it on, unless the report waits for a stack.
     fn report_stall(&mut self, id: StallId) {
-        let Some(case) = self.cases.get_mut(&id).filter(|case| case.is_ready()) else {
+        let Some(case) = self.cases.get(&id).filter(|case| case.is_ready()) else {
             return;
         };
-        let (Some(report), Some(news)) = (case.report(), case.latest()) else {
+        let (Some(report), Some(news)) = (self.report(case), case.latest()) else {
             return;
         };
         let last_words = news.live.last_words.clone();
         let runtime = news.live.runtime.clone();
         let (watch, stalls) = (runtime.watch.clone(), &runtime.stats.stalls);
-        if case.count_as(report.certainty) {
+        if self.case(id).count_as(report.certainty) {
             stalls.detected(report.cause, report.certainty);
         }
         if report.phase == Phase::Ended {
@@ -119,6 +134,15 @@ impl Reporter<'_> {
             runtime,
             last_words,
         });
+    }
+
+    /// The report of all that is known of a case.
+    fn report(&self, case: &Case) -> Option<StallReport> {
+        #[allow(unused_mut)] // Without requests there is nothing to add.
+        let mut report = case.report()?;
+        #[cfg(feature = "tower")]
+        self.add_victims(case, &mut report);
+        Some(report)
     }
 
     fn pass_on(&self, delivery: Delivery) {
@@ -183,7 +207,7 @@ mod tests {
     use crate::detect::{HeldBy, PollKey, Stall};
     use crate::engine::{Live, StackNews, StallThread, WatchedRuntime};
     use crate::explain::Explained;
-    use crate::report::{Certainty, Frame, Missing, NoStack, Origin, StallReport, TimeSplit};
+    use crate::report::{Certainty, Frame, Missing, NoStack, Origin, TimeSplit};
     use crate::slot;
     use std::sync::Arc;
     use std::sync::mpsc::sync_channel;
@@ -220,6 +244,8 @@ mod tests {
                 shared: &self.shared,
                 cases: HashMap::new(),
                 pool_cases: HashMap::new(),
+                #[cfg(feature = "tower")]
+                requests: HashMap::new(),
             }
         }
 

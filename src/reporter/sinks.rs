@@ -8,6 +8,8 @@ use super::log::{self, Log};
 use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
 use crate::os;
+#[cfg(feature = "tower")]
+use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -30,6 +32,11 @@ pub(crate) enum Delivery {
     TurnsLost(TurnsLost),
     /// The log of this watched runtime names those that nobody watches.
     OtherRuntimes(Arc<WatchedRuntime>),
+    #[cfg(feature = "tower")]
+    Request {
+        report: RequestReport,
+        runtime: Arc<WatchedRuntime>,
+    },
 }
 
 /// The thread's main function. Ends when the reporter has ended.
@@ -76,6 +83,13 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
         Delivery::OtherRuntimes(runtime) => {
             let _context = runtime.handle.enter();
             guarded(shared, || log::other_runtimes(&runtime));
+        }
+        #[cfg(feature = "tower")]
+        Delivery::Request { report, runtime } => {
+            let _context = runtime.handle.enter();
+            if let Some((_, on_slow_request)) = &runtime.watch.settings.on_slow_request {
+                guarded(shared, || on_slow_request(&report));
+            }
         }
     }
 }

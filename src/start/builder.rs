@@ -10,6 +10,8 @@ use crate::engine::Target;
 use crate::engine::{Settings, Stacks};
 use crate::error::StartError;
 use crate::explain::OwnCode;
+#[cfg(feature = "tower")]
+use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport};
 use crate::slot::PollTiming;
 #[cfg(feature = "serve")]
@@ -318,6 +320,37 @@ impl Builder {
     /// Thread, waiting reports and panics are as for [`on_stall`](Self::on_stall).
     pub fn on_pool_wait(mut self, f: impl Fn(&PoolWaitReport) + Send + Sync + 'static) -> Builder {
         self.settings.on_pool_wait = Some(Arc::new(f));
+        self
+    }
+
+    /// Calls `f` with a report of each request that took `length` or longer, once it is over.
+    ///
+    /// Requests are those of services with [`RequestLayer`](crate::tower::RequestLayer). The report
+    /// has the parts of the time, and the stalls that held the request up. It comes once it is
+    /// decided whether the polls of that time are stalls, mostly within a few ticks.
+    ///
+    /// Thread, waiting reports and panics are as for [`on_stall`](Self::on_stall).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let _watch = tokio_stall::Builder::new()
+    ///     .on_slow_request(Duration::from_millis(250), |request| println!("{request}"))
+    ///     .start()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tower")]
+    pub fn on_slow_request(
+        mut self,
+        length: Duration,
+        f: impl Fn(&RequestReport) + Send + Sync + 'static,
+    ) -> Builder {
+        self.settings.on_slow_request = Some((length, Arc::new(f)));
         self
     }
 

@@ -12,6 +12,8 @@ use crate::os;
 use crate::probe::{self, Pulse};
 use crate::reporter::sinks::{self, Delivery};
 use crate::reporter::{self, explainer};
+#[cfg(feature = "tower")]
+use crate::requests;
 use crate::slot;
 use crate::turns::{self, Track};
 use crate::watchdog::{self, Out, pulses, workers};
@@ -147,6 +149,8 @@ fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bo
         let leaves = Arc::ptr_eq(&runtime.watch, watch);
         if leaves {
             runtime.pulse.stop();
+            #[cfg(feature = "tower")]
+            requests::remove(&runtime.requests);
         }
         !leaves
     });
@@ -211,6 +215,10 @@ impl Engine {
 
     fn add(&self, runtimes: Vec<Arc<WatchedRuntime>>) {
         gather(&runtimes);
+        #[cfg(feature = "tower")]
+        runtimes
+            .iter()
+            .for_each(|runtime| requests::add(runtime.requests.clone()));
         self.shared.watched.lock().extend(runtimes);
         self.shared.runtimes_changed();
         self.wake();

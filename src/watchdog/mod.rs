@@ -13,14 +13,18 @@ mod holders;
 mod host;
 mod out;
 pub(crate) mod pulses;
+#[cfg_attr(not(feature = "tower"), path = "no_requests.rs")]
+mod requests;
 mod runtime;
 mod sampling;
 mod worker;
 pub(crate) mod workers;
 
 use crate::clock::{self, Nanos};
+#[cfg(feature = "tower")]
+use crate::engine::RequestsNews;
 use crate::engine::{
-    ENDLESS_AFTER, LONGEST_TICK, Live, Message, StallNews, TurnsLost, WatchedRuntime,
+    ENDLESS_AFTER, LONGEST_TICK, Live, Message, StallId, StallNews, TurnsLost, WatchedRuntime,
 };
 use crate::report::Phase;
 use crate::slot::{self, Claims, collect_claims};
@@ -78,6 +82,7 @@ pub(crate) fn run(out: Out) {
         // A late tick counts from its start: if the process is stopped during it, the next is late.
         due = if late > tick { now } else { due }.plus(tick);
     }
+    watchdog.let_go_of(|_| true);
 }
 
 /// Reads memory for all workers that have asked, and again for those that have moved in between: a
@@ -138,6 +143,10 @@ struct TickContext<'a> {
 struct News {
     stalls: Vec<StallNews>,
     turns_lost: Vec<TurnsLost>,
+    /// Stalls that are over, and whose last news is held back.
+    over: Vec<StallId>,
+    #[cfg(feature = "tower")]
+    requests: Vec<RequestsNews>,
 }
 
 impl Watchdog {
@@ -292,7 +301,7 @@ impl Watchdog {
         };
         let is_watched =
             |runtime: &Arc<WatchedRuntime>| watched.iter().any(|other| Arc::ptr_eq(other, runtime));
-        self.runtimes.retain(|watch| is_watched(&watch.runtime));
+        self.let_go_of(|runtime| !is_watched(runtime));
         self.live.retain(|live| is_watched(&live.runtime));
         self.live_changed = true;
         for runtime in watched {
@@ -303,6 +312,19 @@ impl Watchdog {
         }
         let rules = self.runtimes.iter().map(|watch| watch.runtime.rules);
         slot::keep_polls_longer_than(rules.map(|rules| rules.threshold).min());
+    }
+
+    /// Lets go of these runtimes. News that was held back for them is sent.
+    fn let_go_of(&mut self, leaves: impl Fn(&Arc<WatchedRuntime>) -> bool) {
+        let mut last = News::default();
+        self.runtimes.retain_mut(|watch| {
+            let leaves = leaves(&watch.runtime);
+            if leaves {
+                watch.flush(&mut last);
+            }
+            !leaves
+        });
+        self.publish(last);
     }
 
     /// The list of runtimes, if it has changed. Never waits: if the list is locked right now, the
@@ -327,7 +349,13 @@ impl Watchdog {
         for news in &news.stalls {
             self.update_live(news);
         }
+        self.live.retain(|live| !news.over.contains(&live.id));
+        self.live_changed |= !news.over.is_empty();
         self.publish_live();
+        #[cfg(feature = "tower")]
+        for news in news.requests {
+            self.out.report(Message::Requests(news));
+        }
         for news in news.stalls {
             self.out.report(Message::Stall(Box::new(news)));
         }

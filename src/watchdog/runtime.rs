@@ -3,7 +3,9 @@
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* wait.
 
+use super::News;
 use super::TickContext;
+use super::requests::RequestWatch;
 use super::worker::WorkerWatch;
 use crate::clock::{self, Nanos};
 use crate::detect::EventDriver;
@@ -22,6 +24,7 @@ pub(super) struct RuntimeWatch {
     pub(super) runtime: Arc<WatchedRuntime>,
     pub(super) workers: Vec<WorkerWatch>,
     driver: EventDriver,
+    requests: RequestWatch,
     /// When it was last reported that turns are not counted any more.
     lost_reported_at: Option<Nanos>,
 }
@@ -38,6 +41,7 @@ impl RuntimeWatch {
             runtime,
             workers,
             driver: EventDriver::default(),
+            requests: RequestWatch::default(),
             lost_reported_at: None,
         }
     }
@@ -110,7 +114,8 @@ impl RuntimeWatch {
                     for finding in watch.tick(&self.runtime, host, context) {
                         let shared = &context.out.shared;
                         let news = watch.news(&self.runtime, shared, &self.driver, &finding);
-                        context.news.stalls.push(news);
+                        let (now, out) = (context.now, &mut context.news);
+                        self.requests.stall(&self.runtime, news, now, out);
                     }
                 }
                 _ => {
@@ -121,8 +126,23 @@ impl RuntimeWatch {
             active |= watch.is_active(&self.runtime);
         }
         self.note(active);
+        let decided = self.decided(context.now);
+        let (now, out) = (context.now, &mut context.news);
+        self.requests.tick(&self.runtime, now, decided, out);
         context.news.turns_lost.extend(self.turns_lost(context.now));
         active || clock::now().since(self.runtime.watch.started_at) < SETTLING
+    }
+
+    /// Sends the news that was held back.
+    pub(super) fn flush(&mut self, out: &mut News) {
+        self.requests.flush(&self.runtime, clock::now(), out);
+    }
+
+    /// The time up to which it is known whether the workers were stalled: a poll that is suspected
+    /// may become a stall.
+    fn decided(&self, now: Nanos) -> Nanos {
+        let suspected = self.workers.iter().filter_map(WorkerWatch::suspected_since);
+        suspected.fold(now, Nanos::min)
     }
 
     /// Notes which workers wait in the runtime's driver, and how long none has during a stall.
@@ -133,6 +153,8 @@ impl RuntimeWatch {
         if let Some(frozen) = self.driver.frozen_now().filter(|_| is_stalled) {
             self.runtime.stats.note_driver_frozen(frozen);
         }
+        let since = self.driver.frozen_since().filter(|_| is_stalled);
+        RequestWatch::driver_is_frozen(&self.runtime, since, now);
     }
 
     /// Notes whether turns are counted. Returns news if they are not any more.

@@ -66,6 +66,12 @@ impl WorkerWatch {
         self.episodes.is_any_announced()
     }
 
+    /// The begin of a poll that holds the worker, and is no stall yet.
+    pub(super) fn suspected_since(&self) -> Option<Nanos> {
+        let is_announced = self.episodes.is_any_announced();
+        self.detector.hold_since().filter(|_| !is_announced)
+    }
+
     /// Whether the worker has been parked all the time, and nothing is waited for. It then needs no
     /// look, so many parked workers cost little.
     pub(super) fn rests(&self, runtime: &WatchedRuntime, now: Nanos) -> bool {

@@ -44,6 +44,8 @@ mod pool_wait;
 mod quota;
 #[cfg(feature = "serve")]
 mod real_prometheus;
+#[cfg(feature = "axum")]
+mod requests;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]

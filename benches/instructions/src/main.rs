@@ -13,12 +13,13 @@ mod work;
 use std::process::{Command, ExitCode};
 use tokio_stall::PollTiming::{Every, Off};
 use work::Layer::{Empty, Ours};
-use work::TIMES;
+use work::{TIMES, Through};
 
 const POLL: &str = "poll";
 const SPAN: &str = "span, empty layer";
 const INNER_SPAN: &str = "span in a span, empty layer";
 const REQUEST: &str = "request, empty layer";
+const REQUEST_THROUGH: &str = "request, empty layer of tower";
 const REQUEST_ALONE: &str = "request on `current_thread`, empty layer";
 
 /// Budgets and limits are of instructions over the row's base.
@@ -42,6 +43,10 @@ const ROWS: &[Row] = &[
     base(REQUEST_ALONE, || work::request_on_current_thread(Empty)),
     // In some processes it is 650, in others 1,016; why is not known.
     ours(REQUEST_ALONE, "our layer", budget(70), limit(1_100), || work::request_on_current_thread(Ours(Off))),
+
+    base(REQUEST_THROUGH, || work::request_through(Through::Empty)),
+    ours(REQUEST_THROUGH, "`RequestLayer`", budget(900), limit(1_500), || work::request_through(Through::Ours)),
+    peer(REQUEST_THROUGH, "tower-http `TraceLayer`", || work::request_through(Through::Trace)),
 ];
 
 struct Row {

@@ -1,8 +1,8 @@
 //! What is counted: a poll, a span, a request, each done a thousand times over in [`counted`].
 //!
 //! On a worker, where it is paid, and after it has run for a while: a thread's first mark, the first clock reading
-//! and first allocations are in no count. Nor are a watch's own threads: what a watch sets for the process stays
-//! when it ends, and it ends before the count begins.
+//! and first allocations are in no count. Nor are the threads of a watch: settings that it makes for the process stay
+//! when it ends. Only where requests go through a layer of tower, it lasts during the count.
 
 use axum::Router;
 use axum::routing::get;
@@ -15,10 +15,12 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::task::coop::unconstrained;
 use tokio_metrics::TaskMonitor;
+use tokio_stall::tower::RequestLayer;
 use tokio_stall::{FutureExt as _, PollTiming};
+use tower_http::trace::TraceLayer;
 use tracing::{Instrument as _, info_span};
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
@@ -128,12 +130,33 @@ impl Layer {
 
 pub(crate) fn request(layer: Layer) {
     layer.install();
-    on_a_worker(multi_thread, requester);
+    on_a_worker(multi_thread, || requester(|router| router));
 }
 
 pub(crate) fn request_on_current_thread(layer: Layer) {
     layer.install();
-    on_a_worker(runtime::Builder::new_current_thread, requester);
+    on_a_worker(runtime::Builder::new_current_thread, || {
+        requester(|router| router)
+    });
+}
+
+/// A layer of tower that a request goes through.
+pub(crate) enum Through {
+    Empty,
+    Ours,
+    Trace,
+}
+
+/// A request to a watched runtime, through a layer of tower.
+pub(crate) fn request_through(layer: Through) {
+    Layer::Empty.install();
+    on_a_watched_worker(|| {
+        requester(move |router| match layer {
+            Through::Empty => router.layer(tower::layer::util::Identity::new()),
+            Through::Ours => router.layer(RequestLayer::new()),
+            Through::Trace => router.layer(TraceLayer::new_for_http()),
+        })
+    });
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -141,12 +164,12 @@ const ANSWER: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 2\r\n\r\nok";
 
 /// A service with a span for each request, and a client whose connection to it stays open.
-fn requester() -> impl FnMut() {
+fn requester(layered: impl FnOnce(Router) -> Router) -> impl FnMut() {
     let (mut client, server) = tokio::io::duplex(4096);
-    let service = Router::new().route(
+    let service = layered(Router::new().route(
         "/",
         get(|| async { "ok" }.instrument(info_span!("request"))),
-    );
+    ));
     let connection = http1::Builder::new()
         // It is made anew once a second, which would be in a count or not.
         .auto_date_header(false)
@@ -184,7 +207,17 @@ fn on_a_worker<W: FnMut()>(
     runtime: fn() -> runtime::Builder,
     prepare: impl FnOnce() -> W + Send + 'static,
 ) {
-    let runtime = runtime().build().expect("a runtime");
+    count_on(&runtime().build().expect("a runtime"), prepare);
+}
+
+/// The same in a runtime that is watched.
+fn on_a_watched_worker<W: FnMut()>(prepare: impl FnOnce() -> W + Send + 'static) {
+    let runtime = multi_thread().build().expect("a runtime");
+    let _watch = watch(&runtime, PollTiming::Off);
+    count_on(&runtime, prepare);
+}
+
+fn count_on<W: FnMut()>(runtime: &Runtime, prepare: impl FnOnce() -> W + Send + 'static) {
     let task = runtime.spawn(async move {
         let mut work = prepare();
         for _ in 0..WARM_UP {
@@ -203,7 +236,10 @@ fn multi_thread() -> runtime::Builder {
 
 /// The mode of timing is the process's, and a watch sets it.
 fn set_timing(timing: PollTiming) {
-    let runtime = multi_thread().build().expect("a runtime");
+    drop(watch(&multi_thread().build().expect("a runtime"), timing));
+}
+
+fn watch(runtime: &Runtime, timing: PollTiming) -> tokio_stall::Guard {
     let watch = tokio_stall::Builder::new()
         // Everything is a stall at callgrind's pace, and it does not survive the signals.
         .turns(false)
@@ -211,7 +247,7 @@ fn set_timing(timing: PollTiming) {
         .runtime("counts", runtime.handle().clone())
         .poll_timing(timing)
         .start();
-    drop(watch.expect("nothing else is watched"));
+    watch.expect("nothing else is watched")
 }
 
 fn no_waker() -> Context<'static> {

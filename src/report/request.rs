@@ -1,0 +1,158 @@
+//! The report of a slow request: what its time went into, and which stalls held it up.
+//!
+//! *Runs on:* every thread: plain data. `stall-reporter` makes it.
+
+use super::cause::Cause;
+use super::frame::Site;
+use super::text::Human;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+/// A request that took long, and the reason.
+///
+/// `own`, `ready` and `waiting` add up to `total`.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct RequestReport {
+    /// The name under which the runtime is watched.
+    pub runtime: String,
+    /// The route, as in `GET /users/{id}`.
+    pub route: String,
+    /// When the service was called, by the wall clock.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "super::unix_seconds"))]
+    pub started_at: SystemTime,
+    /// The time from the call of the service to the end of the response's body.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "total_seconds", serialize_with = "super::seconds")
+    )]
+    pub total: Duration,
+    /// The time inside the request's own polls.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "own_seconds", serialize_with = "super::seconds")
+    )]
+    pub own: Duration,
+    /// The longest of these polls.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "longest_poll_seconds", serialize_with = "super::seconds")
+    )]
+    pub longest_poll: Duration,
+    /// The time for which it was ready, and no worker polled it.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "ready_seconds", serialize_with = "super::seconds")
+    )]
+    pub ready: Duration,
+    /// The time for which it was not ready: it waited for a timer, a peer, or another task.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "waiting_seconds", serialize_with = "super::seconds")
+    )]
+    pub waiting: Duration,
+    /// The part of `waiting` in which no socket and no timer of the runtime moved, because of a
+    /// stall. The request may have waited for one of them. To within a tick.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "driver_frozen_seconds", serialize_with = "super::seconds")
+    )]
+    pub driver_frozen: Duration,
+    /// The stalls that held it up, the largest loss first.
+    pub lost: Vec<LostTo>,
+}
+
+/// The time that a request lost to one stall.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct LostTo {
+    /// The number of the stall: [`StallReport::id`](crate::StallReport::id).
+    pub stall: u64,
+    /// The part of the time `ready` that fell into the stall. Two stalls at one time can both hold
+    /// a request up.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "lost_seconds", serialize_with = "super::seconds")
+    )]
+    pub lost: Duration,
+    /// The path of spans and names that the stalled poll was in.
+    pub span: Option<String>,
+    /// The line that held the worker, as far as it is known by now.
+    pub site: Option<Site>,
+    /// The reason why the worker was held.
+    pub cause: Option<Cause>,
+}
+
+impl fmt::Display for RequestReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { route, .. } = self;
+        let (total, own) = (Human(self.total), Human(self.own));
+        let (ready, waiting) = (Human(self.ready), Human(self.waiting));
+        write!(
+            f,
+            "{route} took {total}: {own} own, {ready} ready and not polled, {waiting} waiting"
+        )?;
+        if !self.driver_frozen.is_zero() {
+            let frozen = Human(self.driver_frozen);
+            write!(f, " ({frozen} of it with a frozen driver)")?;
+        }
+        self.lost
+            .iter()
+            .try_for_each(|lost| write!(f, "\n  {lost}"))
+    }
+}
+
+impl fmt::Display for LostTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} behind stall #{}", Human(self.lost), self.stall)?;
+        if let Some(cause) = self.cause {
+            write!(f, ", {cause}")?;
+        }
+        if let Some(site) = &self.site {
+            write!(f, ", {site}")?;
+        }
+        if let Some(span) = &self.span {
+            write!(f, ", in {span}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::report::Blocking;
+
+    #[test]
+    fn the_text_says_what_the_time_went_into() {
+        let ms = Duration::from_millis;
+        let report = RequestReport {
+            runtime: "api".to_owned(),
+            route: "GET /users/{id}".to_owned(),
+            started_at: SystemTime::UNIX_EPOCH,
+            total: ms(412),
+            own: ms(18),
+            longest_poll: ms(12),
+            ready: ms(380),
+            waiting: ms(14),
+            driver_frozen: Duration::ZERO,
+            lost: vec![LostTo {
+                stall: 17,
+                lost: ms(379),
+                span: Some("POST /rebuild".to_owned()),
+                site: Some(Site {
+                    function: "app::cache::rebuild".to_owned(),
+                    file: Some("src/cache.rs".to_owned()),
+                    line: Some(42),
+                }),
+                cause: Some(Cause::Blocked(Blocking::Sleep)),
+            }],
+        };
+        let text = "GET /users/{id} took 412 ms: 18.0 ms own, 380 ms ready and not polled, \
+                    14.0 ms waiting\n  379 ms behind stall #17, blocked/sleep, \
+                    app::cache::rebuild (src/cache.rs:42), in POST /rebuild";
+        assert_eq!(report.to_string(), text);
+    }
+}

@@ -1,0 +1,131 @@
+//! The requests that a stall held up.
+//!
+//! *Runs on:* every thread: plain data. `stall-reporter` makes it.
+
+use super::text::Human;
+use std::fmt;
+use std::time::Duration;
+
+/// The requests that a stall held up: they were ready while it went on, and no worker polled them.
+///
+/// Requests are those of services with [`RequestLayer`](crate::tower::RequestLayer). A request
+/// counts if it was ready for a millisecond or more, and some of that time fell into the stall.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Victims {
+    /// Requests that were held up, and have been polled since.
+    pub requests: u64,
+    /// Requests that were ready when the report was made, and had not been polled yet.
+    pub waiting: u64,
+    /// Requests that waited for something, while no socket and no timer of the runtime moved
+    /// because of the stall. Those that waited for one of them lost up to that time.
+    pub frozen: u64,
+    /// The time that `requests` lost in the stall, together.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "total_seconds", serialize_with = "super::seconds")
+    )]
+    pub total: Duration,
+    /// The longest time that one of them lost.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "longest_seconds", serialize_with = "super::seconds")
+    )]
+    pub longest: Duration,
+    /// The three routes that lost most.
+    pub routes: Vec<RouteVictims>,
+}
+
+/// The requests of one route that a stall held up.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct RouteVictims {
+    /// The route, as in `GET /users/{id}`.
+    pub route: String,
+    /// The number of its requests.
+    pub requests: u64,
+    /// The time that they lost, together.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "total_seconds", serialize_with = "super::seconds")
+    )]
+    pub total: Duration,
+}
+
+impl Victims {
+    /// Whether any request was held up, or waits.
+    pub(crate) fn is_any(&self) -> bool {
+        self.requests > 0 || self.waiting > 0 || self.frozen > 0
+    }
+}
+
+/// The victims in some words, as a log shows them.
+pub(super) struct InShort<'a>(&'a Victims);
+
+impl Victims {
+    pub(super) fn in_short(&self) -> InShort<'_> {
+        InShort(self)
+    }
+}
+
+impl fmt::Display for InShort<'_> {
+    /// `held up 37 requests, 14.1 s together`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.requests {
+            1 => f.write_str("held up 1 request")?,
+            requests => write!(f, "held up {requests} requests")?,
+        }
+        match self.0.requests {
+            0 => Ok(()),
+            _ => write!(f, ", {} together", Human(self.0.total)),
+        }
+    }
+}
+
+impl fmt::Display for Victims {
+    /// `held up 37 requests, 14.1 s together, 380 ms at most: GET /users/{id} (30), …`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.in_short().fmt(f)?;
+        if self.requests > 0 {
+            write!(f, ", {} at most", Human(self.longest))?;
+        }
+        if self.waiting > 0 {
+            write!(f, "; {} wait now", self.waiting)?;
+        }
+        if self.frozen > 0 {
+            write!(f, "; {} waited beside a frozen driver", self.frozen)?;
+        }
+        for (index, route) in self.routes.iter().enumerate() {
+            let before = if index == 0 { ": " } else { ", " };
+            write!(f, "{before}{} ({})", route.route, route.requests)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_counts_and_routes() {
+        let victims = Victims {
+            requests: 37,
+            waiting: 2,
+            frozen: 5,
+            total: Duration::from_millis(14_100),
+            longest: Duration::from_millis(380),
+            routes: vec![RouteVictims {
+                route: "GET /users/{id}".to_owned(),
+                requests: 30,
+                total: Duration::from_secs(12),
+            }],
+        };
+        let text = "held up 37 requests, 14.1 s together, 380 ms at most; 2 wait now; \
+                    5 waited beside a frozen driver: GET /users/{id} (30)";
+        assert_eq!(victims.to_string(), text);
+        assert_eq!(Victims::default().to_string(), "held up 0 requests");
+    }
+}

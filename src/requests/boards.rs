@@ -1,0 +1,91 @@
+//! The boards of all watched runtimes, by tokio's number for the runtime.
+//!
+//! *Runs on:* the thread that starts or ends a watch; threads that call a service.
+//!
+//! A thread remembers the board of its runtime until the list changes, so a request takes no lock.
+
+use super::board::Board;
+use crate::slot;
+use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::runtime::Handle;
+
+static BOARDS: Mutex<Vec<Arc<Board>>> = Mutex::new(Vec::new());
+/// The number of changes of the list.
+static VERSION: AtomicU64 = AtomicU64::new(1);
+
+/// The board that a thread has used last.
+struct Last {
+    version: u64,
+    runtime: u64,
+    board: Option<Arc<Board>>,
+}
+
+thread_local! {
+    static LAST: RefCell<Last> = const {
+        RefCell::new(Last { version: 0, runtime: 0, board: None })
+    };
+}
+
+/// Adds the board of a runtime that is watched from now on.
+pub(crate) fn add(board: Arc<Board>) {
+    let mut boards = BOARDS.lock();
+    boards.retain(|known| known.runtime != board.runtime);
+    boards.push(board);
+    // Release: pairs with the Acquire in `here`.
+    VERSION.fetch_add(1, Ordering::Release);
+}
+
+/// Removes the board of a runtime that is not watched any more.
+pub(crate) fn remove(board: &Arc<Board>) {
+    BOARDS.lock().retain(|known| !Arc::ptr_eq(known, board));
+    VERSION.fetch_add(1, Ordering::Release);
+}
+
+/// The board of the runtime that the calling thread is in. `None` outside of a runtime, and in one
+/// that is not watched.
+///
+/// # Cost
+///
+/// A clone of the runtime's handle, and one of the board. A lock after a watch has begun or ended.
+pub(super) fn here() -> Option<Arc<Board>> {
+    let runtime = slot::raw_id(&Handle::try_current().ok()?.id());
+    // Acquire: pairs with the Release in `add` and `remove`.
+    let version = VERSION.load(Ordering::Acquire);
+    let board = LAST.try_with(|last| {
+        let mut last = last.borrow_mut();
+        if (last.version, last.runtime) != (version, runtime) {
+            let boards = BOARDS.lock();
+            let board = boards.iter().find(|board| board.runtime == runtime);
+            *last = Last {
+                version,
+                runtime,
+                board: board.cloned(),
+            };
+        }
+        last.board.clone()
+    });
+    board.ok().flatten()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_is_found_while_its_runtime_is_watched() {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let found = || tokio.block_on(async { here() });
+        assert!(found().is_none());
+        let board = Arc::new(Board::new(slot::raw_id(&tokio.handle().id()), None));
+        add(board.clone());
+        assert!(found().is_some_and(|found| Arc::ptr_eq(&found, &board)));
+        remove(&board);
+        assert!(found().is_none());
+        assert!(here().is_none(), "there is no runtime here");
+    }
+}

@@ -1,0 +1,176 @@
+//! One request: its polls are marked and timed, and the detector is told if it was late.
+//!
+//! *Runs on:* the threads that poll the request.
+//! *Must not:* lock or allocate in a poll. A request allocates its waker once.
+
+use super::board::{Board, LATE, RequestNews, next_number};
+use super::routes::Route;
+use super::time::{Gap, Interval, RequestTime};
+use super::waker::RequestWaker;
+use super::{boards, timing};
+use crate::clock::{self, Nanos};
+use crate::probe;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+/// The target of events about requests.
+const TARGET: &str = "tokio_stall::request";
+
+/// One request, from the call of the service to the end of its response.
+pub(super) struct Request {
+    board: Option<Arc<Board>>,
+    route: Route,
+    /// The number of the route's name, for marks.
+    mark: u32,
+    /// Given when it is late for the first time; 0 before.
+    number: u64,
+    time: RequestTime,
+    /// The part of the time ready that fell into stalls known at that moment.
+    lost: Duration,
+    driver_frozen: Duration,
+    /// The driver's frozen time at the end of the last poll.
+    frozen_before: Duration,
+    noted: Arc<RequestWaker>,
+    /// The same as a waker.
+    waker: Waker,
+}
+
+impl Request {
+    pub(super) fn new(route: Route) -> Request {
+        let board = boards::here();
+        let now = clock::now();
+        let noted = Arc::new(RequestWaker::new(board.clone(), now));
+        let frozen_before = match &board {
+            Some(board) => {
+                board.mark_used();
+                board.frozen(now)
+            }
+            None => Duration::ZERO,
+        };
+        Request {
+            board,
+            route,
+            mark: route.mark(),
+            number: 0,
+            time: RequestTime::new(now),
+            lost: Duration::ZERO,
+            driver_frozen: Duration::ZERO,
+            frozen_before,
+            waker: Waker::from(noted.clone()),
+            noted,
+        }
+    }
+
+    /// Polls a part of the request, marked and timed.
+    pub(super) fn poll<R>(
+        &mut self,
+        cx: &Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> R,
+    ) -> R {
+        self.begin_poll(cx);
+        let _timed = TimedPoll {
+            board: self.board.as_deref(),
+            time: &mut self.time,
+            frozen_before: &mut self.frozen_before,
+        };
+        let _marked = probe::mark(self.mark);
+        poll(&mut Context::from_waker(&self.waker))
+    }
+
+    fn begin_poll(&mut self, cx: &Context<'_>) {
+        let woken = self.noted.begin_poll(cx.waker());
+        let now = clock::now();
+        let gap = self.time.poll_begins(now, woken);
+        if let Some(board) = self.board.clone() {
+            self.note_frozen(&board, &gap, now);
+            if gap.ready.length() >= LATE {
+                self.is_late(&board, gap.ready);
+            }
+        }
+    }
+
+    /// Adds the part of the last wait for which the runtime's driver was frozen.
+    fn note_frozen(&mut self, board: &Board, gap: &Gap, now: Nanos) {
+        let frozen = board.frozen(now).saturating_sub(self.frozen_before);
+        let frozen = frozen.min(gap.waiting.length());
+        self.driver_frozen += frozen;
+        if frozen >= LATE {
+            let request = self.numbered();
+            board.tell(RequestNews::Frozen {
+                request,
+                waiting: gap.waiting,
+            });
+        }
+    }
+
+    /// The number of this request, under which the detector knows it.
+    fn numbered(&mut self) -> u64 {
+        if self.number == 0 {
+            self.number = next_number();
+        }
+        self.number
+    }
+
+    #[cold]
+    fn is_late(&mut self, board: &Board, ready: Interval) {
+        let request = self.numbered();
+        board.tell(RequestNews::Late {
+            request,
+            route: self.route,
+            ready,
+        });
+        if let Some((stall, lost)) = board.stalls.lost_in(ready) {
+            self.lost += lost;
+            tracing::info!(
+                target: TARGET,
+                stall,
+                route = self.route.name(),
+                lost_seconds = lost.as_secs_f64(),
+                "held up by stall #{stall}"
+            );
+        }
+    }
+
+    /// The value of the header `Server-Timing` for the time so far, in milliseconds.
+    pub(super) fn server_timing(&self) -> String {
+        timing::header(&self.time, self.lost)
+    }
+}
+
+/// A poll under way. Its time ends also if it panics.
+struct TimedPoll<'a> {
+    board: Option<&'a Board>,
+    time: &'a mut RequestTime,
+    frozen_before: &'a mut Duration,
+}
+
+impl Drop for TimedPoll<'_> {
+    fn drop(&mut self) {
+        let now = clock::now();
+        self.time.poll_ends(now);
+        if let Some(board) = self.board {
+            *self.frozen_before = board.frozen(now);
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let woken = self.noted.take();
+        self.time.ends(clock::now(), woken);
+        let Some(board) = &self.board else {
+            return;
+        };
+        let total = self.time.total();
+        board.count(self.route, total);
+        if self.number != 0 || board.is_slow(total) {
+            board.tell(RequestNews::Ended {
+                request: self.number,
+                route: self.route,
+                time: self.time,
+                driver_frozen: self.driver_frozen,
+            });
+        }
+    }
+}

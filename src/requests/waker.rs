@@ -1,0 +1,125 @@
+//! A waker that notes when it was first used since the last poll.
+//!
+//! *Runs on:* any thread that wakes the request, and the thread that polls it.
+//! *Must not:* lock or allocate.
+
+use super::board::Board;
+use crate::clock::{self, Nanos};
+use atomic_waker::AtomicWaker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Wake, Waker};
+
+/// The waker of one request.
+pub(super) struct RequestWaker {
+    /// The waker of the task that polls the request.
+    outer: AtomicWaker,
+    /// When it was first woken since the last poll, and in the lowest bit the generation that it is
+    /// counted in; 0 if it was not.
+    woken: AtomicU64,
+    board: Option<Arc<Board>>,
+}
+
+impl RequestWaker {
+    /// The waker of a new request, which is ready from now on.
+    pub(super) fn new(board: Option<Arc<Board>>, now: Nanos) -> RequestWaker {
+        let waker = RequestWaker {
+            outer: AtomicWaker::new(),
+            woken: AtomicU64::new(0),
+            board,
+        };
+        waker.note(now);
+        waker
+    }
+
+    /// Takes the time of the first wake since the last call, and the waker of the task for the next
+    /// one.
+    pub(super) fn begin_poll(&self, outer: &Waker) -> Option<Nanos> {
+        let woken = self.take();
+        // Before the poll: a wake during the poll reaches this task.
+        self.outer.register(outer);
+        woken
+    }
+
+    /// The time of the first wake since the last poll.
+    pub(super) fn take(&self) -> Option<Nanos> {
+        // Relaxed: the stamp is complete in itself. The wake itself orders the rest.
+        let woken = self.woken.swap(0, Ordering::Relaxed);
+        if woken == 0 {
+            return None;
+        }
+        if let Some(board) = &self.board {
+            board.is_ready_no_more((woken & 1) as usize);
+        }
+        Some(Nanos(woken & !1))
+    }
+
+    fn note(&self, now: Nanos) {
+        let generation = self.board.as_ref().map_or(0, |board| board.becomes_ready());
+        let stamp = now.0.max(2) & !1 | generation as u64;
+        let first = (self.woken).compare_exchange(0, stamp, Ordering::Relaxed, Ordering::Relaxed);
+        if let (Err(_), Some(board)) = (first, &self.board) {
+            board.is_ready_no_more(generation);
+        }
+    }
+}
+
+impl Wake for RequestWaker {
+    fn wake(self: Arc<RequestWaker>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<RequestWaker>) {
+        if self.woken.load(Ordering::Relaxed) == 0 {
+            self.note(clock::now());
+        }
+        self.outer.wake();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Count>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_first_wake_counts_and_each_poll_begins_anew() {
+        let board = Arc::new(Board::new(1, None));
+        let count = Arc::new(Count::default());
+        let task = Waker::from(count.clone());
+        let waker = Arc::new(RequestWaker::new(Some(board.clone()), clock::now()));
+        assert_eq!(board.ready_now(), 1, "a new request is ready");
+        assert!(waker.begin_poll(&task).is_some());
+        assert_eq!(board.ready_now(), 0);
+        let before = clock::now();
+        waker.wake_by_ref();
+        let after = clock::now();
+        waker.wake_by_ref();
+        assert_eq!(board.ready_now(), 1);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "one wake is enough");
+        let woken = waker.begin_poll(&task).expect("it was woken");
+        assert!(before.0 & !1 <= woken.0 && woken <= after);
+        assert_eq!(waker.take(), None);
+        assert_eq!(board.ready_now(), 0);
+    }
+
+    #[test]
+    fn a_wake_between_two_polls_reaches_the_task_of_the_last_one() {
+        let waker = Arc::new(RequestWaker::new(None, clock::now()));
+        let [first, last] = [Arc::new(Count::default()), Arc::new(Count::default())];
+        waker.begin_poll(&Waker::from(first.clone()));
+        waker.begin_poll(&Waker::from(last.clone()));
+        waker.wake_by_ref();
+        let counts = [&first, &last].map(|count| count.0.load(Ordering::Relaxed));
+        assert_eq!(counts, [0, 1]);
+    }
+}

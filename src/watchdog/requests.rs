@@ -1,0 +1,140 @@
+//! The requests of one runtime: their news on the way to the reporter, in an order that makes the
+//! last report of a stall complete.
+//!
+//! *Runs on:* `stall-watchdog`.
+//! *Must not:* wait.
+//!
+//! A stall holds requests up, and they are polled after its end. So its last report is held back
+//! until those that were ready at its end have been polled. In turn, a request that has ended may
+//! have been held up by a poll that is only suspected yet, so it is told of once that is decided.
+
+use super::News;
+use crate::clock::Nanos;
+use crate::engine::{RequestsNews, StallNews, WatchedRuntime};
+use crate::report::Phase;
+use crate::requests::RequestNews;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a last report is held back at most: some requests may not be polled for long.
+const HELD_FOR: Duration = Duration::from_secs(1);
+/// The most ended requests that wait for a decision.
+const ENDED: usize = 4096;
+
+/// The requests of one runtime.
+#[derive(Default)]
+pub(super) struct RequestWatch {
+    /// The last news of stalls that are over.
+    held: Vec<HeldBack>,
+    /// Whether the requests that were ready at the end of these stalls are being waited for.
+    is_waiting: bool,
+    /// Requests that have ended, and the start of the tick that took them.
+    ended: VecDeque<(Nanos, RequestNews)>,
+}
+
+struct HeldBack {
+    news: StallNews,
+    since: Nanos,
+    /// Those that were ready at its end are waited for. `false` while those of an earlier stall
+    /// are.
+    is_waited_for: bool,
+}
+
+impl RequestWatch {
+    /// Takes in news of a stall. Passes it on unless it is to be held back.
+    pub(super) fn stall(
+        &mut self,
+        runtime: &WatchedRuntime,
+        news: StallNews,
+        now: Nanos,
+        out: &mut News,
+    ) {
+        let stall = &news.live.stall;
+        let is_over = news.phase == Some(Phase::Ended);
+        if news.phase.is_some() {
+            let until = is_over.then(|| stall.since.plus(stall.duration));
+            let intervals = &runtime.requests.stalls;
+            intervals.note(news.live.id.0, stall.since, until);
+        }
+        if !is_over || !runtime.requests.is_used() {
+            out.stalls.push(news);
+            return;
+        }
+        out.over.push(news.live.id);
+        self.held.push(HeldBack {
+            news,
+            since: now,
+            is_waited_for: false,
+        });
+    }
+
+    /// Passes on what is due. Up to `decided` it is known whether the workers were stalled.
+    pub(super) fn tick(
+        &mut self,
+        runtime: &Arc<WatchedRuntime>,
+        now: Nanos,
+        decided: Nanos,
+        out: &mut News,
+    ) {
+        let board = &runtime.requests;
+        let is_drained = board.is_drained();
+        // After the look at the counter: the news of requests that are drained is in the queue.
+        let mut news = self.take_news(runtime, now);
+        let is_due = |(taken_at, _): &&(Nanos, RequestNews)| *taken_at < decided;
+        let due = self.ended.iter().take_while(is_due).count();
+        news.extend(self.ended.drain(..due).map(|(_, ended)| ended));
+        if !news.is_empty() {
+            out.requests.push(RequestsNews {
+                runtime: runtime.clone(),
+                news,
+            });
+        }
+        self.release(is_drained, now, out);
+        let begins = !self.held.is_empty() && !self.is_waiting && board.begin_generation();
+        if begins {
+            self.is_waiting = true;
+            self.held
+                .iter_mut()
+                .for_each(|held| held.is_waited_for = true);
+        }
+    }
+
+    /// Takes the news of requests. Returns those of late polls; ends wait.
+    fn take_news(&mut self, runtime: &WatchedRuntime, now: Nanos) -> Vec<RequestNews> {
+        if !runtime.requests.has_news() {
+            return Vec::new();
+        }
+        let has_ended = |news: &RequestNews| matches!(news, RequestNews::Ended { .. });
+        let news = runtime.requests.take_news().into_iter();
+        let (ended, mut late): (Vec<_>, Vec<_>) = news.partition(has_ended);
+        self.ended.extend(ended.into_iter().map(|news| (now, news)));
+        while self.ended.len() > ENDED {
+            late.extend(self.ended.pop_front().map(|(_, news)| news));
+        }
+        late
+    }
+
+    /// Passes on last reports whose requests have been polled, or that have been held for long.
+    fn release(&mut self, is_drained: bool, now: Nanos, out: &mut News) {
+        let is_due =
+            |held: &HeldBack| held.is_waited_for && is_drained || now.since(held.since) >= HELD_FOR;
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (due, held) = held.partition(is_due);
+        self.held = held;
+        out.stalls
+            .extend(due.into_iter().map(|held: HeldBack| held.news));
+        self.is_waiting &= !is_drained;
+    }
+
+    /// Passes everything on: the runtime is not watched any more.
+    pub(super) fn flush(&mut self, runtime: &Arc<WatchedRuntime>, now: Nanos, out: &mut News) {
+        self.tick(runtime, now, Nanos(u64::MAX), out);
+        out.stalls.extend(self.held.drain(..).map(|held| held.news));
+    }
+
+    /// Notes since when no worker waits for the runtime's sockets and timers, if none does.
+    pub(super) fn driver_is_frozen(runtime: &WatchedRuntime, since: Option<Nanos>, now: Nanos) {
+        runtime.requests.driver_is_frozen(since, now);
+    }
+}
