@@ -23,7 +23,10 @@ use std::time::{Duration, Instant};
 use tokio_stall::{Guard, Missing, StallReport};
 
 /// The bound of waits, for a test that would otherwise never end. Waits end on news.
-pub const FOREVER: Duration = Duration::from_secs(20);
+pub const FOREVER: Duration = Duration::from_secs(match option_env!("TOKIO_STALL_EMULATED") {
+    Some(_) => 600,
+    None => 20,
+});
 
 /// Waits until this holds.
 #[track_caller]
