@@ -21,7 +21,7 @@ pub extern "C" fn plugin_run(stacks: bool) -> i32 {
     let watch = Builder::new()
         .runtime("plugin", runtime.handle().clone())
         .stacks(if stacks { Stacks::Auto } else { Stacks::Off })
-        .on_stall(move |_| drop(reported.send(())))
+        .on_stall(move |_| reported.send(()).unwrap_or_default())
         .start();
     let Ok(_watch) = watch else {
         return 0;
