@@ -35,7 +35,8 @@ pub enum Origin {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Frame {
-    /// The function, demangled, as in `app::handlers::get_user::{closure#0}`.
+    /// The function, demangled, as in `app::handlers::get_user::{closure#0}`. `<signal handler
+    /// called>` stands between the handler of a signal and the code that it interrupted.
     pub function: Option<String>,
     /// The source file, as in the debug information.
     pub file: Option<String>,

@@ -183,11 +183,16 @@ impl Case {
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));
         let lacks_site = has_stacks && report.site.is_none();
         let has_lines = self.stacks.iter().any(StackSample::has_lines);
+        // The program may have debug information that was not read.
+        let lacks_file = !self.unnamed.is_empty();
         let also = [
             (self.truncated, Missing::Truncated),
             (self.lost, Missing::Lost),
             (lacks_site && has_lines, Missing::NoOwnCode),
-            (lacks_site && !has_lines, Missing::NoDebugInfo),
+            (
+                lacks_site && !has_lines && !lacks_file,
+                Missing::NoDebugInfo,
+            ),
         ];
         let also = also.into_iter().filter(|(holds, _)| *holds);
         report.missing.extend(also.map(|(_, missing)| missing));
@@ -224,6 +229,7 @@ mod tests {
     use super::super::tests::{Stage, stack};
     use super::*;
     use crate::FutureExt;
+    use crate::report::Origin;
 
     fn missing(case: &Case) -> Vec<Missing> {
         case.report().expect("a report").missing
@@ -281,6 +287,26 @@ mod tests {
         assert!(missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
         case.add(stack(1, "app::handler"));
         assert!(!missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
+    }
+
+    #[test]
+    fn debug_information_that_was_not_read_is_not_said_to_be_absent() {
+        let stage = Stage::new();
+        let missing_with = |why: &[Missing]| {
+            let mut case = Case::default();
+            case.take(stage.news(1, Some(Phase::Began)));
+            let mut news = stack(1, "nanosleep");
+            let explained = news.stack.as_mut().expect("a stack");
+            explained.missing = why.to_vec();
+            explained.frames[0].origin = Origin::System;
+            case.add(news);
+            let mut missing = missing(&case);
+            missing.retain(|missing| *missing != Missing::Unmarked);
+            missing
+        };
+        assert_eq!(missing_with(&[]), [Missing::NoDebugInfo]);
+        let twice = [Missing::ModuleReplaced, Missing::ModuleReplaced];
+        assert_eq!(missing_with(&twice), [Missing::ModuleReplaced]);
     }
 
     #[test]

@@ -91,9 +91,11 @@ impl Symbols {
     }
 }
 
-/// Opens the files of a module. The kernel's page of code has none.
+/// Opens the files of a module. The kernel's page of code has none, nor has memory that a compiler
+/// at run time writes to.
 fn open(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Option<Gap>> {
-    if !mapped.path.starts_with('/') {
+    let is_in_a_file = mapped.path.starts_with('/') && !mapped.path.starts_with("/memfd:");
+    if !is_in_a_file && !mapped.program {
         return Err(None);
     }
     DebugInfo::of_mapped(mapped, build_id).map_err(Some)
@@ -416,6 +418,18 @@ mod tests {
         // With its function from the same source, the line is the function's own.
         let frame = frame_of(call(Some("core::hint::black_box"), std));
         assert_eq!((frame.origin, frame.line), (Origin::Std, Some(7)));
+    }
+
+    #[test]
+    fn code_without_a_file_lacks_none() {
+        let mut files = crate::capture::mapped().into_iter();
+        let mut library = files.find(|file| !file.program).expect("a library");
+        for path in ["[vdso]", "/memfd:code (deleted)"] {
+            library.path = path.to_owned();
+            assert_eq!(open(&library, None).err(), Some(None), "{path}");
+        }
+        library.path = "/lib/old.so (deleted)".to_owned();
+        assert_eq!(open(&library, None).err(), Some(Some(Gap::Replaced)));
     }
 
     #[test]
