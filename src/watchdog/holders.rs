@@ -52,7 +52,7 @@ impl Holders {
         let Ok(signal) = runtime.watch.signal else {
             return;
         };
-        let some = self.to_ask(wait, now);
+        let some = self.asked_now(wait, now);
         if some == 0 {
             return;
         }
@@ -66,7 +66,7 @@ impl Holders {
     }
 
     /// The number of threads, from the first on, that are to be asked now.
-    fn to_ask(&mut self, wait: u64, now: Nanos) -> usize {
+    fn asked_now(&mut self, wait: u64, now: Nanos) -> usize {
         if self.asked_at != Nanos::default() && now.since(self.asked_at) < ROUND_EVERY {
             return 0;
         }
@@ -134,11 +134,11 @@ mod tests {
             ..Holders::default()
         };
         let second = |second: u64| Nanos(second * 1_000_000_000);
-        assert_eq!(holders.to_ask(1, second(1)), AT_ONCE);
-        assert_eq!(holders.to_ask(1, Nanos(second(2).0 - 1)), 0, "a moment ago");
-        assert_eq!(holders.to_ask(1, second(2)), 1);
-        assert_eq!(holders.to_ask(1, second(3)), 0);
-        assert_eq!(holders.to_ask(2, second(4)), AT_ONCE);
+        assert_eq!(holders.asked_now(1, second(1)), AT_ONCE);
+        assert_eq!(holders.asked_now(1, Nanos(second(2).0 - 1)), 0, "a moment ago");
+        assert_eq!(holders.asked_now(1, second(2)), 1);
+        assert_eq!(holders.asked_now(1, second(3)), 0);
+        assert_eq!(holders.asked_now(2, second(4)), AT_ONCE);
     }
 
     #[test]
