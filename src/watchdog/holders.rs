@@ -135,7 +135,11 @@ mod tests {
         };
         let second = |second: u64| Nanos(second * 1_000_000_000);
         assert_eq!(holders.asked_now(1, second(1)), AT_ONCE);
-        assert_eq!(holders.asked_now(1, Nanos(second(2).0 - 1)), 0, "a moment ago");
+        assert_eq!(
+            holders.asked_now(1, Nanos(second(2).0 - 1)),
+            0,
+            "a moment ago"
+        );
         assert_eq!(holders.asked_now(1, second(2)), 1);
         assert_eq!(holders.asked_now(1, second(3)), 0);
         assert_eq!(holders.asked_now(2, second(4)), AT_ONCE);

@@ -8,7 +8,7 @@ use crate::engine::{StallNews, WatchedRuntime};
 use std::sync::Arc;
 
 #[derive(Default)]
-pub(super) struct RequestWatch;
+pub(super) struct RequestWatch {}
 
 impl RequestWatch {
     pub(super) fn stall(&mut self, _: &WatchedRuntime, news: StallNews, _: Nanos, out: &mut News) {
