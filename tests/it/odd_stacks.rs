@@ -7,9 +7,9 @@ use crate::support::{FOREVER, assert_site, wait_until};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio_stall::{Frame, Missing, NoStack, StallReport, WorkerStack};
 
@@ -210,7 +210,7 @@ fn stage_that_knows_its_libraries() -> Stage {
 
 #[test]
 fn a_library_loaded_later_has_its_name() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
     let with_symbols = library(directory.path(), "libthrough.so", "through", &[]);
@@ -225,7 +225,7 @@ fn a_library_loaded_later_has_its_name() {
 
 #[test]
 fn a_stripped_library_has_its_exports_and_its_build_id() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
     let id = "-Wl,--build-id=0x0123456789abcdef";
@@ -244,7 +244,7 @@ fn a_stripped_library_has_its_exports_and_its_build_id() {
 /// most likely its addresses, and on some file systems its inode.
 #[test]
 fn a_library_that_replaces_another_has_its_own_names() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = one_worker().start();
     // All are built beforehand: the compiler's files in between would take the inode.
@@ -274,7 +274,7 @@ const WITHOUT_TABLES: [&str; 3] = [
 
 #[test]
 fn calls_beyond_code_without_tables_are_guesses_and_said_to_be() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
     let bare = library(directory.path(), "libbare.so", "bare", &WITHOUT_TABLES);
@@ -346,7 +346,7 @@ fn renders(library: &Path, until_told: Receiver<()>) {
 
 #[test]
 fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
     let bare = compiled(
@@ -375,7 +375,7 @@ fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
 #[cfg(target_arch = "aarch64")]
 #[test]
 fn signed_return_addresses_lead_to_their_callers() {
-    let _alone = LIBRARIES.lock().unwrap();
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let stage = stage_that_knows_its_libraries();
     let options = ["-mbranch-protection=standard", "-fomit-frame-pointer"];
