@@ -175,13 +175,21 @@ extern "C" fn calls_back() {
     }
 }
 
+/// Loads a library. On a slow machine this alone would be a stall.
+#[allow(unsafe_code)]
+fn loaded(library: &Path) -> libloading::Library {
+    tokio_stall::allow_blocking("a library is loaded", || {
+        // SAFETY: the library has no constructors.
+        unsafe { libloading::Library::new(library) }.unwrap()
+    })
+}
+
 /// Loads the library, blocks in a function that it calls back, and unloads it.
 #[allow(unsafe_code)]
 fn goes_through(library: &Path, function: &str, until_told: Receiver<()>) {
     *UNTIL_TOLD.lock().unwrap() = Some(until_told);
     type Through = unsafe extern "C" fn(extern "C" fn()) -> i32;
-    // SAFETY: the library has no constructors.
-    let library = unsafe { libloading::Library::new(library) }.unwrap();
+    let library = loaded(library);
     // SAFETY: the function has this type.
     let through = unsafe { library.get::<Through>(function.as_bytes()) }.unwrap();
     // SAFETY: it calls what it is given, which does not unwind.
@@ -328,8 +336,7 @@ impl std::fmt::Display for Row<'_> {
 #[inline(never)]
 #[allow(unsafe_code)]
 fn renders(library: &Path, until_told: Receiver<()>) {
-    // SAFETY: the library has no constructors.
-    let library = unsafe { libloading::Library::new(library) }.unwrap();
+    let library = loaded(library);
     // SAFETY: the function has this type.
     let computes = unsafe { library.get::<Computes>(b"computes") }.unwrap();
     let stopped = &AtomicI32::new(0);
