@@ -363,7 +363,10 @@ fn a_site_beyond_code_without_tables_is_a_guess_and_not_skipped() {
         &WITHOUT_TABLES,
     );
     let computing = stall(&stage, move |until_told| renders(&bare, until_told));
-    assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    // On aarch64 all functions keep frame pointers, so an old return address can seem to lead on.
+    if cfg!(target_arch = "x86_64") {
+        assert_site(&computing, file!(), CALLS_C, "it::odd_stacks::calls_c");
+    }
     assert!(
         computing.missing.contains(&Missing::GuessedSite),
         "{computing:#?}"
