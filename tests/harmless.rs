@@ -179,7 +179,11 @@ fn a_fork_is_not_watched_and_lets_go_of_the_guard_at_once() {
 #[test]
 fn a_watch_that_is_started_in_a_fork_finds_what_blocks_there() {
     alone(|| {
-        let parents = workers(1);
+        // A runtime without threads: a fork copies the queues of their locks, and not the threads.
+        let parents = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let _watch = parents.block_on(async { Builder::new().start() }).unwrap();
         let code = in_a_fork(|| {
             let runtime = workers(2);

@@ -8,7 +8,7 @@
 use crate::clock::Nanos;
 use crate::engine::StallId;
 use crate::report::{RouteVictims, Victims};
-use crate::requests::{Interval, Route};
+use crate::requests::{Route, Stretch};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -24,14 +24,14 @@ const ROUTES: usize = 3;
 pub(super) struct Lateness {
     late: VecDeque<LatePoll>,
     /// Requests that waited while the driver was frozen.
-    waited: VecDeque<(u64, Interval)>,
+    waited: VecDeque<(u64, Stretch)>,
     stalls: VecDeque<Known>,
 }
 
 struct LatePoll {
     request: u64,
     route: Route,
-    ready: Interval,
+    ready: Stretch,
 }
 
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ struct Known {
 
 impl Lateness {
     /// Takes in a late poll.
-    pub(super) fn late(&mut self, request: u64, route: Route, ready: Interval) {
+    pub(super) fn late(&mut self, request: u64, route: Route, ready: Stretch) {
         if self.late.len() == LATE {
             self.late.pop_front();
         }
@@ -56,7 +56,7 @@ impl Lateness {
     }
 
     /// Takes in a wait during which the driver was frozen.
-    pub(super) fn waited(&mut self, request: u64, waiting: Interval) {
+    pub(super) fn waited(&mut self, request: u64, waiting: Stretch) {
         if self.waited.len() == LATE {
             self.waited.pop_front();
         }
@@ -128,7 +128,7 @@ impl Lateness {
     }
 
     /// The part of an interval in which any stall went on. Stalls that overlap count once.
-    fn lost_in(&self, ready: Interval) -> Duration {
+    fn lost_in(&self, ready: Stretch) -> Duration {
         let clipped = self.stalls.iter().map(|stall| stall.clipped(ready));
         let mut parts: Vec<_> = clipped.filter(|(since, until)| since < until).collect();
         parts.sort_unstable();
@@ -142,14 +142,14 @@ impl Lateness {
 }
 
 impl Known {
-    fn clipped(&self, ready: Interval) -> (Nanos, Nanos) {
+    fn clipped(&self, ready: Stretch) -> (Nanos, Nanos) {
         let until = self
             .until
             .map_or(ready.until, |until| until.min(ready.until));
         (self.since.max(ready.since), until)
     }
 
-    fn part_of(&self, ready: Interval) -> Duration {
+    fn part_of(&self, ready: Stretch) -> Duration {
         let (since, until) = self.clipped(ready);
         until.since(since)
     }
@@ -183,8 +183,8 @@ mod tests {
         Nanos(millis * 1_000_000)
     }
 
-    fn ready(since: u64, until: u64) -> Interval {
-        Interval {
+    fn ready(since: u64, until: u64) -> Stretch {
+        Stretch {
             since: at(since),
             until: at(until),
         }

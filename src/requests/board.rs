@@ -6,7 +6,7 @@
 
 use super::intervals::StallIntervals;
 use super::routes::Route;
-use super::time::{Interval, RequestTime};
+use super::time::{RequestTime, Stretch};
 use crate::clock::Nanos;
 use crate::tally::Tally;
 use crossbeam_queue::ArrayQueue;
@@ -28,10 +28,10 @@ pub(crate) enum RequestNews {
     Late {
         request: u64,
         route: Route,
-        ready: Interval,
+        ready: Stretch,
     },
     /// It waited, and the runtime's driver was frozen for a part of that time.
-    Frozen { request: u64, waiting: Interval },
+    Frozen { request: u64, waiting: Stretch },
     /// A request that was late or slow has ended.
     Ended {
         /// Zero for one that was never late.
@@ -251,7 +251,7 @@ mod tests {
         let news = RequestNews::Late {
             request: 1,
             route: Route::at(0),
-            ready: Interval {
+            ready: Stretch {
                 since: Nanos(1),
                 until: Nanos(2),
             },

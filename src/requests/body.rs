@@ -2,7 +2,7 @@
 //!
 //! *Runs on:* the thread that polls the body.
 
-use super::request::Request;
+use super::request::TimedRequest;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::pin::Pin;
@@ -14,12 +14,12 @@ pin_project! {
         #[pin]
         inner: B,
         // `None` once the body has ended.
-        request: Option<Request>,
+        request: Option<TimedRequest>,
     }
 }
 
 impl<B> ResponseBody<B> {
-    pub(super) fn new(inner: B, request: Option<Request>) -> ResponseBody<B> {
+    pub(super) fn new(inner: B, request: Option<TimedRequest>) -> ResponseBody<B> {
         ResponseBody { inner, request }
     }
 }

@@ -3,7 +3,7 @@
 //! *Runs on:* `stall-watchdog` writes; worker threads read, at a late poll.
 //! *Must not:* make a reader wait. An entry that changes during the reading is passed over.
 
-use super::time::Interval;
+use super::time::Stretch;
 use crate::clock::Nanos;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ const KEPT: usize = 32;
 
 /// One stall. It is complete while `id` is not zero.
 #[derive(Debug, Default)]
-struct Entry {
+struct KeptStall {
     id: AtomicU64,
     since: AtomicU64,
     /// 0 while it goes on.
@@ -23,7 +23,7 @@ struct Entry {
 /// The last stalls of a runtime.
 #[derive(Debug, Default)]
 pub(crate) struct StallIntervals {
-    entries: [Entry; KEPT],
+    entries: [KeptStall; KEPT],
     next: AtomicUsize,
 }
 
@@ -42,13 +42,13 @@ impl StallIntervals {
         entry.id.store(id, Ordering::Release);
     }
 
-    fn oldest(&self) -> &Entry {
+    fn oldest(&self) -> &KeptStall {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         &self.entries[next % KEPT]
     }
 
     /// The time of an interval that overlaps with stalls, and the stall with the largest part.
-    pub(crate) fn lost_in(&self, ready: Interval) -> Option<(u64, Duration)> {
+    pub(crate) fn lost_in(&self, ready: Stretch) -> Option<(u64, Duration)> {
         let overlaps = self.entries.iter().filter_map(|entry| {
             let (id, since, until) = entry.read()?;
             let until = until.unwrap_or(ready.until).min(ready.until);
@@ -59,7 +59,7 @@ impl StallIntervals {
     }
 }
 
-impl Entry {
+impl KeptStall {
     fn read(&self) -> Option<(u64, Nanos, Option<Nanos>)> {
         // Acquire: pairs with the Release stores in `note`.
         let id = self.id.load(Ordering::Acquire);
@@ -78,8 +78,8 @@ mod tests {
         Nanos(millis * 1_000_000)
     }
 
-    fn ready(since: u64, until: u64) -> Interval {
-        Interval {
+    fn ready(since: u64, until: u64) -> Stretch {
+        Stretch {
             since: at(since),
             until: at(until),
         }

@@ -4,7 +4,7 @@
 //! *Must not:* change the errors of the service, or its response but for the type of the body.
 
 use super::body::ResponseBody;
-use super::request::Request;
+use super::request::TimedRequest;
 use super::routes::Route;
 use super::timing;
 use http::{HeaderValue, Response};
@@ -54,11 +54,11 @@ use tower_service::Service;
 /// ```
 #[derive(Clone, Debug)]
 pub struct RequestLayer {
-    settings: Settings,
+    settings: LayerSettings,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Settings {
+struct LayerSettings {
     /// In place of a path.
     name: &'static str,
     by_path: bool,
@@ -75,7 +75,7 @@ impl RequestLayer {
     /// A layer for any service.
     pub fn new() -> RequestLayer {
         RequestLayer {
-            settings: Settings {
+            settings: LayerSettings {
                 name: "request",
                 by_path: false,
                 server_timing: false,
@@ -127,7 +127,7 @@ impl<S> Layer<S> for RequestLayer {
 #[derive(Clone, Debug)]
 pub struct RequestService<S> {
     inner: S,
-    settings: Settings,
+    settings: LayerSettings,
 }
 
 impl<S, B, R> Service<http::Request<B>> for RequestService<S>
@@ -148,7 +148,7 @@ where
             false => self.settings.name,
         };
         let path = matched_path(&request).unwrap_or_else(named);
-        let timed = Request::new(Route::of(request.method(), path));
+        let timed = TimedRequest::new(Route::of(request.method(), path));
         ResponseFuture {
             inner: self.inner.call(request),
             request: Some(timed),
@@ -175,7 +175,7 @@ pin_project! {
         #[pin]
         inner: F,
         // `None` once the response is there.
-        request: Option<Request>,
+        request: Option<TimedRequest>,
         server_timing: bool,
     }
 }

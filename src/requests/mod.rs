@@ -24,4 +24,4 @@ pub(crate) use boards::{add, remove};
 pub use body::ResponseBody;
 pub use layer::{RequestLayer, RequestService, ResponseFuture};
 pub(crate) use routes::Route;
-pub(crate) use time::{Interval, RequestTime};
+pub(crate) use time::{RequestTime, Stretch};

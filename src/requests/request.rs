@@ -5,7 +5,7 @@
 
 use super::board::{Board, LATE, RequestNews, next_number};
 use super::routes::Route;
-use super::time::{Gap, Interval, RequestTime};
+use super::time::{BetweenPolls, RequestTime, Stretch};
 use super::waker::RequestWaker;
 use super::{boards, timing};
 use crate::clock::{self, Nanos};
@@ -18,7 +18,7 @@ use std::time::Duration;
 const TARGET: &str = "tokio_stall::request";
 
 /// One request, from the call of the service to the end of its response.
-pub(super) struct Request {
+pub(super) struct TimedRequest {
     board: Option<Arc<Board>>,
     route: Route,
     /// The number of the route's name, for marks.
@@ -36,8 +36,8 @@ pub(super) struct Request {
     waker: Waker,
 }
 
-impl Request {
-    pub(super) fn new(route: Route) -> Request {
+impl TimedRequest {
+    pub(super) fn new(route: Route) -> TimedRequest {
         let board = boards::here();
         let now = clock::now();
         let noted = Arc::new(RequestWaker::new(board.clone(), now));
@@ -48,7 +48,7 @@ impl Request {
             }
             None => Duration::ZERO,
         };
-        Request {
+        TimedRequest {
             board,
             route,
             mark: route.mark(),
@@ -91,7 +91,7 @@ impl Request {
     }
 
     /// Adds the part of the last wait for which the runtime's driver was frozen.
-    fn note_frozen(&mut self, board: &Board, gap: &Gap, now: Nanos) {
+    fn note_frozen(&mut self, board: &Board, gap: &BetweenPolls, now: Nanos) {
         let frozen = board.frozen(now).saturating_sub(self.frozen_before);
         let frozen = frozen.min(gap.waiting.length());
         self.driver_frozen += frozen;
@@ -113,7 +113,7 @@ impl Request {
     }
 
     #[cold]
-    fn is_late(&mut self, board: &Board, ready: Interval) {
+    fn is_late(&mut self, board: &Board, ready: Stretch) {
         let request = self.numbered();
         board.tell(RequestNews::Late {
             request,
@@ -155,7 +155,7 @@ impl Drop for TimedPoll<'_> {
     }
 }
 
-impl Drop for Request {
+impl Drop for TimedRequest {
     fn drop(&mut self) {
         let woken = self.noted.take();
         self.time.ends(clock::now(), woken);

@@ -29,21 +29,21 @@ pub(crate) struct RequestTime {
 
 /// A part of a request's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Interval {
+pub(crate) struct Stretch {
     pub(crate) since: Nanos,
     pub(crate) until: Nanos,
 }
 
 /// The time between two polls of a request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Gap {
+pub(crate) struct BetweenPolls {
     /// Not woken yet.
-    pub(crate) waiting: Interval,
+    pub(crate) waiting: Stretch,
     /// Woken, and not polled yet.
-    pub(crate) ready: Interval,
+    pub(crate) ready: Stretch,
 }
 
-impl Interval {
+impl Stretch {
     pub(crate) fn length(self) -> Duration {
         self.until.since(self.since)
     }
@@ -67,15 +67,15 @@ impl RequestTime {
     ///
     /// A poll without a wake is one that its task makes for another reason: the request was waiting
     /// until now. A wake inside the last poll makes it ready from the end of that poll on.
-    pub(crate) fn poll_begins(&mut self, now: Nanos, woken: Option<Nanos>) -> Gap {
+    pub(crate) fn poll_begins(&mut self, now: Nanos, woken: Option<Nanos>) -> BetweenPolls {
         let now = now.max(self.last);
         let since = woken.unwrap_or(now).clamp(self.last, now);
-        let gap = Gap {
-            waiting: Interval {
+        let gap = BetweenPolls {
+            waiting: Stretch {
                 since: self.last,
                 until: since,
             },
-            ready: Interval { since, until: now },
+            ready: Stretch { since, until: now },
         };
         self.waiting += gap.waiting.length();
         self.ready += gap.ready.length();

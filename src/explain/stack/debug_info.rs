@@ -5,7 +5,7 @@
 //! It may be in the module's own file, in one that was stripped off, or split: then that file has
 //! the lines, and a `.dwp` beside the program or the `.dwo` of the compiler has the functions.
 
-use super::files::{Elf, Gap};
+use super::files::{Elf, Unnamed};
 use super::pages::Reader;
 use crate::capture::Mapped;
 use addr2line::{Context, LookupContinuation as _, LookupResult, SplitDwarfLoad};
@@ -28,7 +28,7 @@ pub(super) struct DebugInfo {
     separate: Option<Elf>,
     context: Option<Context<Reader>>,
     split: Split,
-    gap: Option<Gap>,
+    gap: Option<Unnamed>,
 }
 
 impl DebugInfo {
@@ -38,7 +38,7 @@ impl DebugInfo {
     /// # Cost
     ///
     /// About 100 ms for a large program: all units of its debug information are listed.
-    pub(super) fn of_mapped(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Gap> {
+    pub(super) fn of_mapped(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Unnamed> {
         let file = Elf::of_mapped(mapped, build_id)?;
         let path = mapped.path.strip_suffix(" (deleted)");
         let path = Path::new(path.unwrap_or(&mapped.path));
@@ -60,17 +60,20 @@ impl DebugInfo {
 
     /// The calls at an address, innermost first, and the reason if some are missing. An error if a
     /// file has been written to: then none of its names can be believed.
-    pub(super) fn calls(&mut self, address: u64) -> Result<(Vec<DebugFrame>, Option<Gap>), Gap> {
+    pub(super) fn calls(
+        &mut self,
+        address: u64,
+    ) -> Result<(Vec<DebugFrame>, Option<Unnamed>), Unnamed> {
         let found = match &self.context {
             Some(context) => calls(context, address, &mut self.split),
             None => Ok(Vec::new()),
         };
         if !self.is_unchanged() {
-            return Err(Gap::Replaced);
+            return Err(Unnamed::Replaced);
         }
         let unread = || match self.lines().opened.is_exhausted() {
-            true => Gap::TooLarge,
-            false => Gap::Unreadable,
+            true => Unnamed::TooLarge,
+            false => Unnamed::Unreadable,
         };
         let gap = found.is_err().then(unread);
         let gap = gap.or(self.split.gap.take()).or(self.gap);
@@ -106,12 +109,12 @@ impl DebugInfo {
 }
 
 /// The index of a file's debug information.
-fn context(file: &Elf) -> Result<Context<Reader>, Gap> {
+fn context(file: &Elf) -> Result<Context<Reader>, Unnamed> {
     let mut dwarf = Dwarf::load(|id| file.section(id.name()))?;
     dwarf.populate_abbreviations_cache(AbbreviationsCacheStrategy::Duplicates);
     Context::from_dwarf(dwarf).map_err(|_| match file.opened.is_exhausted() {
-        true => Gap::TooLarge,
-        false => Gap::Unreadable,
+        true => Unnamed::TooLarge,
+        false => Unnamed::Unreadable,
     })
 }
 
@@ -150,7 +153,7 @@ struct Split {
     is_opened: bool,
     package: Option<(Elf, DwarfPackage<Reader>)>,
     /// The reason why the last unit asked for could not be loaded.
-    gap: Option<Gap>,
+    gap: Option<Unnamed>,
 }
 
 impl Split {
@@ -170,7 +173,7 @@ impl Split {
     fn load(&mut self, load: &SplitDwarfLoad<Reader>) -> Option<Arc<Dwarf<Reader>>> {
         let unit = self.packed(load).or_else(|| unpacked(load));
         if unit.is_none() {
-            self.gap = Some(Gap::Split);
+            self.gap = Some(Unnamed::Split);
         }
         unit.map(Arc::new)
     }
@@ -253,7 +256,7 @@ mod tests {
         found.expect("it has a symbol").addresses.0
     }
 
-    type Found = Result<(Vec<(Option<String>, Option<u32>)>, Option<Gap>), Gap>;
+    type Found = Result<(Vec<(Option<String>, Option<u32>)>, Option<Unnamed>), Unnamed>;
 
     fn lines(info: &mut DebugInfo, address: u64) -> Found {
         let (calls, gap) = info.calls(address)?;
@@ -291,7 +294,7 @@ mod tests {
         let mut info = opened(&path);
         assert_eq!(lines(&mut info, one), named("one", 1));
         cut(&path);
-        assert_eq!(lines(&mut info, two), Err(Gap::Replaced));
+        assert_eq!(lines(&mut info, two), Err(Unnamed::Replaced));
         assert!(Elf::open(&path).is_err());
     }
 
@@ -308,7 +311,7 @@ mod tests {
         let two = address_of("two", &path);
         assert_eq!(lines(&mut opened(&path), two), named("two", 3));
         cut(&split);
-        let without = Ok((vec![(None, Some(3))], Some(Gap::Split)));
+        let without = Ok((vec![(None, Some(3))], Some(Unnamed::Split)));
         assert_eq!(lines(&mut opened(&path), two), without);
     }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 /// The reason why names or lines are not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gap {
+pub(super) enum Unnamed {
     /// The file on disk is not the one that is mapped.
     Replaced,
     /// The file cannot be read.
@@ -52,17 +52,17 @@ impl Elf {
     /// # Cost
     ///
     /// It reads the headers and the symbol table.
-    pub(super) fn of_mapped(mapped: &Mapped, build_id: Option<&str>) -> Result<Elf, Gap> {
-        let path = mapped.file().ok_or(Gap::Replaced)?;
+    pub(super) fn of_mapped(mapped: &Mapped, build_id: Option<&str>) -> Result<Elf, Unnamed> {
+        let path = mapped.file().ok_or(Unnamed::Replaced)?;
         let elf = Elf::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Gap::Replaced,
-            _ => Gap::Unreadable,
+            io::ErrorKind::NotFound => Unnamed::Replaced,
+            _ => Unnamed::Unreadable,
         })?;
         let is_mapped = match build_id {
             Some(_) => elf.build_id.as_deref() == build_id,
             None => mapped.program || elf.opened.is_mapped_as(mapped),
         };
-        is_mapped.then_some(elf).ok_or(Gap::Replaced)
+        is_mapped.then_some(elf).ok_or(Unnamed::Replaced)
     }
 
     /// The file with the debug information that was stripped off this one, if it has the same build
@@ -99,7 +99,7 @@ impl Elf {
     }
 
     /// A section of debug information, read as it is needed. Empty if there is none.
-    pub(super) fn section(&self, name: &str) -> Result<Reader, Gap> {
+    pub(super) fn section(&self, name: &str) -> Result<Reader, Unnamed> {
         let Some(held) = self.sections.get(name) else {
             return Ok(Reader::of_bytes(Vec::new()));
         };
@@ -107,25 +107,25 @@ impl Elf {
         match held.format {
             CompressionFormat::None => Ok(Reader::of_file(&self.opened, range)),
             CompressionFormat::Zlib => self.inflated(range, held.uncompressed_size),
-            _ => Err(Gap::TooLarge),
+            _ => Err(Unnamed::TooLarge),
         }
     }
 
     /// A section, read now: the file is not needed after it.
-    pub(super) fn whole_section(&self, name: &str) -> Result<Reader, Gap> {
+    pub(super) fn whole_section(&self, name: &str) -> Result<Reader, Unnamed> {
         let section = self.section(name)?;
-        let bytes = section.to_slice().map_err(|_| Gap::Unreadable)?;
+        let bytes = section.to_slice().map_err(|_| Unnamed::Unreadable)?;
         Ok(Reader::of_bytes(bytes.into_owned()))
     }
 
     /// A section that is compressed. Its bytes count towards those that are kept of the file.
-    fn inflated(&self, range: Range<u64>, size: u64) -> Result<Reader, Gap> {
-        let size = usize::try_from(size).map_err(|_| Gap::TooLarge)?;
-        self.opened.take(size).map_err(|_| Gap::TooLarge)?;
+    fn inflated(&self, range: Range<u64>, size: u64) -> Result<Reader, Unnamed> {
+        let size = usize::try_from(size).map_err(|_| Unnamed::TooLarge)?;
+        self.opened.take(size).map_err(|_| Unnamed::TooLarge)?;
         let compressed = Reader::of_file(&self.opened, range);
-        let compressed = compressed.to_slice().map_err(|_| Gap::TooLarge)?;
+        let compressed = compressed.to_slice().map_err(|_| Unnamed::TooLarge)?;
         let bytes = decompress_to_vec_zlib_with_limit(&compressed, size);
-        bytes.map(Reader::of_bytes).map_err(|_| Gap::Unreadable)
+        bytes.map(Reader::of_bytes).map_err(|_| Unnamed::Unreadable)
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
         mapped
     }
 
-    fn gap_of(opened: Result<Elf, Gap>) -> Option<Gap> {
+    fn gap_of(opened: Result<Elf, Unnamed>) -> Option<Unnamed> {
         opened.err()
     }
 
@@ -280,7 +280,7 @@ mod tests {
             };
             assert_eq!(gap_of(Elf::of_mapped(file, Some(&build_id))), None);
             let other = Elf::of_mapped(file, Some("00"));
-            assert_eq!(gap_of(other), Some(Gap::Replaced));
+            assert_eq!(gap_of(other), Some(Unnamed::Replaced));
         }
     }
 
@@ -291,7 +291,10 @@ mod tests {
         let copy = directory.path().join("library.so");
         std::fs::copy(&library.path, &copy).unwrap();
         let copied = renamed(library, copy.to_str().unwrap());
-        assert_eq!(gap_of(Elf::of_mapped(&copied, None)), Some(Gap::Replaced));
+        assert_eq!(
+            gap_of(Elf::of_mapped(&copied, None)),
+            Some(Unnamed::Replaced)
+        );
         // The kernel knows the program's file.
         let moved = renamed(program, &copied.path);
         assert_eq!(gap_of(Elf::of_mapped(&moved, None)), None);
@@ -301,8 +304,8 @@ mod tests {
     fn a_file_that_is_gone_or_no_elf_file_has_a_reason() {
         let (_, library) = files();
         let at = |path| gap_of(Elf::of_mapped(&renamed(library.clone(), path), None));
-        assert_eq!(at("/no/such/library.so"), Some(Gap::Replaced));
-        assert_eq!(at("/lib/library.so (deleted)"), Some(Gap::Replaced));
-        assert_eq!(at("/proc/self/status"), Some(Gap::Unreadable));
+        assert_eq!(at("/no/such/library.so"), Some(Unnamed::Replaced));
+        assert_eq!(at("/lib/library.so (deleted)"), Some(Unnamed::Replaced));
+        assert_eq!(at("/proc/self/status"), Some(Unnamed::Unreadable));
     }
 }

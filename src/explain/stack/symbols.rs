@@ -5,7 +5,7 @@
 //! It reads files. The first address takes long: a program's debug information is large.
 
 use super::debug_info::{DebugFrame, DebugInfo};
-use super::files::Gap;
+use super::files::Unnamed;
 use super::tables::{Modules, function_at};
 use crate::capture::{Mapped, Module};
 use crate::explain::own_code::{OwnCode, is_own_path};
@@ -23,7 +23,7 @@ const ADDRESSES: usize = 4096;
 #[derive(Default)]
 pub(crate) struct Symbols {
     /// The debug information by identity of the mapped file, or why there is none.
-    files: HashMap<u64, Result<DebugInfo, Option<Gap>>>,
+    files: HashMap<u64, Result<DebugInfo, Option<Unnamed>>>,
     named: HashMap<FileAddress, Arc<[Named]>>,
 }
 
@@ -67,13 +67,13 @@ impl Symbols {
         place: FileAddress,
         mapped: &Mapped,
         module: &ModuleFacts,
-    ) -> Result<Vec<Named>, Option<Gap>> {
+    ) -> Result<Vec<Named>, Option<Unnamed>> {
         let build_id = module.build_id.as_deref();
         let file = self.files.entry(place.file);
         let file = file.or_insert_with(|| open(mapped, build_id));
         let named = match file {
             Ok(file) => name(file, place.address, module).map_err(Some),
-            Err(gap @ (None | Some(Gap::Replaced))) => return Err(*gap),
+            Err(gap @ (None | Some(Unnamed::Replaced))) => return Err(*gap),
             Err(gap) => Err(*gap),
         };
         if named.is_err() {
@@ -93,7 +93,7 @@ impl Symbols {
 
 /// Opens the files of a module. The kernel's page of code has none, nor has memory that a compiler
 /// at run time writes to.
-fn open(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Option<Gap>> {
+fn open(mapped: &Mapped, build_id: Option<&str>) -> Result<DebugInfo, Option<Unnamed>> {
     let is_in_a_file = mapped.path.starts_with('/') && !mapped.path.starts_with("/memfd:");
     if !is_in_a_file && !mapped.program {
         return Err(None);
@@ -145,7 +145,7 @@ impl ModuleFacts {
 }
 
 /// The frames at an address in a file, innermost first.
-fn name(file: &mut DebugInfo, address: u64, module: &ModuleFacts) -> Result<Vec<Named>, Gap> {
+fn name(file: &mut DebugInfo, address: u64, module: &ModuleFacts) -> Result<Vec<Named>, Unnamed> {
     let (calls, gap) = file.calls(address)?;
     let symbol = file.symbol(address, module.function.as_ref());
     Ok(frames(calls, gap, symbol, address, module))
@@ -154,7 +154,7 @@ fn name(file: &mut DebugInfo, address: u64, module: &ModuleFacts) -> Result<Vec<
 /// The frames of these calls, innermost first. `symbol` is the name of the outermost function.
 fn frames(
     calls: Vec<DebugFrame>,
-    gap: Option<Gap>,
+    gap: Option<Unnamed>,
     symbol: Option<String>,
     address: u64,
     module: &ModuleFacts,
@@ -197,7 +197,7 @@ pub(crate) struct Named {
     /// Whether file and line may be those of a function that was inlined into this one.
     may_be_inlined_line: bool,
     /// The reason why more is not known.
-    gap: Option<Gap>,
+    gap: Option<Unnamed>,
 }
 
 impl Named {
@@ -211,7 +211,7 @@ impl Named {
         }
     }
 
-    fn without_file(address: u64, module: &ModuleFacts, gap: Option<Gap>) -> Named {
+    fn without_file(address: u64, module: &ModuleFacts, gap: Option<Unnamed>) -> Named {
         Named {
             gap,
             ..Named::nameless(address, Some(module))
@@ -236,10 +236,10 @@ impl Named {
     /// The reason why the frame lacks a name or a line that it could have.
     pub(crate) fn missing(&self) -> Option<Missing> {
         Some(match self.gap? {
-            Gap::Replaced => Missing::ModuleReplaced,
-            Gap::Unreadable => Missing::ModuleUnreadable,
-            Gap::Split => Missing::SplitDebugInfo,
-            Gap::TooLarge => Missing::LargeDebugInfo,
+            Unnamed::Replaced => Missing::ModuleReplaced,
+            Unnamed::Unreadable => Missing::ModuleUnreadable,
+            Unnamed::Split => Missing::SplitDebugInfo,
+            Unnamed::TooLarge => Missing::LargeDebugInfo,
         })
     }
 
@@ -399,7 +399,7 @@ mod tests {
         let own = OwnCode::new(["app".to_owned()]);
         let frame_of = |call| {
             let symbol = Some("app::handlers::hash".to_owned());
-            let named = frames(vec![call], Some(Gap::Split), symbol, 8, &facts());
+            let named = frames(vec![call], Some(Unnamed::Split), symbol, 8, &facts());
             assert_eq!(named[0].missing(), Some(Missing::SplitDebugInfo));
             named[0].frame(&own)
         };
@@ -429,7 +429,7 @@ mod tests {
             assert_eq!(open(&library, None).err(), Some(None), "{path}");
         }
         library.path = "/lib/old.so (deleted)".to_owned();
-        assert_eq!(open(&library, None).err(), Some(Some(Gap::Replaced)));
+        assert_eq!(open(&library, None).err(), Some(Some(Unnamed::Replaced)));
     }
 
     #[test]
