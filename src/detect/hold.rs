@@ -208,17 +208,17 @@ impl Hold {
         gone_on && !matches!(self.held_by, HeldBy::Mark(_))
     }
 
-    /// Whether it was announced for one sleep, and that sleep is over. Without marks and turns,
-    /// nothing shows that the next sleep is of the same poll (D38).
-    pub(super) fn has_outlived_its_sleep(&self, sample: &Sample) -> bool {
-        let is_of_a_sleep = matches!(self.held_by, HeldBy::Visit(_)) && self.long_sleep;
-        let goes_on = || {
-            let now = sample.asleep().zip(self.sleep);
-            now.is_some_and(|((thread, call), sleep)| {
-                sleep.goes_on(&thread, call, sample.signalled)
-            })
+    /// Whether a sleep has begun or ended since the last sample. Without marks and turns, nothing
+    /// shows that what comes before or after a sleep is of the same poll (D38). A runtime that may
+    /// not be driven is judged by its whole visit (D37), until that is announced.
+    pub(super) fn has_another_sleep(&self, sample: &Sample, rules: &Rules) -> bool {
+        let is_unmarked = matches!(self.held_by, HeldBy::Visit(_));
+        let counts = rules.always_driven || self.announced.is_some();
+        let is_same = match (sample.asleep(), self.sleep) {
+            (Some((thread, call)), Some(sleep)) => sleep.goes_on(&thread, call, sample.signalled),
+            (now, before) => now.is_none() && before.is_none(),
         };
-        is_of_a_sleep && self.announced.is_some() && !goes_on()
+        is_unmarked && counts && !is_same
     }
 
     /// Takes in one more sample of the hold.
@@ -237,7 +237,7 @@ impl Hold {
             None => {
                 self.period.add(interval);
                 self.follow_sleep(sample, interval.blamed(), interval.split.asleep);
-                self.judge_sleep(rules);
+                self.long_sleep |= self.one_sleep() >= self.enough(rules);
             }
         }
     }
@@ -250,19 +250,6 @@ impl Hold {
         self.period.blamed = age.min(interval.blamed());
         self.period.split = interval.split.part(age);
         self.sleep = None;
-    }
-
-    /// Notes whether one sleep has lasted for the threshold. Another sleep of an unmarked visit
-    /// needs another stack (D38), unless an earlier sleep has decided it.
-    fn judge_sleep(&mut self, rules: &Rules) {
-        let is_unmarked = matches!(self.held_by, HeldBy::Visit(_));
-        let is_decided = self.long_sleep && !self.is_elsewhere();
-        let is_new = self.one_sleep().is_zero();
-        if is_unmarked && rules.always_driven && is_new && !is_decided {
-            self.shown = None;
-            self.long_sleep = false;
-        }
-        self.long_sleep |= self.one_sleep() >= self.enough(rules);
     }
 
     /// The blamed time that makes it long: the threshold, and what the kernel's figures of the host
@@ -283,12 +270,11 @@ impl Hold {
         self.period.blamed.saturating_sub(self.widest) >= rules.threshold.saturating_mul(2)
     }
 
-    /// Whether a stack has shown the thread where it does not hold the worker.
-    fn is_elsewhere(&self) -> bool {
-        matches!(
-            self.shown,
-            Some(StackVerdict::Detached | StackVerdict::Parked)
-        )
+    /// Whether it is one long sleep without a mark that is not announced, and whose stack is not
+    /// known yet.
+    pub(super) fn awaits_the_verdict_of_a_sleep(&self, rules: &Rules) -> bool {
+        let is_a_sleep = matches!(self.held_by, HeldBy::Visit(_)) && self.long_sleep;
+        is_a_sleep && rules.always_driven && self.announced.is_none() && self.shown.is_none()
     }
 
     /// Whether its verdict needs a stack, and there is none yet.

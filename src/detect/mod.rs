@@ -227,7 +227,7 @@ impl Detector {
             Some(mut hold)
                 if holder == Some(hold.held_by)
                     && !hold.is_over(gone_on)
-                    && !hold.has_outlived_its_sleep(&step.sample) =>
+                    && !hold.has_another_sleep(&step.sample, &self.rules) =>
             {
                 hold.extend(step, &self.rules);
                 self.hold = Some(hold);
@@ -480,8 +480,20 @@ impl Detector {
                 self.finish_unannounced(hold, measured?, step);
                 None
             }
+            _ if hold.awaits_the_verdict_of_a_sleep(&self.rules) => {
+                self.finish_asleep(&hold, end.0);
+                None
+            }
             _ => self.finish_unmarked(&hold, end, step),
         }
+    }
+
+    /// Ends a sleep that was long, while its stack may still come (D38).
+    fn finish_asleep(&mut self, hold: &Hold, end: Nanos) {
+        let stall = hold.stall_until(end, Duration::ZERO, Certainty::Certain);
+        let proof = Proof::Sleep(hold.shown);
+        let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before, proof);
+        self.unconfirmed.push(unconfirmed);
     }
 
     /// Ends a marked poll that was not announced. It ended between two ticks, and the rest of it is

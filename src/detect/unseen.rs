@@ -1,10 +1,11 @@
-//! Marked polls that ended before they were announced, and the proofs that they held the worker.
+//! Long polls that ended before they were announced, and the proofs that they held the worker.
 //!
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* do anything but arithmetic on samples.
 //!
-//! The thread of such a poll keeps a record of it (D31). Two things must hold: the busy counter has
-//! counted it, and its thread had the worker (D32).
+//! The thread of a marked poll keeps a record of it (D31). An unmarked poll is known by its sleep
+//! (D38). Two things must hold: the busy counter has counted it, and its thread had the worker
+//! (D32).
 
 use super::belief::{Sign, StackVerdict, Whose, belief};
 use super::hold::{Hold, Period};
@@ -42,6 +43,8 @@ pub(super) enum Proof {
     Claim,
     /// The verdict of a stack that was taken of it.
     Stack(Option<StackVerdict>),
+    /// The same, of a sleep without a mark.
+    Sleep(Option<StackVerdict>),
 }
 
 impl Unconfirmed {
@@ -58,7 +61,7 @@ impl Unconfirmed {
 
     /// Takes in the verdict of a stack, if it is of this poll.
     pub(super) fn show(&mut self, serial: u64, shown: StackVerdict) {
-        if let Proof::Stack(known) = &mut self.proof {
+        if let Proof::Stack(known) | Proof::Sleep(known) = &mut self.proof {
             if self.stall.serial == serial {
                 known.get_or_insert(shown);
             }
@@ -71,6 +74,7 @@ impl Unconfirmed {
             Proof::Turns => Some(Certainty::Certain),
             Proof::Claim => self.is_claimed_since(sample).then_some(Certainty::Certain),
             Proof::Stack(shown) => belief(Sign::Mark, Whose::ByStack { shown, leaves }),
+            Proof::Sleep(shown) => belief(Sign::Sleep, Whose::ByStack { shown, leaves }),
         }
     }
 

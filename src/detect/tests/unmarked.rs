@@ -250,3 +250,43 @@ fn without_any_evidence_an_unmarked_poll_is_found_late_and_then_for_certain() {
     assert!(early <= ms(20), "{early:?}");
     assert_eq!(certainty, Certainty::Certain);
 }
+
+/// One of several sleeps in a row, each of another poll, while the worker publishes nothing.
+fn another_sleep(world: &mut World) -> (u64, Findings) {
+    world.thread.as_mut().unwrap().runs += 7;
+    let mut found = world.sleep(TICK);
+    let serial = world.detector.watches().expect("it sleeps");
+    for _ in 0..24 {
+        found.extend(world.sleep(TICK));
+    }
+    (serial, found)
+}
+
+#[test]
+fn a_verdict_that_comes_late_is_about_its_own_sleep() {
+    let mut world = World::parked().wake().with_stacks();
+    world.compute(ms(5));
+    let (first, _) = another_sleep(&mut world);
+    let (second, _) = another_sleep(&mut world);
+    assert_ne!(first, second);
+    // The stack of the first sleep is explained in the third.
+    world.shown.push((first, StackVerdict::Driving));
+    let (_, found) = another_sleep(&mut world);
+    assert_eq!(found, [], "no word about the third, nor about all of them");
+    world.publish(ms(375));
+    world.park();
+    let stall = ended(&world.sleep(TICK)).expect("the first is proven");
+    assert_eq!((stall.serial, stall.certainty), (first, Certainty::Certain));
+    assert!(stall.duration <= ms(130), "{:?}", stall.duration);
+}
+
+#[test]
+fn a_stall_of_one_sleep_is_no_older_than_that_sleep() {
+    let mut world = World::parked().wake().with_stacks();
+    for _ in 0..8 {
+        let (serial, _) = another_sleep(&mut world);
+        world.shown.push((serial, StackVerdict::Driving));
+        let stall = began(&world.sleep(TICK)).expect("it has slept for the threshold");
+        assert!(stall.duration <= ms(135), "{:?}", stall.duration);
+    }
+}
