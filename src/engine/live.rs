@@ -4,11 +4,11 @@
 //! that calls `stalled_now()`.
 
 use super::{StallId, WatchedRuntime};
-use crate::clock::{self, wall_clock};
-use crate::detect::Stall;
+use crate::clock::{self, Nanos, wall_clock};
+use crate::detect::{HeldBy, Stall};
 use crate::explain::{self, SleptIn};
 use crate::os;
-use crate::report::{Frame, Phase, StallReport};
+use crate::report::{Certainty, Frame, Phase, StallReport};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -25,6 +25,14 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// The age of the one poll that the stall is proven to be. `None` for a likely stall, and for
+    /// one that is known only by counting: there may be several polls in that time.
+    pub(crate) fn proven_age(&self, now: Nanos) -> Option<Duration> {
+        let is_certain = self.stall.certainty == Certainty::Certain;
+        let is_one_poll = self.stall.held_by != HeldBy::CountedOut;
+        (is_certain && is_one_poll).then(|| now.since(self.stall.since))
+    }
+
     /// The report of a stall that goes on, by the watchdog's own figures: without names and stacks.
     pub(crate) fn report_now(&self) -> StallReport {
         let mut now = self.clone();

@@ -9,7 +9,6 @@ use super::writer::MetricWriter;
 use super::{list, polls};
 use crate::clock::{self, Nanos, wall_clock};
 use crate::engine::{Shared, Target, WatchedRuntime};
-use crate::report::Certainty;
 use crate::reporter::guarded;
 use crate::tally::Seen;
 use std::collections::HashMap;
@@ -246,12 +245,11 @@ fn zero_detector(writer: &MetricWriter<'_>) {
     writer.set(&list::LAST_TICK, &[], 0.0);
 }
 
-/// The ages of the certain stalls going on, by runtime and worker.
+/// The proven ages of the stalls going on, by runtime and worker.
 fn ages(shared: &Shared, now: Nanos) -> HashMap<u64, Ages> {
     let mut ages: HashMap<u64, Ages> = HashMap::new();
     for live in shared.live.lock().iter() {
-        if live.stall.certainty == Certainty::Certain {
-            let age = now.since(live.stall.since);
+        if let Some(age) = live.proven_age(now) {
             let of_runtime = ages.entry(live.runtime.id).or_default();
             let oldest = of_runtime.entry(live.worker).or_default();
             *oldest = age.max(*oldest);

@@ -8,7 +8,7 @@ use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
 use crate::metrics::Exporter;
 use crate::metrics::prometheus;
-use crate::report::{Certainty, FoldedBy, StallReport};
+use crate::report::{FoldedBy, StallReport};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
@@ -186,8 +186,7 @@ impl Routes {
             let held: Vec<(usize, Duration)> = live
                 .iter()
                 .filter(|live| live.runtime.id == runtime.id)
-                .filter(|live| live.stall.certainty == Certainty::Certain)
-                .map(|live| (live.worker, now.since(live.stall.since)))
+                .filter_map(|live| Some((live.worker, live.proven_age(now)?)))
                 .collect();
             let workers = runtime.metrics.num_workers();
             let of_workers = liveness.verdict(&runtime.name, workers, &held);

@@ -393,7 +393,7 @@ impl Watchdog {
         if self.out.shared.sinks_busy_for(now) < SINKS_STUCK_AFTER {
             return;
         }
-        let is_endless = |live: &&Live| now.since(live.stall.since) >= ENDLESS_AFTER;
+        let is_endless = |live: &&Live| live.proven_age(now) >= Some(ENDLESS_AFTER);
         for live in self.live.iter().filter(is_endless) {
             if !live.last_words.swap(true, Ordering::Relaxed) {
                 self.out.last_words(live.clone());
