@@ -44,6 +44,8 @@ pub enum StartError {
         /// The name under which it was to be watched.
         name: String,
     },
+    /// The guard belongs to the process that this one is a fork of.
+    Forked,
     /// This target has no 64-bit atomics, so its tokio has no worker counters.
     UnsupportedTarget,
     /// A signal for stacks was given, and no stacks can be taken on this system or in this build.
@@ -99,6 +101,9 @@ impl StartError {
             StartError::RuntimeShutDown { name } => {
                 write!(f, "the runtime {name:?} has been shut down")
             }
+            StartError::Forked => {
+                f.write_str("the guard belongs to the process that this one is a fork of")
+            }
             StartError::UnsupportedTarget => f.write_str(
                 "this target has no 64-bit atomics, so tokio publishes no worker counters here",
             ),
@@ -146,6 +151,7 @@ impl StartError {
                  `Builder::runtime(\"name\", handle)`"
             }
             StartError::RuntimeShutDown { .. } => "start the watch while it is running",
+            StartError::Forked => "start a watch of this process: it has none of its own yet",
             StartError::UnsupportedTarget => {
                 "build for another target, or start the watch only where \
                  `cfg(target_has_atomic = \"64\")` holds"

@@ -215,8 +215,8 @@ impl Coverage {
         };
         let (count, names) = (others.len(), others.join(", "));
         Some(format!(
-            "{count} {are} not watched: {names}; give each to `Builder::runtime`, or call `watch()` \
-             on each"
+            "{count} {are} not watched: {names}; give each to `Builder::runtime`, or call \
+             `Guard::watch_here` in it"
         ))
     }
 }

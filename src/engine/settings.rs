@@ -74,6 +74,8 @@ type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) threshold: Duration,
+    /// As asked for; `None` for the default.
+    pub(crate) tick: Option<Duration>,
     pub(crate) warn_after: Duration,
     pub(crate) error_after: Duration,
     pub(crate) grace: Duration,
@@ -136,6 +138,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             threshold: Settings::THRESHOLD,
+            tick: None,
             warn_after: Settings::WARN_AFTER,
             error_after: Settings::ERROR_AFTER,
             grace: Settings::STARTUP_GRACE,

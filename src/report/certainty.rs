@@ -3,7 +3,7 @@
 //! *Runs on:* every thread: plain data.
 
 /// Whether it is proven that one poll held its worker for the whole time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize),

@@ -8,11 +8,12 @@ use super::board::Board;
 use crate::slot;
 use parking_lot::Mutex;
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
 
-static BOARDS: Mutex<Vec<Arc<Board>>> = Mutex::new(Vec::new());
+/// A board goes with the watch of its runtime.
+static BOARDS: Mutex<Vec<Weak<Board>>> = Mutex::new(Vec::new());
 /// The number of changes of the list.
 static VERSION: AtomicU64 = AtomicU64::new(1);
 
@@ -20,27 +21,21 @@ static VERSION: AtomicU64 = AtomicU64::new(1);
 struct Last {
     version: u64,
     runtime: u64,
-    board: Option<Arc<Board>>,
+    board: Weak<Board>,
 }
 
 thread_local! {
     static LAST: RefCell<Last> = const {
-        RefCell::new(Last { version: 0, runtime: 0, board: None })
+        RefCell::new(Last { version: 0, runtime: 0, board: Weak::new() })
     };
 }
 
 /// Adds the board of a runtime that is watched from now on.
-pub(crate) fn add(board: Arc<Board>) {
+pub(crate) fn add(board: &Arc<Board>) {
     let mut boards = BOARDS.lock();
-    boards.retain(|known| known.runtime != board.runtime);
-    boards.push(board);
+    boards.retain(|known| known.strong_count() > 0);
+    boards.push(Arc::downgrade(board));
     // Release: pairs with the Acquire in `here`.
-    VERSION.fetch_add(1, Ordering::Release);
-}
-
-/// Removes the board of a runtime that is not watched any more.
-pub(crate) fn remove(board: &Arc<Board>) {
-    BOARDS.lock().retain(|known| !Arc::ptr_eq(known, board));
     VERSION.fetch_add(1, Ordering::Release);
 }
 
@@ -49,23 +44,24 @@ pub(crate) fn remove(board: &Arc<Board>) {
 ///
 /// # Cost
 ///
-/// A clone of the runtime's handle, and one of the board. A lock after a watch has begun or ended.
+/// A clone of the runtime's handle, and one of the board. A lock after a watch has begun.
 pub(super) fn here() -> Option<Arc<Board>> {
     let runtime = slot::raw_id(&Handle::try_current().ok()?.id());
-    // Acquire: pairs with the Release in `add` and `remove`.
+    // Acquire: pairs with the Release in `add`.
     let version = VERSION.load(Ordering::Acquire);
     let board = LAST.try_with(|last| {
         let mut last = last.borrow_mut();
         if (last.version, last.runtime) != (version, runtime) {
             let boards = BOARDS.lock();
-            let board = boards.iter().find(|board| board.runtime == runtime);
+            let mut boards = boards.iter().filter_map(Weak::upgrade);
+            let board = boards.find(|board| board.runtime == runtime);
             *last = Last {
                 version,
                 runtime,
-                board: board.cloned(),
+                board: board.as_ref().map_or(Weak::new(), Arc::downgrade),
             };
         }
-        last.board.clone()
+        last.board.upgrade()
     });
     board.ok().flatten()
 }
@@ -82,9 +78,9 @@ mod tests {
         let found = || tokio.block_on(async { here() });
         assert!(found().is_none());
         let board = Arc::new(Board::new(slot::raw_id(&tokio.handle().id()), None));
-        add(board.clone());
+        add(&board);
         assert!(found().is_some_and(|found| Arc::ptr_eq(&found, &board)));
-        remove(&board);
+        drop(board);
         assert!(found().is_none());
         assert!(here().is_none(), "there is no runtime here");
     }

@@ -20,7 +20,7 @@ mod timing;
 mod waker;
 
 pub(crate) use board::{Board, RequestNews};
-pub(crate) use boards::{add, remove};
+pub(crate) use boards::add;
 pub use body::ResponseBody;
 pub use layer::{RequestLayer, RequestService, ResponseFuture};
 pub(crate) use routes::Route;

@@ -65,7 +65,6 @@ pub fn watch() -> Result<Guard, StartError> {
 #[must_use = "nothing is watched until `start`"]
 pub struct Builder {
     pub(super) runtimes: Vec<(Option<String>, Handle)>,
-    pub(super) tick: Option<Duration>,
     #[cfg(feature = "serve")]
     pub(super) serve: Option<SocketAddr>,
     pub(super) settings: Settings,
@@ -129,7 +128,7 @@ impl Builder {
     /// While every worker is parked, a tick takes half the threshold, and after a second the
     /// threshold, each between 5 ms and 25 ms. After ten seconds it takes 25 ms.
     pub fn tick(mut self, tick: Duration) -> Builder {
-        self.tick = Some(tick);
+        self.settings.tick = Some(tick);
         self
     }
 

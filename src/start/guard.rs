@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 #[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
 pub struct Guard {
-    view: View,
+    pub(super) view: View,
     /// The server ends before the watch does.
     #[cfg(feature = "serve")]
     server: Option<crate::serve::Server>,

@@ -2,6 +2,7 @@
 //!
 //! *Runs on:* the user's threads.
 
+mod add;
 mod builder;
 mod guard;
 mod plan;

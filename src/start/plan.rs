@@ -30,7 +30,6 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 #[derive(Debug)]
 pub(super) struct Plan {
     runtimes: Vec<(Option<String>, Handle)>,
-    tick: Option<Duration>,
     #[cfg(feature = "serve")]
     serve: Option<SocketAddr>,
     settings: Settings,
@@ -39,7 +38,7 @@ pub(super) struct Plan {
 impl Builder {
     /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
-        check(&self.settings, self.tick)?;
+        check(&self.settings)?;
         let mut runtimes = self.runtimes;
         if runtimes.is_empty() {
             let here = here.ok_or(StartError::NoRuntime)?;
@@ -47,7 +46,6 @@ impl Builder {
         }
         Ok(Plan {
             runtimes,
-            tick: self.tick,
             #[cfg(feature = "serve")]
             serve: self.serve,
             settings: self.settings,
@@ -55,12 +53,15 @@ impl Builder {
     }
 }
 
-fn check(settings: &Settings, tick: Option<Duration>) -> Result<(), StartError> {
+fn check(settings: &Settings) -> Result<(), StartError> {
     let threshold = settings.threshold;
     if threshold < Settings::MIN_THRESHOLD {
         return Err(StartError::ThresholdTooSmall { threshold });
     }
-    if let Some(tick) = tick.filter(|tick| tick.is_zero() || *tick > threshold) {
+    if let Some(tick) = settings
+        .tick
+        .filter(|tick| tick.is_zero() || *tick > threshold)
+    {
         return Err(StartError::TickOutOfRange { tick, threshold });
     }
     match settings.stacks {
@@ -88,9 +89,8 @@ impl Plan {
         timing::set_mode(self.settings.poll_timing);
         #[cfg(feature = "metrics")]
         polls::set_name_limit(self.settings.poll_labels);
-        let tick = self.tick;
         let watch = Arc::new(WatchState::new(self.settings, signal));
-        let rules = |runtime: &Handle| rules(&watch.settings, tick, runtime);
+        let rules = |runtime: &Handle| rules(&watch.settings, runtime);
         let shared = threads::join(self.runtimes, &watch, rules)?;
         let view = View { watch, shared };
         // From here on the guard ends the watch, also if the user's subscriber panics below.
@@ -126,11 +126,11 @@ fn log_start(view: &View) {
 }
 
 /// The rules for one runtime.
-fn rules(settings: &Settings, tick: Option<Duration>, runtime: &Handle) -> Rules {
+pub(super) fn rules(settings: &Settings, runtime: &Handle) -> Rules {
     let threshold = settings.threshold;
     Rules {
         threshold,
-        tick: tick.unwrap_or_else(|| {
+        tick: settings.tick.unwrap_or_else(|| {
             let counts_turns = Track::new(runtime.runtime_flavor(), settings.turns)
                 .missing()
                 .is_none();
@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(settings.stacks, Stacks::Auto);
         assert!(settings.log && settings.turns && !settings.driven_here);
         assert!(settings.on_stall.is_none() && settings.on_pool_wait.is_none());
-        assert_eq!(plan.tick, None);
-        let rules = rules(settings, plan.tick, runtime.handle());
+        assert_eq!(plan.settings.tick, None);
+        let rules = rules(settings, runtime.handle());
         assert_eq!(rules.threshold, 10 * MS);
         assert_eq!(rules.milestones, [100 * MS, 1_000 * MS, 10_000 * MS]);
     }
@@ -320,7 +320,7 @@ mod tests {
         let runtime = current_thread();
         let tick = |builder: Builder| {
             let plan = builder.plan(Some(runtime.handle().clone())).unwrap();
-            rules(&plan.settings, plan.tick, runtime.handle()).tick
+            rules(&plan.settings, runtime.handle()).tick
         };
         let without_turns = || Builder::new().turns(false);
         assert_eq!(tick(without_turns()), 5 * MS);
@@ -333,7 +333,7 @@ mod tests {
     fn only_a_multi_thread_runtime_is_always_driven() {
         let settings = Settings::default();
         let always_driven = |runtime: &Runtime| {
-            let rules = rules(&settings, Some(MS), runtime.handle());
+            let rules = rules(&settings, runtime.handle());
             rules.always_driven
         };
         assert!(always_driven(&multi_thread()));

@@ -143,14 +143,28 @@ pub(crate) fn leave(watch: &Arc<WatchState>) {
     }
 }
 
+/// Forgets the runtimes of this watch that have been shut down.
+pub(crate) fn forget_gone(watch: &Arc<WatchState>) {
+    let mut engine = ENGINE.lock();
+    forget_inherited(&mut engine);
+    if let Some(running) = &*engine {
+        let is_gone =
+            |runtime: &Arc<WatchedRuntime>| runtime.is_gone() && Arc::ptr_eq(&runtime.watch, watch);
+        running
+            .shared
+            .watched
+            .lock()
+            .retain(|runtime| !is_gone(runtime));
+        running.shared.runtimes_changed();
+    }
+}
+
 /// Removes the runtimes of this watch and stops their pulses. Returns whether none is left.
 fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bool {
     watched.retain(|runtime| {
         let leaves = Arc::ptr_eq(&runtime.watch, watch);
         if leaves {
             runtime.pulse.stop();
-            #[cfg(feature = "tower")]
-            requests::remove(&runtime.requests);
         }
         !leaves
     });
@@ -218,7 +232,7 @@ impl Engine {
         #[cfg(feature = "tower")]
         runtimes
             .iter()
-            .for_each(|runtime| requests::add(runtime.requests.clone()));
+            .for_each(|runtime| requests::add(&runtime.requests));
         self.shared.watched.lock().extend(runtimes);
         self.shared.runtimes_changed();
         self.wake();

@@ -100,3 +100,52 @@ fn a_guard_that_goes_leaves_the_other_one() {
     drop(jobs);
     api.run_stalling("again", sleeps(LONG));
 }
+
+/// What a framework with one runtime for each thread does: each calls this in its own runtime.
+fn blocks_in_a_runtime_of_its_own(watch: &tokio_stall::Guard, until_told: &mpsc::Receiver<()>) {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().unwrap();
+    runtime.block_on(async {
+        watch.watch_here().unwrap();
+        watch.watch_here().expect("once more changes nothing");
+        let until_told = async { until_told.recv().ok() };
+        until_told.watched("in_its_own").await;
+    });
+}
+
+#[test]
+fn runtimes_of_a_framework_are_added_by_their_own_threads() {
+    let stage = Stage::multi_thread(1).start();
+    let told: Vec<_> = std::thread::scope(|scope| {
+        let start = |_| {
+            let (tell, until_told) = mpsc::channel();
+            let watch = &stage.watch;
+            let thread = std::thread::Builder::new().name("framework".to_owned());
+            let body = move || blocks_in_a_runtime_of_its_own(watch, &until_told);
+            thread.spawn_scoped(scope, body).unwrap();
+            tell
+        };
+        let tells: Vec<_> = (0..2).map(start).collect();
+        let found = (0..2).map(|index| {
+            let runtimes = ["framework", "framework, runtime"];
+            let is_its = |report: &StallReport| {
+                let others = report.runtime.starts_with(runtimes[1]);
+                report.span.as_deref() == Some("in_its_own") && others == (index == 1)
+            };
+            stage.seen.wait(is_its).runtime
+        });
+        let found = found.collect();
+        drop(tells);
+        found
+    });
+    assert_eq!(told[0], "framework");
+    assert!(told[1].starts_with("framework, runtime "), "{told:?}");
+    // Those that have ended make room for the next one.
+    let jobs = Ui::start();
+    stage.watch.add("jobs", jobs.handle.clone()).unwrap();
+    let names = stage.watch.coverage().into_iter().map(|seen| seen.runtime);
+    assert_eq!(names.collect::<Vec<_>>(), ["stage", "jobs"]);
+    let again = stage.watch.add("jobs", stage.runtime.handle().clone());
+    let again = again.unwrap_err().to_string();
+    assert!(again.contains("being watched already"), "{again}");
+}
