@@ -1,0 +1,61 @@
+//! An actix-web service with a handler that blocks. Each of its threads has a runtime of its own,
+//! and one call in the factory watches them all.
+//!
+//! `cargo run --release -p actix`
+
+use actix_web::{App, HttpServer, get};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use tokio_stall::{FutureExt as _, Phase};
+
+/// Clients, one after another.
+const REQUESTS: usize = 4;
+
+#[get("/report")]
+async fn report() -> String {
+    async { render() }.watched("report").await
+}
+
+/// Blocks the thread, and with it every other request that this thread serves.
+#[inline(never)]
+fn render() -> String {
+    thread::sleep(Duration::from_millis(150));
+    "report".to_owned()
+}
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().init();
+    let watch = tokio_stall::Builder::new().on_stall(|stall| {
+        if stall.phase == Phase::Ended {
+            println!("{stall}");
+        }
+    });
+    let watch = Arc::new(watch.start()?);
+    let of_factory = watch.clone();
+    let server = HttpServer::new(move || {
+        if let Err(error) = of_factory.watch_here() {
+            tracing::warn!("{error}");
+        }
+        App::new().service(report)
+    });
+    let server = server.workers(2).bind(("127.0.0.1", 0))?;
+    let address = server.addrs()[0];
+    let server = server.run();
+    let stop = server.handle();
+    thread::spawn(move || {
+        for _ in 0..REQUESTS {
+            let answer = ureq::get(&format!("http://{address}/report")).call();
+            answer.expect("an answer");
+        }
+        // The last stall is reported when it is over.
+        thread::sleep(Duration::from_millis(200));
+        drop(stop.stop(true));
+    });
+    server.await?;
+    for coverage in watch.coverage() {
+        println!("watched {:?}", coverage.runtime);
+    }
+    Ok(())
+}
