@@ -48,7 +48,12 @@ thread_local! {
 
 /// Lets the calling thread take this signal if it waits for the thread, and blocks it again. The
 /// handler has returned when this does.
-#[cfg(all(feature = "stacks", target_os = "linux", not(loom)))]
+#[cfg(all(
+    feature = "stacks",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
 #[allow(unsafe_code)]
 pub(crate) fn let_through(signal: libc::c_int) {
     let mut mask = Mask::now();
@@ -74,7 +79,10 @@ impl Mask {
     }
 
     /// The mask of the calling thread.
-    #[cfg(feature = "stacks")]
+    #[cfg(all(
+        feature = "stacks",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
     fn now() -> Mask {
         // SAFETY: all-zero is a valid set: an empty one.
         let mut now: libc::sigset_t = unsafe { std::mem::zeroed() };
