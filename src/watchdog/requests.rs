@@ -17,7 +17,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a last report is held back at most: some requests may not be polled for long.
+/// How long a report is held back at most: a request may not be polled for long, and a worker may
+/// be suspected for long.
 const HELD_FOR: Duration = Duration::from_secs(1);
 /// The most ended requests that wait for a decision.
 const ENDED: usize = 4096;
@@ -81,7 +82,9 @@ impl RequestWatch {
         let is_drained = board.is_drained();
         // After the look at the counter: the news of requests that are drained is in the queue.
         let mut news = self.take_news(runtime, now);
-        let is_due = |(taken_at, _): &&(Nanos, RequestNews)| *taken_at < decided;
+        let is_due = |(taken_at, _): &&(Nanos, RequestNews)| {
+            *taken_at < decided || now.since(*taken_at) >= HELD_FOR
+        };
         let due = self.ended.iter().take_while(is_due).count();
         news.extend(self.ended.drain(..due).map(|(_, ended)| ended));
         if !news.is_empty() {

@@ -103,6 +103,7 @@ impl RuntimeWatch {
     pub(super) fn tick(&mut self, context: &mut TickContext<'_>) -> bool {
         if self.runtime.is_gone() {
             self.workers.clear();
+            self.flush(&mut context.news);
             return false;
         }
         self.follow_driver(context.now);
