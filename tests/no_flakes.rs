@@ -107,14 +107,18 @@ const BLOCKING: &[Case] = cases! {
         let (locked, is_locked) = mpsc::channel();
         let held = lock.clone();
         let (release, released) = mpsc::channel::<()>();
-        let holder = std::thread::spawn(move || {
-            let _guard = held.lock().unwrap();
-            locked.send(()).unwrap();
-            released.recv().unwrap();
-            std::thread::sleep(20 * MS);
+        // Not a part of the case. A thread that starts takes the kernel's lock on the memory, and a
+        // sleep in it would be the first of this poll.
+        let holder = tokio_stall::allow_blocking("the holder starts and has the lock", || {
+            let holder = std::thread::spawn(move || {
+                let _guard = held.lock().unwrap();
+                locked.send(()).unwrap();
+                released.recv().unwrap();
+                std::thread::sleep(20 * MS);
+            });
+            is_locked.recv().unwrap();
+            holder
         });
-        // Not a part of the case.
-        tokio_stall::allow_blocking("the holder must hold it", || is_locked.recv().unwrap());
         release.send(()).unwrap();
         drop(lock.lock().unwrap());
         tokio_stall::allow_blocking("the holder ends", || holder.join().unwrap());
