@@ -45,7 +45,7 @@ const ROWS: &[Row] = &[
     ours(REQUEST_ALONE, "our layer", budget(70), limit(1_100), || work::request_on_current_thread(Ours(Off))),
 
     base(REQUEST_THROUGH, || work::request_through(Through::Empty)),
-    ours(REQUEST_THROUGH, "`RequestLayer`", budget(900), limit(1_500), || work::request_through(Through::Ours)),
+    ours(REQUEST_THROUGH, "`RequestLayer`", budget(265), limit(3_500), || work::request_through(Through::Ours)),
     peer(REQUEST_THROUGH, "tower-http `TraceLayer`", || work::request_through(Through::Trace)),
 ];
 
