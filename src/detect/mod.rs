@@ -251,7 +251,13 @@ impl Detector {
         }
         // The verdict of a stack holds for the thread, whatever its time is counted as (D22).
         let shown = old.and_then(|old| old.shown);
-        let ended = old.and_then(|old| self.finish(old, step));
+        let counts_all = holder == Some(HeldBy::CountedOut);
+        if counts_all {
+            // Its time includes the sleeps that wait for their stacks.
+            self.unconfirmed.retain(|poll| !poll.is_a_sleep());
+        }
+        let over = old.filter(|_| !counts_all);
+        let ended = over.and_then(|over| self.finish(over, step));
         let serial = self.next_serial();
         self.hold = holder.map(|held_by| match (held_by, self.unmoved) {
             (HeldBy::CountedOut, Some(unmoved)) => {

@@ -59,6 +59,11 @@ impl Unconfirmed {
         }
     }
 
+    /// Whether it is a sleep without a mark.
+    pub(super) fn is_a_sleep(&self) -> bool {
+        matches!(self.proof, Proof::Sleep(_))
+    }
+
     /// Takes in the verdict of a stack, if it is of this poll.
     pub(super) fn show(&mut self, serial: u64, shown: StackVerdict) {
         if let Proof::Stack(known) | Proof::Sleep(known) = &mut self.proof {

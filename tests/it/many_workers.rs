@@ -14,7 +14,7 @@ const WORKERS: usize = 32;
 fn each_of_many_sleeps_at_one_time_is_one_stall() {
     let stage = Stage::multi_thread(WORKERS)
         .settings(|builder| builder.turns(false))
-        .start_known();
+        .start();
     stage.run(async {
         tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(100)));
     });

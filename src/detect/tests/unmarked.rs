@@ -290,3 +290,26 @@ fn a_stall_of_one_sleep_is_no_older_than_that_sleep() {
         assert!(stall.duration <= ms(135), "{:?}", stall.duration);
     }
 }
+
+#[test]
+fn a_sleep_that_is_counted_out_before_its_stack_comes_is_one_stall() {
+    let mut world = World::parked().wake().with_stacks();
+    world.compute(ms(5));
+    world.sleep(TICK);
+    let serial = world.detector.watches().expect("it sleeps");
+    let (_, found) = world.until_found(|world| world.sleep(TICK));
+    assert_eq!(began(&found).unwrap().held_by, HeldBy::CountedOut);
+    // The stack of the sleep is explained only now.
+    world.shown.push((serial, StackVerdict::Driving));
+    assert_eq!(world.sleep(TICK), []);
+    world.publish(ms(3_000));
+    world.park();
+    let found = world.sleep(TICK);
+    let ended = found
+        .iter()
+        .filter(|found| matches!(found, Finding::Ended(_)));
+    assert_eq!(ended.count(), 1, "{found:?}");
+    for _ in 0..10 {
+        assert_eq!(world.parked_at(Some(PARKED)), []);
+    }
+}
