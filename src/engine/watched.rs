@@ -50,7 +50,11 @@ impl WatchedRuntime {
             name,
             id,
             #[cfg(feature = "tower")]
-            requests: Arc::new(Board::new(id, watch.settings.slow_requests_from())),
+            requests: Arc::new(Board::new(
+                id,
+                watch.settings.slow_requests_from(),
+                watch.settings.log,
+            )),
             handle,
             metrics,
             rules,
@@ -86,7 +90,7 @@ impl WatchedRuntime {
             },
             pulse: Pulse::spawn(handle).expect("the runtime lives"),
             #[cfg(feature = "tower")]
-            requests: Arc::new(Board::new(crate::slot::raw_id(&handle.id()), None)),
+            requests: Arc::new(Board::new(crate::slot::raw_id(&handle.id()), None, false)),
             stats: Stats::new(metrics.num_workers()),
             verdicts: std::iter::repeat_with(VerdictCell::default)
                 .take(metrics.num_workers())

@@ -128,14 +128,9 @@ mod tests {
             Origin::Own
         };
         Frame {
-            function: Some(function.to_owned()),
             file: Some("lib.rs".to_owned()),
             line: Some(1),
-            module: None,
-            offset: 0,
-            build_id: None,
-            origin,
-            inlined: false,
+            ..Frame::of(function, origin)
         }
     }
 

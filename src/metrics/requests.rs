@@ -5,7 +5,7 @@
 use super::list::{self, Metric};
 use super::writer::MetricWriter;
 use crate::requests::{Board, Route};
-use crate::tally::{Seen, Tally};
+use crate::tally::{OTHER, Seen, Tally};
 use std::collections::HashMap;
 
 /// The requests that a recorder already has, by the place of their route.
@@ -19,28 +19,18 @@ pub(super) struct ExportedRequests {
 impl ExportedRequests {
     /// Exports the new requests. Returns how much news of requests was lost since the last time.
     pub(super) fn export(&mut self, writer: &MetricWriter<'_>, name: &str, board: &Board) -> u64 {
-        let durations = &mut self.durations;
-        export_each(
-            writer,
-            &list::REQUEST_DURATION,
-            name,
-            board.durations(),
-            durations,
-        );
-        export_each(
-            writer,
-            &list::REQUEST_LOST,
-            name,
-            &board.lost,
-            &mut self.lost,
-        );
+        let used = board.used();
+        let durations = used.map_or(&[][..], |used| &used.durations);
+        let lost = used.map_or(&[][..], |used| &used.lost);
+        let [of_durations, of_lost] = [&list::REQUEST_DURATION, &list::REQUEST_LOST];
+        export_each(writer, of_durations, name, durations, &mut self.durations);
+        export_each(writer, of_lost, name, lost, &mut self.lost);
         let dropped = board.dropped();
         dropped - std::mem::replace(&mut self.dropped, dropped)
     }
 }
 
-/// Exports the routes that have had requests. The last place is exported always, so that there is a
-/// series from the start.
+/// Exports the routes that have had requests. The series of all others is there from the start.
 fn export_each(
     writer: &MetricWriter<'_>,
     metric: &Metric,
@@ -48,11 +38,10 @@ fn export_each(
     tallies: &[Tally],
     seen: &mut HashMap<usize, Seen>,
 ) {
-    for (place, tally) in tallies.iter().enumerate() {
-        let is_last = place + 1 == tallies.len();
-        if is_last || !tally.is_empty() {
-            let labels = [name, Route::at(place).name()];
-            writer.tally(metric, &labels, tally, seen.entry(place).or_default());
-        }
+    writer.record(metric, &[name, OTHER], 0.0, 0);
+    let with_requests = tallies.iter().enumerate();
+    for (place, tally) in with_requests.filter(|(_, tally)| !tally.is_empty()) {
+        let labels = [name, Route::at(place).name()];
+        writer.tally(metric, &labels, tally, seen.entry(place).or_default());
     }
 }

@@ -55,6 +55,23 @@ pub struct Frame {
     pub inlined: bool,
 }
 
+#[cfg(all(test, not(loom)))]
+impl Frame {
+    /// A call of a function, of which no more is known.
+    pub(crate) fn of(function: &str, origin: Origin) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: None,
+            line: None,
+            module: None,
+            offset: 0,
+            build_id: None,
+            origin,
+            inlined: false,
+        }
+    }
+}
+
 impl Frame {
     /// The function's name as in the source: without generic arguments and closures.
     pub(crate) fn written_name(&self) -> Option<String> {

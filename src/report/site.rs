@@ -85,22 +85,16 @@ mod tests {
     use super::*;
 
     fn frame(function: &str, origin: char) -> Frame {
-        Frame {
-            function: Some(function.to_owned()),
-            file: None,
-            line: None,
-            module: None,
-            offset: 0,
-            build_id: None,
-            origin: match origin {
+        Frame::of(
+            function,
+            match origin {
                 'o' => Origin::Own,
                 'd' => Origin::Dependency,
                 's' => Origin::Std,
                 'r' => Origin::Runtime,
                 _ => Origin::System,
             },
-            inlined: false,
-        }
+        )
     }
 
     fn stack(functions: &[(&str, char)]) -> Vec<Frame> {

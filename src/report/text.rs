@@ -382,14 +382,11 @@ mod tests {
 
     fn frame(function: &str, origin: Origin, place: Option<(&str, u32)>) -> Frame {
         Frame {
-            function: Some(function.to_owned()),
             file: place.map(|(file, _)| file.to_owned()),
             line: place.map(|(_, line)| line),
             module: Some("api".to_owned()),
             offset: 0x1f40,
-            build_id: None,
-            origin,
-            inlined: false,
+            ..Frame::of(function, origin)
         }
     }
 

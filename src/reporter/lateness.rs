@@ -110,10 +110,15 @@ impl Lateness {
         requests.len() as u64
     }
 
-    /// The stalls that held a request up, with the time lost to each, the largest first.
-    pub(super) fn losses(&self, request: u64) -> Vec<(StallId, Duration)> {
-        let of_request = || self.late.iter().filter(|late| late.request == request);
-        let part = |stall: &Known| of_request().map(|late| stall.part_of(late.ready)).sum();
+    /// The times for which a request was ready, and late.
+    pub(super) fn late_times(&self, request: u64) -> Vec<Stretch> {
+        let late = self.late.iter().filter(|late| late.request == request);
+        late.map(|late| late.ready).collect()
+    }
+
+    /// The stalls that went on during these times, with the part of each, the largest first.
+    pub(super) fn losses(&self, late: &[Stretch]) -> Vec<(StallId, Duration)> {
+        let part = |stall: &Known| late.iter().map(|ready| stall.part_of(*ready)).sum();
         let losses = self.stalls.iter().map(|stall| (stall.id, part(stall)));
         let mut losses: Vec<(StallId, Duration)> = losses.collect();
         losses.retain(|(_, lost)| !lost.is_zero());
@@ -121,16 +126,14 @@ impl Lateness {
         losses
     }
 
-    /// The time for which a request was ready while any stall went on.
-    pub(super) fn lost(&self, request: u64) -> Duration {
-        let of_request = self.late.iter().filter(|late| late.request == request);
-        of_request.map(|late| self.lost_in(late.ready)).sum()
+    /// The part of these times in which any stall went on. Stalls that overlap count once.
+    pub(super) fn lost(&self, late: &[Stretch]) -> Duration {
+        late.iter().map(|ready| self.lost_in(*ready)).sum()
     }
 
-    /// The part of an interval in which any stall went on. Stalls that overlap count once.
     fn lost_in(&self, ready: Stretch) -> Duration {
-        let clipped = self.stalls.iter().map(|stall| stall.clipped(ready));
-        let mut parts: Vec<_> = clipped.filter(|(since, until)| since < until).collect();
+        let parts = self.stalls.iter().map(|stall| stall.during(ready));
+        let mut parts: Vec<_> = parts.map(|part| (part.since, part.until)).collect();
         parts.sort_unstable();
         let (mut lost, mut counted) = (Duration::ZERO, ready.since);
         for (since, until) in parts {
@@ -142,16 +145,12 @@ impl Lateness {
 }
 
 impl Known {
-    fn clipped(&self, ready: Stretch) -> (Nanos, Nanos) {
-        let until = self
-            .until
-            .map_or(ready.until, |until| until.min(ready.until));
-        (self.since.max(ready.since), until)
+    fn during(&self, ready: Stretch) -> Stretch {
+        ready.during(self.since, self.until)
     }
 
     fn part_of(&self, ready: Stretch) -> Duration {
-        let (since, until) = self.clipped(ready);
-        until.since(since)
+        self.during(ready).length()
     }
 }
 
@@ -190,6 +189,10 @@ mod tests {
         }
     }
 
+    fn losses(lateness: &Lateness, request: u64) -> Vec<(StallId, Duration)> {
+        lateness.losses(&lateness.late_times(request))
+    }
+
     #[test]
     fn victims_are_those_that_were_ready_during_the_stall_and_no_others() {
         let mut lateness = Lateness::default();
@@ -205,8 +208,8 @@ mod tests {
         assert_eq!(victims.routes.len(), 1);
         assert_eq!(victims.routes[0].requests, 2);
         assert_eq!(lateness.victims(StallId(8)), Victims::default());
-        assert_eq!(lateness.losses(2), [(StallId(7), MS(250))]);
-        assert_eq!(lateness.losses(4), []);
+        assert_eq!(losses(&lateness, 2), [(StallId(7), MS(250))]);
+        assert_eq!(losses(&lateness, 4), []);
     }
 
     #[test]
@@ -225,9 +228,9 @@ mod tests {
         lateness.stall(StallId(1), at(0), Some(at(60)));
         lateness.stall(StallId(2), at(40), Some(at(100)));
         lateness.late(5, Route::at(0), ready(20, 120));
-        assert_eq!(lateness.lost(5), MS(80));
-        let losses = [(StallId(2), MS(60)), (StallId(1), MS(40))];
-        assert_eq!(lateness.losses(5), losses);
+        assert_eq!(lateness.lost(&lateness.late_times(5)), MS(80));
+        let both = [(StallId(2), MS(60)), (StallId(1), MS(40))];
+        assert_eq!(losses(&lateness, 5), both);
     }
 
     #[test]

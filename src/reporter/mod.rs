@@ -24,8 +24,6 @@ use crate::clock;
 use crate::engine::{Message, PoolNews, PoolStackNews, Shared, StallId, StallNews};
 use crate::report::{Phase, StallReport};
 use case::Case;
-#[cfg(feature = "tower")]
-use lateness::Lateness;
 use pool_case::PoolCase;
 use sinks::Delivery;
 use std::collections::HashMap;
@@ -60,7 +58,7 @@ struct Reporter<'a> {
     pool_cases: HashMap<u64, PoolCase>,
     /// By tokio's number for the runtime: its requests, and the stalls that held them up.
     #[cfg(feature = "tower")]
-    requests: HashMap<u64, Lateness>,
+    requests: HashMap<u64, requests::OfRuntime>,
 }
 
 impl Reporter<'_> {
@@ -326,16 +324,7 @@ mod tests {
 
     /// An explained stack of one call.
     pub(super) fn stack(id: u64, function: &str) -> StackNews {
-        let frame = Frame {
-            function: Some(function.to_owned()),
-            file: None,
-            line: None,
-            module: None,
-            offset: 0,
-            build_id: None,
-            origin: Origin::Own,
-            inlined: false,
-        };
+        let frame = Frame::of(function, Origin::Own);
         StackNews {
             id: StallId(id),
             after: Duration::from_millis(20),

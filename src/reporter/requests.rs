@@ -2,15 +2,23 @@
 //!
 //! *Runs on:* `stall-reporter`.
 
+use super::Reporter;
 use super::case::Case;
+use super::lateness::Lateness;
 use super::sinks::Delivery;
-use super::{Lateness, Reporter};
 use crate::clock::{Nanos, wall_clock};
 use crate::engine::{RequestsNews, StallId, StallNews, WatchedRuntime};
 use crate::report::{LostTo, Phase, RequestReport, StallReport};
 use crate::requests::{RequestNews, RequestTime, Route};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+/// The late requests of a runtime that is watched.
+#[derive(Default)]
+pub(super) struct OfRuntime {
+    runtime: Weak<WatchedRuntime>,
+    lateness: Lateness,
+}
 
 /// A request that has ended.
 struct Ended {
@@ -30,9 +38,9 @@ impl Reporter<'_> {
                     request,
                     route,
                     ready,
-                } => self.lateness(runtime.id).late(request, route, ready),
+                } => self.lateness(&runtime).late(request, route, ready),
                 RequestNews::Frozen { request, waiting } => {
-                    self.lateness(runtime.id).waited(request, waiting)
+                    self.lateness(&runtime).waited(request, waiting)
                 }
                 RequestNews::Ended {
                     request,
@@ -52,17 +60,24 @@ impl Reporter<'_> {
         }
     }
 
-    fn lateness(&mut self, runtime: u64) -> &mut Lateness {
-        self.requests.entry(runtime).or_default()
+    /// The late requests of a runtime. Those of runtimes that have gone are forgotten.
+    fn lateness(&mut self, runtime: &Arc<WatchedRuntime>) -> &mut Lateness {
+        if !self.requests.contains_key(&runtime.id) {
+            self.requests
+                .retain(|_, known| known.runtime.strong_count() > 0);
+        }
+        let known = self.requests.entry(runtime.id).or_default();
+        known.runtime = Arc::downgrade(runtime);
+        &mut known.lateness
     }
 
     /// Takes in the interval of a stall that is announced.
     pub(super) fn stall_of_requests(&mut self, news: &StallNews) {
-        let stall = &news.live.stall;
-        if news.phase.is_some() {
+        let (stall, runtime) = (&news.live.stall, &news.live.runtime);
+        if news.phase.is_some() && runtime.requests.used().is_some() {
             let is_over = news.phase == Some(Phase::Ended);
             let until: Option<Nanos> = is_over.then(|| stall.since.plus(stall.duration));
-            let lateness = self.lateness(news.live.runtime.id);
+            let lateness = self.lateness(runtime);
             lateness.stall(news.live.id, stall.since, until);
         }
     }
@@ -73,11 +88,11 @@ impl Reporter<'_> {
             return;
         };
         let board = &news.live.runtime.requests;
-        if !board.is_used() {
+        if board.used().is_none() {
             return;
         }
         let known = self.requests.get(&news.live.runtime.id);
-        let known = known.map(|requests| requests.victims(StallId(report.id)));
+        let known = known.map(|known| known.lateness.victims(StallId(report.id)));
         let mut victims = known.unwrap_or_default();
         if report.phase != Phase::Ended {
             victims.waiting = board.ready_now() as u64;
@@ -87,16 +102,17 @@ impl Reporter<'_> {
 
     /// Counts the time that a request has lost, and reports it if it took long.
     fn ended(&mut self, runtime: &Arc<WatchedRuntime>, ended: &Ended) {
-        let lateness = self.lateness(runtime.id);
-        let lost = lateness.lost(ended.request);
-        let losses = lateness.losses(ended.request);
-        if !lost.is_zero() {
-            if let Some(tally) = runtime.requests.lost.get(ended.route.place()) {
-                tally.note(lost);
-            }
-        }
+        let lateness = self.lateness(runtime);
+        let late = lateness.late_times(ended.request);
+        let lost = lateness.lost(&late);
         let slow_from = runtime.watch.settings.slow_requests_from();
-        if slow_from.is_some_and(|from| ended.time.total() >= from) {
+        let is_slow = slow_from.is_some_and(|from| ended.time.total() >= from);
+        let losses = is_slow.then(|| lateness.losses(&late));
+        let used = runtime.requests.used().filter(|_| !lost.is_zero());
+        if let Some(tally) = used.and_then(|used| used.lost.get(ended.route.place())) {
+            tally.note(lost);
+        }
+        if let Some(losses) = losses {
             let report = report(runtime, ended, losses);
             self.pass_on(Delivery::Request {
                 report,

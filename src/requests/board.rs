@@ -10,6 +10,7 @@ use super::time::{RequestTime, Stretch};
 use crate::clock::Nanos;
 use crate::tally::Tally;
 use crossbeam_queue::ArrayQueue;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -48,25 +49,43 @@ pub(crate) struct Board {
     /// Tokio's number for the runtime.
     pub(crate) runtime: u64,
     pub(crate) stalls: StallIntervals,
-    news: ArrayQueue<RequestNews>,
+    /// Made by the first request: most runtimes have none.
+    used: OnceLock<Used>,
     dropped: AtomicU64,
     /// Requests that have been woken and not polled since, by generation.
     ready: [AtomicUsize; 2],
     /// The generation that is counted up now: 0 or 1.
     generation: AtomicUsize,
-    /// 1 once a request has been seen.
-    is_used: AtomicUsize,
     /// Requests that last for so long are told of at their end.
     slow_from: Option<Duration>,
-    /// By the place of the route: durations of all requests.
-    durations: Box<[Tally]>,
-    /// By the place of the route: the time that requests lost to stalls, of those that lost any.
-    /// Only the reporter writes it.
-    pub(crate) lost: Box<[Tally]>,
+    /// Whether a request that was held up logs it.
+    pub(super) logs: bool,
     /// The time for which the runtime's driver has been frozen in periods that are over.
     frozen: AtomicU64,
     /// The begin of the period that goes on; 0 if none does.
     frozen_since: AtomicU64,
+}
+
+/// The part that a runtime with requests needs, some 200 KiB.
+#[derive(Debug)]
+pub(crate) struct Used {
+    news: ArrayQueue<RequestNews>,
+    /// By the place of the route: durations of all requests.
+    pub(crate) durations: Box<[Tally]>,
+    /// By the place of the route: the time that requests lost to stalls, of those that lost any.
+    /// Only the reporter writes it.
+    pub(crate) lost: Box<[Tally]>,
+}
+
+impl Default for Used {
+    fn default() -> Used {
+        let tallies = || (0..Route::PLACES).map(|_| Tally::new()).collect();
+        Used {
+            news: ArrayQueue::new(NEWS),
+            durations: tallies(),
+            lost: tallies(),
+        }
+    }
 }
 
 /// The last number that was given to a late request.
@@ -77,25 +96,19 @@ pub(super) fn next_number() -> u64 {
     NUMBERS.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-fn tallies() -> Box<[Tally]> {
-    (0..Route::PLACES).map(|_| Tally::new()).collect()
-}
-
 impl Board {
     /// A board for a runtime, by tokio's number for it. Requests that last for `slow_from` are told
-    /// of, as are late ones.
-    pub(crate) fn new(runtime: u64, slow_from: Option<Duration>) -> Board {
+    /// of, as are late ones. With `logs`, a request that was held up logs it.
+    pub(crate) fn new(runtime: u64, slow_from: Option<Duration>, logs: bool) -> Board {
         Board {
             runtime,
             stalls: StallIntervals::default(),
-            news: ArrayQueue::new(NEWS),
+            used: OnceLock::new(),
             dropped: AtomicU64::new(0),
             ready: [AtomicUsize::new(0), AtomicUsize::new(0)],
             generation: AtomicUsize::new(0),
-            is_used: AtomicUsize::new(0),
             slow_from,
-            durations: tallies(),
-            lost: tallies(),
+            logs,
             frozen: AtomicU64::new(0),
             frozen_since: AtomicU64::new(0),
         }
@@ -106,31 +119,31 @@ impl Board {
         self.slow_from.is_some_and(|from| total >= from)
     }
 
-    /// Whether any request of this runtime has gone through the layer.
-    pub(crate) fn is_used(&self) -> bool {
-        self.is_used.load(Ordering::Relaxed) != 0
+    /// The part that requests need; `None` before the first request.
+    pub(crate) fn used(&self) -> Option<&Used> {
+        self.used.get()
     }
 
-    pub(super) fn mark_used(&self) {
-        // A load first, so that requests share the cache line.
-        if !self.is_used() {
-            self.is_used.store(1, Ordering::Relaxed);
-        }
+    /// A request begins. The first one of a runtime allocates.
+    pub(super) fn begin_use(&self) {
+        self.used.get_or_init(Used::default);
     }
 
     pub(super) fn tell(&self, news: RequestNews) {
-        if self.news.push(news).is_err() {
+        let sent = self.used().map(|used| used.news.push(news).is_ok());
+        if sent == Some(false) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The news since the last call, in order.
     pub(crate) fn take_news(&self) -> Vec<RequestNews> {
-        std::iter::from_fn(|| self.news.pop()).take(NEWS).collect()
+        let next = || self.used().and_then(|used| used.news.pop());
+        std::iter::from_fn(next).take(NEWS).collect()
     }
 
     pub(crate) fn has_news(&self) -> bool {
-        !self.news.is_empty()
+        self.used().is_some_and(|used| !used.news.is_empty())
     }
 
     /// News that found no room so far.
@@ -140,27 +153,24 @@ impl Board {
 
     /// Counts a request that has ended.
     pub(super) fn count(&self, route: Route, total: Duration) {
-        if let Some(tally) = self.durations.get(route.place()) {
+        let used = self.used();
+        if let Some(tally) = used.and_then(|used| used.durations.get(route.place())) {
             tally.note_shared(total);
         }
     }
 
-    /// The durations of requests, by the place of their route.
-    pub(crate) fn durations(&self) -> &[Tally] {
-        &self.durations
-    }
-
     /// A request becomes ready. Returns the generation that it is counted in.
     pub(super) fn becomes_ready(&self) -> usize {
-        // Acquire: pairs with the Release in `begin_generation`. A request that still sees the old
-        // generation was ready before the new one began.
+        // Acquire: pairs with the Release in `begin_generation`. A request that is woken at that
+        // very moment may be counted in either: the stall was over before.
         let generation = self.generation.load(Ordering::Acquire) & 1;
         self.ready[generation].fetch_add(1, Ordering::Relaxed);
         generation
     }
 
-    /// A request that was ready is polled, or dropped.
+    /// A request that was ready has been polled or dropped, and has told what there is to tell.
     pub(super) fn is_ready_no_more(&self, generation: usize) {
+        // Release: pairs with the Acquire in `is_drained`.
         self.ready[generation & 1].fetch_sub(1, Ordering::Release);
     }
 
@@ -217,12 +227,22 @@ impl Board {
 }
 
 #[cfg(all(test, not(loom)))]
+impl Board {
+    /// A board that is in use.
+    pub(crate) fn for_tests(runtime: u64) -> Board {
+        let board = Board::new(runtime, None, false);
+        board.begin_use();
+        board
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     #[test]
     fn those_who_were_ready_before_are_waited_for_and_later_ones_are_not() {
-        let board = Board::new(1, None);
+        let board = Board::for_tests(1);
         let early = board.becomes_ready();
         assert!(board.begin_generation());
         let late = board.becomes_ready();
@@ -237,7 +257,7 @@ mod tests {
 
     #[test]
     fn frozen_time_grows_while_the_driver_is_frozen() {
-        let board = Board::new(1, None);
+        let board = Board::for_tests(1);
         let at = |millis: u64| Nanos(millis * 1_000_000);
         board.driver_is_frozen(Some(at(10)), at(20));
         assert_eq!(board.frozen(at(30)), Duration::from_millis(20));
@@ -247,7 +267,7 @@ mod tests {
 
     #[test]
     fn news_without_room_is_counted() {
-        let board = Board::new(1, None);
+        let board = Board::for_tests(1);
         let news = RequestNews::Late {
             request: 1,
             route: Route::at(0),

@@ -77,7 +77,7 @@ mod tests {
             .expect("a runtime");
         let found = || tokio.block_on(async { here() });
         assert!(found().is_none());
-        let board = Arc::new(Board::new(slot::raw_id(&tokio.handle().id()), None));
+        let board = Arc::new(Board::for_tests(slot::raw_id(&tokio.handle().id())));
         add(&board);
         assert!(found().is_some_and(|found| Arc::ptr_eq(&found, &board)));
         drop(board);

@@ -51,8 +51,7 @@ impl StallIntervals {
     pub(crate) fn lost_in(&self, ready: Stretch) -> Option<(u64, Duration)> {
         let overlaps = self.entries.iter().filter_map(|entry| {
             let (id, since, until) = entry.read()?;
-            let until = until.unwrap_or(ready.until).min(ready.until);
-            let lost = until.since(since.max(ready.since));
+            let lost = ready.during(since, until).length();
             (!lost.is_zero()).then_some((id, lost))
         });
         overlaps.max_by_key(|(_, lost)| *lost)

@@ -1,12 +1,13 @@
 //! One request: its polls are marked and timed, and the detector is told if it was late.
 //!
 //! *Runs on:* the threads that poll the request.
-//! *Must not:* lock or allocate in a poll. A request allocates its waker once.
+//! *Must not:* lock or allocate in a poll. A request allocates its waker once. One that was held up
+//! logs it, if the program asks for events of this level.
 
 use super::board::{Board, LATE, RequestNews, next_number};
 use super::routes::Route;
 use super::time::{BetweenPolls, RequestTime, Stretch};
-use super::waker::RequestWaker;
+use super::waker::{RequestWaker, Woken};
 use super::{boards, timing};
 use crate::clock::{self, Nanos};
 use crate::probe;
@@ -43,7 +44,7 @@ impl TimedRequest {
         let noted = Arc::new(RequestWaker::new(board.clone(), now));
         let frozen_before = match &board {
             Some(board) => {
-                board.mark_used();
+                board.begin_use();
                 board.frozen(now)
             }
             None => Duration::ZERO,
@@ -81,13 +82,41 @@ impl TimedRequest {
     fn begin_poll(&mut self, cx: &Context<'_>) {
         let woken = self.noted.begin_poll(cx.waker());
         let now = clock::now();
-        let gap = self.time.poll_begins(now, woken);
-        if let Some(board) = self.board.clone() {
-            self.note_frozen(&board, &gap, now);
-            if gap.ready.length() >= LATE {
-                self.is_late(&board, gap.ready);
-            }
+        let gap = self.time.poll_begins(now, woken.map(|woken| woken.at));
+        self.tell(&gap, woken, now);
+    }
+
+    /// Tells the detector of the time since the last poll, if the request was late. Only then the
+    /// request counts as ready no more.
+    fn tell(&mut self, gap: &BetweenPolls, woken: Option<Woken>, now: Nanos) {
+        // Taken for the time of this call: a clone for each poll would cost more.
+        let Some(board) = self.board.take() else {
+            return;
+        };
+        self.note_frozen(&board, gap, now);
+        let is_late = gap.ready.length() >= LATE;
+        let lost = is_late.then(|| self.is_late(&board, gap.ready)).flatten();
+        if let Some(woken) = woken {
+            board.is_ready_no_more(woken.generation);
         }
+        let logs = board.logs;
+        self.board = Some(board);
+        if let Some((stall, lost)) = lost.filter(|_| logs) {
+            self.log(stall, lost);
+        }
+    }
+
+    /// Logs that a stall has held it up. A stall can hold up thousands, so the level is one that a
+    /// program has to ask for.
+    #[cold]
+    fn log(&self, stall: u64, lost: Duration) {
+        tracing::debug!(
+            target: TARGET,
+            stall,
+            route = self.route.name(),
+            lost_seconds = lost.as_secs_f64(),
+            "held up by stall #{stall}"
+        );
     }
 
     /// Adds the part of the last wait for which the runtime's driver was frozen.
@@ -112,24 +141,19 @@ impl TimedRequest {
         self.number
     }
 
+    /// Tells the detector that it was late. Returns the stall with the largest part of that time,
+    /// as far as stalls are known by now.
     #[cold]
-    fn is_late(&mut self, board: &Board, ready: Stretch) {
+    fn is_late(&mut self, board: &Board, ready: Stretch) -> Option<(u64, Duration)> {
         let request = self.numbered();
         board.tell(RequestNews::Late {
             request,
             route: self.route,
             ready,
         });
-        if let Some((stall, lost)) = board.stalls.lost_in(ready) {
-            self.lost += lost;
-            tracing::info!(
-                target: TARGET,
-                stall,
-                route = self.route.name(),
-                lost_seconds = lost.as_secs_f64(),
-                "held up by stall #{stall}"
-            );
-        }
+        let lost = board.stalls.lost_in(ready);
+        self.lost += lost.map_or(Duration::ZERO, |(_, lost)| lost);
+        lost
     }
 
     /// The value of the header `Server-Timing` for the time so far, in milliseconds.
@@ -157,8 +181,9 @@ impl Drop for TimedPoll<'_> {
 
 impl Drop for TimedRequest {
     fn drop(&mut self) {
-        let woken = self.noted.take();
-        self.time.ends(clock::now(), woken);
+        let (woken, now) = (self.noted.take(), clock::now());
+        let gap = self.time.ends(now, woken.map(|woken| woken.at));
+        self.tell(&gap, woken, now);
         let Some(board) = &self.board else {
             return;
         };

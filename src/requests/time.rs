@@ -44,6 +44,16 @@ pub(crate) struct BetweenPolls {
 }
 
 impl Stretch {
+    /// The part of it in which something went on, since a time, and until a time if it is over.
+    pub(crate) fn during(self, since: Nanos, until: Option<Nanos>) -> Stretch {
+        let since = self.since.max(since);
+        let until = until.map_or(self.until, |until| until.min(self.until));
+        Stretch {
+            since,
+            until: until.max(since),
+        }
+    }
+
     pub(crate) fn length(self) -> Duration {
         self.until.since(self.since)
     }
@@ -68,6 +78,14 @@ impl RequestTime {
     /// A poll without a wake is one that its task makes for another reason: the request was waiting
     /// until now. A wake inside the last poll makes it ready from the end of that poll on.
     pub(crate) fn poll_begins(&mut self, now: Nanos, woken: Option<Nanos>) -> BetweenPolls {
+        let gap = self.passes(now, woken);
+        self.polls += 1;
+        self.in_poll = true;
+        gap
+    }
+
+    /// Time passes outside of a poll, up to now.
+    fn passes(&mut self, now: Nanos, woken: Option<Nanos>) -> BetweenPolls {
         let now = now.max(self.last);
         let since = woken.unwrap_or(now).clamp(self.last, now);
         let gap = BetweenPolls {
@@ -79,8 +97,7 @@ impl RequestTime {
         };
         self.waiting += gap.waiting.length();
         self.ready += gap.ready.length();
-        self.polls += 1;
-        (self.last, self.in_poll) = (now, true);
+        self.last = now;
         gap
     }
 
@@ -92,17 +109,13 @@ impl RequestTime {
         (self.last, self.in_poll) = (now, false);
     }
 
-    /// The request ends now: its last byte has been handed on, or it is dropped.
-    pub(crate) fn ends(&mut self, now: Nanos, woken: Option<Nanos>) {
+    /// The request ends now: its last byte has been handed on, or it is dropped. Returns the time
+    /// since its last poll.
+    pub(crate) fn ends(&mut self, now: Nanos, woken: Option<Nanos>) -> BetweenPolls {
         if self.in_poll {
             self.poll_ends(now);
-            return;
         }
-        let now = now.max(self.last);
-        let since = woken.unwrap_or(now).clamp(self.last, now);
-        self.waiting += since.since(self.last);
-        self.ready += now.since(since);
-        self.last = now;
+        self.passes(now, woken)
     }
 
     /// The time from the call of the service to the last interval's end.
@@ -146,6 +159,32 @@ mod tests {
         let ready = time.poll_begins(at(12), Some(at(4))).ready;
         assert_eq!(ready.since, at(10));
         assert_eq!(time.ready, MS(2));
+    }
+
+    #[test]
+    fn a_request_that_is_dropped_while_it_is_ready_was_ready_until_then() {
+        let mut time = RequestTime::new(at(0));
+        time.poll_begins(at(0), None);
+        time.poll_ends(at(1));
+        let gap = time.ends(at(300), Some(at(100)));
+        assert_eq!(
+            (gap.waiting.length(), gap.ready.length()),
+            (MS(99), MS(200))
+        );
+        assert_eq!(time.ready, MS(200));
+    }
+
+    #[test]
+    fn a_stretch_is_cut_to_what_went_on() {
+        let stretch = |since, until| Stretch {
+            since: at(since),
+            until: at(until),
+        };
+        let ready = stretch(10, 50);
+        assert_eq!(ready.during(at(20), None), stretch(20, 50));
+        assert_eq!(ready.during(at(0), Some(at(30))), stretch(10, 30));
+        assert_eq!(ready.during(at(60), None).length(), MS(0));
+        assert_eq!(ready.during(at(0), Some(at(5))).length(), MS(0));
     }
 
     #[test]

@@ -32,26 +32,22 @@ impl RequestWaker {
         waker
     }
 
-    /// Takes the time of the first wake since the last call, and the waker of the task for the next
-    /// one.
-    pub(super) fn begin_poll(&self, outer: &Waker) -> Option<Nanos> {
+    /// Takes the first wake since the last call, and the waker of the task for the next one.
+    pub(super) fn begin_poll(&self, outer: &Waker) -> Option<Woken> {
         let woken = self.take();
         // Before the poll: a wake during the poll reaches this task.
         self.outer.register(outer);
         woken
     }
 
-    /// The time of the first wake since the last poll.
-    pub(super) fn take(&self) -> Option<Nanos> {
+    /// The first wake since the last poll.
+    pub(super) fn take(&self) -> Option<Woken> {
         // Relaxed: the stamp is complete in itself. The wake itself orders the rest.
         let woken = self.woken.swap(0, Ordering::Relaxed);
-        if woken == 0 {
-            return None;
-        }
-        if let Some(board) = &self.board {
-            board.is_ready_no_more((woken & 1) as usize);
-        }
-        Some(Nanos(woken & !1))
+        (woken != 0).then_some(Woken {
+            at: Nanos(woken & !1),
+            generation: (woken & 1) as usize,
+        })
     }
 
     fn note(&self, now: Nanos) {
@@ -62,6 +58,14 @@ impl RequestWaker {
             board.is_ready_no_more(generation);
         }
     }
+}
+
+/// The first wake since a poll.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Woken {
+    pub(super) at: Nanos,
+    /// The generation in which the board counts the request as ready, until it is told otherwise.
+    pub(super) generation: usize,
 }
 
 impl Wake for RequestWaker {
@@ -93,12 +97,13 @@ mod tests {
 
     #[test]
     fn the_first_wake_counts_and_each_poll_begins_anew() {
-        let board = Arc::new(Board::new(1, None));
+        let board = Arc::new(Board::for_tests(1));
         let count = Arc::new(Count::default());
         let task = Waker::from(count.clone());
         let waker = Arc::new(RequestWaker::new(Some(board.clone()), clock::now()));
         assert_eq!(board.ready_now(), 1, "a new request is ready");
-        assert!(waker.begin_poll(&task).is_some());
+        let new = waker.begin_poll(&task).expect("a new request is ready");
+        board.is_ready_no_more(new.generation);
         assert_eq!(board.ready_now(), 0);
         let before = clock::now();
         waker.wake_by_ref();
@@ -107,8 +112,10 @@ mod tests {
         assert_eq!(board.ready_now(), 1);
         assert_eq!(count.0.load(Ordering::Relaxed), 1, "one wake is enough");
         let woken = waker.begin_poll(&task).expect("it was woken");
-        assert!(before.0 & !1 <= woken.0 && woken <= after);
-        assert_eq!(waker.take(), None);
+        assert!(before.0 & !1 <= woken.at.0 && woken.at <= after);
+        assert!(waker.take().is_none());
+        assert_eq!(board.ready_now(), 1, "until the board is told otherwise");
+        board.is_ready_no_more(woken.generation);
         assert_eq!(board.ready_now(), 0);
     }
 

@@ -260,14 +260,9 @@ mod tests {
 
     fn frame(function: &str, origin: crate::report::Origin) -> Frame {
         Frame {
-            function: Some(function.to_owned()),
             file: Some("/home/me/app/src/handlers.rs".to_owned()),
             line: Some(42),
-            module: None,
-            offset: 0,
-            build_id: None,
-            origin,
-            inlined: false,
+            ..Frame::of(function, origin)
         }
     }
 

@@ -411,22 +411,16 @@ mod tests {
     fn stack(names: &[&str]) -> Vec<Frame> {
         let frame = |name: &&str| {
             let (origin, function) = name.split_once(' ').unwrap();
-            Frame {
-                function: Some(function.to_owned()),
-                file: None,
-                line: None,
-                module: None,
-                offset: 0,
-                build_id: None,
-                origin: match origin {
+            Frame::of(
+                function,
+                match origin {
                     "own" => Origin::Own,
                     "dep" => Origin::Dependency,
                     "std" => Origin::Std,
                     "rt" => Origin::Runtime,
                     _ => Origin::System,
                 },
-                inlined: false,
-            }
+            )
         };
         names.iter().map(frame).collect()
     }

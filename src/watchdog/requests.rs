@@ -58,7 +58,7 @@ impl RequestWatch {
             let intervals = &runtime.requests.stalls;
             intervals.note(news.live.id.0, stall.since, until);
         }
-        if !is_over || !runtime.requests.is_used() {
+        if !is_over || runtime.requests.used().is_none() {
             out.stalls.push(news);
             return;
         }

@@ -7,7 +7,6 @@ use axum::routing::get;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -201,31 +200,40 @@ fn the_culprit_has_its_own_time_and_is_no_victim() {
 }
 
 #[test]
-fn requests_of_another_worker_are_no_victims() {
+fn requests_that_another_worker_serves_are_victims_only_if_they_lost_time() {
+    const REQUESTS: usize = 20;
     let service = Service::start(2);
+    // The worker that is free goes on looking for news of sockets.
+    let busy = service.stage.runtime.spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
     let culprit = service.get("/blocks");
     let began = service.stalled();
-    // The other worker answers these, as long as it drives the sockets.
-    let others: Vec<_> = (0..20).map(|_| service.get("/short")).collect();
-    let answered = Arc::new(Mutex::new(0));
+    let others: Vec<_> = (0..REQUESTS).map(|_| service.get("/short")).collect();
     for other in others {
-        let answered = answered.clone();
-        std::thread::spawn(move || {
-            other.join().unwrap();
-            *answered.lock().unwrap() += 1;
-        });
+        assert!(other.join().unwrap().contains("short"));
     }
-    std::thread::sleep(Duration::from_millis(100));
-    let during = *answered.lock().unwrap();
+    // All of them have been answered, and the stall goes on.
+    let stalled = service.stage.watch.stalled_now();
+    assert!(
+        stalled.iter().any(|stall| stall.id == began.id),
+        "{stalled:?}"
+    );
     service.release.send(()).ok();
     culprit.join().unwrap();
-    wait_until("all answers", || *answered.lock().unwrap() == 20);
+    busy.abort();
     let ended = service.stage.seen.wait_for_end(began.id);
-    let victims = ended.victims.clone().expect("requests are watched");
-    assert!(
-        victims.requests <= 20 - during,
-        "{during} were answered: {ended}"
-    );
+    let victims = ended.victims.as_ref().expect("requests are watched");
+    let requests = (0..REQUESTS).map(|_| service.request("GET /short"));
+    let is_its = |request: &RequestReport| {
+        assert_adds_up(request);
+        let lost = request.lost.iter().find(|lost| lost.stall == ended.id);
+        lost.is_some_and(|lost| lost.lost <= request.ready && request.total < ended.duration)
+    };
+    let count = requests.filter(is_its).count() as u64;
+    assert_eq!(victims.requests, count, "{ended}");
 }
 
 #[test]

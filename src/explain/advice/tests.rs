@@ -16,16 +16,7 @@ const OTHER: Cause = Cause::Blocked(Blocking::Other);
 
 fn frame(function: &str) -> Frame {
     let own = function.starts_with("app::") || function.starts_with("<app::");
-    Frame {
-        function: Some(function.to_owned()),
-        file: None,
-        line: None,
-        module: None,
-        offset: 0,
-        build_id: None,
-        origin: if own { Origin::Own } else { Origin::Std },
-        inlined: false,
-    }
+    Frame::of(function, if own { Origin::Own } else { Origin::Std })
 }
 
 fn frame_in(file: &str, function: &str) -> Frame {
