@@ -8,8 +8,8 @@ use tokio_stall::{Phase, StallReport};
 
 const WORKERS: usize = 32;
 
-/// Without marks and turns. Some sleeps are proven by a stack, and the others, much later, by the
-/// counters. Polls of this program are known to leave their workers.
+/// Without marks and turns. Some sleeps are proven by a stack. The others are proven much later, by
+/// the counters: those whose stack is not taken, and those whose thread is not known yet. Polls of this program are known to leave their workers.
 #[test]
 fn each_of_many_sleeps_at_one_time_is_one_stall() {
     let stage = Stage::multi_thread(WORKERS)

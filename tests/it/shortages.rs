@@ -93,12 +93,12 @@ fn many_workers_leave_most_descriptors_to_the_program() {
             builder = builder.runtime(format!("{nth}"), runtime.handle().clone());
         }
         let watch = builder.start().unwrap();
-        // All workers have something to do, and none has for long.
+        // All workers have something to do now and then, and none has for long.
         for runtime in &runtimes {
             for _ in 0..2 {
                 runtime.spawn(async {
                     loop {
-                        tokio::time::sleep(Duration::from_millis(40)).await;
+                        tokio::time::sleep(Duration::from_millis(250)).await;
                     }
                 });
             }
