@@ -6,6 +6,7 @@ use super::{Guard, plan, threads};
 use crate::engine::Coverage;
 use crate::error::StartError;
 use crate::reporter;
+use crate::slot;
 use tokio::runtime::Handle;
 
 impl Guard {
@@ -85,10 +86,10 @@ impl Guard {
         }
         threads::forget_gone(watch);
         let rules = |runtime: &Handle| plan::rules(&watch.settings, runtime);
-        let id = runtime.id().to_string();
+        let id = slot::raw_id(&runtime.id());
         threads::join(vec![(name, runtime)], watch, rules)?;
         let runtimes = self.view.runtimes();
-        let added = runtimes.iter().find(|known| known.id.to_string() == id);
+        let added = runtimes.iter().find(|known| known.id == id);
         if let Some(added) = added.filter(|_| watch.settings.log) {
             reporter::log::watching(added, &Coverage::of(added));
         }
