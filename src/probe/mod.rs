@@ -24,6 +24,6 @@ pub use future::Watched;
 pub(crate) use future::mark;
 pub(crate) use layer::{SpanName, is_layer_installed, resolve_span};
 pub use layer::{StallLayer, layer};
-pub(crate) use pulse::{Pulse, gather};
+pub(crate) use pulse::{Gathering, Pulse, gather};
 #[cfg(not(loom))]
 pub use runtime::{RuntimeBuilderExt, RuntimeHooks};

@@ -172,6 +172,11 @@ pub(crate) fn gather(runtime: &Handle, longest: Duration) -> Gathering {
 }
 
 impl Gathering {
+    /// Whether all its tasks have ended. Those of a blocked worker stay in its runtime's queue.
+    pub(crate) fn is_over(&self) -> bool {
+        Arc::strong_count(&self.arrived) == 1
+    }
+
     /// Waits until all tasks have begun, or the time is up.
     pub(crate) fn wait(&self) {
         while self.arrived.load(Ordering::Acquire) < self.expected && clock::now() < self.deadline {

@@ -9,7 +9,7 @@ use crate::capture::Addressee;
 use crate::clock::{self, Nanos};
 use crate::engine::{Message, PoolNews, Settings, Shared, WatchedRuntime, Work};
 use crate::os;
-use crate::probe::gather;
+use crate::probe::{Gathering, gather};
 use crate::report::Phase;
 use crate::slot;
 use std::collections::HashMap;
@@ -38,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(25);
 
 /// How often the workers are asked to gather at the start, until all are known.
 const GATHERINGS: u32 = 20;
+/// The longest time between two later gatherings. A worker that gets no CPU stays unknown for long.
+const GATHER_AGAIN: Duration = Duration::from_secs(1);
 /// How long a later gathering holds a worker. It finds the thread of a worker that `block_in_place`
 /// has moved.
 const SHORT_GATHERING: Duration = Duration::from_micros(200);
@@ -79,7 +81,7 @@ pub(crate) fn run(
 /// The pulse and the probe of one runtime.
 #[derive(Default)]
 struct PulseState {
-    gatherings: u32,
+    gatherings: Gatherings,
     /// When the runtime was last seen to have work.
     active_at: Nanos,
     pulse_at: Nanos,
@@ -134,7 +136,7 @@ impl PulseState {
         let is_busy = now.since(self.active_at) < IDLE_AFTER;
         let spacing = if is_busy { BUSY } else { IDLE };
         self.follow_pulse(runtime, now, spacing.pulse);
-        self.gather_again(runtime);
+        self.gatherings.visit(runtime, now);
         let news = self.follow_probe(runtime, shared);
         self.send_probe(runtime, now, spacing.probe);
         news
@@ -142,10 +144,13 @@ impl PulseState {
 
     /// The time until the next visit.
     fn next_visit(&self, runtime: &WatchedRuntime, now: Nanos) -> Duration {
-        if self.probe.is_some() || self.gatherings < GATHERINGS || !all_known(runtime) {
+        if self.probe.is_some() || self.gatherings.is_start() {
             return LOOK;
         }
-        let next = self.pulse_at.min(self.probe_at);
+        let mut next = self.pulse_at.min(self.probe_at);
+        if !all_known(runtime) {
+            next = next.min(self.gatherings.next_at);
+        }
         next.since(now).max(Duration::from_millis(1))
     }
 
@@ -181,22 +186,6 @@ impl PulseState {
             runtime.stats.set_probe_sent_at(sent_at);
         }
         self.probe_at = next(self.probe_at, now, spacing);
-    }
-
-    /// Gathers the workers if the thread of one is unknown: it had no CPU while the others
-    /// gathered, or the worker has moved to another thread.
-    fn gather_again(&mut self, runtime: &WatchedRuntime) {
-        let is_start = self.gatherings < GATHERINGS;
-        self.gatherings += u32::from(is_start);
-        if all_known(runtime) || self.gatherings <= 1 {
-            return;
-        }
-        let longest = if is_start {
-            runtime.rules.threshold / 2
-        } else {
-            SHORT_GATHERING
-        };
-        gather(&runtime.handle, longest);
     }
 
     /// Notes how long the probe under way has waited. From the threshold on, that is news.
@@ -246,6 +235,56 @@ impl PulseState {
             stack,
         });
         work.collect()
+    }
+}
+
+/// The gatherings of one runtime, by which the threads of its workers become known.
+#[derive(Default)]
+struct Gatherings {
+    /// The number of visits with an unknown worker since all were known last, or since the start.
+    visits: u32,
+    /// The threads of all workers have been known at one time.
+    were_known: bool,
+    under_way: Option<Gathering>,
+    next_at: Nanos,
+}
+
+impl Gatherings {
+    /// Gathers the workers if the thread of one is unknown: it had no CPU while the others
+    /// gathered, or the worker has moved to another thread. Each gathering waits for the end of the
+    /// one before, so a runtime whose workers are blocked has no more than one in its queue.
+    fn visit(&mut self, runtime: &WatchedRuntime, now: Nanos) {
+        if all_known(runtime) {
+            self.visits = 0;
+            self.were_known = true;
+            return;
+        }
+        if now < self.next_at {
+            return;
+        }
+        self.under_way.take_if(|gathering| gathering.is_over());
+        // The first visit comes while the gathering of the start is still under way.
+        if self.under_way.is_none() && self.visits > 0 {
+            let longest = if self.is_start() {
+                runtime.rules.threshold / 2
+            } else {
+                SHORT_GATHERING
+            };
+            self.under_way = Some(gather(&runtime.handle, longest));
+        }
+        self.next_at = now.plus(self.spacing());
+        self.visits += 1;
+    }
+
+    /// Whether the threads of all workers have yet to be known for the first time.
+    fn is_start(&self) -> bool {
+        !self.were_known && self.visits < GATHERINGS
+    }
+
+    /// The time to the next gathering: the same at the start, and then twice as long each time.
+    fn spacing(&self) -> Duration {
+        let doublings = self.visits.saturating_sub(GATHERINGS).min(u32::BITS - 1);
+        LOOK.saturating_mul(1 << doublings).min(GATHER_AGAIN)
     }
 }
 

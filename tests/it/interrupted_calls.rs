@@ -51,7 +51,7 @@ fn reads_a_byte(file: BorrowedFd<'_>, byte: &mut u8) -> (i64, Option<i32>) {
 
 #[test]
 fn a_poll_returns_early() {
-    let stage = one_worker().start_known();
+    let stage = one_worker().start();
     let (send, until_told) = mpsc::channel::<()>();
     let polling = stage.runtime.spawn(
         async move {
@@ -76,7 +76,7 @@ fn a_poll_returns_early() {
 
 #[test]
 fn a_poll_that_is_made_again_is_interrupted_once() {
-    let stage = one_worker().start_known();
+    let stage = one_worker().start();
     let (reader, mut writer) = io::pipe().unwrap();
     let polling = stage.runtime.spawn(
         async move {
@@ -106,7 +106,7 @@ fn a_poll_that_is_made_again_is_interrupted_once() {
 
 #[test]
 fn a_read_goes_on() {
-    let stage = one_worker().start_known();
+    let stage = one_worker().start();
     let (reader, mut writer) = io::pipe().unwrap();
     let reading = stage.runtime.spawn(
         async move {
@@ -129,7 +129,7 @@ fn a_read_goes_on() {
 #[test]
 fn a_sleep_of_std_is_not_cut_short() {
     const LONG: Duration = Duration::from_millis(1_500);
-    let stage = one_worker().start_known();
+    let stage = one_worker().start();
     let slept = stage.runtime.spawn(
         async {
             let start = Instant::now();
@@ -156,7 +156,7 @@ fn a_sleep_of_std_is_not_cut_short() {
 #[test]
 fn without_stacks_nothing_is_interrupted() {
     let stage = one_worker().settings(|builder| builder.stacks(Stacks::Off));
-    let stage = stage.start_known();
+    let stage = stage.start();
     let returned = stage.run(async { polls_nothing(300) });
     assert_eq!(returned, (0, None));
     // The stall was seen all the same.

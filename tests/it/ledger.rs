@@ -228,7 +228,7 @@ fn continues() -> std::process::Child {
 #[test]
 fn a_stop_of_the_process_is_not_blocked_time() {
     crate::support::child::alone(|| {
-        let stage = Stage::multi_thread(1).start_known();
+        let stage = Stage::multi_thread(1).start();
         let begin = Page::next(&stage);
         for _ in 0..3 {
             let mut continues = continues();

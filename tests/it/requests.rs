@@ -35,9 +35,7 @@ impl Service {
         };
         let settings =
             |builder: tokio_stall::Builder| builder.on_slow_request(Duration::ZERO, tell);
-        let stage = Stage::multi_thread(workers)
-            .settings(settings)
-            .start_known();
+        let stage = Stage::multi_thread(workers).settings(settings).start();
         let (release, held) = Held::new();
         let (answers, waiting) = mpsc::unbounded_channel();
         let listener = stage.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));

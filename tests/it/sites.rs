@@ -48,7 +48,7 @@ async fn loads_a_user() {
 
 /// The last report of a sleep without any mark, as a program with `watch()` alone gets it.
 fn report_of_a_sleep() -> StallReport {
-    let stage = Stage::multi_thread(1).start_known();
+    let stage = Stage::multi_thread(1).start();
     stage.run(handles_a_request());
     let asleep = |report: &StallReport| report.cause == Cause::Blocked(Blocking::Sleep);
     let told = stage.seen.wait(asleep);
@@ -350,7 +350,7 @@ fn is_held_up(stack: &WorkerStack) -> bool {
 
 #[test]
 fn worker_stacks_show_a_blocked_worker() {
-    let stage = Stage::multi_thread(2).named("held").start_known();
+    let stage = Stage::multi_thread(2).named("held").start();
     let (send, until_told) = mpsc::channel();
     let (tell_thread, thread) = mpsc::channel();
     let blocked = stage.runtime.spawn(async move {

@@ -8,7 +8,7 @@ mod rows;
 use crate::support::load::Hogs;
 use crate::support::seen::Seen;
 use crate::support::stage::{Setup, Stage, sleeps};
-use crate::support::{FOREVER, Stop, threads_known, wait_for_threads};
+use crate::support::{FOREVER, Held, Stop, threads_known, wait_for_threads, wait_until};
 use rows::{GoesOn, MS, compute, goes_on_for};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -285,6 +285,26 @@ fn a_runtime_whose_only_worker_is_held_has_a_frozen_driver() {
         let status = stage.watch.status();
         assert!(status.runtimes[0].driver_frozen >= LONG / 2, "{status:?}");
     });
+}
+
+/// While a worker that nobody knows is blocked, and no other takes its tasks, they do not pile up.
+#[test]
+fn a_blocked_runtime_is_not_filled_with_our_tasks() {
+    let (release, held) = Held::new();
+    let stage = Stage::multi_thread(1).start_after(|runtime| {
+        runtime.spawn(async move { held.wait() });
+        std::thread::sleep(LONG);
+    });
+    // Dropped before the stage, whose runtime waits for its threads.
+    let release = release;
+    let later = stage.watch.status().ticks + 1_000;
+    wait_until("some ticks", || stage.watch.status().ticks > later);
+    assert_eq!(stage.watch.coverage()[0].known_threads, 0);
+    let queue = || stage.runtime.metrics().global_queue_depth();
+    assert!(queue() > 0, "the gathering of the start is there");
+    assert!(queue() <= 4, "{}", queue());
+    drop(release);
+    wait_for_threads(&stage.watch);
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct Stage {
 pub struct Setup {
     name: String,
     runtime: runtime::Builder,
+    /// Whether the runtime has workers of its own, and nobody has to drive it.
+    has_workers: bool,
     builder: Builder,
     seen: Seen,
 }
@@ -32,11 +34,11 @@ impl Stage {
     pub fn multi_thread(workers: usize) -> Setup {
         let mut runtime = runtime::Builder::new_multi_thread();
         runtime.worker_threads(workers);
-        Setup::new(runtime)
+        Setup::new(runtime, true)
     }
 
     pub fn current_thread() -> Setup {
-        Setup::new(runtime::Builder::new_current_thread())
+        Setup::new(runtime::Builder::new_current_thread(), false)
     }
 
     /// Drives the runtime on the calling thread.
@@ -149,13 +151,14 @@ impl Stage {
 }
 
 impl Setup {
-    fn new(mut runtime: runtime::Builder) -> Setup {
+    fn new(mut runtime: runtime::Builder, has_workers: bool) -> Setup {
         runtime.enable_all();
         let (builder, seen) = Seen::builder();
         let name = "stage".to_owned();
         Setup {
             name,
             runtime,
+            has_workers,
             builder,
             seen,
         }
@@ -180,8 +183,21 @@ impl Setup {
         self
     }
 
+    /// Starts, and waits until the watch knows the thread of each worker. A worker that is blocked
+    /// before that, as on a busy machine it may be, is not looked at.
     #[track_caller]
     pub fn start(self) -> Stage {
+        let has_workers = self.has_workers;
+        let stage = self.start_at_once();
+        if has_workers {
+            wait_for_threads(&stage.watch);
+        }
+        stage
+    }
+
+    /// Starts, and waits for nothing.
+    #[track_caller]
+    pub fn start_at_once(self) -> Stage {
         self.try_start().expect("the watch starts")
     }
 
@@ -204,14 +220,6 @@ impl Setup {
             seen: self.seen,
             runtime,
         })
-    }
-
-    /// Starts, and waits until the watch knows the thread of each worker.
-    #[track_caller]
-    pub fn start_known(self) -> Stage {
-        let stage = self.start();
-        wait_for_threads(&stage.watch);
-        stage
     }
 }
 
