@@ -190,6 +190,9 @@ fn start_timer() -> Option<SleepTimer> {
         tenancy: slot.tenancy(),
     };
     let mut timer = SleepTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
+    // The first look at a thread opens files. That may take a sleep, which the timer would see
+    // before any of the code's own.
+    os::own_usage();
     // A proof that it sees sleeps on this thread and this system: a timer that sees none would
     // excuse all of them.
     timer.begin();

@@ -111,6 +111,18 @@ fn runtimes_do_not_see_each_other() {
     assert!(text.is_some());
 }
 
+/// The files of a thread are opened when it is measured for the first time. An earlier version took
+/// a sleep in there for that of the code.
+#[test]
+fn the_first_turn_of_a_thread_is_recorded() {
+    for _ in 0..30 {
+        let runtime = testing::runtime();
+        let blocked = runtime.handle().spawn(async { block() });
+        let text = failure(|| runtime.block_on(blocked).unwrap());
+        assert!(text.expect("it sleeps").contains("test_runtime::block"));
+    }
+}
+
 #[test]
 fn a_blocking_call_nobody_has_asserted_fails_at_the_drop() {
     let text = failure(|| {
