@@ -13,7 +13,7 @@ mod support;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::child::alone;
-use support::load::{Hogs, compute};
+use support::load::compute;
 use support::seen::Seen;
 use support::{FOREVER, wait_until};
 use tokio::runtime::Runtime;
@@ -88,7 +88,10 @@ fn a_profiler_s_handler_never_runs_on_the_alternate_stack() {
 fn masks() -> Vec<(String, u64)> {
     let mut masks = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else {
+            // The thread has ended since.
+            continue;
+        };
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap().trim().to_owned()
@@ -196,46 +199,6 @@ fn a_watch_that_is_started_in_a_fork_finds_what_blocks_there() {
             i32::from(watch.status().forked)
         });
         assert_eq!(code, Some(0));
-    });
-}
-
-/// Gives up what lets a process look at its threads' system calls.
-fn drop_privileges() {
-    // SAFETY: only numbers go in.
-    unsafe {
-        libc::setgid(65534);
-        libc::setuid(65534);
-        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
-    }
-    let file = std::fs::File::open("/proc/self/task/self/syscall");
-    assert!(file.is_err());
-}
-
-#[test]
-fn polls_without_a_cpu_are_not_blamed_where_calls_are_secret() {
-    alone(|| {
-        drop_privileges();
-        let runtime = workers(2);
-        runtime.block_on(async {
-            let (_watch, seen) = Seen::watch();
-            let hogs = Hogs::start(6);
-            let polls = (0..4).map(|_| {
-                let task = async {
-                    for _ in 0..300 {
-                        compute(Duration::from_millis(2));
-                        tokio::task::yield_now().await;
-                    }
-                };
-                tokio::spawn(task.watched("honest"))
-            });
-            for polls in polls.collect::<Vec<_>>() {
-                polls.await.unwrap();
-            }
-            drop(hogs);
-            seen.assert_nothing();
-            // The positive control: a sleep is one, whatever it is in.
-            seen.marked_stall_until_told().await;
-        });
     });
 }
 

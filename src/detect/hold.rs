@@ -4,7 +4,7 @@
 //! *Must not:* do anything but arithmetic on samples.
 
 use super::belief::StackVerdict;
-use super::sample::{Advance, Interval, Rules, Sample};
+use super::sample::{Advance, Interval, Rules, Sample, Shows};
 use super::{Finding, HeldBy, Stall};
 use crate::clock::Nanos;
 use crate::os::{Call, ThreadEvidence};
@@ -54,17 +54,24 @@ pub(super) struct Hold {
 pub(super) struct Period {
     pub(super) since: Nanos,
     pub(super) blamed: Duration,
+    /// The thread may have no CPU since some moment (D189). Until it has one, only its CPU time is
+    /// blamed.
+    pub(super) doubtful: bool,
     pub(super) split: TimeSplit,
     /// The busy counter as it was last published before the period.
     pub(super) busy_before: Duration,
 }
 
 impl Period {
-    /// The period that begins at this sample, if the worker is not parked.
-    pub(super) fn at_work_from(sample: &Sample) -> Option<Period> {
+    /// The period that begins at the sample of this step, if the worker is not parked.
+    pub(super) fn at_work_from(step: &Advance) -> Option<Period> {
+        let sample = &step.sample;
         (!sample.after.is_parked()).then_some(Period {
             since: sample.at,
             blamed: Duration::ZERO,
+            doubtful: step
+                .interval
+                .is_some_and(|interval| interval.shows == Shows::Preemption),
             split: TimeSplit::default(),
             busy_before: sample.after.busy,
         })
@@ -84,13 +91,25 @@ impl Period {
         Period {
             since,
             blamed: seen.saturating_sub(interval.host),
+            doubtful: interval.shows == Shows::Preemption,
             split: split.plus(TimeSplit::unknown(age - seen)),
             busy_before: step.last.unwrap_or(step.sample).after.busy,
         }
     }
 
     pub(super) fn add(&mut self, interval: &Interval) {
-        self.blamed += interval.blamed();
+        match interval.shows {
+            Shows::Thread => self.doubtful = false,
+            Shows::Nothing => {}
+            Shows::Preemption => self.doubtful = true,
+        }
+        self.blamed += if self.doubtful {
+            interval.computed()
+        } else {
+            interval.blamed()
+        };
+        // It has a CPU again, and is not preempted once more.
+        self.doubtful &= interval.shows == Shows::Preemption || interval.computed().is_zero();
         self.split = self.split.plus(interval.split);
     }
 

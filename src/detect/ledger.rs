@@ -277,6 +277,8 @@ mod tests {
                     }),
                     blind: false,
                     own_wait: None,
+                    clock: None,
+                    preempted: false,
                     signalled: false,
                     throttled: Duration::ZERO,
                     turn: None,

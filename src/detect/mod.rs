@@ -247,7 +247,7 @@ impl Detector {
     ) -> Option<Finding> {
         if old.is_some_and(|old| old.announced.is_some()) {
             // A stall that was announced does not count again (D30).
-            self.unmoved = Period::at_work_from(&step.sample);
+            self.unmoved = Period::at_work_from(step);
         }
         // The verdict of a stack holds for the thread, whatever its time is counted as (D22).
         let shown = old.and_then(|old| old.shown);
@@ -385,7 +385,7 @@ impl Detector {
         let still = stands && !sample.after.is_parked() && !excused;
         match (&mut self.unmoved, &step.interval) {
             (Some(unmoved), Some(interval)) if still => unmoved.add(interval),
-            _ => self.unmoved = Period::at_work_from(sample),
+            _ => self.unmoved = Period::at_work_from(step),
         }
     }
 

@@ -105,8 +105,13 @@ pub(crate) struct Sample {
     /// the same poll.
     pub(crate) settled: bool,
     pub(crate) thread: Option<ThreadEvidence>,
+    /// The CPU time of a thread of which the system shows no more than that.
+    pub(crate) clock: Option<Duration>,
     /// The system shows threads, and there was no descriptor to look at this one.
     pub(crate) blind: bool,
+    /// Since the last sample, a thread of the process has lost its CPU to another one while it
+    /// computed. It may be this one. Only asked for where the system shows nothing of this thread.
+    pub(crate) preempted: bool,
     /// We have signalled the thread since the last sample, and it has taken the signal.
     pub(crate) signalled: bool,
     /// Time for which a CPU quota has held the process back so far, on all CPUs together.
@@ -259,6 +264,19 @@ pub(super) struct Interval {
     pub(super) split: TimeSplit,
     /// The last part, in which the thread was in the sleep that it is still in, if it is known.
     pub(super) last_sleep: Option<Duration>,
+    pub(super) shows: Shows,
+}
+
+/// The knowledge that an interval brings of whether the thread had a CPU, or slept by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shows {
+    /// The system shows the thread.
+    Thread,
+    /// It shows nothing, and no thread of the process was kept from computing.
+    #[default]
+    Nothing,
+    /// It shows nothing, and some thread of the process was: perhaps this one.
+    Preemption,
 }
 
 impl Interval {
@@ -272,8 +290,14 @@ impl Interval {
                 let has_parked = last.after.parks != sample.after.parks;
                 Interval::of_one_thread(&before, &now, has_parked, &late, throttled)
             }
-            // This system has no evidence about threads.
-            (None, None) if !last.blind && !sample.blind => Interval::unknown(&late, late.counted),
+            // The thread is hidden.
+            (_, None) if sample.preempted => Interval {
+                shows: Shows::Preemption,
+                ..Interval::of_hidden(computed(last, sample), &late, length)
+            },
+            (None, None) if !last.blind && !sample.blind => {
+                Interval::of_hidden(computed(last, sample), &late, late.counted)
+            }
             // The thread is another one than before, or could not be looked at. Nothing is known of
             // it yet, so it is not blamed (D79).
             _ => Interval::unknown(&late, length),
@@ -296,6 +320,22 @@ impl Interval {
                 ..TimeSplit::unknown(late.length - stopped)
             },
             last_sleep: None,
+            shows: Shows::Nothing,
+        }
+    }
+
+    /// The interval of a thread of which no more than the CPU time is known.
+    fn of_hidden(computed: Duration, late: &Late, host: Duration) -> Interval {
+        let unknown = Interval::unknown(late, host);
+        let cpu = computed.min(unknown.split.unknown);
+        Interval {
+            host: host.min(late.length - cpu),
+            split: TimeSplit {
+                cpu,
+                unknown: unknown.split.unknown - cpu,
+                ..unknown.split
+            },
+            ..unknown
         }
     }
 
@@ -320,12 +360,27 @@ impl Interval {
             host,
             split: late.split(cpu, waited, throttled, unexplained(before, now, waited)),
             last_sleep: slept_once.then(|| (length - host).saturating_sub(computed)),
+            shows: Shows::Thread,
         }
     }
 
     pub(super) fn blamed(&self) -> Duration {
         self.length - self.host
     }
+
+    /// The part that is blamed if the thread may have waited for a CPU since an earlier moment.
+    pub(super) fn computed(&self) -> Duration {
+        self.split.cpu.min(self.blamed())
+    }
+}
+
+/// The CPU time of the worker's thread between two samples, if it is the same thread.
+fn computed(last: &Sample, sample: &Sample) -> Duration {
+    let thread_of = |sample: &Sample| sample.slot.map(|slot| slot.thread);
+    let clock = |sample: &Sample| sample.thread.map(|thread| thread.cpu).or(sample.clock);
+    let clocks = clock(last).zip(clock(sample));
+    let clocks = clocks.filter(|_| thread_of(last) == thread_of(sample));
+    clocks.map_or(Duration::ZERO, |(before, now)| now.saturating_sub(before))
 }
 
 /// The watchdog's lateness, as evidence that the whole process stood still.

@@ -134,6 +134,7 @@ impl Detector {
         (is_long && since >= last.at).then(|| Period {
             since,
             blamed: duration,
+            doubtful: false,
             split: interval.split.part(duration),
             busy_before: last.after.busy,
         })

@@ -189,8 +189,8 @@ impl Coverage {
         let unknown = self.workers.saturating_sub(self.known_threads);
         (unknown > 0).then(|| {
             format!(
-                "the threads of {unknown} of {} workers are not known yet, since these have had no \
-                 CPU",
+                "the threads of {unknown} of {} workers are not known yet, since these have been \
+                 blocked or had no CPU",
                 self.workers
             )
         })

@@ -37,8 +37,9 @@ pub(crate) use usage::{Usage, own_usage, stolen};
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
 mod evidence;
 pub(crate) use evidence::{
-    ThreadFiles, Throttle, call_kind, call_name, current_tid, debugger_attached, descriptor,
-    descriptor_limit, hidden_evidence, is_signal_blocked, waits_for_events,
+    ThreadFiles, Throttle, call_kind, call_name, cpu_clock, current_tid, debugger_attached,
+    descriptor, descriptor_limit, hidden_evidence, is_signal_blocked, preemptions,
+    waits_for_events,
 };
 
 #[cfg(all(target_os = "linux", not(loom)))]

@@ -33,6 +33,22 @@ pub(crate) fn current_tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
+/// How often threads of this process have lost their CPU while they had more to compute:
+/// involuntary context switches.
+///
+/// # Cost
+///
+/// One system call, which visits each thread: about 1 µs, and 20 ns for each.
+#[allow(unsafe_code)]
+pub(crate) fn preemptions() -> Option<u64> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a valid place for the answer.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: all-zero before the call, and filled in by it.
+    let usage = unsafe { usage.assume_init() };
+    (result == 0).then(|| u64::try_from(usage.ru_nivcsw).ok())?
+}
+
 /// Whether a debugger or tracer is attached to this process. It opens a file, so it is not for
 /// every tick.
 pub(crate) fn debugger_attached() -> bool {
@@ -286,7 +302,7 @@ pub(crate) fn descriptor(number: u64) -> Descriptor {
 /// CPU time of a thread of this process, by the thread's own clock. It is exact even while the
 /// thread runs. `None` for a thread that has exited. Costs 0.15 µs.
 #[allow(unsafe_code)]
-fn cpu_clock(tid: u32) -> Option<Duration> {
+pub(crate) fn cpu_clock(tid: u32) -> Option<Duration> {
     // The clock's number is made from the thread's, as in the C library's `pthread_getcpuclockid`:
     // the complement shifted by three, with the bits "per thread" and "scheduler's own figure".
     const PER_THREAD: libc::clockid_t = 4;

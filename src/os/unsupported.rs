@@ -73,6 +73,16 @@ pub(crate) fn is_signal_blocked(_tid: u32, _signal: i32) -> bool {
     false
 }
 
+/// Not known here.
+pub(crate) fn cpu_clock(_tid: u32) -> Option<Duration> {
+    None
+}
+
+/// Not counted here.
+pub(crate) fn preemptions() -> Option<u64> {
+    None
+}
+
 /// There are no control groups here.
 #[derive(Debug)]
 pub(crate) struct Throttle {}

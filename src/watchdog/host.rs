@@ -16,6 +16,9 @@ pub(super) struct HostTime {
     pub(super) usually_late: Duration,
     /// How long the watchdog has waited for a CPU since the last look; `None` if that is unknown.
     pub(super) own_wait: Option<Duration>,
+    /// A thread of the process has lost its CPU to another one since the last look. Only asked for
+    /// if the system hides some thread.
+    pub(super) preempted: bool,
     /// How long a quota has held the process back so far, on all CPUs together.
     pub(super) throttled: Duration,
 }
@@ -46,6 +49,25 @@ impl OwnWait {
         let waited = self.files.as_ref().and_then(ThreadFiles::run_queue);
         let so_far = std::mem::replace(&mut self.so_far, waited);
         Some(waited?.saturating_sub(so_far?))
+    }
+}
+
+/// Whether threads of the process lose their CPUs to others: involuntary context switches.
+#[derive(Default)]
+pub(super) struct Preemptions {
+    so_far: Option<u64>,
+}
+
+impl Preemptions {
+    /// Whether there was one since the last time. The first time, there may have been.
+    ///
+    /// # Cost
+    ///
+    /// One system call, which visits each thread of the process.
+    pub(super) fn any_since_last_time(&mut self) -> bool {
+        let now = os::preemptions();
+        let before = std::mem::replace(&mut self.so_far, now);
+        now.is_some() && now != before
     }
 }
 

@@ -30,7 +30,7 @@ use crate::report::Phase;
 use crate::slot::{self, Claims, collect_claims};
 use crate::turns::Looks;
 use files::Room;
-use host::{HostTime, OwnWait, Quota};
+use host::{HostTime, OwnWait, Preemptions, Quota};
 pub(crate) use out::Out;
 use runtime::RuntimeWatch;
 use sampling::Allowance;
@@ -109,6 +109,7 @@ struct Watchdog {
     runtimes: Vec<RuntimeWatch>,
     drivers: Claims,
     own_wait: OwnWait,
+    preemptions: Preemptions,
     usually_late: Duration,
     quota: Quota,
     stacks: Allowance,
@@ -159,6 +160,7 @@ impl Watchdog {
             drivers: Claims::new(),
             usually_late: host::usually_late(&own_wait),
             own_wait,
+            preemptions: Preemptions::default(),
             quota: Quota::new(),
             stacks: Allowance::new(clock::now()),
             room: Room::new(clock::now()),
@@ -202,6 +204,8 @@ impl Watchdog {
     /// Collects the claims of threads, and the host's share of the time. `None` if all workers
     /// rest: then neither is needed, and the files are cold.
     fn look_around(&mut self, now: Nanos) -> Option<HostTime> {
+        let hides_a_thread = self.runtimes.iter().any(RuntimeWatch::hides_a_thread);
+        let preempted = hides_a_thread && self.preemptions.any_since_last_time();
         if self.runtimes.iter().all(|watch| watch.rests(now)) {
             return None;
         }
@@ -211,6 +215,7 @@ impl Watchdog {
         Some(HostTime {
             usually_late: self.usually_late,
             own_wait: self.own_wait.since_last_time(now),
+            preempted,
             throttled: self.quota.throttled(),
         })
     }

@@ -52,6 +52,11 @@ impl RuntimeWatch {
         workers.all(|watch| watch.rests(&self.runtime, now))
     }
 
+    /// Whether the last look has shown nothing of some worker's thread.
+    pub(super) fn hides_a_thread(&self) -> bool {
+        self.workers.iter().any(WorkerWatch::is_thread_hidden)
+    }
+
     /// Notes the threads that drive the workers that do not rest, and asks for their words in
     /// memory.
     pub(super) fn ask(&mut self, drivers: &Claims, looks: &mut Looks, now: Nanos) {

@@ -61,6 +61,12 @@ impl WorkerWatch {
         }
     }
 
+    /// Whether the last look has shown nothing of the thread, or there was none.
+    pub(super) fn is_thread_hidden(&self) -> bool {
+        let last = self.detector.last();
+        last.is_none_or(|sample| sample.thread.is_none())
+    }
+
     /// Whether an announced stall of this worker goes on.
     pub(super) fn is_stalled(&self) -> bool {
         self.episodes.is_any_announced()
@@ -132,6 +138,7 @@ impl WorkerWatch {
             signalled,
             usually_late: host.usually_late,
             own_wait: host.own_wait,
+            preempted: host.preempted,
             throttled: host.throttled,
             ..self
                 .worker

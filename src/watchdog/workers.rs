@@ -7,7 +7,7 @@
 use super::files::{OpenFiles, Room};
 use crate::clock::{self, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
-use crate::os::{Call, ThreadEvidence, ThreadState};
+use crate::os::{self, Call, ThreadEvidence, ThreadState};
 use crate::slot::{Claim, Claims, Slot};
 use crate::turns::{Inside, Looks, NoTurns, PollId, Track, Turn};
 use std::time::Duration;
@@ -317,6 +317,7 @@ impl Worker {
         let turn = self.turn.filter(|_| slot.is_some());
         self.last_turn = turn.map(|turn| turn.id);
         let same_mark = slot.is_none_or(|slot| self.epoch == Some(slot.epoch));
+        let clock = if thread.is_none() { self.clock() } else { None };
         let settled = turn.is_none() || same_mark && self.is_still(looks, metrics, at);
         Sample {
             at,
@@ -329,13 +330,22 @@ impl Worker {
             settled,
             slot,
             thread,
+            clock,
             blind: self
                 .driver()
                 .is_some_and(|driver| driver.files.are_missed()),
             own_wait: None,
+            preempted: false,
             signalled: false,
             throttled: Duration::ZERO,
         }
+    }
+
+    /// The CPU time of the thread that drives the worker.
+    fn clock(&self) -> Option<Duration> {
+        let driver = self.driver()?;
+        let clock = os::cpu_clock(driver.slot.tid());
+        clock.filter(|_| driver.tenancy == driver.slot.tenancy())
     }
 
     /// Whether nothing can have happened to the worker since the last sample: it was parked then

@@ -4,24 +4,28 @@ use crate::support::stage::Stage;
 use crate::support::{Held, wait_until};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio_stall::{Phase, StallReport};
+use tokio_stall::{FutureExt as _, Phase, StallReport};
 
 const WORKERS: usize = 32;
 
 /// Without marks and turns. Some sleeps are proven by a stack. The others are proven much later, by
-/// the counters: those whose stack is not taken, and those whose thread is not known yet. Polls of this program are known to leave their workers.
+/// the counters, as their stack is not taken. Polls of this program are known to leave their workers.
 #[test]
 fn each_of_many_sleeps_at_one_time_is_one_stall() {
     let stage = Stage::multi_thread(WORKERS)
         .settings(|builder| builder.turns(false))
-        .start();
+        .start_at_once();
     stage.run(async {
         tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(100)));
     });
     let (release, held) = Held::new();
     let sleepers = [(); WORKERS].map(|()| {
         let held = held.clone();
-        stage.runtime.spawn(async move { held.wait() })
+        stage.runtime.spawn(async move {
+            // The mark makes the thread known.
+            async {}.watched("enrols").await;
+            held.wait()
+        })
     });
     for worker in 0..WORKERS {
         let is_its = |report: &StallReport| report.worker == worker;

@@ -27,25 +27,54 @@ pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Hides `/proc` from this process. Returns false if that needs more rights than there are.
+/// Hides `/proc` from the calling thread, and from those that it starts. Returns false if that needs
+/// more rights than there are.
 #[allow(unsafe_code)]
 pub fn hide_proc() -> bool {
+    // SAFETY: a plain call with constant strings.
+    own_mounts() && unsafe { mount(c"none", c"/proc", Some(c"tmpfs"), 0) }
+}
+
+/// Makes this file of each thread that there is now an empty one, for the calling thread and for
+/// those that it starts. Returns false if that needs more rights than there are.
+pub fn hide_files_of_threads(name: &str) -> bool {
+    let files = std::fs::read_dir("/proc/self/task").unwrap();
+    let files = files.map(|task| task.unwrap().path().join(name));
+    let files: Vec<_> = files.collect();
+    own_mounts() && files.iter().all(|file| hide(file))
+}
+
+fn hide(file: &std::path::Path) -> bool {
+    let file = std::ffi::CString::new(file.to_str().unwrap()).unwrap();
+    // SAFETY: a plain call with strings that outlive it.
+    #[allow(unsafe_code)]
+    unsafe {
+        mount(c"/dev/null", &file, None, libc::MS_BIND)
+    }
+}
+
+/// Gives the calling thread, and those that it starts, mounts of their own.
+#[allow(unsafe_code)]
+fn own_mounts() -> bool {
     // SAFETY: plain calls with constant strings.
     unsafe {
         libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(
-                std::ptr::null(),
-                c"/".as_ptr(),
-                std::ptr::null(),
-                libc::MS_REC | libc::MS_PRIVATE,
-                std::ptr::null(),
-            ) == 0
-            && libc::mount(
-                c"none".as_ptr(),
-                c"/proc".as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                std::ptr::null(),
-            ) == 0
+            && mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)
     }
+}
+
+/// # Safety
+///
+/// The flags need no data.
+#[allow(unsafe_code)]
+unsafe fn mount(
+    source: &std::ffi::CStr,
+    target: &std::ffi::CStr,
+    kind: Option<&std::ffi::CStr>,
+    flags: libc::c_ulong,
+) -> bool {
+    let kind = kind.map_or(std::ptr::null(), std::ffi::CStr::as_ptr);
+    let (source, target) = (source.as_ptr(), target.as_ptr());
+    // SAFETY: all pointers are of strings that outlive the call, or null.
+    unsafe { libc::mount(source, target, kind, flags, std::ptr::null()) == 0 }
 }

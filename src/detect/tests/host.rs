@@ -254,3 +254,46 @@ fn a_thread_that_there_is_no_descriptor_for_is_not_blamed() {
     world.thread = None;
     assert!((0..10).any(|_| began(&world.pass(TICK)).is_some()));
 }
+
+#[test]
+fn a_thread_that_is_hidden_and_may_have_no_cpu_is_not_blamed() {
+    let hidden = || {
+        let mut world = World::polling_since(5);
+        world.thread = None;
+        world
+    };
+    let passes = |world: &mut World| (0..1_000).any(|_| !world.pass(TICK).is_empty());
+    // Some thread of the process is preempted once, at the begin of the poll or during it.
+    for ticks in [0, 2] {
+        let mut world = hidden();
+        for _ in 0..ticks {
+            world.pass(TICK);
+        }
+        world.preempted = true;
+        world.pass(TICK);
+        world.preempted = false;
+        assert!(!passes(&mut world), "after {ticks} ticks");
+        // Its next poll is another matter.
+        world.end_poll(None);
+        world.begin_poll(None);
+        assert!(passes(&mut world));
+    }
+    // Its CPU clock needs no more than its number: it computes, and is preempted all the time.
+    let mut world = hidden();
+    world.preempted = true;
+    let computes = |world: &mut World| {
+        world.clock = Some(world.clock.unwrap_or_default() + TICK);
+        world.pass(TICK)
+    };
+    assert!((0..1_000).any(|_| !computes(&mut world).is_empty()));
+    // Positive controls: none is preempted, or the thread can be seen, be it only later.
+    assert!(passes(&mut hidden()));
+    let mut shown = hidden();
+    shown.preempted = true;
+    shown.pass(TICK);
+    shown.thread = World::polling_since(5).thread;
+    assert!((0..10).any(|_| began(&shown.compute(TICK)).is_some()));
+    let mut seen = World::polling_since(5);
+    seen.preempted = true;
+    assert!((0..10).any(|_| began(&seen.compute(TICK)).is_some()));
+}

@@ -147,6 +147,8 @@ fn seen(step: &Played, now: u64) -> Sample {
         late: Duration::ZERO,
         usually_late: Duration::ZERO,
         own_wait: None,
+        clock: None,
+        preempted: false,
         before: counters,
         after: counters,
         slot: World::parked().slot,
