@@ -86,8 +86,6 @@ impl Reporter<'_> {
     fn stall(&mut self, news: StallNews) {
         let id = news.live.id;
         let is_announced = news.phase.is_some();
-        #[cfg(feature = "tower")]
-        self.stall_of_requests(&news);
         self.case(id).take(news);
         if is_announced {
             self.report_stall(id);

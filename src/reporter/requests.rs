@@ -6,8 +6,8 @@ use super::Reporter;
 use super::case::Case;
 use super::lateness::Lateness;
 use super::sinks::Delivery;
-use crate::clock::{Nanos, wall_clock};
-use crate::engine::{RequestsNews, StallId, StallNews, WatchedRuntime};
+use crate::clock::wall_clock;
+use crate::engine::{RequestsNews, StallId, WatchedRuntime};
 use crate::report::{LostTo, Phase, RequestReport, StallReport};
 use crate::requests::{RequestNews, RequestTime, Route};
 use std::sync::{Arc, Weak};
@@ -42,6 +42,11 @@ impl Reporter<'_> {
                 RequestNews::Frozen { request, waiting } => {
                     self.lateness(&runtime).waited(request, waiting)
                 }
+                RequestNews::Stalled {
+                    stall,
+                    since,
+                    until,
+                } => self.lateness(&runtime).stall(StallId(stall), since, until),
                 RequestNews::Ended {
                     request,
                     route,
@@ -69,17 +74,6 @@ impl Reporter<'_> {
         let known = self.requests.entry(runtime.id).or_default();
         known.runtime = Arc::downgrade(runtime);
         &mut known.lateness
-    }
-
-    /// Takes in the interval of a stall that is announced.
-    pub(super) fn stall_of_requests(&mut self, news: &StallNews) {
-        let (stall, runtime) = (&news.live.stall, &news.live.runtime);
-        if news.phase.is_some() && runtime.requests.used().is_some() {
-            let is_over = news.phase == Some(Phase::Ended);
-            let until: Option<Nanos> = is_over.then(|| stall.since.plus(stall.duration));
-            let lateness = self.lateness(runtime);
-            lateness.stall(news.live.id, stall.since, until);
-        }
     }
 
     /// Adds the requests that a stall has held up, if the runtime has requests.

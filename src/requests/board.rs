@@ -33,6 +33,14 @@ pub(crate) enum RequestNews {
     },
     /// It waited, and the runtime's driver was frozen for a part of that time.
     Frozen { request: u64, waiting: Stretch },
+    /// A stall holds requests up, or has done so. From the watchdog, ahead of the requests that it
+    /// has held up.
+    Stalled {
+        stall: u64,
+        since: Nanos,
+        /// `None` while it goes on.
+        until: Option<Nanos>,
+    },
     /// A request that was late or slow has ended.
     Ended {
         /// Zero for one that was never late.

@@ -9,7 +9,7 @@
 //! have been held up by a poll that is only suspected yet, so it is told of once that is decided.
 
 use super::News;
-use crate::clock::Nanos;
+use crate::clock::{self, Nanos};
 use crate::engine::{RequestsNews, StallNews, WatchedRuntime};
 use crate::report::Phase;
 use crate::requests::RequestNews;
@@ -30,7 +30,9 @@ pub(super) struct RequestWatch {
     held: Vec<HeldBack>,
     /// Whether the requests that were ready at the end of these stalls are being waited for.
     is_waiting: bool,
-    /// Requests that have ended, and the start of the tick that took them.
+    /// The intervals of stalls that the reporter has to know before the requests.
+    stalled: Vec<RequestNews>,
+    /// Requests that have ended, and a moment after that.
     ended: VecDeque<(Nanos, RequestNews)>,
 }
 
@@ -57,6 +59,13 @@ impl RequestWatch {
             let until = is_over.then(|| stall.since.plus(stall.duration));
             let intervals = &runtime.requests.stalls;
             intervals.note(news.live.id.0, stall.since, until);
+            if runtime.requests.used().is_some() {
+                self.stalled.push(RequestNews::Stalled {
+                    stall: news.live.id.0,
+                    since: stall.since,
+                    until,
+                });
+            }
         }
         if !is_over || runtime.requests.used().is_none() {
             out.stalls.push(news);
@@ -81,7 +90,9 @@ impl RequestWatch {
         let board = &runtime.requests;
         let is_drained = board.is_drained();
         // After the look at the counter: the news of requests that are drained is in the queue.
-        let mut news = self.take_news(runtime, now);
+        let late = self.take_news(runtime);
+        let mut news = std::mem::take(&mut self.stalled);
+        news.extend(late);
         let is_due = |(taken_at, _): &&(Nanos, RequestNews)| {
             *taken_at < decided || now.since(*taken_at) >= HELD_FOR
         };
@@ -104,14 +115,18 @@ impl RequestWatch {
     }
 
     /// Takes the news of requests. Returns those of late polls; ends wait.
-    fn take_news(&mut self, runtime: &WatchedRuntime, now: Nanos) -> Vec<RequestNews> {
+    fn take_news(&mut self, runtime: &WatchedRuntime) -> Vec<RequestNews> {
         if !runtime.requests.has_news() {
             return Vec::new();
         }
         let has_ended = |news: &RequestNews| matches!(news, RequestNews::Ended { .. });
         let news = runtime.requests.take_news().into_iter();
         let (ended, mut late): (Vec<_>, Vec<_>) = news.partition(has_ended);
-        self.ended.extend(ended.into_iter().map(|news| (now, news)));
+        // Workers went on during this tick. A poll that began after the look at its worker, and
+        // has held up one of these, is found by the next tick.
+        let taken_at = clock::now();
+        self.ended
+            .extend(ended.into_iter().map(|news| (taken_at, news)));
         while self.ended.len() > ENDED {
             late.extend(self.ended.pop_front().map(|(_, news)| news));
         }

@@ -45,6 +45,8 @@ mod quota;
 #[cfg(feature = "serve")]
 mod real_prometheus;
 #[cfg(feature = "axum")]
+mod request_truth;
+#[cfg(feature = "axum")]
 mod requests;
 #[cfg(feature = "serve")]
 mod serve;
