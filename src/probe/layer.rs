@@ -1,7 +1,7 @@
 //! A tracing layer that marks the enter and the exit of each span.
 //!
 //! *Runs on:* worker threads, at every enter and exit of a span; `stall-reporter`, to look names
-//! up.
+//! up; `stall-sinks`, to put an event into a span.
 //! *Must not:* do more than a few stores to one cache line for an enter or an exit, or anything for
 //! an event.
 //!
@@ -131,6 +131,7 @@ where
         let source = Source {
             dispatch: dispatch.downgrade(),
             look_up: look_up::<S>,
+            is_open_here: is_open_here::<S>,
             fields: self.fields.clone(),
             max_level: self.filtered.filter().0,
         };
@@ -249,6 +250,13 @@ pub(crate) struct SpanName {
     pub(crate) fields: Option<String>,
 }
 
+/// A span of a subscriber with this layer. It may be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpanRef {
+    pub(crate) source: u8,
+    pub(crate) id: u64,
+}
+
 /// A span's id, and its metadata from the source.
 type SpanOnPath = (u64, &'static Metadata<'static>);
 
@@ -257,6 +265,7 @@ type SpanOnPath = (u64, &'static Metadata<'static>);
 struct Source {
     dispatch: WeakDispatch,
     look_up: fn(&Dispatch, &Id) -> Option<Vec<SpanOnPath>>,
+    is_open_here: fn(&Dispatch, &Id) -> bool,
     fields: Option<Arc<Fields>>,
     max_level: LevelFilter,
 }
@@ -291,10 +300,8 @@ pub(crate) fn is_layer_installed() -> bool {
 /// Only for the reporter: it takes the short lock of the table of sources, and the registry's own
 /// reference to each span, but no lock that is held while a span is entered or a field is
 /// formatted.
-pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
-    let source = SOURCES.lock().get(usize::from(source))?.clone()?;
-    let dispatch = source.dispatch.upgrade()?;
-    let id = (id != 0).then(|| Id::from_u64(id))?;
+pub(crate) fn resolve_span(span: SpanRef) -> Option<Vec<SpanName>> {
+    let (source, dispatch, id) = find(span)?;
     // If the span is closed during the search, this thread holds its last reference, and the
     // parents must be released in their own registry.
     let look_up = || (source.look_up)(&dispatch, &id);
@@ -308,6 +315,35 @@ pub(crate) fn resolve_span(source: u8, id: u64) -> Option<Vec<SpanName>> {
             fields: source.fields.as_ref().and_then(|fields| fields.get(id)),
         });
     Some(named.collect())
+}
+
+/// The span as a parent for an event of the calling thread. `None` if the span is closed, or if the
+/// event goes to another subscriber.
+///
+/// Only for `stall-sinks`, as [`resolve_span`] is for the reporter.
+pub(crate) fn parent_for_events(span: SpanRef) -> Option<Id> {
+    let (source, dispatch, id) = find(span)?;
+    (source.is_open_here)(&dispatch, &id).then_some(id)
+}
+
+fn find(span: SpanRef) -> Option<(Source, Dispatch, Id)> {
+    let source = SOURCES.lock().get(usize::from(span.source))?.clone()?;
+    let dispatch = source.dispatch.upgrade()?;
+    let id = (span.id != 0).then(|| Id::from_u64(span.id))?;
+    Some((source, dispatch, id))
+}
+
+fn is_open_here<S>(dispatch: &Dispatch, id: &Id) -> bool
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let Some(registry) = dispatch.downcast_ref::<S>() else {
+        return false;
+    };
+    tracing::dispatcher::get_default(|here| {
+        let is_here = here.downcast_ref::<S>();
+        is_here.is_some_and(|here| std::ptr::eq(here, registry)) && registry.span(id).is_some()
+    })
 }
 
 fn look_up<S>(dispatch: &Dispatch, id: &Id) -> Option<Vec<SpanOnPath>>

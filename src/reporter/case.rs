@@ -8,6 +8,7 @@ use super::names::{self, Names};
 use crate::clock::Nanos;
 use crate::engine::{StackNews, StallNews, WatchState};
 use crate::explain::{Explained, SleptIn, advice};
+use crate::probe::SpanRef;
 use crate::report::{
     Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, add_stack, site,
 };
@@ -152,6 +153,11 @@ impl Case {
         (report.seen_here, report.lost_here) = watch.profile.lock().seen(&report);
         self.add_missing(&mut report);
         Some(report)
+    }
+
+    /// The innermost span of the poll.
+    pub(super) fn innermost_span(&self) -> Option<SpanRef> {
+        self.names.as_ref()?.innermost
     }
 
     /// Adds the names of the poll and of its thread.

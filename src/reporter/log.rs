@@ -8,10 +8,12 @@ use super::CASES;
 use super::limiter::Limiter;
 use crate::clock::Nanos;
 use crate::engine::{Coverage, WatchState, WatchedRuntime};
+use crate::probe::{self, SpanRef};
 use crate::report::{Certainty, Phase, PoolWaitReport, StallReport};
 use crate::turns::NoTurns;
 use std::collections::HashMap;
 use std::time::Duration;
+use tracing::span::Id;
 
 /// The target of all events: filter with `tokio_stall=off`.
 const TARGET: &str = "tokio_stall";
@@ -44,8 +46,15 @@ struct Loggable {
 }
 
 impl Log {
-    /// Logs a report, unless it is too short, too early or over the limit.
-    pub(crate) fn stall(&mut self, report: &mut StallReport, watch: &WatchState, now: Nanos) {
+    /// Logs a report, unless it is too short, too early or over the limit. The event is in the span
+    /// of the poll as long as that is open, so it has the fields and the trace of the request.
+    pub(crate) fn stall(
+        &mut self,
+        report: &mut StallReport,
+        span: Option<SpanRef>,
+        watch: &WatchState,
+        now: Nanos,
+    ) {
         let stall = Loggable {
             id: report.id,
             phase: report.phase,
@@ -56,7 +65,8 @@ impl Log {
         if let Some(suppressed) = self.admit(&stall, watch, now) {
             report.suppressed = suppressed;
             if !crate::os::debugger_attached() {
-                emit(report, watch.settings.error_after);
+                let parent = span.and_then(probe::parent_for_events);
+                emit(report, parent, watch.settings.error_after);
             }
         }
     }
@@ -125,12 +135,13 @@ fn site_of(report: &StallReport) -> String {
     format!("{}\n{site}", report.runtime)
 }
 
-fn emit(report: &StallReport, error_after: Duration) {
+fn emit(report: &StallReport, parent: Option<Id>, error_after: Duration) {
     // A level is part of an event's static description, so each needs its own.
     macro_rules! event {
         ($level:ident) => {
             tracing::$level!(
                 target: TARGET,
+                parent: parent,
                 id = report.id,
                 phase = ?report.phase,
                 certainty = ?report.certainty,

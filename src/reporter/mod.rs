@@ -113,7 +113,7 @@ impl Reporter<'_> {
         let (Some(report), Some(news)) = (self.report(case), case.latest()) else {
             return;
         };
-        let last_words = news.live.last_words.clone();
+        let (span, last_words) = (case.innermost_span(), news.live.last_words.clone());
         let runtime = news.live.runtime.clone();
         let (watch, stalls) = (runtime.watch.clone(), &runtime.stats.stalls);
         if self.case(id).count_as(report.certainty) {
@@ -128,6 +128,7 @@ impl Reporter<'_> {
         self.pass_on(Delivery::Stall {
             report: Box::new(report),
             runtime,
+            span,
             last_words,
         });
     }

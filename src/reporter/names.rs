@@ -4,7 +4,7 @@
 
 use crate::detect::{HeldBy, PollKey};
 use crate::engine::{StallNews, StallThread};
-use crate::probe::{SpanName, resolve_span};
+use crate::probe::{SpanName, SpanRef, resolve_span};
 use crate::report::Missing;
 use crate::slot::names::{self, Name};
 use crate::slot::{Kind, Marks};
@@ -13,6 +13,8 @@ use crate::slot::{Kind, Marks};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     pub(super) span: Option<String>,
+    /// The innermost span of the subscriber.
+    pub(super) innermost: Option<SpanRef>,
     pub(super) task: Option<u64>,
     pub(super) spawned_at: Option<String>,
     pub(super) missing: Vec<Missing>,
@@ -70,10 +72,16 @@ impl Names {
         match kind {
             Kind::Name => path.extend(watched_name(id)),
             Kind::Task => self.task = Some(id),
-            Kind::Span(source) => match resolve_span(source, id) {
-                Some(span) => join(path, span),
-                None => self.missing.push(Missing::MovedOn),
-            },
+            Kind::Span(source) => {
+                let span = SpanRef { source, id };
+                match resolve_span(span) {
+                    Some(names) => {
+                        self.innermost = Some(span);
+                        join(path, names);
+                    }
+                    None => self.missing.push(Missing::MovedOn),
+                }
+            }
             Kind::Unknown => self.missing.push(Missing::MovedOn),
         }
     }

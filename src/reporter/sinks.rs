@@ -8,6 +8,7 @@ use super::log::{self, Log};
 use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
 use crate::os;
+use crate::probe::SpanRef;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, write_last_words};
@@ -22,6 +23,8 @@ pub(crate) enum Delivery {
     Stall {
         report: Box<StallReport>,
         runtime: Arc<WatchedRuntime>,
+        /// The innermost span of the poll.
+        span: Option<SpanRef>,
         /// The stall has been written to standard error.
         last_words: Arc<AtomicBool>,
     },
@@ -56,6 +59,7 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
         Delivery::Stall {
             mut report,
             runtime,
+            span,
             last_words,
         } => {
             let watch = &runtime.watch;
@@ -66,7 +70,7 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
             if let Some(on_stall) = &watch.settings.on_stall {
                 guarded(shared, || on_stall(&report));
             }
-            guarded(shared, || log.stall(&mut report, watch, now));
+            guarded(shared, || log.stall(&mut report, span, watch, now));
         }
         Delivery::PoolWait { report, runtime } => {
             let watch = &runtime.watch;

@@ -1,0 +1,134 @@
+//! The event of a stall is in the span that blocks: JSON logs have the fields of the request beside
+//! those of the stall, and the span of the trace has the stall.
+//!
+//! A program of its own: its subscriber is that of the process.
+
+mod support;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
+use serde_json::Value;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::stage::Stage;
+use support::wait_until;
+use tracing::{Instrument as _, info_span};
+use tracing_subscriber::prelude::*;
+
+/// Over the age from which stalls are logged.
+const LONG: Duration = Duration::from_millis(150);
+
+/// The lines of a log, as a file would have them.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    /// The events of stalls so far.
+    fn stalls(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let stalls = lines.filter(|line| !line["fields"]["certainty"].is_null());
+        stalls.collect()
+    }
+
+    /// The events of stalls with this span, once the last one has come.
+    fn stalls_in(&self, span: &str) -> Vec<Value> {
+        let is_its = |line: &&Value| line["fields"]["span"] == span;
+        let ended = |line: &Value| line["fields"]["phase"] == "Ended";
+        wait_until("the last event", || {
+            self.stalls().iter().filter(is_its).any(ended)
+        });
+        let stalls = self.stalls();
+        stalls.iter().filter(is_its).cloned().collect()
+    }
+}
+
+/// A handler that blocks, in the span of a request that goes on for a while.
+async fn request(number: u64) {
+    let handler = async { std::thread::sleep(LONG) };
+    let request = async {
+        handler.instrument(info_span!("handler", number)).await;
+        // The span is open until the last event.
+        tokio::time::sleep(LONG).await;
+    };
+    request.instrument(info_span!("request")).await;
+}
+
+/// The spans of the trace with this name.
+fn traced(exporter: &InMemorySpanExporter, name: &str) -> Vec<SpanData> {
+    let spans = exporter.get_finished_spans().unwrap().into_iter();
+    spans.filter(|span| span.name == name).collect()
+}
+
+#[test]
+fn the_event_of_a_stall_is_in_its_span() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder()
+        .with_simple_exporter(exporter.clone())
+        .build();
+    tracing_subscriber::registry()
+        .with(tokio_stall::layer())
+        .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")))
+        .with(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .with_writer(move || writer.clone()),
+        )
+        .init();
+    let setup = Stage::multi_thread(2);
+    let stage = setup
+        .settings(|builder| builder.startup_grace(Duration::ZERO))
+        .start();
+    stage.run(request(7));
+    let stalls = lines.stalls_in("request > handler");
+    for stall in &stalls {
+        assert_eq!(stall["target"], "tokio_stall");
+        assert!(
+            stall["fields"]["duration_seconds"].as_f64().unwrap() >= 0.1,
+            "{stall}"
+        );
+    }
+    // The span of the handler is closed when the last event comes; the first one is in it.
+    let span = &stalls[0]["span"];
+    assert_eq!(
+        (&span["name"], &span["number"]),
+        (&"handler".into(), &7.into())
+    );
+
+    // The trace has the stall, so it is found from there.
+    let spans = traced(&exporter, "handler");
+    let events = spans.iter().flat_map(|span| &span.events.events);
+    let stalls = events.filter(|event| {
+        let is_site = |key: &opentelemetry::KeyValue| key.key.as_str() == "duration_seconds";
+        event.attributes.iter().any(is_site)
+    });
+    assert!(stalls.count() > 0, "{spans:#?}");
+
+    // A stall outside of any span is in none.
+    stage.run(async { std::thread::sleep(LONG) });
+    wait_until("an event without a span", || {
+        lines
+            .stalls()
+            .iter()
+            .any(|line| line["fields"]["span"].is_null())
+    });
+    let stalls = lines.stalls();
+    let outside = stalls.iter().find(|line| line["fields"]["span"].is_null());
+    assert!(outside.unwrap()["span"].is_null());
+}
