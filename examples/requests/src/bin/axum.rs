@@ -5,6 +5,7 @@
 
 use axum::Router;
 use axum::extract::Path;
+use axum::http::StatusCode;
 use axum::routing::{get, post};
 use std::net::SocketAddr;
 use std::thread;
@@ -26,10 +27,17 @@ mod cache {
     }
 }
 
-/// A query: some work, and a database that answers after a while.
-async fn user(Path(id): Path<u64>) -> String {
-    tokio::time::sleep(Duration::from_millis(5)).await;
-    format!("user {id}")
+mod database {
+    /// A driver that blocks, so it is called on the blocking pool.
+    pub(crate) fn find(id: u64) -> String {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        format!("user {id}")
+    }
+}
+
+async fn user(Path(id): Path<u64>) -> Result<String, StatusCode> {
+    let query = tokio::task::spawn_blocking(move || database::find(id));
+    query.await.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn rebuild() -> &'static str {
@@ -37,7 +45,8 @@ async fn rebuild() -> &'static str {
     "rebuilt"
 }
 
-#[tokio::main(worker_threads = 2)]
+// As in a container with one CPU.
+#[tokio::main(worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
