@@ -5,6 +5,7 @@
 //!
 //! Shares of the time decide, never an absolute time.
 
+use super::inner_lock::inner_lock;
 use crate::os::{self, Call, CallKind, Descriptor};
 use crate::report::{Blocking, Cause, Frame, TimeSplit, done_by_the_poll};
 use std::time::Duration;
@@ -24,10 +25,19 @@ pub(crate) fn cause(
         return host_cause(split);
     }
     if split.cpu >= split.asleep {
-        Cause::Cpu
-    } else {
-        Cause::Blocked(blocking(slept_in, frames))
+        return Cause::Cpu;
     }
+    match blocking(slept_in, frames) {
+        Blocking::Lock if code < threshold * LONG_BY_ITSELF && waits_for_inner_lock(frames) => {
+            Cause::Contention
+        }
+        kind => Cause::Blocked(kind),
+    }
+}
+
+/// Whether the thread waits for a lock whose holder can only be without a CPU.
+fn waits_for_inner_lock(frames: &[Frame]) -> bool {
+    inner_lock(done_by_the_poll(frames)).is_some()
 }
 
 /// The cause at the host, by the longest part of its time.
@@ -107,6 +117,8 @@ fn waits_for_a_process(frames: &[Frame]) -> bool {
 #[cfg(all(test, not(loom), target_os = "linux"))]
 mod tests {
     use super::*;
+    use crate::report::Origin;
+
     fn ms(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
     }
@@ -157,6 +169,29 @@ mod tests {
             Cause::Blocked(Blocking::Sleep),
             "five thresholds by itself"
         );
+    }
+
+    #[test]
+    fn a_short_wait_for_the_allocator_s_lock_is_the_host_s() {
+        let split = |milliseconds| TimeSplit {
+            asleep: ms(milliseconds),
+            ..TimeSplit::default()
+        };
+        let in_futex = slept_in(libc::SYS_futex, 0, Descriptor::Other);
+        let frames = |functions: &[&str]| -> Vec<Frame> {
+            let frame = |name: &&str| match *name {
+                "app::handler" => Frame::of(name, Origin::Own),
+                _ => Frame::of(name, Origin::System),
+            };
+            functions.iter().map(frame).collect()
+        };
+        let inside = frames(&["__lll_lock_wait_private", "cfree", "app::handler"]);
+        let outside = frames(&["futex_wait", "app::handler"]);
+        let cause = |split: &TimeSplit, frames: &[Frame]| cause(split, ms(10), in_futex, frames);
+        assert_eq!(cause(&split(12), &inside), Cause::Contention);
+        assert_eq!(cause(&split(12), &outside), Cause::Blocked(Blocking::Lock));
+        // A thread without a CPU for so long is not likely: the lock may never be free again.
+        assert_eq!(cause(&split(50), &inside), Cause::Blocked(Blocking::Lock));
     }
 
     #[test]

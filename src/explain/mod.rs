@@ -10,6 +10,7 @@
 
 pub(crate) mod advice;
 mod cause;
+mod inner_lock;
 mod own_code;
 
 // The condition under which `capture` takes stacks.
@@ -24,6 +25,8 @@ mod own_code;
 )]
 mod stack;
 pub(crate) use cause::{SleptIn, cause};
+#[cfg(feature = "testing")]
+pub(crate) use inner_lock::{InnerLock, any_names, called, inner_lock, is_plumbing, names};
 pub(crate) use own_code::OwnCode;
 pub(crate) use stack::Explainer;
 

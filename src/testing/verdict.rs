@@ -8,6 +8,7 @@
 //! not count, so a busy machine changes no verdict.
 
 use super::meter::{Cost, ThreadCost};
+use crate::explain::{InnerLock, any_names, called, inner_lock, is_plumbing, names};
 use crate::report::{Blocking, Frame, Origin};
 use std::time::Duration;
 
@@ -152,12 +153,9 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
     if tokio.any(|frame| names(frame, &["block_in_place"])) {
         return Slept::Excused(Excuse::MovedAway);
     }
-    // The called functions: down to the first frame that is not plumbing.
-    let depth = frames.iter().position(|frame| !is_plumbing(frame));
-    let (called, callers) = frames.split_at(depth.unwrap_or(frames.len()));
-    match excuse(called, callers.first()) {
+    match excuse(frames) {
         Some(excuse) => Slept::Excused(excuse),
-        None => kind(called),
+        None => kind(called(frames).0),
     }
 }
 
@@ -167,31 +165,19 @@ fn is_in_own_lock(frames: &[Frame]) -> bool {
     caller.is_some_and(|frame| frame.origin == Origin::Detector && !names(frame, &["testing::"]))
 }
 
-/// Whether the frame is of the system, of the standard library, or of a library of locks.
-fn is_plumbing(frame: &Frame) -> bool {
-    matches!(frame.origin, Origin::System | Origin::Std)
-        || names(frame, &["parking_lot", "lock_api::"])
-}
-
-/// The excuse of a sleep in these functions, if no code can avoid it.
-fn excuse(called: &[Frame], caller: Option<&Frame>) -> Option<Excuse> {
-    let any = |parts| any_names(called, parts);
-    if any(LOCKS) && caller.is_some_and(is_of_tokio) {
+/// The excuse of a sleep with this stack, if no code can avoid it.
+fn excuse(frames: &[Frame]) -> Option<Excuse> {
+    let inner = inner_lock(frames);
+    if inner == Some(InnerLock::Runtime) {
         return Some(Excuse::RuntimeLock);
     }
+    let (called, _) = called(frames);
+    let any = |parts| any_names(called, parts);
     let changes_memory = called.first().is_some_and(|leaf| names(leaf, MEMORY));
     if !any(SPAWNS) && (changes_memory || any(&["pthread_create", "thread::Thread::new"])) {
         return Some(Excuse::Memory);
     }
-    let first = called.iter().find(|frame| frame.origin != Origin::System);
-    let allocates = first.is_some_and(|frame| names(frame, ALLOCATOR));
-    allocates.then_some(Excuse::AllocatorLock)
-}
-
-fn is_of_tokio(frame: &Frame) -> bool {
-    let function = frame.function.as_deref();
-    frame.origin == Origin::Runtime
-        || function.is_some_and(|name| name.trim_start_matches('<').starts_with("tokio::"))
+    inner.map(|_| Excuse::AllocatorLock)
 }
 
 /// The kind of a sleep in these functions.
@@ -214,40 +200,11 @@ pub(super) fn of_the_measured(frames: &[Frame]) -> &[Frame] {
     &frames[..end]
 }
 
-fn names(frame: &Frame, parts: &[&str]) -> bool {
-    let function = frame.function.as_deref();
-    function.is_some_and(|function| parts.iter().any(|part| function.contains(part)))
-}
-
-fn any_names(frames: &[Frame], parts: &[&str]) -> bool {
-    frames.iter().any(|frame| names(frame, parts))
-}
-
 /// Calls that start a process.
 const SPAWNS: &[&str] = &["std::process", "std::sys::process", "posix_spawn"];
 
-/// The slow ways into a lock.
-const LOCKS: &[&str] = &[
-    "lock_contended",
-    "lock_slow",
-    "lll_lock",
-    "pthread_mutex_lock",
-    "read_contended",
-    "write_contended",
-];
-
 /// Calls that change the memory of the process.
 const MEMORY: &[&str] = &["mmap", "munmap", "mprotect", "madvise", "mremap", "brk"];
-
-/// Functions of the allocator.
-const ALLOCATOR: &[&str] = &[
-    "__rust_alloc",
-    "__rust_dealloc",
-    "__rust_realloc",
-    "__rdl_",
-    "alloc::alloc::",
-    "alloc::System",
-];
 
 /// Kinds of sleeps, each with functions on the stack of one. The first that fits counts.
 const KINDS: &[(Blocking, &[&str])] = &[

@@ -23,6 +23,8 @@ pub(crate) struct Outcome {
     /// What was reported about the trap, right or wrong.
     pub(crate) caught: Option<Sighting>,
     pub(crate) false_alarms: Vec<Sighting>,
+    /// What was reported besides, with the host as its cause: true, and no alarm.
+    pub(crate) of_the_host: Vec<Sighting>,
 }
 
 /// What is wrong with an outcome.
@@ -53,11 +55,13 @@ impl Outcome {
             Some(truth) if entry.kind == Kind::Trap => take_best(&mut sightings, &entry, truth),
             _ => None,
         };
+        let (of_the_host, false_alarms) = sightings.into_iter().partition(Sighting::is_of_the_host);
         Outcome {
             entry,
             truth,
             caught,
-            false_alarms: sightings,
+            false_alarms,
+            of_the_host,
         }
     }
 
@@ -233,6 +237,8 @@ pub(crate) struct Summary {
     /// Traps reported as they should be in every respect.
     caught: usize,
     false_alarms: usize,
+    /// Reports besides, with the host as their cause.
+    of_the_host: usize,
     misnamed: usize,
     wrong_site: usize,
     wrong_cause: usize,
@@ -252,13 +258,16 @@ impl Summary {
                 .count()
         };
         let false_alarms = outcomes.iter().map(|outcome| outcome.false_alarms.len());
+        let of_the_host = outcomes.iter().map(|outcome| outcome.of_the_host.len());
+        let strays_of_the_host = strays.iter().filter(|stray| stray.is_of_the_host()).count();
         Summary {
             traps: traps.clone().count(),
             caught: traps
                 .clone()
                 .filter(|outcome| !outcome.faults().iter().any(is_own))
                 .count(),
-            false_alarms: false_alarms.sum::<usize>() + strays.len(),
+            false_alarms: false_alarms.sum::<usize>() + strays.len() - strays_of_the_host,
+            of_the_host: of_the_host.sum::<usize>() + strays_of_the_host,
             misnamed: with(Fault::Misnamed),
             wrong_site: with(Fault::WrongSite),
             wrong_cause: with(Fault::WrongCause),

@@ -29,6 +29,10 @@ impl Output {
     }
 
     pub(crate) fn judged(self, outcome: &Outcome) {
+        for sighting in &outcome.of_the_host {
+            eprintln!("traps: {}: by no fault of the code", outcome.entry.name);
+            explain(sighting);
+        }
         if let Output::Json = self {
             print_json(&Line::new(outcome));
             // For whoever looks into it; standard output has a fixed form.

@@ -168,6 +168,11 @@ fn instant(by_the_wall_clock: SystemTime) -> Instant {
 }
 
 impl Sighting {
+    /// Whether the report names the host as the cause, and so blames no code.
+    pub(crate) fn is_of_the_host(&self) -> bool {
+        self.cause.is_some_and(Cause::is_host)
+    }
+
     /// The innermost name in the path of spans.
     pub(crate) fn name(&self) -> Option<&str> {
         self.span.as_deref()?.rsplit(" > ").next()

@@ -13,12 +13,21 @@ const FILE: &str = "Use `tokio::fs`, or do all of the file work in one `spawn_bl
 const NETWORK: &str =
     "Use the sockets of `tokio::net`, or do the whole exchange in `spawn_blocking`.";
 const PROCESS: &str = "Start the process with `tokio::process`, and await its end and its output.";
+/// The allocator's functions: those of Rust, and those of C that they call.
+const ALLOCATOR: &str = "alloc::alloc::* __rustc::__rust_alloc* __rustc::__rust_dealloc \
+     __rustc::__rust_realloc malloc calloc realloc free cfree memalign posix_memalign \
+     aligned_alloc int_malloc int_free int_realloc libc_malloc libc_calloc libc_realloc libc_free";
 const BLOCK_ON: &str = "Await the future instead of calling `block_on` inside async code.";
 
 /// The rules, most specific first. Crates come before the standard library, in which they wait, and
 /// the standard library before rules on the cause alone.
 pub(super) const CATALOGUE: &[Rule] = &[
     // The host is the cause, and not the code.
+    Rule::calling(
+        ALLOCATOR,
+        When::Only(Cause::Contention),
+        "Give the process more CPU: the thread that holds the allocator's lock waits for one.",
+    ),
     Rule::anything(
         When::Only(Cause::Contention),
         "Give the process more CPU, or take other work off this machine: the code was ready to run.",
@@ -111,6 +120,12 @@ pub(super) const CATALOGUE: &[Rule] = &[
          parking_lot::condvar crossbeam_utils::sync::wait_group pthread_cond_*",
         When::Waiting,
         "Await a `tokio::sync::Notify` or `Barrier` instead of putting the thread to sleep.",
+    ),
+    Rule::calling(
+        ALLOCATOR,
+        When::Only(Cause::Blocked(Blocking::Lock)),
+        "Use an allocator with caches for each thread, as jemalloc or mimalloc: another thread holds \
+         the lock of this one.",
     ),
     Rule::calling(
         "std::sync::*::mutex std::sync::*::rwlock std::sync::reentrant_lock \

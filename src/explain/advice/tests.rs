@@ -318,6 +318,22 @@ fn waiting_for_a_lock_asks_for_less_time_in_it() {
 }
 
 #[test]
+fn a_wait_for_the_allocator_asks_for_another_or_for_more_cpu() {
+    let stacks = [
+        "__lll_lock_wait_private ← cfree",
+        "__lll_lock_wait_private ← __GI___libc_malloc ← alloc::alloc::alloc",
+        "__lll_lock_wait_private ← _int_free ← __rustc::__rust_dealloc",
+    ];
+    all_told(&["jemalloc"], LOCK, "futex", &stacks);
+    all_told(
+        &["more CPU", "allocator"],
+        Cause::Contention,
+        "futex",
+        &stacks,
+    );
+}
+
+#[test]
 fn each_wait_for_another_thread_has_its_counterpart() {
     for (words, stacks) in [
         (
