@@ -35,7 +35,7 @@ pub(crate) fn cause(
     }
 }
 
-/// Whether the thread waits for a lock whose holder can only be without a CPU.
+/// Whether the thread waits for a lock whose holder can only be without a CPU (D192).
 fn waits_for_inner_lock(frames: &[Frame]) -> bool {
     inner_lock(done_by_the_poll(frames)).is_some()
 }

@@ -77,14 +77,19 @@ impl Diagnosis {
             && site.function.contains(&format!("{}::", self.module))
     }
 
+    /// Whether the cause is right. On a busy machine, code that computes may wait for a CPU for many
+    /// times as long as it has one: then the host is the cause.
     pub(crate) fn is_cause(&self, cause: Cause) -> bool {
-        self.causes.contains(&cause)
+        let computes = self.causes.contains(&Cause::Cpu);
+        self.causes.contains(&cause) || computes && cause.is_host()
     }
 
     /// Whether `advice` is right, for this cause. Where the host is the cause, so is its advice.
     pub(crate) fn is_advice(&self, advice: &str, cause: Option<Cause>) -> bool {
         advice.contains(match cause {
             Some(Cause::Contention) => "Give the process more CPU",
+            Some(Cause::Suspended) => "Leave the code as it is",
+            Some(Cause::Throttled) => "Look at the CPU limit",
             _ => self.advice,
         })
     }

@@ -23,11 +23,13 @@ const BLOCK_ON: &str = "Await the future instead of calling `block_on` inside as
 /// the standard library before rules on the cause alone.
 pub(super) const CATALOGUE: &[Rule] = &[
     // The host is the cause, and not the code.
-    Rule::calling(
-        ALLOCATOR,
-        When::Only(Cause::Contention),
-        "Give the process more CPU: the thread that holds the allocator's lock waits for one.",
-    ),
+    Rule {
+        when: When::Only(Cause::Contention),
+        functions: ALLOCATOR,
+        // Without this call, it is this thread that waits for a CPU.
+        calls: &["futex"],
+        advice: "Give the process more CPU: the thread that holds the allocator's lock waits for one.",
+    },
     Rule::anything(
         When::Only(Cause::Contention),
         "Give the process more CPU, or take other work off this machine: the code was ready to run.",

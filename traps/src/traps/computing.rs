@@ -23,8 +23,7 @@ const RIGHT: Diagnosis = Diagnosis {
     span: "computing",
     file: file!(),
     module: module_path!(),
-    // Other threads may have the CPU for many times as long: then the host is the cause.
-    causes: &[Cause::Cpu, Cause::Contention],
+    causes: &[Cause::Cpu],
     advice: "Move the computation",
 };
 
