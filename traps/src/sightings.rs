@@ -9,8 +9,9 @@ use tokio_stall::{Cause, Certainty, Phase, PoolWaitReport, Site, StallReport};
 /// Silence for so long, and nobody has anything to say about what is over.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long after its end a stall may still be waiting for its last report.
-const LAST_REPORT: Duration = Duration::from_millis(500);
+/// How long after its end a stall may still be waiting for its last report: the first stack of a
+/// process is slow, and slower on a busy machine.
+const LAST_REPORT: Duration = Duration::from_secs(5);
 
 /// A report that has just come in.
 #[derive(Debug)]
