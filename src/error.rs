@@ -68,6 +68,15 @@ pub enum StartError {
         /// The error of the operating system.
         error: io::Error,
     },
+    /// The directory given to [`Builder::record_stalls`](crate::Builder::record_stalls) could not be
+    /// made, or not be written to.
+    #[cfg(feature = "serve")]
+    Recordings {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -119,6 +128,11 @@ impl StartError {
             #[cfg(feature = "serve")]
             StartError::Serve { address, error } => {
                 write!(f, "cannot serve at {address} ({error})")
+            }
+            #[cfg(feature = "serve")]
+            StartError::Recordings { directory, error } => {
+                let directory = directory.display();
+                write!(f, "stalls cannot be recorded in {directory} ({error})")
             }
             StartError::Thread(error) => {
                 write!(f, "the detector's thread could not be started ({error})")
@@ -172,6 +186,10 @@ impl StartError {
                 "give `Builder::serve` an address of this machine and a port that is free, or port 0 \
                  to have one chosen"
             }
+            #[cfg(feature = "serve")]
+            StartError::Recordings { .. } => {
+                "give `Builder::record_stalls` a directory that this process can make, or write to"
+            }
             StartError::Thread(_) => "raise the limit on threads",
         }
     }
@@ -182,6 +200,8 @@ impl std::error::Error for StartError {
         match self {
             #[cfg(feature = "serve")]
             StartError::Serve { error, .. } => Some(error),
+            #[cfg(feature = "serve")]
+            StartError::Recordings { error, .. } => Some(error),
             StartError::Thread(error) => Some(error),
             _ => None,
         }

@@ -19,6 +19,7 @@
 //! 16 MiB; further workers are not recorded.
 
 use super::StallId;
+use super::lags::Lags;
 use crate::clock::Nanos;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
@@ -343,6 +344,7 @@ impl Ring {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     rings: Box<[Ring]>,
+    pub(crate) lags: Lags,
     /// The time of the last tick at which the runtime was looked at.
     seen_at: AtomicU64,
 }
@@ -354,6 +356,7 @@ impl Recorder {
         let rings = std::iter::repeat_with(|| Ring::new(now)).take(granted);
         Recorder {
             rings: rings.collect(),
+            lags: Lags::new(granted > 0),
             seen_at: AtomicU64::new(now.0),
         }
     }
