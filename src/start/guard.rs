@@ -51,7 +51,7 @@ impl Guard {
         guard
     }
 
-    /// Adds the thread that writes recordings, which ends after the watch.
+    /// Adds the thread that writes recordings, which ends before the watch does.
     #[cfg(feature = "serve")]
     pub(crate) fn with_recordings(self, recordings: crate::serve::Recordings) -> Guard {
         let mut guard = self;
@@ -188,8 +188,11 @@ impl Drop for Guard {
             }
         }
         #[cfg(feature = "serve")]
-        if self.view.shared.is_inherited() {
-            self.recordings.take().map(crate::serve::Recordings::forget);
+        if let Some(recordings) = self.recordings.take() {
+            if self.view.shared.is_inherited() {
+                recordings.forget();
+            }
+            // Else the drop writes those that wait, while the runtimes are still known.
         }
         if !self.view.shared.is_inherited() {
             threads::leave(&self.view.watch);
