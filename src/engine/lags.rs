@@ -39,7 +39,7 @@ impl Lags {
     /// Notes a lag. Only one thread may.
     pub(crate) fn note(&self, at: Nanos, lag: Duration) {
         let micros = u64::try_from(lag.as_micros()).unwrap_or(LONGEST_LAG);
-        let word = at.0 / TIME_UNIT << LAG_BITS | micros.min(LONGEST_LAG);
+        let word = (at.0 / TIME_UNIT) << LAG_BITS | micros.min(LONGEST_LAG);
         // Relaxed: a word is complete in itself, and publishes nothing else.
         let noted = self.noted.fetch_add(1, Ordering::Relaxed);
         if let Some(place) = self.words.get(noted % LAGS) {

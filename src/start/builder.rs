@@ -254,7 +254,8 @@ impl Builder {
         self
     }
 
-    /// Serves `/metrics`, `/health/live`, `/stalls` and `/stalls/folded` at this address.
+    /// Serves `/metrics`, `/health/live`, `/stalls`, `/stalls/folded` and `/debug/recording` at this
+    /// address.
     ///
     /// The server has a thread and a runtime of its own, so it answers while every worker is
     /// blocked.
