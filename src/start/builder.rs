@@ -254,8 +254,8 @@ impl Builder {
         self
     }
 
-    /// Serves `/metrics`, `/health/live`, `/stalls`, `/stalls/folded` and `/debug/recording` at this
-    /// address.
+    /// Serves `/metrics`, `/health/live`, `/stalls`, `/stalls/folded` and `/debug/recording` at
+    /// this address.
     ///
     /// The server has a thread and a runtime of its own, so it answers while every worker is
     /// blocked.
@@ -287,11 +287,11 @@ impl Builder {
     /// that Perfetto and `chrome://tracing` open. The guide to production says how.
     ///
     /// The file is `stall-<id>-<utc>.json`, with the begin of the stall. It is written a second
-    /// after the end, and once before, at the first report beyond `longer_than`, in case the process
-    /// does not survive the stall. It appears whole: it is written under another name first. At
-    /// most `keep` files stay in the directory, at least one; the oldest with such a name go first,
-    /// also those of earlier processes. A file has at most some 10 MiB, mostly far less, and at most
-    /// 60 are written in a minute. Errors are logged once per kind, and counted in
+    /// after the end, and once before, at the first report beyond `longer_than`, in case the
+    /// process does not survive the stall. It appears whole: it is written under another name
+    /// first. At most `keep` files stay in the directory, at least one; the oldest with such a name
+    /// go first, also those of earlier processes. A file has at most some 10 MiB, mostly far less,
+    /// and at most 60 are written in a minute. Errors are logged once per kind, and counted in
     /// [`Status`](crate::Status).
     ///
     /// The files show the insides of the program, as reports do. They can be read by the user of
