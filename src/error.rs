@@ -68,9 +68,27 @@ pub enum StartError {
         /// The error of the operating system.
         error: io::Error,
     },
+    /// The directory given to [`Builder::record_stalls`](crate::Builder::record_stalls) could not
+    /// be made, or not be written to.
+    #[cfg(feature = "serve")]
+    Recordings {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
+
+/// The mend for an address that cannot be served at.
+#[cfg(feature = "serve")]
+const NO_ADDRESS: &str = "give `Builder::serve` an address of this machine and a port that is \
+                          free, or port 0 to have one chosen";
+/// The mend for a directory that cannot be written to.
+#[cfg(feature = "serve")]
+const NO_DIRECTORY: &str = "give `Builder::record_stalls` a directory that this process can make, \
+                            or write to";
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,6 +138,11 @@ impl StartError {
             StartError::Serve { address, error } => {
                 write!(f, "cannot serve at {address} ({error})")
             }
+            #[cfg(feature = "serve")]
+            StartError::Recordings { directory, error } => {
+                let directory = directory.display();
+                write!(f, "stalls cannot be recorded in {directory} ({error})")
+            }
             StartError::Thread(error) => {
                 write!(f, "the detector's thread could not be started ({error})")
             }
@@ -168,10 +191,9 @@ impl StartError {
                 "choose another with `Stacks::Signal`, or `Stacks::Off`"
             }
             #[cfg(feature = "serve")]
-            StartError::Serve { .. } => {
-                "give `Builder::serve` an address of this machine and a port that is free, or port 0 \
-                 to have one chosen"
-            }
+            StartError::Serve { .. } => NO_ADDRESS,
+            #[cfg(feature = "serve")]
+            StartError::Recordings { .. } => NO_DIRECTORY,
             StartError::Thread(_) => "raise the limit on threads",
         }
     }
@@ -182,6 +204,8 @@ impl std::error::Error for StartError {
         match self {
             #[cfg(feature = "serve")]
             StartError::Serve { error, .. } => Some(error),
+            #[cfg(feature = "serve")]
+            StartError::Recordings { error, .. } => Some(error),
             StartError::Thread(error) => Some(error),
             _ => None,
         }

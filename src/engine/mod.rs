@@ -6,11 +6,17 @@
 //! list, and the watchdog only tries one.
 
 mod coverage;
+#[cfg(feature = "serve")]
+mod lags;
 mod live;
 #[cfg(feature = "serve")]
 mod liveness;
 mod news;
 mod others;
+#[cfg(feature = "serve")]
+mod recorder;
+#[cfg(feature = "serve")]
+pub(crate) mod recording;
 mod settings;
 mod sight;
 mod stats;
@@ -29,6 +35,8 @@ pub(crate) use news::{
     Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
 pub use others::OtherRuntime;
+#[cfg(feature = "serve")]
+pub(crate) use recorder::{Figures, Lane, Packed, Recorder, Ring, Segment};
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]

@@ -6,6 +6,8 @@
 use super::Liveness;
 #[cfg(feature = "metrics")]
 use super::Target;
+#[cfg(feature = "serve")]
+use super::recording::RecordStalls;
 use crate::clock::Nanos;
 use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
@@ -88,6 +90,11 @@ pub(crate) struct Settings {
     pub(crate) site_labels: usize,
     #[cfg(feature = "serve")]
     pub(crate) liveness: Liveness,
+    /// Whether the states of workers are kept: something shows them.
+    #[cfg(feature = "serve")]
+    pub(crate) records: bool,
+    #[cfg(feature = "serve")]
+    pub(crate) record_stalls: Option<RecordStalls>,
     /// The most names of polls with a label of their own in metrics.
     #[cfg(feature = "metrics")]
     pub(crate) poll_labels: usize,
@@ -149,6 +156,10 @@ impl Default for Settings {
             site_labels: Settings::SITE_LABELS,
             #[cfg(feature = "serve")]
             liveness: Liveness::default(),
+            #[cfg(feature = "serve")]
+            records: false,
+            #[cfg(feature = "serve")]
+            record_stalls: None,
             #[cfg(feature = "metrics")]
             poll_labels: Settings::POLL_LABELS,
             #[cfg(feature = "metrics")]

@@ -1,13 +1,17 @@
 //! Metrics, health and stalls over HTTP, also while the program's own server is stuck.
 //!
-//! *Runs on:* its own thread, `stall-serve`, with a runtime of its own.
+//! *Runs on:* its own thread, `stall-serve`, with a runtime of its own; and `stall-recorder`, which
+//! writes files.
 //! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
 mod connections;
+mod recording;
+mod recordings;
 mod routes;
 
 use crate::engine::View;
 use crate::os;
+pub(crate) use recordings::{Recordings, try_directory};
 use routes::Routes;
 use std::io;
 use std::net::SocketAddr;
