@@ -165,7 +165,7 @@ impl WatchState {
             started_at: clock::now(),
             signal,
             rounds: Mutex::default(),
-            profile: Mutex::default(),
+            profile: Mutex::new(Profile::begin()),
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,
         }

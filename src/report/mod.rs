@@ -14,6 +14,7 @@ mod recent;
 mod request;
 pub(crate) mod site;
 mod split;
+mod stacks;
 mod stall;
 mod stderr;
 mod text;
