@@ -5,9 +5,13 @@
 
 mod cause;
 mod certainty;
+#[cfg(feature = "flamegraph")]
+mod flamegraph;
 mod frame;
 mod missing;
 mod pool_wait;
+#[cfg(feature = "pprof")]
+mod pprof;
 mod profile;
 mod recent;
 #[cfg(feature = "tower")]
@@ -23,6 +27,8 @@ mod worker_stack;
 
 pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
+#[cfg(feature = "serve")]
+pub(crate) use flamegraph::draw;
 pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};
 pub use missing::{Missing, NoStack};

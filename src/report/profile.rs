@@ -234,7 +234,7 @@ impl Profile {
             Calls::Other => return OTHER.to_owned(),
             Calls::Known(_) | Calls::NoStack => folded_name(&key.runtime).replace(' ', "_"),
         };
-        for call in self.stacks.calls(&key.calls).rev() {
+        for (_, call) in self.stacks.calls(&key.calls).rev() {
             text.push(';');
             text.push_str(&folded_name(&call.name));
         }

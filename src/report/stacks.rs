@@ -154,16 +154,17 @@ impl StackTable {
         self.stacks.iter()
     }
 
-    /// The calls of a stack, innermost first. None if they are not known.
+    /// The calls of a stack, innermost first, with their numbers. None if they are not known.
     pub(super) fn calls<'a>(
         &'a self,
         calls: &'a Calls,
-    ) -> impl DoubleEndedIterator<Item = &'a Call> {
+    ) -> impl DoubleEndedIterator<Item = (u32, &'a Call)> {
         let numbers: &[u32] = match calls {
             Calls::Known(numbers) => numbers,
             Calls::NoStack | Calls::Other => &[],
         };
-        numbers.iter().map(|number| &*self.calls[*number as usize])
+        let numbers = numbers.iter();
+        numbers.map(|number| (*number, &*self.calls[*number as usize]))
     }
 
     fn add_calls(&mut self, labels: Labels<'_>, calls: Calls, weight: Weight) {
@@ -367,7 +368,7 @@ mod tests {
         let mut stacks: Vec<(String, u64)> = one
             .iter()
             .map(|(key, weight)| {
-                let names = one.calls(&key.calls).map(|call| &*call.name);
+                let names = one.calls(&key.calls).map(|(_, call)| &*call.name);
                 (names.collect(), weight.stalls)
             })
             .collect();

@@ -4,6 +4,7 @@
 //! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
 mod connections;
+mod profiles;
 mod routes;
 
 use crate::engine::View;
