@@ -66,6 +66,8 @@
 //! | `serde` (default) | `Serialize` for reports |
 //! | `stacks` (default) | stacks of stalled threads |
 //! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in tests |
+//! | `pprof` | [`Profile::pprof`], for `go tool pprof`, Pyroscope, Parca and Grafana |
+//! | `flamegraph` | [`Profile::flamegraph`], a picture of the time lost |
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
 //! | `tower` | [`tower::RequestLayer`]: times requests, and finds those that a stall held up |
 //! | `axum` | requests are named by the routes of axum |

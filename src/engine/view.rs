@@ -47,7 +47,7 @@ impl View {
     pub(crate) fn profile(&self) -> Profile {
         match self.shared.is_inherited() {
             true => Profile::default(),
-            false => self.watch.profile.lock().clone(),
+            false => self.watch.profile.lock().take(),
         }
     }
 

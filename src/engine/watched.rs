@@ -181,7 +181,7 @@ impl WatchState {
             started_at: clock::now(),
             signal,
             rounds: Mutex::default(),
-            profile: Mutex::default(),
+            profile: Mutex::new(Profile::begin()),
             #[cfg(feature = "serve")]
             recordings: RecordingCounts::default(),
             recent: Mutex::new(Recent::new(settings.recent)),

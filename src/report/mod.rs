@@ -5,15 +5,20 @@
 
 mod cause;
 mod certainty;
+#[cfg(feature = "flamegraph")]
+mod flamegraph;
 mod frame;
 mod missing;
 mod pool_wait;
+#[cfg(feature = "pprof")]
+mod pprof;
 mod profile;
 mod recent;
 #[cfg(feature = "tower")]
 mod request;
 pub(crate) mod site;
 mod split;
+mod stacks;
 mod stall;
 mod stderr;
 mod text;
@@ -24,6 +29,8 @@ mod worker_stack;
 
 pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
+#[cfg(feature = "serve")]
+pub(crate) use flamegraph::draw;
 pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};
 pub use missing::{Missing, NoStack};

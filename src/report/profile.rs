@@ -1,20 +1,18 @@
 //! Stalls over time, by site: their number, their total and longest time, and their stacks.
 //!
-//! *Runs on:* `stall-reporter` adds; threads that use a guard copy.
+//! *Runs on:* `stall-reporter` adds; threads that use a guard, and `stall-serve`, copy.
 //!
 //! The tables are bounded. A stall that does not fit is still counted, without its site.
 
 use super::cause::Cause;
-use super::frame::{Frame, Origin, Site};
+use super::frame::Site;
+use super::stacks::{Calls, Labels, StackKey, StackTable, Weight};
 use super::stall::StallReport;
-use std::collections::HashMap;
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime};
 
 /// The most sites that are kept apart.
 const SITES: usize = 1024;
-/// The most stacks that are kept apart.
-const STACKS: usize = 4096;
 
 /// The stalls since the watch was started, by site, made by
 /// [`Guard::profile`](crate::Guard::profile).
@@ -23,9 +21,11 @@ const STACKS: usize = 4096;
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
     sites: HashMap<Key, SiteTotals>,
-    /// By folded stack.
-    stacks: HashMap<String, Weight>,
-    other: Weight,
+    pub(super) stacks: StackTable,
+    /// When it was begun, by the wall clock.
+    pub(super) begun_at: Option<SystemTime>,
+    /// When it was copied.
+    pub(super) taken_at: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,19 +34,6 @@ struct Key {
     span: Option<String>,
     site: Option<Site>,
     cause: Cause,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Weight {
-    samples: u64,
-    time: Duration,
-}
-
-impl Weight {
-    fn add(&mut self, other: Weight) {
-        self.samples += other.samples;
-        self.time += other.time;
-    }
 }
 
 /// All stalls at one site, in one span, for one cause.
@@ -110,24 +97,69 @@ pub enum FoldedBy {
 }
 
 impl Profile {
+    /// An empty profile that begins now.
+    pub(crate) fn begin() -> Profile {
+        Profile {
+            begun_at: Some(SystemTime::now()),
+            ..Profile::default()
+        }
+    }
+
+    /// A copy as of now.
+    pub(crate) fn take(&self) -> Profile {
+        Profile {
+            taken_at: Some(SystemTime::now()),
+            ..self.clone()
+        }
+    }
+
     /// Adds a stall that is over.
     pub(crate) fn add(&mut self, report: &StallReport) {
         let key = Key {
             runtime: report.runtime.clone(),
-            span: report.span.as_deref().map(without_fields),
+            span: report.span_names(),
             site: report.site.clone(),
             cause: report.cause,
         };
         let totals = SiteTotals::of(&key, report.duration);
         self.add_site(key, &totals);
-        let samples: u32 = report.stacks.iter().map(|stack| stack.count).sum();
-        for stack in &report.stacks {
-            let share = f64::from(stack.count) / f64::from(samples.max(1));
+        self.add_stacks(report);
+    }
+
+    /// Shares the time of a stall among its stacks, to the nanosecond.
+    fn add_stacks(&mut self, report: &StallReport) {
+        let span = report.span_names();
+        let labels = Labels {
+            runtime: &report.runtime,
+            span: span.as_deref(),
+            cause: report.cause,
+        };
+        let mut left = Weight {
+            stalls: 1,
+            samples: report
+                .stacks
+                .iter()
+                .map(|stack| u64::from(stack.count))
+                .sum(),
+            time: report.duration,
+        };
+        if left.samples == 0 {
+            self.stacks.add_without_stack(labels, left);
+            return;
+        }
+        let representative = report.representative_stack.unwrap_or(0);
+        for (index, stack) in report.stacks.iter().enumerate() {
+            let samples = u64::from(stack.count);
             let weight = Weight {
-                samples: u64::from(stack.count),
-                time: report.duration.mul_f64(share),
+                stalls: u64::from(index == representative),
+                samples,
+                time: left
+                    .time
+                    .mul_f64(samples as f64 / left.samples.max(1) as f64),
             };
-            self.add_stack(folded(&report.runtime, &stack.frames), weight);
+            left.samples -= weight.samples;
+            left.time = left.time.saturating_sub(weight.time);
+            self.stacks.add(labels, &stack.frames, weight);
         }
     }
 
@@ -150,10 +182,9 @@ impl Profile {
         for (key, totals) in &other.sites {
             self.add_site(key.clone(), totals);
         }
-        for (stack, weight) in &other.stacks {
-            self.add_stack(stack.clone(), *weight);
-        }
-        self.other.add(other.other);
+        self.stacks.merge(&other.stacks);
+        self.begun_at = [self.begun_at, other.begun_at].into_iter().flatten().min();
+        self.taken_at = self.taken_at.max(other.taken_at);
     }
 
     /// The totals by site, most time first.
@@ -170,19 +201,46 @@ impl Profile {
     /// api;app::handlers::get_user;std::thread::sleep;nanosleep 126804
     /// ```
     pub fn folded(&self, by: FoldedBy) -> String {
-        let value = |weight: &Weight| match by {
-            FoldedBy::Microseconds => weight.time.as_micros(),
-            FoldedBy::Samples => u128::from(weight.samples),
+        let with_stack = |calls: &Calls| *calls != Calls::NoStack;
+        self.folded_stacks(by, with_stack).concat()
+    }
+
+    /// The lines of [`Profile::folded`], sorted, of the stacks that are wanted. Stacks that differ
+    /// in their lines, their span or their cause alone are one.
+    pub(super) fn folded_stacks(
+        &self,
+        by: FoldedBy,
+        is_wanted: impl Fn(&Calls) -> bool,
+    ) -> Vec<String> {
+        let mut weights: BTreeMap<String, (Duration, u64)> = BTreeMap::new();
+        for (key, weight) in self.stacks.iter().filter(|(key, _)| is_wanted(&key.calls)) {
+            let (time, samples) = weights.entry(self.folded_key(key)).or_default();
+            *time += weight.time;
+            *samples += weight.samples;
+        }
+        let value = |(time, samples): (Duration, u64)| match by {
+            FoldedBy::Microseconds => time.as_micros(),
+            FoldedBy::Samples => u128::from(samples),
         };
-        let mut lines: Vec<_> = self
-            .stacks
-            .iter()
+        let lines = weights.into_iter();
+        lines
             .map(|(stack, weight)| format!("{stack} {}\n", value(weight)))
-            .collect();
-        lines.sort_unstable();
-        let mut text = lines.concat();
-        if self.other != Weight::default() {
-            writeln!(text, "other {}", value(&self.other)).expect("a string takes everything");
+            .collect()
+    }
+
+    /// One line of a folded profile, without the number.
+    fn folded_key(&self, key: &StackKey) -> String {
+        let mut text = match key.calls {
+            Calls::Other => return OTHER.to_owned(),
+            Calls::Known(_) | Calls::NoStack => folded_name(&key.runtime).replace(' ', "_"),
+        };
+        for (_, call) in self.stacks.calls(&key.calls).rev() {
+            text.push(';');
+            text.push_str(&folded_name(&call.name));
+        }
+        if key.calls == Calls::NoStack {
+            text.push(';');
+            text.push_str(NO_STACK);
         }
         text
     }
@@ -207,31 +265,24 @@ impl Profile {
                 ..totals.clone()
             });
     }
-
-    fn add_stack(&mut self, stack: String, weight: Weight) {
-        if self.stacks.len() < STACKS || self.stacks.contains_key(&stack) {
-            self.stacks.entry(stack).or_default().add(weight);
-        } else {
-            self.other.add(weight);
-        }
-    }
 }
 
-/// One line of a folded profile, without the number. It begins at the poll: the frames below are
-/// tokio's and always the same.
-fn folded(runtime: &str, frames: &[Frame]) -> String {
-    let mut text = runtime.replace([';', ' '], "_");
-    let of_the_poll = super::site::of_the_poll(frames);
-    let shown = of_the_poll
-        .iter()
-        .rev()
-        .filter(|frame| frame.origin != Origin::Detector);
-    for frame in shown {
-        let name = frame.written_name().unwrap_or_else(|| frame.to_string());
-        text.push(';');
-        text.push_str(&name.replace(';', ":"));
+/// The name of a frame for all stacks that did not fit.
+pub(super) const OTHER: &str = "other";
+/// The name of a frame for all stalls without a stack.
+pub(super) const NO_STACK: &str = "[no stack]";
+
+/// A name as one frame of a line: without the separator, without control characters, and not
+/// ending like a line does, with a number of its own.
+fn folded_name(name: &str) -> String {
+    let separates = |character: char| character == ';' || character.is_control();
+    let name = name.replace(separates, ":");
+    match name.rsplit_once(' ') {
+        Some((before, last)) if last.chars().all(|c| c.is_ascii_digit() || c == '.') => {
+            format!("{before}_{last}")
+        }
+        _ => name,
     }
-    text
 }
 
 /// Removes the fields: `request{id=7} > get_user` → `request > get_user`. The set of their values
@@ -254,6 +305,7 @@ pub(super) fn without_fields(span: &str) -> String {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::report::{Frame, Origin};
 
     fn totals(site: &str, milliseconds: u64) -> (Key, SiteTotals) {
         let site = Some(Site {
@@ -282,11 +334,19 @@ mod tests {
         let (key, one) = totals("b", 5);
         other.add_site(key, &one);
         let weight = Weight {
+            stalls: 1,
             samples: 1,
             time: Duration::from_millis(2),
         };
-        sum.add_stack("api;a".to_owned(), weight);
-        other.add_stack("api;a".to_owned(), weight);
+        let frames = [Frame::of("a", Origin::Own)];
+        for (profile, cause) in [(&mut sum, Cause::Cpu), (&mut other, Cause::Unknown)] {
+            let labels = Labels {
+                runtime: "api",
+                span: None,
+                cause,
+            };
+            profile.stacks.add(labels, &frames, weight);
+        }
         sum.merge(&other);
         let sites = sum.sites();
         let figures: Vec<_> = sites
@@ -319,5 +379,17 @@ mod tests {
             without_fields("request{id=7 to={a}} > get_user"),
             "request > get_user"
         );
+    }
+
+    #[test]
+    fn a_name_is_one_frame_of_a_line() {
+        for (name, folded) in [
+            ("my api;1", "my api:1"),
+            ("a\nother 7", "a:other_7"),
+            ("<A as B>::c", "<A as B>::c"),
+            ("half 1.5", "half_1.5"),
+        ] {
+            assert_eq!(folded_name(name), folded);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
 mod connections;
+mod profiles;
 mod recording;
 mod recordings;
 mod routes;

@@ -1,15 +1,16 @@
-//! The pages of the server: `/metrics`, `/health/live`, `/stalls`, `/stalls/folded`.
+//! The paths of the server, and the answers of the short ones.
 //!
 //! *Runs on:* the thread `stall-serve`.
 //!
 //! Each page is rendered at most ten times a second, except for the short text of `/health/live`.
 
+use super::profiles::Profiles;
 use super::recording::{self, RecordingAnswers};
 use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
 use crate::metrics::Exporter;
 use crate::metrics::prometheus;
-use crate::report::{FoldedBy, StallReport};
+use crate::report::StallReport;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
@@ -24,18 +25,20 @@ use std::time::Duration;
 /// How long an answer is served again before it is rendered anew.
 const FRESH: Duration = Duration::from_millis(100);
 
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
 const INDEX: &str = "\
 tokio-stall
 
-/metrics         for Prometheus
-/health/live     200, or 503 and why the program should be restarted
-/stalls          stalls going on and recent ones, as JSON
-/stalls/folded   stacks of stalls for a flame graph, by microseconds lost; ?by=samples
-/debug/recording the last 30 s of all workers, for Perfetto; ?seconds=
+/metrics             for Prometheus
+/health/live         200, or 503 and why the program should be restarted
+/stalls              stalls going on and recent ones, as JSON
+/stalls/folded       stacks of stalls for a flame graph, by microseconds lost; ?by=samples
+/stalls/flamegraph   the same as a picture; ?by=samples
+/debug/pprof/stall   stalls for tools that read pprof, such as `go tool pprof`
+/debug/recording     the last 30 s of all workers, for Perfetto; ?seconds=
 ";
 
 /// The answers to all requests.
@@ -48,8 +51,7 @@ pub(super) struct Routes {
     rendered: PrometheusHandle,
     metrics: CachedAnswer,
     stalls: CachedAnswer,
-    by_time: CachedAnswer,
-    by_samples: CachedAnswer,
+    profiles: Profiles,
     recordings: RecordingAnswers,
 }
 
@@ -58,13 +60,13 @@ pub(super) struct Routes {
 pub(super) struct CachedAnswer(Mutex<Option<(Nanos, Bytes)>>);
 
 impl CachedAnswer {
-    pub(super) fn get(&self, make: impl FnOnce() -> String) -> Bytes {
+    pub(super) fn get<T: Into<Bytes>>(&self, make: impl FnOnce() -> T) -> Bytes {
         let now = clock::now();
         let mut cached = self.0.lock();
         match &*cached {
             Some((at, text)) if now.since(*at) < FRESH => text.clone(),
             _ => {
-                let text = Bytes::from(make());
+                let text = make().into();
                 *cached = Some((now, text.clone()));
                 text
             }
@@ -92,8 +94,7 @@ impl Routes {
             rendered,
             metrics: CachedAnswer::default(),
             stalls: CachedAnswer::default(),
-            by_time: CachedAnswer::default(),
-            by_samples: CachedAnswer::default(),
+            profiles: Profiles::new(),
             recordings: RecordingAnswers::default(),
         };
         // The first export is the beginning of all differences.
@@ -116,26 +117,15 @@ impl Routes {
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
             ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
-            ("/stalls/folded", query) => self.folded(query),
+            ("/stalls/folded", query) => self.profiles.folded(&self.view, query),
+            ("/stalls/flamegraph", query) => self.profiles.flamegraph(&self.view, query),
+            ("/debug/pprof/stall", _) => self.profiles.pprof(&self.view),
             ("/debug/recording", query) => match self.recordings.get(&self.view, query) {
                 Some(recording) => ok(JSON, recording),
                 None => response(StatusCode::BAD_REQUEST, TEXT, recording::USAGE.into()),
             },
             _ => response(StatusCode::NOT_FOUND, TEXT, INDEX.into()),
         }
-    }
-
-    fn folded(&self, query: Option<&str>) -> Response<Full<Bytes>> {
-        let profile = |by| move || self.view.profile().folded(by);
-        let text = match query {
-            None | Some("by=time") => self.by_time.get(profile(FoldedBy::Microseconds)),
-            Some("by=samples") => self.by_samples.get(profile(FoldedBy::Samples)),
-            Some(_) => {
-                let usage = "by=time (the default) or by=samples\n";
-                return response(StatusCode::BAD_REQUEST, TEXT, usage.into());
-            }
-        };
-        response(StatusCode::OK, TEXT, text)
     }
 
     fn health(&self) -> Response<Full<Bytes>> {
@@ -232,7 +222,11 @@ fn is_of_this_machine(request: &Request<Incoming>) -> bool {
     })
 }
 
-fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+pub(super) fn response(
+    status: StatusCode,
+    kind: &'static str,
+    body: Bytes,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
