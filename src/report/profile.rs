@@ -233,7 +233,7 @@ impl Profile {
         let mut text = match key.calls {
             StackCalls::Other => return OTHER.to_owned(),
             StackCalls::Known(_) | StackCalls::NoStack => {
-                folded_name(&key.runtime).replace(' ', "_")
+                folded_name(&key.runtime.replace([';', ' '], "_"))
             }
         };
         for (_, call) in self.stacks.calls(&key.calls).rev() {
