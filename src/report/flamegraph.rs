@@ -35,7 +35,6 @@ impl Profile {
     ///
     /// # let folder = std::env::temp_dir();
     /// let watch = tokio_stall::watch()?;
-    /// // … your service …
     /// let picture = watch.profile().flamegraph("my service", FoldedBy::Microseconds);
     /// std::fs::write(folder.join("stalls.svg"), picture)?;
     /// # std::fs::remove_file(folder.join("stalls.svg"))?;

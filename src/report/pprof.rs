@@ -6,7 +6,7 @@
 //! profile of stalls has values for them. Fields have the numbers and names they have there.
 
 use super::profile::{NO_STACK, OTHER, Profile};
-use super::stacks::{Call, Calls, StackKey, Weight};
+use super::stacks::{ProfiledCall, StackCalls, StackKey, Weight};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
@@ -124,7 +124,7 @@ impl Profile {
     /// sums are those of [`sites`](Self::sites). A stall without a stack has the only function
     /// `[no stack]`, and all that did not fit is at `other`.
     ///
-    /// Functions are named as in a report, with their full names as system names. Functions that
+    /// Functions are named as in a report, with a longer full name as system name. Functions that
     /// the compiler has inlined are lines of one location. `time_nanos` is the start of the watch,
     /// and `duration_nanos` the time from there to the call of
     /// [`Guard::profile`](crate::Guard::profile): values are totals since the start, as in Go's
@@ -213,9 +213,9 @@ impl<'a> PprofTables<'a> {
 
     fn add_sample(&mut self, profile: &'a Profile, key: &'a StackKey, weight: Weight) {
         let location_id = match key.calls {
-            Calls::Known(_) => self.locations(profile.stacks.calls(&key.calls)),
-            Calls::NoStack => vec![self.bare_location(NO_STACK)],
-            Calls::Other => vec![self.bare_location(OTHER)],
+            StackCalls::Known(_) => self.locations(profile.stacks.calls(&key.calls)),
+            StackCalls::NoStack => vec![self.bare_location(NO_STACK)],
+            StackCalls::Other => vec![self.bare_location(OTHER)],
         };
         let stalls = i64::try_from(weight.stalls).unwrap_or(i64::MAX);
         let sample = PprofSample {
@@ -244,7 +244,7 @@ impl<'a> PprofTables<'a> {
     }
 
     /// The locations of a stack: functions inlined into one another share one.
-    fn locations(&mut self, calls: impl Iterator<Item = (u32, &'a Call)>) -> Vec<u64> {
+    fn locations(&mut self, calls: impl Iterator<Item = (u32, &'a ProfiledCall)>) -> Vec<u64> {
         let mut locations = Vec::new();
         let mut group = Vec::new();
         for (number, call) in calls {
@@ -261,7 +261,7 @@ impl<'a> PprofTables<'a> {
     }
 
     /// The location of calls of which the last one contains the others.
-    fn location(&mut self, calls: &[(u32, &'a Call)]) -> u64 {
+    fn location(&mut self, calls: &[(u32, &'a ProfiledCall)]) -> u64 {
         let numbers: Vec<u32> = calls.iter().map(|(number, _)| *number).collect();
         if let Some(id) = self.locations.get(&numbers) {
             return *id;
@@ -309,9 +309,13 @@ impl<'a> PprofTables<'a> {
         id
     }
 
-    fn function(&mut self, call: &'a Call) -> u64 {
+    fn function(&mut self, call: &'a ProfiledCall) -> u64 {
         let name = self.text(&call.name);
-        let system_name = self.text(call.full_name.as_deref().unwrap_or_default());
+        // Go's reader takes a name that equals its system name for C++, and shortens
+        // `<app::Guard as Drop>::drop` to `::drop`.
+        let full_name = call.full_name.as_deref();
+        let longer = full_name.filter(|full_name| **full_name != *call.name);
+        let system_name = self.text(longer.unwrap_or_default());
         let filename = self.text(call.file.as_deref().unwrap_or_default());
         self.function_by([name, system_name, filename])
     }
@@ -332,7 +336,7 @@ impl<'a> PprofTables<'a> {
     }
 
     /// The mapping of the call's module, 0 for none.
-    fn mapping(&mut self, call: &'a Call) -> u64 {
+    fn mapping(&mut self, call: &'a ProfiledCall) -> u64 {
         let Some(module) = &call.module else {
             return 0;
         };
@@ -437,10 +441,7 @@ mod tests {
             let function = &made.function[line.function_id as usize - 1];
             (text(function.name), text(function.system_name), line.line)
         });
-        let expected = [
-            ("app::inner", "app::inner::<u8>", 3),
-            ("app::outer", "app::outer", 9),
-        ];
+        let expected = [("app::inner", "app::inner::<u8>", 3), ("app::outer", "", 9)];
         assert_eq!(lines.collect::<Vec<_>>(), expected);
         let labels = made.sample[0].label.iter();
         let labels: Vec<_> = labels

@@ -6,7 +6,7 @@
 
 use super::cause::Cause;
 use super::frame::Site;
-use super::stacks::{Calls, Labels, StackKey, StackTable, Weight};
+use super::stacks::{Labels, StackCalls, StackKey, StackTable, Weight};
 use super::stall::StallReport;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
@@ -201,7 +201,7 @@ impl Profile {
     /// api;app::handlers::get_user;std::thread::sleep;nanosleep 126804
     /// ```
     pub fn folded(&self, by: FoldedBy) -> String {
-        let with_stack = |calls: &Calls| *calls != Calls::NoStack;
+        let with_stack = |calls: &StackCalls| *calls != StackCalls::NoStack;
         self.folded_stacks(by, with_stack).concat()
     }
 
@@ -210,7 +210,7 @@ impl Profile {
     pub(super) fn folded_stacks(
         &self,
         by: FoldedBy,
-        is_wanted: impl Fn(&Calls) -> bool,
+        is_wanted: impl Fn(&StackCalls) -> bool,
     ) -> Vec<String> {
         let mut weights: BTreeMap<String, (Duration, u64)> = BTreeMap::new();
         for (key, weight) in self.stacks.iter().filter(|(key, _)| is_wanted(&key.calls)) {
@@ -231,14 +231,16 @@ impl Profile {
     /// One line of a folded profile, without the number.
     fn folded_key(&self, key: &StackKey) -> String {
         let mut text = match key.calls {
-            Calls::Other => return OTHER.to_owned(),
-            Calls::Known(_) | Calls::NoStack => folded_name(&key.runtime).replace(' ', "_"),
+            StackCalls::Other => return OTHER.to_owned(),
+            StackCalls::Known(_) | StackCalls::NoStack => {
+                folded_name(&key.runtime.replace([';', ' '], "_"))
+            }
         };
         for (_, call) in self.stacks.calls(&key.calls).rev() {
             text.push(';');
             text.push_str(&folded_name(&call.name));
         }
-        if key.calls == Calls::NoStack {
+        if key.calls == StackCalls::NoStack {
             text.push(';');
             text.push_str(NO_STACK);
         }

@@ -24,7 +24,7 @@ const TEXT: usize = 4 * 1024 * 1024;
 /// One call, as the report of the stall names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(dead_code)] // A folded profile has names only.
-pub(super) struct Call {
+pub(super) struct ProfiledCall {
     /// The function as in the source, or the module and the address in it.
     pub(super) name: Arc<str>,
     /// The function with generic arguments and closures.
@@ -42,7 +42,7 @@ pub(super) struct Call {
 
 /// The calls of a stack, or the reason why it has none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Calls {
+pub(super) enum StackCalls {
     /// Indices of calls, innermost first.
     Known(Arc<[u32]>),
     /// No stack was taken.
@@ -58,7 +58,7 @@ pub(super) struct StackKey {
     /// Without fields.
     pub(super) span: Option<Arc<str>>,
     pub(super) cause: Cause,
-    pub(super) calls: Calls,
+    pub(super) calls: StackCalls,
 }
 
 /// The weight of a stack.
@@ -93,8 +93,8 @@ pub(super) struct Labels<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct StackTable {
     stacks: HashMap<StackKey, Weight>,
-    calls: Vec<Arc<Call>>,
-    numbers: HashMap<Arc<Call>, u32>,
+    calls: Vec<Arc<ProfiledCall>>,
+    numbers: HashMap<Arc<ProfiledCall>, u32>,
     texts: HashSet<Arc<str>>,
     /// The bytes of `texts`.
     size: usize,
@@ -112,13 +112,15 @@ impl StackTable {
                 self.number(call)
             })
             .collect();
-        let calls = numbers.map_or(Calls::Other, |numbers| Calls::Known(numbers.into()));
+        let calls = numbers.map_or(StackCalls::Other, |numbers| {
+            StackCalls::Known(numbers.into())
+        });
         self.add_calls(labels, calls, weight);
     }
 
     /// Adds a stall of which no stack was taken.
     pub(super) fn add_without_stack(&mut self, labels: Labels<'_>, weight: Weight) {
-        self.add_calls(labels, Calls::NoStack, weight);
+        self.add_calls(labels, StackCalls::NoStack, weight);
     }
 
     /// Adds all of another table.
@@ -138,10 +140,10 @@ impl StackTable {
                 cause: key.cause,
             };
             let calls = match &key.calls {
-                Calls::Known(calls) => {
+                StackCalls::Known(calls) => {
                     let calls = calls.iter().map(|number| translated[*number as usize]);
                     let calls: Option<Vec<u32>> = calls.collect();
-                    calls.map_or(Calls::Other, |calls| Calls::Known(calls.into()))
+                    calls.map_or(StackCalls::Other, |calls| StackCalls::Known(calls.into()))
                 }
                 without => without.clone(),
             };
@@ -157,17 +159,17 @@ impl StackTable {
     /// The calls of a stack, innermost first, with their numbers. None if they are not known.
     pub(super) fn calls<'a>(
         &'a self,
-        calls: &'a Calls,
-    ) -> impl DoubleEndedIterator<Item = (u32, &'a Call)> {
+        calls: &'a StackCalls,
+    ) -> impl DoubleEndedIterator<Item = (u32, &'a ProfiledCall)> {
         let numbers: &[u32] = match calls {
-            Calls::Known(numbers) => numbers,
-            Calls::NoStack | Calls::Other => &[],
+            StackCalls::Known(numbers) => numbers,
+            StackCalls::NoStack | StackCalls::Other => &[],
         };
         let numbers = numbers.iter();
         numbers.map(|number| (*number, &*self.calls[*number as usize]))
     }
 
-    fn add_calls(&mut self, labels: Labels<'_>, calls: Calls, weight: Weight) {
+    fn add_calls(&mut self, labels: Labels<'_>, calls: StackCalls, weight: Weight) {
         let key = StackKey {
             // A watch has few runtimes, and each is told apart even in a full table.
             runtime: self.keep(labels.runtime),
@@ -189,11 +191,11 @@ impl StackTable {
     /// Whether the key is there, or there is room for it.
     fn takes(&self, key: &StackKey) -> bool {
         let is_new = !self.stacks.contains_key(key);
-        key.calls != Calls::Other && !(is_new && self.stacks.len() >= STACKS)
+        key.calls != StackCalls::Other && !(is_new && self.stacks.len() >= STACKS)
     }
 
     /// The number of a call. `None` if there is no room for a new one.
-    fn number(&mut self, call: Call) -> Option<u32> {
+    fn number(&mut self, call: ProfiledCall) -> Option<u32> {
         if let Some(number) = self.numbers.get(&call) {
             return Some(*number);
         }
@@ -207,9 +209,9 @@ impl StackTable {
         Some(number)
     }
 
-    fn call_of(&mut self, frame: &Frame) -> Option<Call> {
+    fn call_of(&mut self, frame: &Frame) -> Option<ProfiledCall> {
         let name = frame.written_name().unwrap_or_else(|| frame.to_string());
-        Some(Call {
+        Some(ProfiledCall {
             name: self.text(&name)?,
             full_name: self.text_if_any(frame.function.as_deref())?,
             file: self.text_if_any(frame.file.as_deref())?,
@@ -223,8 +225,8 @@ impl StackTable {
     }
 
     /// The call of another table, with texts of this one.
-    fn adopted(&mut self, call: &Call) -> Option<Call> {
-        Some(Call {
+    fn adopted(&mut self, call: &ProfiledCall) -> Option<ProfiledCall> {
+        Some(ProfiledCall {
             name: self.text(&call.name)?,
             full_name: self.text_if_any(call.full_name.as_deref())?,
             file: self.text_if_any(call.file.as_deref())?,
@@ -262,8 +264,8 @@ impl StackTable {
 /// The key for all that does not fit: a few for each runtime.
 fn without_calls(key: StackKey) -> StackKey {
     let calls = match key.calls {
-        Calls::NoStack => Calls::NoStack,
-        Calls::Known(_) | Calls::Other => Calls::Other,
+        StackCalls::NoStack => StackCalls::NoStack,
+        StackCalls::Known(_) | StackCalls::Other => StackCalls::Other,
     };
     StackKey {
         span: None,
@@ -299,7 +301,9 @@ mod tests {
     }
 
     fn other(table: &StackTable) -> Weight {
-        let others = table.iter().filter(|(key, _)| key.calls == Calls::Other);
+        let others = table
+            .iter()
+            .filter(|(key, _)| key.calls == StackCalls::Other);
         let mut others = others.map(|(key, weight)| {
             assert_eq!(
                 (&*key.runtime, &key.span, key.cause),

@@ -40,6 +40,12 @@ mod never_blocks;
 mod odd_stacks;
 mod plain_main;
 mod pool_wait;
+#[cfg(all(
+    feature = "serve",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod profiles;
 #[cfg(target_os = "linux")]
 mod quota;
 #[cfg(feature = "serve")]
