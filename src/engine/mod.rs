@@ -11,6 +11,8 @@ mod live;
 mod liveness;
 mod news;
 mod others;
+#[cfg(feature = "serve")]
+mod recorder;
 mod settings;
 mod sight;
 mod stats;
@@ -29,6 +31,8 @@ pub(crate) use news::{
     Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
 pub use others::OtherRuntime;
+#[cfg(feature = "serve")]
+pub(crate) use recorder::{Figures, Lane, Packed, Recorder, Ring, Segment};
 pub use settings::Stacks;
 pub(crate) use settings::{ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings};
 #[cfg(feature = "metrics")]

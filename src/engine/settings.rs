@@ -88,6 +88,9 @@ pub(crate) struct Settings {
     pub(crate) site_labels: usize,
     #[cfg(feature = "serve")]
     pub(crate) liveness: Liveness,
+    /// Whether the states of workers are kept: something shows them.
+    #[cfg(feature = "serve")]
+    pub(crate) records: bool,
     /// The most names of polls with a label of their own in metrics.
     #[cfg(feature = "metrics")]
     pub(crate) poll_labels: usize,
@@ -149,6 +152,8 @@ impl Default for Settings {
             site_labels: Settings::SITE_LABELS,
             #[cfg(feature = "serve")]
             liveness: Liveness::default(),
+            #[cfg(feature = "serve")]
+            records: false,
             #[cfg(feature = "metrics")]
             poll_labels: Settings::POLL_LABELS,
             #[cfg(feature = "metrics")]

@@ -2,6 +2,8 @@
 //!
 //! *Runs on:* the thread that starts a watch makes it. Every thread of the detector reads it.
 
+#[cfg(feature = "serve")]
+use super::recorder::Recorder;
 use super::sight::Rounds;
 use super::stats::Stats;
 use super::{Settings, StallId};
@@ -30,6 +32,9 @@ pub(crate) struct WatchedRuntime {
     pub(crate) stats: Stats,
     /// By worker: the verdict of the last stack, for the watchdog.
     pub(crate) verdicts: Vec<VerdictCell>,
+    /// Without rings if nothing of this watch shows them.
+    #[cfg(feature = "serve")]
+    pub(crate) recorder: Recorder,
     #[cfg(feature = "tower")]
     pub(crate) requests: Arc<Board>,
     pub(crate) watch: Arc<WatchState>,
@@ -55,6 +60,11 @@ impl WatchedRuntime {
                 watch.settings.slow_requests_from(),
                 watch.settings.log,
             )),
+            #[cfg(feature = "serve")]
+            recorder: {
+                let recorded = if watch.settings.records { workers } else { 0 };
+                Recorder::new(recorded, clock::now())
+            },
             handle,
             metrics,
             rules,
@@ -89,6 +99,8 @@ impl WatchedRuntime {
                 always_driven: false,
             },
             pulse: Pulse::spawn(handle).expect("the runtime lives"),
+            #[cfg(feature = "serve")]
+            recorder: Recorder::new(metrics.num_workers(), clock::now()),
             #[cfg(feature = "tower")]
             requests: Arc::new(Board::new(crate::slot::raw_id(&handle.id()), None, false)),
             stats: Stats::new(metrics.num_workers()),

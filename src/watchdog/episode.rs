@@ -107,6 +107,12 @@ impl Episodes {
         known.map(|known| known.serial)
     }
 
+    /// The stall or the suspicion with the detector's number.
+    pub(super) fn id_of(&self, serial: u64) -> Option<StallId> {
+        let known = self.0.iter().find(|known| known.serial == serial);
+        known.map(|known| known.id)
+    }
+
     pub(super) fn is_any_announced(&self) -> bool {
         self.0.iter().any(|known| known.is_announced)
     }

@@ -13,6 +13,8 @@ mod holders;
 mod host;
 mod out;
 pub(crate) mod pulses;
+#[cfg_attr(not(feature = "serve"), path = "no_recording.rs")]
+mod recording;
 #[cfg_attr(not(feature = "tower"), path = "no_requests.rs")]
 mod requests;
 mod runtime;

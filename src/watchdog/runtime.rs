@@ -5,6 +5,7 @@
 
 use super::News;
 use super::TickContext;
+use super::recording;
 use super::requests::RequestWatch;
 use super::worker::WorkerWatch;
 use crate::clock::{self, Nanos};
@@ -123,15 +124,18 @@ impl RuntimeWatch {
                         let (now, out) = (context.now, &mut context.news);
                         self.requests.stall(&self.runtime, news, now, out);
                     }
+                    watch.record(&self.runtime);
                 }
                 _ => {
                     watch.detector.rested(context.now);
                     watch.worker.rest(context.room);
+                    watch.record_rest(&self.runtime, context.now);
                 }
             }
             active |= watch.is_active(&self.runtime);
         }
         self.note(active);
+        recording::ticked(&self.runtime, context.now);
         let decided = self.decided(context.now);
         let (now, out) = (context.now, &mut context.news);
         self.requests.tick(&self.runtime, now, decided, out);

@@ -5,6 +5,7 @@
 
 use super::episode::Episodes;
 use super::host::HostTime;
+use super::recording::{Decided, Tape};
 use super::sampling::{Sampled, Sampling, SentRequest};
 use super::workers::Worker;
 use super::{Out, RESTS_FOR, TickContext, UNDRIVEN_AFTER};
@@ -32,6 +33,7 @@ pub(super) struct WorkerWatch {
     episodes: Episodes,
     moved_at: Nanos,
     ledger: Ledger,
+    tape: Tape,
 }
 
 impl WorkerWatch {
@@ -48,6 +50,7 @@ impl WorkerWatch {
             episodes: Episodes::default(),
             moved_at: clock::now(),
             ledger: Ledger::default(),
+            tape: Tape::default(),
         }
     }
 
@@ -219,6 +222,26 @@ impl WorkerWatch {
             }
             Err(_) => {}
         }
+    }
+
+    /// Records the last look, and what was decided on it.
+    pub(super) fn record(&mut self, runtime: &WatchedRuntime) {
+        let Some(last) = self.detector.last() else {
+            return;
+        };
+        let hold = self.detector.watches();
+        let decided = Decided {
+            hold,
+            stall: hold.and_then(|serial| self.episodes.id_of(serial)),
+            is_undriven: !last.after.is_parked() && !self.is_active(runtime),
+        };
+        let (worker, turns) = (self.worker.index(), self.worker.turns());
+        self.tape.look((runtime, worker), &last, turns, decided);
+    }
+
+    /// Records that the worker rests.
+    pub(super) fn record_rest(&mut self, runtime: &WatchedRuntime, now: Nanos) {
+        self.tape.rest((runtime, self.worker.index()), now);
     }
 
     /// The long polls that the worker's thread has recorded since the last tick.
