@@ -68,6 +68,13 @@ pub enum StartError {
         /// The error of the operating system.
         error: io::Error,
     },
+    /// The token given to [`Builder::serve_token`](crate::Builder::serve_token) is too short, or
+    /// cannot be sent.
+    #[cfg(feature = "serve")]
+    ServeTokenUnusable {
+        /// The reason, as in "has less than 16 characters".
+        why: &'static str,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -120,6 +127,8 @@ impl StartError {
             StartError::Serve { address, error } => {
                 write!(f, "cannot serve at {address} ({error})")
             }
+            #[cfg(feature = "serve")]
+            StartError::ServeTokenUnusable { why } => write!(f, "the token of the server {why}"),
             StartError::Thread(error) => {
                 write!(f, "the detector's thread could not be started ({error})")
             }
@@ -171,6 +180,11 @@ impl StartError {
             StartError::Serve { .. } => {
                 "give `Builder::serve` an address of this machine and a port that is free, or port 0 \
                  to have one chosen"
+            }
+            #[cfg(feature = "serve")]
+            StartError::ServeTokenUnusable { .. } => {
+                "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
+                 `openssl rand -hex 16`"
             }
             StartError::Thread(_) => "raise the limit on threads",
         }

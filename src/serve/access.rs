@@ -9,7 +9,6 @@
 //! their answers to no other site.
 
 use hyper::header::{self, HOST, HeaderMap, HeaderName, ORIGIN};
-use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{StatusCode, Uri};
 use sha2::{Digest as _, Sha256};
@@ -111,18 +110,18 @@ impl Access {
         }
     }
 
-    pub(super) fn check(&self, request: &Parts) -> Verdict {
-        let path = request.uri.path();
-        if let Some((status, why)) = self.refusal(path, request) {
+    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Verdict {
+        let path = uri.path();
+        if let Some((status, why)) = self.refusal(uri, headers) {
             return Verdict::Refused(status, why);
         }
         let Some(token) = self.token.as_ref().filter(|_| path != "/health/live") else {
             return Verdict::Welcome;
         };
-        if self.has_token(token, &request.headers) {
+        if self.has_token(token, headers) {
             return Verdict::Welcome;
         }
-        let given = token_in_query(&request.uri).filter(|_| path == "/");
+        let given = token_in_query(uri).filter(|_| path == "/");
         if given.is_some_and(|given| token.is(given)) {
             let (name, value) = (&self.cookie, &token.cookie);
             let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict");
@@ -134,10 +133,9 @@ impl Access {
         )
     }
 
-    fn refusal(&self, path: &str, request: &Parts) -> Option<(StatusCode, &'static str)> {
-        let headers = &request.headers;
-        let is_long = request.uri.path_and_query();
-        if is_long.is_some_and(|path| path.as_str().len() > LONGEST_PATH) {
+    fn refusal(&self, uri: &Uri, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+        let path = uri.path();
+        if path.len() + uri.query().map_or(0, str::len) > LONGEST_PATH {
             return Some((StatusCode::URI_TOO_LONG, "the address is too long\n"));
         }
         if headers.get_all(HOST).iter().count() > 1 {
@@ -199,12 +197,15 @@ fn is_from_elsewhere(headers: &HeaderMap) -> bool {
     let is = |name: HeaderName, value: &str| headers.get(name).is_some_and(|is| is == value);
     let is_link = is(SEC_FETCH_MODE, "navigate");
     let is_other = is(SEC_FETCH_SITE, "cross-site") || is(SEC_FETCH_SITE, "same-site") && !is_link;
-    is_other || headers.get_all(ORIGIN).iter().any(|origin| {
-        let origin = origin.to_str().unwrap_or_default();
-        let origin = origin.split_once("://").map(|(_, authority)| authority);
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        origin.zip(host).is_none_or(|(origin, host)| !origin.eq_ignore_ascii_case(host))
-    })
+    is_other
+        || headers.get_all(ORIGIN).iter().any(|origin| {
+            let origin = origin.to_str().unwrap_or_default();
+            let origin = origin.split_once("://").map(|(_, authority)| authority);
+            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+            origin
+                .zip(host)
+                .is_none_or(|(origin, host)| !origin.eq_ignore_ascii_case(host))
+        })
 }
 
 #[cfg(all(test, not(loom)))]
@@ -219,17 +220,18 @@ mod tests {
         Access::new(address.parse().unwrap(), token)
     }
 
-    fn request(path: &str, headers: &[(&str, &str)]) -> Parts {
+    fn check(access: &Access, path: &str, headers: &[(&str, &str)]) -> Verdict {
         let request = Request::get(path);
         let with = |request: hyper::http::request::Builder, (name, value): &(&str, &str)| {
             request.header(*name, *value)
         };
         let request = headers.iter().fold(request, with);
-        request.body(()).unwrap().into_parts().0
+        let request = request.body(()).unwrap();
+        access.check(request.uri(), request.headers())
     }
 
     fn status(access: &Access, path: &str, headers: &[(&str, &str)]) -> u16 {
-        match access.check(&request(path, headers)) {
+        match check(access, path, headers) {
             Verdict::Welcome => 200,
             Verdict::SetCookie(_) => 303,
             Verdict::Refused(status, why) => {
@@ -256,13 +258,21 @@ mod tests {
             (("sec-fetch-site", "same-site"), 403),
         ] {
             for path in ["/", "/events", "/stalls", "/nothing"] {
-                assert_eq!(status(&access, path, &[host, header]), expected, "{header:?}");
+                assert_eq!(
+                    status(&access, path, &[host, header]),
+                    expected,
+                    "{header:?}"
+                );
             }
             for path in ["/metrics", "/health/live"] {
                 assert_eq!(status(&access, path, &[host, header]), 200, "{header:?}");
             }
         }
-        let link = [host, ("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate")];
+        let link = [
+            host,
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-mode", "navigate"),
+        ];
         assert_eq!(status(&access, "/", &link), 200);
         assert_eq!(status(&access, "/", &[host, host]), 400);
         let long = format!("/{}", "x".repeat(LONGEST_PATH));
@@ -287,7 +297,7 @@ mod tests {
     #[test]
     fn the_token_in_the_address_becomes_a_cookie() {
         let access = access("0.0.0.0:9464", Some(TOKEN));
-        let verdict = access.check(&request(&format!("/?token={TOKEN}"), &[]));
+        let verdict = check(&access, &format!("/?token={TOKEN}"), &[]);
         let Verdict::SetCookie(cookie) = verdict else {
             panic!("{verdict:?}");
         };
@@ -303,7 +313,13 @@ mod tests {
 
     #[test]
     fn a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused() {
-        for token in ["", "short", "0123456789 abcdef", "0123456789abcdef;", "0123456789äbcdef"] {
+        for token in [
+            "",
+            "short",
+            "0123456789 abcdef",
+            "0123456789abcdef;",
+            "0123456789äbcdef",
+        ] {
             assert!(ServeToken::new(token).is_err(), "{token}");
         }
         assert!(ServeToken::new(&"x".repeat(257)).is_err());

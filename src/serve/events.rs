@@ -101,7 +101,8 @@ impl Events {
         }
         let mut pages = self.pages.lock();
         let (queue, news) = mpsc::channel(QUEUE);
-        queue.try_send(pages.feed.all(pages.open.is_empty())).ok();
+        let is_first = pages.open.is_empty();
+        queue.try_send(pages.feed.all(is_first)).ok();
         let connection = connection.clone();
         connection.becomes_a_stream();
         pages.open.push(Page { queue, connection });
@@ -142,22 +143,18 @@ impl Events {
 
     /// Tells all pages that the watch has ended, and waits a moment until they have it.
     pub(super) async fn end(&self) {
-        let queues: Vec<_> = {
-            let mut pages = self.pages.lock();
-            let pages = pages.open.drain(..);
-            pages.map(|page| page.queue).collect()
-        };
-        let told = queues.into_iter().map(|queue| {
-            queue.try_send(Feed::last_words()).ok();
-            tokio::spawn(async move { queue.closed().await })
+        let pages: Vec<Page> = self.pages.lock().open.drain(..).collect();
+        let connections = pages.into_iter().map(|page| {
+            page.queue.try_send(Feed::last_words()).ok();
+            page.connection
         });
-        let told: Vec<_> = told.collect();
-        let all = async {
-            for told in told {
-                told.await.ok();
+        let connections: Vec<_> = connections.collect();
+        let all_have_it = async {
+            while connections.iter().any(|connection| !connection.is_over()) {
+                tokio::time::sleep(LAST_WORDS / 20).await;
             }
         };
-        tokio::time::timeout(LAST_WORDS, all).await.ok();
+        tokio::time::timeout(LAST_WORDS, all_have_it).await.ok();
     }
 
     /// One line for the index.
@@ -211,7 +208,10 @@ mod tests {
             events.tick();
             let news = next(&mut page).await.unwrap();
             assert!(news.contains("event: lanes\n"), "{news}");
-            assert!(!news.contains("event: hello\n"), "nothing has changed: {news}");
+            assert!(
+                !news.contains("event: hello\n"),
+                "nothing has changed: {news}"
+            );
             events.end().await;
             let last = next(&mut page).await.unwrap();
             assert!(last.starts_with("event: end\n"), "{last}");
@@ -225,7 +225,11 @@ mod tests {
             let open = || events.open(&Connection::for_tests());
             let mut pages: Vec<_> = (0..PAGES).map(|_| open().unwrap()).collect();
             assert!(open().is_none());
-            assert!(events.figures().contains("16 open of 16, 1 refused, 0 cut off"));
+            assert!(
+                events
+                    .figures()
+                    .contains("16 open of 16, 1 refused, 0 cut off")
+            );
             pages.pop();
             assert!(open().is_some());
         });
@@ -241,7 +245,10 @@ mod tests {
                 events.tick();
             }
             let figures = events.figures();
-            assert!(figures.contains("1 open of 16, 0 refused, 1 cut off"), "{figures}");
+            assert!(
+                figures.contains("1 open of 16, 0 refused, 1 cut off"),
+                "{figures}"
+            );
             assert!(next(&mut reads).await.is_some());
         });
     }

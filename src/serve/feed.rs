@@ -10,6 +10,7 @@ use super::lanes;
 use crate::clock::{self, Nanos};
 use crate::engine::{Coverage, View};
 use crate::report::{Certainty, SiteTotals, StallReport, of_the_poll};
+#[cfg(feature = "tower")]
 use crate::tally::{Seen, Tally};
 use hyper::body::Bytes;
 use serde::Serialize;
@@ -32,6 +33,9 @@ pub(super) struct Feed {
     view: View,
     program: String,
     started_at: f64,
+    /// The zero of the shared clock, in seconds since 1970. It stays as it was at the start, so
+    /// that cells do not move with the wall clock.
+    zero: f64,
     hello: String,
     totals: String,
     stalls: VecDeque<(u64, String)>,
@@ -61,9 +65,9 @@ struct RuntimeEvent {
 
 /// A report with its texts. Its `stacks` are empty: `calls` has the representative one.
 #[derive(Serialize)]
-struct StallEvent<'a> {
+struct StallEvent {
     #[serde(flatten)]
-    report: &'a StallReport,
+    report: StallReport,
     headline: String,
     place: Option<String>,
     calls: Vec<CallEvent>,
@@ -85,7 +89,9 @@ struct Lanes {
     now: f64,
     watching: bool,
     step_seconds: f64,
-    /// The number of the first cell: its time since 1970, in steps.
+    /// The time of cell 0, in seconds since 1970.
+    zero: f64,
+    /// The number of the first cell.
     first: u64,
     workers: Vec<LaneEvent>,
     stalled: Vec<StalledEvent>,
@@ -155,17 +161,24 @@ fn program() -> String {
 }
 
 /// The number and the sum of all durations in a tally.
+#[cfg(feature = "tower")]
 fn sum(tally: &Tally) -> (u64, f64) {
-    tally.news(&mut Seen::default()).fold((0, 0.0), |all, batch| {
-        let count = u64::from(batch.count);
-        (all.0 + count, all.1 + count as f64 * batch.mean.as_secs_f64())
-    })
+    tally
+        .news(&mut Seen::default())
+        .fold((0, 0.0), |all, batch| {
+            let count = u64::from(batch.count);
+            (
+                all.0 + count,
+                all.1 + count as f64 * batch.mean.as_secs_f64(),
+            )
+        })
 }
 
 impl Feed {
     pub(super) fn new(view: View) -> Feed {
         Feed {
             started_at: unix(clock::wall_clock(view.watch.started_at)),
+            zero: unix(clock::wall_clock(Nanos::default())),
             view,
             program: program(),
             hello: String::new(),
@@ -186,7 +199,11 @@ impl Feed {
         let mut text = self.hello.clone();
         self.stalls.iter().for_each(|(_, stall)| text += stall);
         text += &self.totals;
-        let until = if is_first { clock::now() } else { self.shown_until };
+        let until = if is_first {
+            clock::now()
+        } else {
+            self.shown_until
+        };
         self.shown_until = until;
         text += &event("lanes", &self.lanes(until.minus(lanes::SHOWN), until));
         Bytes::from(text)
@@ -212,12 +229,12 @@ impl Feed {
         self.changes = changes;
         let mut news = String::new();
         for report in reports {
-            let stall = event("stall", &stall_event(&report));
+            let id = report.id;
+            let stall = event("stall", &StallEvent::of(report));
             news += &stall;
-            let known = self.stalls.iter_mut().find(|(id, _)| *id == report.id);
-            match known {
+            match self.stalls.iter_mut().find(|(known, _)| *known == id) {
                 Some((_, known)) => *known = stall,
-                None => self.stalls.push_back((report.id, stall)),
+                None => self.stalls.push_back((id, stall)),
             }
         }
         let bytes = |stalls: &VecDeque<(u64, String)>| -> usize {
@@ -326,6 +343,7 @@ impl Feed {
             now: unix(SystemTime::now()),
             watching: last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
             step_seconds: lanes::STEP.as_secs_f64(),
+            zero: self.zero,
             first,
             workers: workers.collect(),
             stalled: self.stalled(now),
@@ -354,32 +372,32 @@ impl SiteEvent {
     }
 }
 
-fn stall_event(report: &StallReport) -> impl Serialize + use<> {
-    let index = report.representative_stack.unwrap_or(0);
-    let stack = report.stacks.get(index);
-    let frames = stack.map_or(&[][..], |stack| &stack.frames);
-    let certain = stack.map_or(0, |stack| stack.certain_frames);
-    let of_the_poll = of_the_poll(frames).len();
-    let calls = frames.iter().take(CALLS).enumerate();
-    let calls = calls.map(|(index, frame)| CallEvent {
-        call: frame.to_string(),
-        origin: frame.origin,
-        of_the_poll: index < of_the_poll,
-        guessed: index >= certain,
-    });
-    let without_stacks = StallReport {
-        stacks: Vec::new(),
-        representative_stack: None,
-        ..report.clone()
-    };
-    let event = StallEvent {
-        report: &without_stacks,
-        headline: report.headline().to_string(),
-        place: report.site.as_ref().map(ToString::to_string),
-        calls: calls.collect(),
-        calls_left_out: frames.len().saturating_sub(CALLS),
-        lacks: report.missing.iter().map(ToString::to_string).collect(),
-        text: report.to_string(),
-    };
-    serde_json::to_value(event).unwrap_or_default()
+impl StallEvent {
+    fn of(report: StallReport) -> StallEvent {
+        let index = report.representative_stack.unwrap_or(0);
+        let stack = report.stacks.get(index);
+        let frames = stack.map_or(&[][..], |stack| &stack.frames);
+        let certain = stack.map_or(0, |stack| stack.certain_frames);
+        let of_the_poll = of_the_poll(frames).len();
+        let calls = frames.iter().take(CALLS).enumerate();
+        let calls = calls.map(|(index, frame)| CallEvent {
+            call: frame.to_string(),
+            origin: frame.origin,
+            of_the_poll: index < of_the_poll,
+            guessed: index >= certain,
+        });
+        StallEvent {
+            headline: report.headline().to_string(),
+            place: report.site.as_ref().map(ToString::to_string),
+            calls: calls.collect(),
+            calls_left_out: frames.len().saturating_sub(CALLS),
+            lacks: report.missing.iter().map(ToString::to_string).collect(),
+            text: report.to_string(),
+            report: StallReport {
+                stacks: Vec::new(),
+                representative_stack: None,
+                ..report
+            },
+        }
+    }
 }
