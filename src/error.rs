@@ -77,6 +77,13 @@ pub enum StartError {
         /// The error of the operating system.
         error: io::Error,
     },
+    /// The token given to [`Builder::serve_token`](crate::Builder::serve_token) is too short, or
+    /// cannot be sent.
+    #[cfg(feature = "serve")]
+    ServeTokenUnusable {
+        /// The reason, as in "has less than 16 characters".
+        why: &'static str,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -86,6 +93,10 @@ pub enum StartError {
 const NO_ADDRESS: &str = "give `Builder::serve` an address of this machine and a port that is \
                           free, or port 0 to have one chosen";
 /// The mend for a directory that cannot be written to.
+#[cfg(feature = "serve")]
+const NO_TOKEN: &str = "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
+                        `openssl rand -hex 16`";
+
 #[cfg(feature = "serve")]
 const NO_DIRECTORY: &str = "give `Builder::record_stalls` a directory that this process can make, \
                             or write to";
@@ -135,17 +146,27 @@ impl StartError {
                 write!(f, "signal {signal} has a handler already")
             }
             #[cfg(feature = "serve")]
+            StartError::Serve { .. }
+            | StartError::Recordings { .. }
+            | StartError::ServeTokenUnusable { .. } => self.problem_of_the_server(f),
+            StartError::Thread(error) => {
+                write!(f, "the detector's thread could not be started ({error})")
+            }
+        }
+    }
+
+    #[cfg(feature = "serve")]
+    fn problem_of_the_server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             StartError::Serve { address, error } => {
                 write!(f, "cannot serve at {address} ({error})")
             }
-            #[cfg(feature = "serve")]
             StartError::Recordings { directory, error } => {
                 let directory = directory.display();
                 write!(f, "stalls cannot be recorded in {directory} ({error})")
             }
-            StartError::Thread(error) => {
-                write!(f, "the detector's thread could not be started ({error})")
-            }
+            StartError::ServeTokenUnusable { why } => write!(f, "the token of the server {why}"),
+            _ => Ok(()),
         }
     }
 
@@ -194,6 +215,8 @@ impl StartError {
             StartError::Serve { .. } => NO_ADDRESS,
             #[cfg(feature = "serve")]
             StartError::Recordings { .. } => NO_DIRECTORY,
+            #[cfg(feature = "serve")]
+            StartError::ServeTokenUnusable { .. } => NO_TOKEN,
             StartError::Thread(_) => "raise the limit on threads",
         }
     }

@@ -29,7 +29,7 @@ mod worker_stack;
 
 pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
-#[cfg(feature = "serve")]
+#[cfg(all(feature = "flamegraph", feature = "serve"))]
 pub(crate) use flamegraph::draw;
 pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};

@@ -12,7 +12,10 @@ use std::collections::VecDeque;
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     capacity: usize,
-    stalls: VecDeque<StallReport>,
+    /// The number of reports kept so far.
+    changes: u64,
+    /// Each with the number of its last change.
+    stalls: VecDeque<(u64, StallReport)>,
     pool_waits: VecDeque<PoolWaitReport>,
 }
 
@@ -26,7 +29,11 @@ impl Recent {
 
     /// Keeps a report, in place of an earlier one of the same stall.
     pub(crate) fn keep(&mut self, report: StallReport) {
-        keep(&mut self.stalls, self.capacity, report, |report| report.id);
+        self.changes += 1;
+        let change = (self.changes, report);
+        keep(&mut self.stalls, self.capacity, change, |(_, report)| {
+            report.id
+        });
     }
 
     /// Keeps a report, in place of an earlier one of the same wait.
@@ -38,7 +45,19 @@ impl Recent {
 
     /// The stalls kept, oldest first.
     pub(crate) fn stalls(&self) -> Vec<StallReport> {
-        self.stalls.iter().cloned().collect()
+        self.stalls
+            .iter()
+            .map(|(_, report)| report.clone())
+            .collect()
+    }
+
+    /// The stalls with a report after that many changes, oldest stall first, and the number of
+    /// changes by now.
+    #[cfg(feature = "serve")]
+    pub(crate) fn since(&self, changes: u64) -> (u64, Vec<StallReport>) {
+        let new = self.stalls.iter().filter(|(change, _)| *change > changes);
+        let reports = new.map(|(_, report)| report.clone()).collect();
+        (self.changes, reports)
     }
 
     /// The pool waits kept, oldest first.
@@ -51,8 +70,8 @@ impl Recent {
         self.stalls
             .iter()
             .rev()
-            .find(|report| report.id == id)
-            .cloned()
+            .find(|(_, report)| report.id == id)
+            .map(|(_, report)| report.clone())
     }
 }
 
@@ -82,5 +101,26 @@ mod tests {
         assert_eq!(ring, [(2, 'b'), (3, 'd'), (4, 'e')]);
         keep(&mut ring, 0, (5, 'f'), |report| report.0);
         assert!(!ring.contains(&(5, 'f')));
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn a_reader_gets_the_reports_since_its_last_look() {
+        let mut recent = Recent::new(3);
+        let report = |id| StallReport {
+            id,
+            ..crate::report::example()
+        };
+        let ids = |(changes, reports): (u64, Vec<StallReport>)| {
+            let ids: Vec<u64> = reports.iter().map(|report| report.id).collect();
+            (changes, ids)
+        };
+        recent.keep(report(1));
+        recent.keep(report(2));
+        assert_eq!(ids(recent.since(0)), (2, vec![1, 2]));
+        assert_eq!(ids(recent.since(2)), (2, vec![]));
+        recent.keep(report(1));
+        recent.keep(report(3));
+        assert_eq!(ids(recent.since(2)), (4, vec![1, 3]));
     }
 }

@@ -215,6 +215,17 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
     );
 }
 
+/// Logs that others than programs of this machine may read stacks and spans.
+#[cfg(feature = "serve")]
+pub(crate) fn served_to_all(address: std::net::SocketAddr) {
+    tracing::warn!(
+        target: TARGET,
+        %address,
+        "stacks and spans are served at {address} to all who reach it: set \
+         `Builder::serve_token`, or choose a loopback address"
+    );
+}
+
 /// Logs that there are runtimes that nobody watches.
 pub(super) fn other_runtimes(runtime: &WatchedRuntime) {
     let coverage = Coverage::of(runtime);

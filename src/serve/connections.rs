@@ -1,4 +1,4 @@
-//! Connections: few, short, one request each.
+//! Connections: few, short, one request each; and those of open pages, which last.
 //!
 //! *Runs on:* the thread `stall-serve`.
 //! *Must not:* keep anything for a client without a limit: connections, time and bytes each have
@@ -7,22 +7,27 @@
 //! With all places taken, the connection that has waited longest for its client's request gives
 //! way, or else one whose client does not read its answer. A request that has come is always
 //! answered: while each place has one, the next connection waits.
+//!
+//! The connection of an open page gives its place back. Pages have places of their own
+//! ([`PAGES`](super::events::PAGES)), no limit to their life, and give way to nobody; the queue of
+//! their news is their limit.
 
 use super::routes::Routes;
 use crate::clock::{self, Nanos};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 /// The most connections at one time.
@@ -66,47 +71,102 @@ async fn accept_for_ever(listener: &TcpListener, routes: &Arc<Routes>) {
                 break place;
             }
         };
-        let asked_at = Arc::new(AtomicU64::new(0));
-        let connection = connection(stream, routes.clone(), asked_at.clone());
-        let task = tokio::spawn(async move {
-            connection.await;
-            drop(place);
-        });
-        open.0.push_back((asked_at, task.abort_handle()));
+        let connection = Arc::new(Connection::with(place));
+        let task = tokio::spawn(converse(stream, routes.clone(), connection.clone()));
+        connection.task.set(task.abort_handle()).ok();
+        open.0.push_back(connection);
         // Its request may be there already: it is looked at before it can be made to give way.
         tokio::task::yield_now().await;
     }
 }
 
-/// The open connections, the oldest first: when the request of each has come, 0 for not yet.
+/// One connection.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    /// When its request has come, 0 for not yet.
+    asked_at: AtomicU64,
+    /// Whether it is the connection of an open page.
+    streams: AtomicBool,
+    /// Its place among all; none for an open page, and for a connection that has ended.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
+    task: OnceLock<AbortHandle>,
+}
+
+// Relaxed: all of this is on one thread.
+impl Connection {
+    fn with(place: OwnedSemaphorePermit) -> Connection {
+        Connection {
+            place: Mutex::new(Some(place)),
+            ..Connection::default()
+        }
+    }
+
+    /// A connection without a client.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn for_tests() -> Arc<Connection> {
+        Arc::default()
+    }
+
+    fn is_asked(&self) {
+        self.asked_at.store(clock::now().0, Ordering::Relaxed);
+    }
+
+    /// It is that of an open page from now on, which has a place of its own.
+    pub(super) fn becomes_a_stream(&self) {
+        self.streams.store(true, Ordering::Relaxed);
+        self.place.lock().take();
+    }
+
+    fn is_stream(&self) -> bool {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, whatever is still to be sent.
+    pub(super) fn cut(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+        self.place.lock().take();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.task.get().is_some_and(AbortHandle::is_finished)
+    }
+
+    fn waits_for_its_client(&self) -> bool {
+        self.asked_at.load(Ordering::Relaxed) == 0
+    }
+
+    fn is_slow(&self, now: Nanos) -> bool {
+        let asked_at = Nanos(self.asked_at.load(Ordering::Relaxed));
+        now.since(asked_at) >= READ_TIME
+    }
+}
+
+/// The open connections, the oldest first.
 #[derive(Default)]
-struct Open(VecDeque<(Arc<AtomicU64>, AbortHandle)>);
+struct Open(VecDeque<Arc<Connection>>);
 
 impl Open {
     /// Ends the oldest that waits for its client, if there is one.
     fn give_way(&mut self, now: Nanos) {
-        self.0.retain(|(_, task)| !task.is_finished());
-        // Relaxed: all of this is on one thread.
-        let waits = |asked_at: &AtomicU64| asked_at.load(Ordering::Relaxed) == 0;
-        let is_slow = |asked_at: &AtomicU64| {
-            let asked_at = Nanos(asked_at.load(Ordering::Relaxed));
-            now.since(asked_at) >= READ_TIME
-        };
+        self.0.retain(|open| !open.is_over() && !open.is_stream());
         let mut open = self.0.iter();
         let oldest = open
             .clone()
-            .position(|(asked_at, _)| waits(asked_at))
-            .or_else(|| open.position(|(asked_at, _)| is_slow(asked_at)));
-        if let Some((_, task)) = oldest.and_then(|oldest| self.0.remove(oldest)) {
-            task.abort();
+            .position(|open| open.waits_for_its_client())
+            .or_else(|| open.position(|open| open.is_slow(now)));
+        if let Some(oldest) = oldest.and_then(|oldest| self.0.remove(oldest)) {
+            oldest.cut();
         }
     }
 }
 
-async fn connection(stream: TcpStream, routes: Arc<Routes>, asked_at: Arc<AtomicU64>) {
+async fn converse(stream: TcpStream, routes: Arc<Routes>, state: Arc<Connection>) {
+    let asked = state.clone();
     let service = service_fn(move |request| {
-        asked_at.store(clock::now().0, Ordering::Relaxed);
-        let response = routes.answer(&request);
+        asked.is_asked();
+        let response = routes.answer(&request, &asked);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -115,6 +175,11 @@ async fn connection(stream: TcpStream, routes: Arc<Routes>, asked_at: Arc<Atomic
         .keep_alive(false)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
     // Errors are the client's: it has gone, was too slow, or spoke no HTTP.
-    tokio::time::timeout(LIFE, connection).await.ok();
+    let in_time = tokio::time::timeout(LIFE, connection.as_mut()).await;
+    if in_time.is_err() && state.is_stream() {
+        connection.await.ok();
+    }
+    state.place.lock().take();
 }

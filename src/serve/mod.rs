@@ -4,7 +4,14 @@
 //! writes files.
 //! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
+mod access;
 mod connections;
+mod events;
+mod feed;
+#[cfg(feature = "flamegraph")]
+mod flamegraph;
+mod lanes;
+mod page;
 mod profiles;
 mod recording;
 mod recordings;
@@ -12,6 +19,8 @@ mod routes;
 
 use crate::engine::View;
 use crate::os;
+use access::Access;
+pub(crate) use access::ServeToken;
 pub(crate) use recordings::{Recordings, try_directory};
 use routes::Routes;
 use std::io;
@@ -48,15 +57,19 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<Bound> {
 }
 
 impl Bound {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Starts the thread that serves this view.
-    pub(crate) fn serve(self, view: View) -> io::Result<Server> {
+    pub(crate) fn serve(self, view: View, token: Option<ServeToken>) -> io::Result<Server> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()?;
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
-        let routes = Arc::new(Routes::new(view, self.address.ip().is_loopback()));
+        let routes = Arc::new(Routes::new(view, Access::new(self.address, token)));
         let main = move || runtime.block_on(run(self.listener, &routes, &stopped));
         let thread = os::spawn("stall-serve", main)?;
         Ok(Server {
@@ -73,7 +86,11 @@ async fn run(listener: std::net::TcpListener, routes: &Arc<Routes>, stopped: &No
         Ok(listener) => {
             // It ends with the runtime.
             drop(tokio::spawn(keep_up(routes.clone())));
+            let news = routes.clone();
+            drop(tokio::spawn(async move { news.events.run().await }));
             connections::accept(&listener, routes, stopped).await;
+            drop(listener);
+            routes.events.end().await;
         }
         Err(error) => {
             tracing::error!(target: "tokio_stall", "the server could not start: {error}");
@@ -99,7 +116,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.notify_one();
         if let Some(thread) = self.thread.take() {
-            // The thread waits for nothing, so it ends at once. A panic in it has been printed.
+            // The thread waits for a tenth of a second at most, until open pages have its last
+            // words. A panic in it has been printed.
             thread.join().ok();
         }
     }
@@ -118,7 +136,10 @@ mod tests {
         let shared = Arc::new(Shared::default());
         shared.watched.lock().push(runtime.clone());
         let watch = runtime.watch.clone();
-        let routes = Arc::new(Routes::new(View { watch, shared }, true));
+        let routes = Arc::new(Routes::new(
+            View { watch, shared },
+            Access::new(([127, 0, 0, 1], 0).into(), None),
+        ));
         tokio.block_on(async {
             let lag = &runtime.stats.scheduler_lag;
             (0..1_000).for_each(|_| lag.note(Duration::from_micros(20)));

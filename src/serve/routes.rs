@@ -2,8 +2,14 @@
 //!
 //! *Runs on:* the thread `stall-serve`.
 //!
-//! Each page is rendered at most ten times a second, except for the short text of `/health/live`.
+//! Each answer is rendered at most ten times a second, except for the short text of `/health/live`.
 
+use super::access::{Access, Admission};
+use super::connections::Connection;
+use super::events::{EventStream, Events};
+#[cfg(feature = "flamegraph")]
+use super::flamegraph::FlameGraph;
+use super::page;
 use super::profiles::Profiles;
 use super::recording::{self, RecordingAnswers};
 use crate::clock::{self, Nanos};
@@ -11,14 +17,12 @@ use crate::engine::{Target, View};
 use crate::metrics::Exporter;
 use crate::metrics::prometheus;
 use crate::report::StallReport;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::http::uri::Authority;
+use hyper::header::{self, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,15 +32,21 @@ const FRESH: Duration = Duration::from_millis(100);
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream";
+
+/// The body of an answer: a whole one, or the news of an open page.
+pub(super) type Answer = Response<Either<Full<Bytes>, EventStream>>;
 
 const INDEX: &str = "\
 tokio-stall
 
+/                    this text, or in a browser a page that shows stalls as they happen
+/events              the news of that page, as server-sent events
 /metrics             for Prometheus
 /health/live         200, or 503 and why the program should be restarted
 /stalls              stalls going on and recent ones, as JSON
 /stalls/folded       stacks of stalls for a flame graph, by microseconds lost; ?by=samples
-/stalls/flamegraph   the same as a picture; ?by=samples
+/stalls/flamegraph   the same as a picture, with the feature `flamegraph`; ?by=samples
 /debug/pprof/stall   stalls for tools that read pprof, such as `go tool pprof`
 /debug/recording     the last 30 s of all workers, for Perfetto; ?seconds=
 ";
@@ -44,14 +54,16 @@ tokio-stall
 /// The answers to all requests.
 pub(super) struct Routes {
     view: View,
-    /// Whether only programs of this machine can connect, a browser among them.
-    is_loopback: bool,
+    access: Access,
+    pub(super) events: Events,
     /// Exports to a recorder of the server's own, independent of the program's.
     exporter: Mutex<Exporter>,
     rendered: PrometheusHandle,
     metrics: CachedAnswer,
     stalls: CachedAnswer,
     profiles: Profiles,
+    #[cfg(feature = "flamegraph")]
+    flamegraph: FlameGraph,
     recordings: RecordingAnswers,
 }
 
@@ -82,19 +94,22 @@ struct StallsAnswer {
 }
 
 impl Routes {
-    pub(super) fn new(view: View, is_loopback: bool) -> Routes {
+    pub(super) fn new(view: View, access: Access) -> Routes {
         // The builder accepts the bounds of the list: the example of `configure` tests it.
         let builder = prometheus::configure(PrometheusBuilder::new()).unwrap_or_default();
         let recorder = builder.build_recorder();
         let rendered = recorder.handle();
         let routes = Routes {
+            events: Events::new(view.clone()),
             view,
-            is_loopback,
+            access,
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
             metrics: CachedAnswer::default(),
             stalls: CachedAnswer::default(),
-            profiles: Profiles::new(),
+            profiles: Profiles::default(),
+            #[cfg(feature = "flamegraph")]
+            flamegraph: FlameGraph::new(),
             recordings: RecordingAnswers::default(),
         };
         // The first export is the beginning of all differences.
@@ -102,23 +117,38 @@ impl Routes {
         routes
     }
 
-    pub(super) fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    pub(super) fn answer(
+        &self,
+        request: &Request<Incoming>,
+        connection: &Arc<Connection>,
+    ) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return method_not_allowed();
         }
-        if self.is_loopback && !is_of_this_machine(request) {
-            let text = "ask by the address, or by localhost\n";
-            return response(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into());
+        match self.access.check(request.uri(), request.headers()) {
+            Admission::Welcome => self.answer_to_welcome(request, connection),
+            Admission::SetCookie(cookie) => set_cookie(&cookie),
+            Admission::Refused(status, why) => refused(status, why),
         }
+    }
+
+    fn answer_to_welcome(
+        &self,
+        request: &Request<Incoming>,
+        connection: &Arc<Connection>,
+    ) -> Answer {
         let query = request.uri().query();
         let ok = |kind, text| response(StatusCode::OK, kind, text);
         match (request.uri().path(), query) {
-            ("/", _) => ok(TEXT, INDEX.into()),
+            ("/", _) if page::is_wanted(request.headers()) => page::answer(),
+            ("/", _) => ok(TEXT, self.index()),
+            ("/events", _) => self.events(request.method(), connection),
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
             ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
             ("/stalls/folded", query) => self.profiles.folded(&self.view, query),
-            ("/stalls/flamegraph", query) => self.profiles.flamegraph(&self.view, query),
+            #[cfg(feature = "flamegraph")]
+            ("/stalls/flamegraph", query) => self.flamegraph.get(&self.view, query),
             ("/debug/pprof/stall", _) => self.profiles.pprof(&self.view),
             ("/debug/recording", query) => match self.recordings.get(&self.view, query) {
                 Some(recording) => ok(JSON, recording),
@@ -128,7 +158,31 @@ impl Routes {
         }
     }
 
-    fn health(&self) -> Response<Full<Bytes>> {
+    fn index(&self) -> Bytes {
+        format!("{INDEX}\n{}", self.events.figures()).into()
+    }
+
+    /// A HEAD asks whether there is room for another page, and takes none.
+    fn events(&self, method: &Method, connection: &Arc<Connection>) -> Answer {
+        let full = || {
+            let text = "too many pages are open\n";
+            let response = response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into());
+            with_header(response, header::RETRY_AFTER, "5")
+        };
+        if *method == Method::HEAD {
+            return match self.events.has_room() {
+                true => response(StatusCode::OK, EVENTS, Bytes::new()),
+                false => full(),
+            };
+        }
+        let Some(stream) = self.events.open(connection) else {
+            return full();
+        };
+        let response = response(StatusCode::OK, EVENTS, Bytes::new());
+        response.map(|_| Either::Right(stream))
+    }
+
+    fn health(&self) -> Answer {
         match self.reason_to_restart() {
             None => response(StatusCode::OK, TEXT, "ok\n".into()),
             Some(why) => {
@@ -198,39 +252,54 @@ impl Routes {
     }
 }
 
-fn method_not_allowed() -> Response<Full<Bytes>> {
+fn method_not_allowed() -> Answer {
     let text = "only GET and HEAD\n";
-    let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text.into());
-    let allow = HeaderValue::from_static("GET, HEAD");
-    response.headers_mut().insert(ALLOW, allow);
+    let response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text.into());
+    with_header(response, header::ALLOW, "GET, HEAD")
+}
+
+fn refused(status: StatusCode, why: &'static str) -> Answer {
+    let response = response(status, TEXT, why.into());
+    match status {
+        StatusCode::UNAUTHORIZED => with_header(response, header::WWW_AUTHENTICATE, "Bearer"),
+        _ => response,
+    }
+}
+
+/// The address without the token, which the cookie has from now on.
+fn set_cookie(cookie: &str) -> Answer {
+    let response = response(StatusCode::SEE_OTHER, TEXT, Bytes::new());
+    let mut response = with_header(response, header::LOCATION, "/");
+    // Its characters are letters, digits and a few signs.
+    if let Ok(cookie) = HeaderValue::from_str(cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
     response
 }
 
-/// Whether the request names this machine. A page from elsewhere can have its own name lead here,
-/// and a browser would let it read the answers. It cannot ask by an address, or by `localhost`.
-fn is_of_this_machine(request: &Request<Incoming>) -> bool {
-    let Some(host) = request.headers().get(HOST) else {
-        return true;
-    };
-    let authority = host
-        .to_str()
-        .ok()
-        .and_then(|host| host.parse::<Authority>().ok());
-    authority.is_some_and(|authority| {
-        let host = authority.host().trim_matches(['[', ']']);
-        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
-    })
+pub(super) fn with_header(response: Answer, name: HeaderName, value: &'static str) -> Answer {
+    let mut response = response;
+    let value = HeaderValue::from_static(value);
+    response.headers_mut().insert(name, value);
+    response
 }
 
-pub(super) fn response(
-    status: StatusCode,
-    kind: &'static str,
-    body: Bytes,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+/// An answer that no browser keeps, takes for something else, or gives to a page of another site.
+pub(super) fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Either::Left(Full::new(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in [
+        (CONTENT_TYPE, kind),
+        (CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     response
 }
+
+const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-resource-policy");

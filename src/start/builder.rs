@@ -15,6 +15,8 @@ use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport};
+#[cfg(feature = "serve")]
+use crate::serve::ServeToken;
 use crate::slot::PollTiming;
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
@@ -71,6 +73,9 @@ pub struct Builder {
     pub(super) runtimes: Vec<(Option<String>, Handle)>,
     #[cfg(feature = "serve")]
     pub(super) serve: Option<SocketAddr>,
+    /// A token, or why it cannot be one.
+    #[cfg(feature = "serve")]
+    pub(super) serve_token: Option<Result<ServeToken, &'static str>>,
     pub(super) settings: Settings,
 }
 
@@ -254,29 +259,79 @@ impl Builder {
         self
     }
 
-    /// Serves `/metrics`, `/health/live`, `/stalls`, `/stalls/folded` and `/debug/recording` at
-    /// this address.
+    /// Serves a page that shows stalls as they happen, `/metrics`, `/health/live`, `/stalls` and
+    /// more at this address.
     ///
-    /// The server has a thread and a runtime of its own, so it answers while every worker is
-    /// blocked.
+    /// A browser gets the page at `/`, and other clients a list of all paths. The server has a
+    /// thread and a runtime of its own, so it answers while every worker is blocked.
     ///
-    /// There is no authentication, and stacks and spans show the insides of the program: choose a
-    /// loopback address, such as `([127, 0, 0, 1], 9464)`, or one that only the scraper reaches. A
-    /// kubelet's probe comes to the pod's own address, so in a pod it has to be
-    /// `([0, 0, 0, 0], 9464)`. With port 0 the operating system chooses; [`Guard::served_at`] has
-    /// the port.
+    /// Stacks and spans show the insides of the program: choose a loopback address, such as
+    /// `([127, 0, 0, 1], 9464)`, or set a [token](Self::serve_token). A kubelet's probe comes to
+    /// the pod's own address, so in a pod it has to be `([0, 0, 0, 0], 9464)`. A start at an
+    /// address that others may reach, without a token, logs a warning. With port 0 the operating
+    /// system chooses; [`Guard::served_at`] has the port.
+    ///
+    /// # Limits
     ///
     /// At most 64 connections are kept, and each carries one request. Its head may take 10 s and
-    /// have 16 KiB. If all places are taken, a client that has not asked yet gives way; a request
-    /// that has come is answered. On a loopback address the `Host` must be an address or
-    /// `localhost`, so that a page in a browser cannot read the answers under a name of its own.
+    /// have 16 KiB, and its address 1 KiB. If all places are taken, a client that has not asked yet
+    /// gives way; a request that has come is answered. Beside these, 16 pages can be open at a
+    /// time. A page that does not read its news for eight seconds is cut off.
+    ///
+    /// A page of another site reads nothing: a browser that asks in its name is refused, except at
+    /// `/metrics` and `/health/live`, and gives it no answer. On a loopback address the `Host` must
+    /// be an address or `localhost`, so that such a page cannot ask under a name of its own.
     ///
     /// `/metrics` has this crate's metrics, and is independent of the program's recorder. For both
     /// in one place, see [`prometheus`](crate::prometheus).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let watch = tokio_stall::Builder::new()
+    ///     .serve(([127, 0, 0, 1], 9464))
+    ///     .start()?;
+    /// # drop(watch);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "serve")]
     pub fn serve(mut self, address: impl Into<SocketAddr>) -> Builder {
         self.serve = Some(address.into());
-        self.settings.records = true;
+        self
+    }
+
+    /// Asks clients of the server for this token, on every path but `/health/live`.
+    ///
+    /// A client sends it as `Authorization: Bearer …`. A person opens `/?token=…` once in a
+    /// browser: a cookie takes its place, and lasts until the browser is closed. The connection is
+    /// not encrypted, so a proxy with TLS has to stand before a server in an open network.
+    ///
+    /// The token has 16 to 256 letters, digits and `-._~+/=`; a random one, as from
+    /// `openssl rand -hex 16`, cannot be guessed. Without [`serve`](Self::serve) it has no effect.
+    ///
+    /// # Errors
+    ///
+    /// [`start`](Self::start) returns [`StartError::ServeTokenUnusable`] for any other token.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let watch = tokio_stall::Builder::new()
+    ///     .serve(([0, 0, 0, 0], 9464))
+    ///     .serve_token(std::env::var("STALL_TOKEN")?)
+    ///     .start()?;
+    /// # drop(watch);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "serve")]
+    pub fn serve_token(mut self, token: impl AsRef<str>) -> Builder {
+        self.serve_token = Some(ServeToken::new(token.as_ref()));
         self
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Plan {
     runtimes: Vec<(Option<String>, Handle)>,
     #[cfg(feature = "serve")]
     serve: Option<SocketAddr>,
+    #[cfg(feature = "serve")]
+    serve_token: Option<serve::ServeToken>,
     settings: Settings,
 }
 
@@ -47,6 +49,10 @@ impl Builder {
     /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
         check(&self.settings)?;
+        #[cfg(feature = "serve")]
+        let serve_token = self.serve_token.transpose();
+        #[cfg(feature = "serve")]
+        let serve_token = serve_token.map_err(|why| StartError::ServeTokenUnusable { why })?;
         let mut runtimes = self.runtimes;
         if runtimes.is_empty() {
             let here = here.ok_or(StartError::NoRuntime)?;
@@ -56,6 +62,8 @@ impl Builder {
             runtimes,
             #[cfg(feature = "serve")]
             serve: self.serve,
+            #[cfg(feature = "serve")]
+            serve_token,
             settings: self.settings,
         })
     }
@@ -110,7 +118,10 @@ impl Plan {
         log_start(&view);
         #[cfg(feature = "serve")]
         if let Some(bound) = bound {
-            let server = bound.serve(view).map_err(StartError::Thread)?;
+            warn_of_strangers(&view, &bound, self.serve_token.is_some());
+            let server = bound
+                .serve(view, self.serve_token)
+                .map_err(StartError::Thread)?;
             return Ok(guard.with_server(server));
         }
         Ok(guard)
@@ -147,6 +158,15 @@ fn start_recordings(guard: Guard, view: &View) -> Result<Guard, StartError> {
     view.watch.recordings.go_to(news.clone());
     let recordings = serve::Recordings::start(view.clone(), stalls, news, received);
     Ok(guard.with_recordings(recordings.map_err(StartError::Thread)?))
+}
+
+/// Warns if others than programs of this machine may read the answers.
+#[cfg(feature = "serve")]
+fn warn_of_strangers(view: &View, bound: &serve::Bound, has_token: bool) {
+    let address = bound.address();
+    if view.watch.settings.log && !address.ip().is_loopback() && !has_token {
+        reporter::log::served_to_all(address);
+    }
 }
 
 /// Logs one line for each runtime.
