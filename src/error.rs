@@ -75,9 +75,30 @@ pub enum StartError {
         /// The reason, as in "has less than 16 characters".
         why: &'static str,
     },
+    /// The directory given to [`Builder::record_stalls`](crate::Builder::record_stalls) could not
+    /// be made, or not be written to.
+    #[cfg(feature = "serve")]
+    Recordings {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
+
+/// The mend for an address that cannot be served at.
+#[cfg(feature = "serve")]
+const NO_ADDRESS: &str = "give `Builder::serve` an address of this machine and a port that is \
+                          free, or port 0 to have one chosen";
+/// The mend for a directory that cannot be written to.
+#[cfg(feature = "serve")]
+const NO_TOKEN: &str = "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
+                        `openssl rand -hex 16`";
+#[cfg(feature = "serve")]
+const NO_DIRECTORY: &str = "give `Builder::record_stalls` a directory that this process can make, \
+                            or write to";
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,6 +150,11 @@ impl StartError {
             }
             #[cfg(feature = "serve")]
             StartError::ServeTokenUnusable { why } => write!(f, "the token of the server {why}"),
+            #[cfg(feature = "serve")]
+            StartError::Recordings { directory, error } => {
+                let directory = directory.display();
+                write!(f, "stalls cannot be recorded in {directory} ({error})")
+            }
             StartError::Thread(error) => {
                 write!(f, "the detector's thread could not be started ({error})")
             }
@@ -177,15 +203,11 @@ impl StartError {
                 "choose another with `Stacks::Signal`, or `Stacks::Off`"
             }
             #[cfg(feature = "serve")]
-            StartError::Serve { .. } => {
-                "give `Builder::serve` an address of this machine and a port that is free, or port 0 \
-                 to have one chosen"
-            }
+            StartError::Serve { .. } => NO_ADDRESS,
             #[cfg(feature = "serve")]
-            StartError::ServeTokenUnusable { .. } => {
-                "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
-                 `openssl rand -hex 16`"
-            }
+            StartError::Recordings { .. } => NO_DIRECTORY,
+            #[cfg(feature = "serve")]
+            StartError::ServeTokenUnusable { .. } => NO_TOKEN,
             StartError::Thread(_) => "raise the limit on threads",
         }
     }
@@ -196,6 +218,8 @@ impl std::error::Error for StartError {
         match self {
             #[cfg(feature = "serve")]
             StartError::Serve { error, .. } => Some(error),
+            #[cfg(feature = "serve")]
+            StartError::Recordings { error, .. } => Some(error),
             StartError::Thread(error) => Some(error),
             _ => None,
         }

@@ -163,6 +163,8 @@ pub use report::{
     Victims, WorkerStack,
 };
 pub use slot::PollTiming;
+#[cfg(feature = "serve")]
+pub use start::RecordingStatus;
 pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
 
 /// The guides: decisions, reports, production, tests, cost and limits.

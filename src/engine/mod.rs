@@ -6,6 +6,8 @@
 //! list, and the watchdog only tries one.
 
 mod coverage;
+#[cfg(feature = "serve")]
+mod lags;
 mod live;
 #[cfg(feature = "serve")]
 mod liveness;
@@ -13,6 +15,8 @@ mod news;
 mod others;
 #[cfg(feature = "serve")]
 mod recorder;
+#[cfg(feature = "serve")]
+pub(crate) mod recording;
 mod settings;
 mod sight;
 mod stats;

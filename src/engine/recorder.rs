@@ -19,6 +19,7 @@
 //! 16 MiB; further workers are not recorded.
 
 use super::StallId;
+use super::lags::Lags;
 use crate::clock::Nanos;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
@@ -343,6 +344,7 @@ impl Ring {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     rings: Box<[Ring]>,
+    pub(crate) lags: Lags,
     /// The time of the last tick at which the runtime was looked at.
     seen_at: AtomicU64,
 }
@@ -354,6 +356,7 @@ impl Recorder {
         let rings = std::iter::repeat_with(|| Ring::new(now)).take(granted);
         Recorder {
             rings: rings.collect(),
+            lags: Lags::new(granted > 0),
             seen_at: AtomicU64::new(now.0),
         }
     }
@@ -377,8 +380,8 @@ impl Recorder {
     /// The segments of a worker that end after `since`, oldest first. The first may begin before
     /// `since`, and `to` of the last grows while it goes on.
     ///
-    /// Empty if the worker is not recorded. It takes some ten microseconds for thousands of them,
-    /// and no lock.
+    /// Empty if the worker is not recorded. It takes no lock, and less than a millisecond for the
+    /// whole of a full ring.
     pub(crate) fn segments(&self, worker: usize, since: Nanos) -> Vec<Segment> {
         let seen_at = Nanos(self.seen_at.load(Ordering::Relaxed));
         let ring = self.ring(worker);
@@ -540,9 +543,8 @@ mod tests {
         assert_eq!(in_use.load(Ordering::Relaxed), RINGS);
     }
 
-    /// The writer closes segments of so many turns and as many microseconds as fast as it can.
-    /// Whatever the reader gets must be connected and in order, or the reader has taken a word for
-    /// another.
+    /// The writer counts up as fast as it can, and each segment has its number as its turns and as
+    /// its length. Segments that do not follow each other were taken for others.
     #[test]
     fn an_overtaken_reader_drops_what_was_overwritten() {
         let ring = Arc::new(Ring::with_room(16, BEGIN));
@@ -554,7 +556,7 @@ mod tests {
                 number += 1;
                 let length = Duration::from_micros(number % 1000 + 1);
                 let figures = Figures {
-                    turns: number,
+                    turns: number % 1000,
                     ..Figures::default()
                 };
                 let closed = Packed::new(Lane::Busy, length, &figures, 0);
@@ -563,24 +565,30 @@ mod tests {
             number
         });
         let (mut compared, mut overtaken) = (0, 0);
-        for _ in 0..20_000 {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while compared < 10_000 || overtaken < 100 {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{compared}, {overtaken}"
+            );
+            if ring.closed.load(Ordering::Relaxed) < 16 {
+                continue;
+            }
             let segments = ring.segments(BEGIN, BEGIN);
             overtaken += usize::from(segments.len() < 16);
             for pair in segments.windows(2) {
-                assert_eq!(pair[0].turns + 1, pair[1].turns, "{segments:?}");
+                assert_eq!((pair[0].turns + 1) % 1000, pair[1].turns, "{segments:?}");
                 assert_eq!(pair[0].to, pair[1].from);
                 compared += 1;
             }
             for segment in &segments {
-                let wanted = Duration::from_micros(segment.turns % 1000 + 1);
+                let wanted = Duration::from_micros(segment.turns + 1);
                 assert_eq!(segment.to.since(segment.from), wanted, "{segments:?}");
             }
         }
         stop.store(true, Ordering::Relaxed);
         let written = writer.join().expect("the writer lives");
         println!("{written} writes, {compared} pairs read, {overtaken} readings overtaken");
-        assert!(overtaken > 0, "no reader was overtaken");
-        assert!(compared > 0, "nothing was read");
     }
 
     /// Prints the costs: `cargo test --release --all-features --lib recorder -- --nocapture`.

@@ -6,6 +6,8 @@
 use super::Liveness;
 #[cfg(feature = "metrics")]
 use super::Target;
+#[cfg(feature = "serve")]
+use super::recording::RecordStalls;
 use crate::clock::Nanos;
 use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
@@ -91,6 +93,8 @@ pub(crate) struct Settings {
     /// Whether the states of workers are kept: something shows them.
     #[cfg(feature = "serve")]
     pub(crate) records: bool,
+    #[cfg(feature = "serve")]
+    pub(crate) record_stalls: Option<RecordStalls>,
     /// The most names of polls with a label of their own in metrics.
     #[cfg(feature = "metrics")]
     pub(crate) poll_labels: usize,
@@ -154,6 +158,8 @@ impl Default for Settings {
             liveness: Liveness::default(),
             #[cfg(feature = "serve")]
             records: false,
+            #[cfg(feature = "serve")]
+            record_stalls: None,
             #[cfg(feature = "metrics")]
             poll_labels: Settings::POLL_LABELS,
             #[cfg(feature = "metrics")]

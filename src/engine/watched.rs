@@ -3,7 +3,9 @@
 //! *Runs on:* the thread that starts a watch makes it. Every thread of the detector reads it.
 
 #[cfg(feature = "serve")]
-use super::recorder::Recorder;
+use super::Recorder;
+#[cfg(feature = "serve")]
+use super::recording::RecordingCounts;
 use super::sight::Rounds;
 use super::stats::Stats;
 use super::{Settings, StallId};
@@ -168,6 +170,8 @@ pub(crate) struct WatchState {
     pub(super) rounds: Mutex<Rounds>,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) profile: Mutex<Profile>,
+    #[cfg(feature = "serve")]
+    pub(crate) recordings: RecordingCounts,
 }
 
 impl WatchState {
@@ -178,6 +182,8 @@ impl WatchState {
             signal,
             rounds: Mutex::default(),
             profile: Mutex::default(),
+            #[cfg(feature = "serve")]
+            recordings: RecordingCounts::default(),
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,
         }

@@ -17,6 +17,8 @@ mod split;
 mod stall;
 mod stderr;
 mod text;
+#[cfg(feature = "serve")]
+pub(crate) mod trace;
 mod victims;
 mod worker_stack;
 

@@ -125,6 +125,10 @@ impl Reporter<'_> {
             stalls.ended(&report, watch.settings.site_labels);
         }
         watch.recent.lock().keep(report.clone());
+        #[cfg(feature = "serve")]
+        watch
+            .recordings
+            .offer(&report, watch.settings.record_stalls.as_ref());
         self.pass_on(Delivery::Stall {
             report: Box::new(report),
             runtime,

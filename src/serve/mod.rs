@@ -1,6 +1,7 @@
 //! Metrics, health and stalls over HTTP, also while the program's own server is stuck.
 //!
-//! *Runs on:* its own thread, `stall-serve`, with a runtime of its own.
+//! *Runs on:* its own thread, `stall-serve`, with a runtime of its own; and `stall-recorder`, which
+//! writes files.
 //! *Must not:* touch a watched runtime. A slow client holds up this thread and no other.
 
 mod access;
@@ -9,12 +10,15 @@ mod events;
 mod feed;
 mod lanes;
 mod page;
+mod recording;
+mod recordings;
 mod routes;
 
 use crate::engine::View;
 use crate::os;
 use access::Access;
 pub(crate) use access::ServeToken;
+pub(crate) use recordings::{Recordings, try_directory};
 use routes::Routes;
 use std::io;
 use std::net::SocketAddr;

@@ -8,6 +8,7 @@ use super::access::{Access, Verdict};
 use super::connections::Connection;
 use super::events::{EventStream, Events};
 use super::page;
+use super::recording::{self, RecordingAnswers};
 use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
 use crate::metrics::Exporter;
@@ -42,6 +43,7 @@ tokio-stall
 /health/live     200, or 503 and why the program should be restarted
 /stalls          stalls going on and recent ones, as JSON
 /stalls/folded   stacks of stalls for a flame graph, by microseconds lost; ?by=samples
+/debug/recording the last 30 s of all workers, for Perfetto; ?seconds=
 ";
 
 /// The answers to all requests.
@@ -56,14 +58,15 @@ pub(super) struct Routes {
     stalls: CachedAnswer,
     by_time: CachedAnswer,
     by_samples: CachedAnswer,
+    recordings: RecordingAnswers,
 }
 
 /// An answer, and the time at which it was rendered.
 #[derive(Default)]
-struct CachedAnswer(Mutex<Option<(Nanos, Bytes)>>);
+pub(super) struct CachedAnswer(Mutex<Option<(Nanos, Bytes)>>);
 
 impl CachedAnswer {
-    fn get(&self, make: impl FnOnce() -> String) -> Bytes {
+    pub(super) fn get(&self, make: impl FnOnce() -> String) -> Bytes {
         let now = clock::now();
         let mut cached = self.0.lock();
         match &*cached {
@@ -100,6 +103,7 @@ impl Routes {
             stalls: CachedAnswer::default(),
             by_time: CachedAnswer::default(),
             by_samples: CachedAnswer::default(),
+            recordings: RecordingAnswers::default(),
         };
         // The first export is the beginning of all differences.
         routes.render_metrics();
@@ -136,6 +140,10 @@ impl Routes {
             ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
             ("/stalls/folded", query) => self.folded(query),
+            ("/debug/recording", query) => match self.recordings.get(&self.view, query) {
+                Some(recording) => ok(JSON, recording),
+                None => response(StatusCode::BAD_REQUEST, TEXT, recording::USAGE.into()),
+            },
             _ => response(StatusCode::NOT_FOUND, TEXT, INDEX.into()),
         }
     }

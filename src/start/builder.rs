@@ -7,6 +7,8 @@ use super::Guard;
 use crate::engine::Liveness;
 #[cfg(feature = "metrics")]
 use crate::engine::Target;
+#[cfg(feature = "serve")]
+use crate::engine::recording::RecordStalls;
 use crate::engine::{Settings, Stacks};
 use crate::error::StartError;
 use crate::explain::OwnCode;
@@ -18,6 +20,8 @@ use crate::serve::ServeToken;
 use crate::slot::PollTiming;
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
+#[cfg(feature = "serve")]
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -328,6 +332,59 @@ impl Builder {
     #[cfg(feature = "serve")]
     pub fn serve_token(mut self, token: impl AsRef<str>) -> Builder {
         self.serve_token = Some(ServeToken::new(token.as_ref()));
+        self
+    }
+
+    /// Writes a recording of each stall that lasts longer than `longer_than` into `directory`.
+    ///
+    /// A recording has the states of all workers of this watch from 10 s before the stall to 1 s
+    /// after it, the stalls of that time with their stacks, and the scheduler lag. It is a trace
+    /// that Perfetto and `chrome://tracing` open. The guide to production says how.
+    ///
+    /// The file is `stall-<id>-<utc>.json`, with the begin of the stall. It is written a second
+    /// after the end, and once before, at the first report beyond `longer_than`, in case the
+    /// process does not survive the stall. It appears whole: it is written under another name
+    /// first. At most `keep` files stay in the directory, at least one; the oldest with such a name
+    /// go first, also those of earlier processes. A file has at most some 10 MiB, mostly far less,
+    /// and at most 60 are written in a minute. Errors are logged once per kind, and counted in
+    /// [`Status`](crate::Status).
+    ///
+    /// The files show the insides of the program, as reports do. They can be read by the user of
+    /// the process alone.
+    ///
+    /// # Cost
+    ///
+    /// 64 KiB of memory a worker for up to 256 workers, and some nanoseconds at each look of the
+    /// watchdog. A file is written on a thread of its own, `stall-recorder`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let directory = directory.path().join("stalls");
+    /// let _watch = tokio_stall::Builder::new()
+    ///     .record_stalls(directory, Duration::from_millis(250), 20)
+    ///     .start()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "serve")]
+    pub fn record_stalls(
+        mut self,
+        directory: impl Into<PathBuf>,
+        longer_than: Duration,
+        keep: usize,
+    ) -> Builder {
+        self.settings.records = true;
+        self.settings.record_stalls = Some(RecordStalls {
+            directory: directory.into(),
+            longer_than,
+            keep: keep.max(1),
+        });
         self
     }
 

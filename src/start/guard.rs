@@ -4,6 +4,8 @@
 //! *Must not:* wait for the detector's threads, except in the drop and in `worker_stacks()`. All
 //! else is a copy of their data.
 
+#[cfg(feature = "serve")]
+use super::status::RecordingStatus;
 use super::status::{RuntimeStatus, Status, Waits, WorkerTime};
 use super::threads;
 use crate::detect::WorkerState;
@@ -26,6 +28,8 @@ pub struct Guard {
     /// The server ends before the watch does.
     #[cfg(feature = "serve")]
     server: Option<crate::serve::Server>,
+    #[cfg(feature = "serve")]
+    recordings: Option<crate::serve::Recordings>,
 }
 
 impl Guard {
@@ -34,6 +38,8 @@ impl Guard {
             view,
             #[cfg(feature = "serve")]
             server: None,
+            #[cfg(feature = "serve")]
+            recordings: None,
         }
     }
 
@@ -42,6 +48,14 @@ impl Guard {
     pub(crate) fn with_server(self, server: crate::serve::Server) -> Guard {
         let mut guard = self;
         guard.server = Some(server);
+        guard
+    }
+
+    /// Adds the thread that writes recordings, which ends before the watch does.
+    #[cfg(feature = "serve")]
+    pub(crate) fn with_recordings(self, recordings: crate::serve::Recordings) -> Guard {
+        let mut guard = self;
+        guard.recordings = Some(recordings);
         guard
     }
 
@@ -114,7 +128,19 @@ impl Guard {
             watchdog_lateness: waits(&shared.watchdog_lateness),
             dropped_reports: shared.dropped_reports.load(Ordering::Relaxed),
             failed_callbacks: shared.failed_callbacks.load(Ordering::Relaxed),
+            #[cfg(feature = "serve")]
+            recordings: recordings_of(&self.view),
         }
+    }
+}
+
+#[cfg(feature = "serve")]
+fn recordings_of(view: &View) -> RecordingStatus {
+    let counts = &view.watch.recordings;
+    RecordingStatus {
+        written: counts.written.load(Ordering::Relaxed),
+        failed: counts.failed.load(Ordering::Relaxed),
+        left_out: counts.left_out.load(Ordering::Relaxed),
     }
 }
 
@@ -160,6 +186,13 @@ impl Drop for Guard {
                 // Its thread is not in this process.
                 std::mem::forget(server);
             }
+        }
+        #[cfg(feature = "serve")]
+        if let Some(recordings) = self.recordings.take() {
+            if self.view.shared.is_inherited() {
+                recordings.forget();
+            }
+            // Else the drop writes those that wait, while the runtimes are still known.
         }
         if !self.view.shared.is_inherited() {
             threads::leave(&self.view.watch);

@@ -11,4 +11,6 @@ mod threads;
 
 pub use builder::{Builder, watch};
 pub use guard::Guard;
+#[cfg(feature = "serve")]
+pub use status::RecordingStatus;
 pub use status::{RuntimeStatus, Status, Waits, WorkerTime};

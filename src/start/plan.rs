@@ -8,6 +8,8 @@
 use super::{Builder, Guard, threads};
 use crate::capture;
 use crate::detect::Rules;
+#[cfg(feature = "serve")]
+use crate::engine::recording::RecordStalls;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
 };
@@ -23,8 +25,14 @@ use crate::turns::Track;
 #[cfg(feature = "serve")]
 use std::net::SocketAddr;
 use std::sync::Arc;
+#[cfg(feature = "serve")]
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// The most reports that wait for the thread that records stalls.
+#[cfg(feature = "serve")]
+const RECORDINGS: usize = 64;
 
 /// A watch that can be started.
 #[derive(Debug)]
@@ -94,6 +102,8 @@ impl Plan {
         let signal = install(self.settings.stacks)?;
         #[cfg(feature = "serve")]
         let bound = bind(self.serve)?;
+        #[cfg(feature = "serve")]
+        try_directory(&self.settings)?;
         timing::set_mode(self.settings.poll_timing);
         #[cfg(feature = "metrics")]
         polls::set_name_limit(self.settings.poll_labels);
@@ -103,6 +113,8 @@ impl Plan {
         let view = View { watch, shared };
         // From here on the guard ends the watch, also if the user's subscriber panics below.
         let guard = Guard::new(view.clone());
+        #[cfg(feature = "serve")]
+        let guard = start_recordings(guard, &view)?;
         log_start(&view);
         #[cfg(feature = "serve")]
         if let Some(bound) = bound {
@@ -132,6 +144,29 @@ fn warn_of_strangers(view: &View, bound: &serve::Bound, has_token: bool) {
     if view.watch.settings.log && !address.ip().is_loopback() && !has_token {
         reporter::log::served_to_all(address);
     }
+}
+
+/// Makes the directory for recordings.
+#[cfg(feature = "serve")]
+fn try_directory(settings: &Settings) -> Result<(), StartError> {
+    let Some(RecordStalls { directory, .. }) = &settings.record_stalls else {
+        return Ok(());
+    };
+    let directory = directory.clone();
+    let made = serve::try_directory(&directory);
+    made.map_err(|error| StartError::Recordings { directory, error })
+}
+
+/// Starts the thread that writes recordings, if there are to be any.
+#[cfg(feature = "serve")]
+fn start_recordings(guard: Guard, view: &View) -> Result<Guard, StartError> {
+    let Some(stalls) = view.watch.settings.record_stalls.clone() else {
+        return Ok(guard);
+    };
+    let (news, received) = sync_channel(RECORDINGS);
+    view.watch.recordings.go_to(news.clone());
+    let recordings = serve::Recordings::start(view.clone(), stalls, news, received);
+    Ok(guard.with_recordings(recordings.map_err(StartError::Thread)?))
 }
 
 /// Logs one line for each runtime.

@@ -33,6 +33,22 @@ pub struct Status {
     pub dropped_reports: u64,
     /// Callbacks and loggers that panicked.
     pub failed_callbacks: u64,
+    /// The files of [`Builder::record_stalls`](crate::Builder::record_stalls).
+    #[cfg(feature = "serve")]
+    pub recordings: RecordingStatus,
+}
+
+/// The recordings of long stalls, as files, so far.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct RecordingStatus {
+    /// Files that were written. A stall that was written while it went on counts twice.
+    pub written: u64,
+    /// Files that could not be written. The log has the first error of each kind.
+    pub failed: u64,
+    /// Files that were not written, as there were too many: 60 in a minute, or 64 stalls waiting.
+    pub left_out: u64,
 }
 
 /// Figures about one runtime at one moment.

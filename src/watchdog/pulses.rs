@@ -158,6 +158,8 @@ impl PulseState {
     fn follow_pulse(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
         if let Some(lag) = runtime.pulse.take_lag() {
             runtime.stats.scheduler_lag.note(lag);
+            #[cfg(feature = "serve")]
+            runtime.recorder.lags.note(now, lag);
         }
         if self.pulse_at <= now {
             runtime.pulse.send();

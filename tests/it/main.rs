@@ -44,6 +44,8 @@ mod pool_wait;
 mod quota;
 #[cfg(feature = "serve")]
 mod real_prometheus;
+#[cfg(feature = "serve")]
+mod recording;
 #[cfg(feature = "axum")]
 mod request_truth;
 #[cfg(feature = "axum")]
