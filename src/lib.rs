@@ -189,6 +189,9 @@ pub mod guide {
     #[doc = include_str!("../docs/requests.md")]
     pub mod requests {}
 
+    #[doc = include_str!("../docs/http.md")]
+    pub mod http {}
+
     #[doc = include_str!("../docs/testing.md")]
     pub mod testing {}
 

@@ -175,3 +175,31 @@ pub(crate) fn example() -> StallReport {
         suppressed: 0,
     }
 }
+
+#[cfg(all(test, not(loom), feature = "serve"))]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// The fields in the table of the section with this title.
+    fn documented(title: &str) -> BTreeSet<String> {
+        let text = include_str!("../../docs/http.md");
+        let (_, section) = text.split_once(title).expect("the section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let names = rows.filter_map(|row| row.split_once('`'));
+        names.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_document_has_each_field_of_a_report() {
+        let report = serde_json::to_value(example()).expect("plain data");
+        let fields = report.as_object().expect("an object").keys();
+        let fields: BTreeSet<String> = fields.cloned().collect();
+        assert_eq!(documented("## `/stalls`"), fields);
+        for part in report["time"].as_object().expect("an object").keys() {
+            let text = include_str!("../../docs/http.md");
+            assert!(text.contains(&format!("`{part}`")), "{part}");
+        }
+    }
+}
