@@ -300,6 +300,7 @@ impl Builder {
     #[cfg(feature = "serve")]
     pub fn serve(mut self, address: impl Into<SocketAddr>) -> Builder {
         self.serve = Some(address.into());
+        self.settings.records = true;
         self
     }
 
