@@ -63,18 +63,18 @@ mod handlers {
 
     /// Writes a file and waits for the disk. It belongs to `spawn_blocking`.
     pub(super) async fn upload() -> usize {
-        let path = std::env::temp_dir().join(format!("tokio-stall-{}", std::process::id()));
+        let path = std::path::PathBuf::from(format!("target/upload-{}", std::process::id()));
         save(&path).unwrap_or(0)
     }
 
     fn save(path: &std::path::Path) -> std::io::Result<usize> {
         let mut file = std::fs::File::create(path)?;
-        for _ in 0..20 {
-            file.write_all(&[7; 1 << 20])?;
+        for _ in 0..100 {
+            file.write_all(&[7; 4096])?;
             file.sync_all()?;
         }
         std::fs::remove_file(path)?;
-        Ok(20)
+        Ok(100)
     }
 }
 

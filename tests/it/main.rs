@@ -38,6 +38,12 @@ mod never_blocks;
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 mod odd_stacks;
+#[cfg(all(
+    feature = "serve",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod page;
 mod plain_main;
 mod pool_wait;
 #[cfg(all(

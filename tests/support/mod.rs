@@ -1,6 +1,8 @@
 //! A runtime under watch, and the other things that several tests need.
 #![allow(dead_code, unreachable_pub)] // Each binary uses its own part.
 
+#[cfg(feature = "serve")]
+pub mod browser;
 pub mod child;
 pub mod load;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,445 @@
+//! The page in a real browser: a stall and its line while it lasts, hostile names as text, a
+//! restart; and the clients of its news beside those of metrics and health.
+
+use crate::support::browser::Browser;
+use crate::support::scraped::{Scraped, free_address, get};
+use crate::support::stage::Stage;
+use crate::support::{FOREVER, Held, child};
+use serde_json::json;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+use tokio_stall::{Builder, FutureExt as _, StartError};
+
+const HOSTILE: &str = "<script>alert(1)</script><img src=x onerror=alert(2)>";
+const LOCAL: [u8; 4] = [127, 0, 0, 1];
+
+/// The line that the page has to show.
+const LINE: u32 = line!() + 3;
+#[inline(never)]
+fn holds_the_worker(until: &Receiver<()>) {
+    until.recv().ok();
+}
+
+fn stage(name: &str) -> (Stage, SocketAddr) {
+    let stage = Stage::multi_thread(2)
+        .named(name)
+        .runtime(|builder| builder.thread_name("<b>bold</b>"))
+        .settings(|builder| builder.serve((LOCAL, 0)))
+        .start();
+    let address = stage.watch.served_at().unwrap();
+    (stage, address)
+}
+
+fn opened(browser: &mut Browser, address: SocketAddr) {
+    browser.open(&format!("http://{address}/"));
+    browser.wait("document.querySelector('#connection')?.textContent === 'Live'");
+}
+
+/// A worker that is held until the drop of the sender.
+fn hold(stage: &Stage, name: &'static str) -> std::sync::mpsc::Sender<()> {
+    let (release, until) = std::sync::mpsc::channel();
+    let held = async move { holds_the_worker(&until) };
+    stage.runtime.spawn(held.watched(name));
+    release
+}
+
+#[test]
+fn a_stall_is_shown_while_it_lasts_and_its_report_opens_by_keyboard() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (stage, address) = stage("page");
+    opened(&mut browser, address);
+    browser.wait("document.querySelector('#quiet').textContent.startsWith('Nothing has blocked')");
+    let release = hold(&stage, "held");
+    let place = format!("page::holds_the_worker (tests/it/page.rs:{LINE})");
+    browser.wait("document.querySelectorAll('.block[data-live]').length === 1");
+    browser.wait(&format!(
+        "document.querySelector('#now').textContent.includes('{place}')"
+    ));
+    browser.wait(&has_pixels_of("--held"));
+    browser.wait(&has_pixels_of("--parked"));
+    browser.value("document.querySelector('.block[data-live]').focus()");
+    browser.press("Enter");
+    browser.wait("document.querySelector('#report').open");
+    let report = browser.text("#report-body");
+    assert!(report.contains(&place), "{report}");
+    assert!(report.contains("blocked/lock"), "{report}");
+    let own = browser.text("#report-body .own");
+    assert!(own.contains("holds_the_worker"), "{own}");
+    browser.press("Escape");
+    browser.wait("!document.querySelector('#report').open");
+    drop(release);
+    browser.wait("document.querySelectorAll('.block[data-live]').length === 0");
+    browser.wait("document.querySelectorAll('.block').length === 1");
+    browser.wait(&format!(
+        "document.querySelector('#sites').textContent.includes('{place}')"
+    ));
+    browser.assert_no_errors();
+}
+
+/// Whether a lane has a pixel of the colour that the style gives this name.
+fn has_pixels_of(color: &str) -> String {
+    format!(
+        "(() => {{
+            const probe = document.createElement('canvas').getContext('2d');
+            probe.fillStyle = getComputedStyle(document.documentElement)
+                .getPropertyValue('{color}');
+            probe.fillRect(0, 0, 1, 1);
+            const wanted = probe.getImageData(0, 0, 1, 1).data.join();
+            return [...document.querySelectorAll('.track canvas')].some((lane) => {{
+                const {{ width }} = lane;
+                if (width === 0) return false;
+                const {{ data }} = lane.getContext('2d').getImageData(0, 2, width, 1);
+                for (let at = 0; at < data.length; at += 4) {{
+                    if (data.slice(at, at + 4).join() === wanted) return true;
+                }}
+                return false;
+            }});
+        }})()"
+    )
+}
+
+#[test]
+fn hostile_names_are_text_everywhere() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (stage, address) = stage(HOSTILE);
+    opened(&mut browser, address);
+    let release = hold(&stage, HOSTILE);
+    let shown = json!(HOSTILE).to_string();
+    browser.wait(&format!(
+        "document.querySelector('#now').textContent.includes({shown})"
+    ));
+    browser.wait("document.querySelector('#now').textContent.includes('holds_the_worker')");
+    browser.value("document.querySelector('#now button').click()");
+    let report = browser.text("#report-body");
+    assert!(report.contains(HOSTILE), "{report}");
+    assert!(report.contains("<b>bold</b>"), "{report}");
+    browser.value("document.querySelector('#copy').click()");
+    browser.wait("document.querySelector('#copy').textContent !== 'Copy as text'");
+    browser.press("Escape");
+    drop(release);
+    browser.wait(&format!(
+        "document.querySelector('#sites').textContent.includes({shown})"
+    ));
+    // Folded stacks have no spaces in names.
+    let shown = json!(HOSTILE.replace(' ', "_")).to_string();
+    browser.wait(&format!(
+        "document.querySelector('#flame').textContent.includes({shown})"
+    ));
+    let made = "document.querySelectorAll('img, b, script:not([type=module])').length";
+    assert_eq!(browser.value(made), 0);
+    assert_eq!(browser.value("document.scripts.length"), 1);
+    browser.assert_no_errors();
+    // The positive control: the policy refuses markup that a page should make of such a name.
+    let markup = json!(format!("{HOSTILE}<p style='color: red'>")).to_string();
+    browser.value(&format!("document.body.innerHTML = {markup}"));
+    browser.wait("document.images.length === 1");
+    browser.call("Runtime.evaluate", json!({"expression": "1"}));
+    let refused = |error: &String| error.contains("Content Security Policy");
+    assert!(browser.errors.iter().any(refused), "{:#?}", browser.errors);
+    assert!(
+        !browser
+            .errors
+            .iter()
+            .any(|error| error.contains("javascriptDialog"))
+    );
+}
+
+#[test]
+fn the_flame_graph_zooms_by_keyboard_and_resets() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (stage, address) = stage("flames");
+    opened(&mut browser, address);
+    let release = hold(&stage, "held");
+    browser.wait("document.querySelector('#now').textContent.includes('holds_the_worker')");
+    drop(release);
+    let box_of_it = "[...document.querySelectorAll('#flame button')]
+        .find((box) => box.textContent.endsWith('holds_the_worker'))";
+    browser.wait(&format!("Boolean({box_of_it})"));
+    assert_eq!(
+        browser.value("document.querySelector('#flame-reset').disabled"),
+        true
+    );
+    browser.value(&format!("{box_of_it}.focus()"));
+    browser.press("Enter");
+    browser.wait("document.querySelector('#flame-of').textContent.includes('holds_the_worker')");
+    assert_eq!(
+        browser.value("document.querySelector('#flame-reset').disabled"),
+        false
+    );
+    browser.press("Escape");
+    browser.wait("document.querySelector('#flame-of').textContent.startsWith('All stacks')");
+    assert_eq!(
+        browser.value("document.querySelector('#flame-reset').disabled"),
+        true
+    );
+    browser.assert_no_errors();
+}
+
+const PORT: &str = "TOKIO_STALL_PAGE_PORT";
+
+/// A program that serves the page until it is killed.
+#[test]
+fn served_until_killed() {
+    let Some(port) = std::env::var(PORT).ok().and_then(|port| port.parse().ok()) else {
+        return;
+    };
+    let setup = Stage::multi_thread(1).settings(|builder| builder.serve((LOCAL, port)));
+    let _stage = setup.start();
+    println!("served");
+    loop {
+        std::thread::sleep(FOREVER);
+    }
+}
+
+struct Killed(Child);
+
+impl Killed {
+    fn start(address: SocketAddr) -> Killed {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "page::served_until_killed", "--nocapture"])
+            .env(PORT, address.port().to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let serves = lines.any(|line| line.unwrap().contains("served"));
+        assert!(serves, "{:?}", child.wait());
+        Killed(child)
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn the_page_survives_a_restart_of_the_program() {
+    assert!(!child::is_here(PORT));
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let address = free_address();
+    let program = Killed::start(address);
+    opened(&mut browser, address);
+    let pid = format!("pid {}", program.0.id());
+    browser.wait(&format!(
+        "document.querySelector('#process').textContent.startsWith('{pid} ')"
+    ));
+    browser.assert_no_errors();
+    drop(program);
+    let state = "document.querySelector('#connection').textContent";
+    browser.wait(&format!("{state} === 'Connection lost, trying again'"));
+    let program = Killed::start(address);
+    browser.wait(&format!("{state} === 'Live'"));
+    let pid = format!("pid {}", program.0.id());
+    browser.wait(&format!(
+        "document.querySelector('#process').textContent.startsWith('{pid} ')"
+    ));
+    // The browser itself notes connections that were refused.
+    browser.errors.retain(|error| !error.contains("net::ERR_"));
+    browser.assert_no_errors();
+}
+
+#[test]
+fn the_end_of_the_watch_is_told() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (stage, address) = stage("ends");
+    opened(&mut browser, address);
+    drop(stage);
+    let state = "document.querySelector('#connection').textContent";
+    browser.wait(&format!("{state} === 'The detector has stopped'"));
+}
+
+/// Opens `/events` and returns the status, with the open connection.
+fn events(address: SocketAddr) -> (u16, TcpStream) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(FOREVER)).unwrap();
+    let request = "GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    let status = std::str::from_utf8(&head[9..]).unwrap().parse().unwrap();
+    (status, stream)
+}
+
+#[test]
+fn metrics_and_health_are_answered_beside_64_pages_during_a_total_stall() {
+    let (stage, address) = stage("crowd");
+    let (release, held) = Held::new();
+    for _ in 0..2 {
+        let held = held.clone();
+        stage.runtime.spawn(async move { held.wait() });
+    }
+    let stalled = || get(address, "/metrics").map(|answer| Scraped::parse(&answer.body).stalled());
+    crate::support::wait_until("a total stall", || stalled() == Some(2));
+    let pages: Vec<_> = (0..64).map(|_| events(address)).collect();
+    let with = |wanted: u16| pages.iter().filter(|(status, _)| *status == wanted).count();
+    assert_eq!((with(200), with(503)), (16, 48));
+    let mut times = Vec::new();
+    for round in 0..40 {
+        let path = ["/metrics", "/health/live"][round % 2];
+        let asked = Instant::now();
+        assert_eq!(get(address, path).expect("an answer").status, 200);
+        times.push(asked.elapsed());
+    }
+    times.sort();
+    println!(
+        "40 answers beside 64 pages: median {:?}, slowest {:?}",
+        times[20], times[39]
+    );
+    // A wide margin: milliseconds on a quiet machine.
+    assert!(times[20] < Duration::from_secs(1), "{times:?}");
+    // Pages that go make room for others.
+    drop(pages);
+    crate::support::wait_until("room", || events(address).0 == 200);
+    drop(release);
+}
+
+/// Sends a request with these headers, and returns the head of the answer.
+fn ask(address: SocketAddr, path: &str, headers: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(FOREVER)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_browser_gets_the_page_and_other_clients_the_list() {
+    let (_stage, address) = stage("both");
+    let page = ask(address, "/", "Accept: text/html,*/*\r\n");
+    assert!(page.contains("<!doctype html>"), "{page}");
+    assert!(page.contains("content-security-policy: default-src 'none'; script-src 'sha256-"));
+    let list = ask(address, "/", "Accept: */*\r\n");
+    assert!(
+        list.contains("/health/live") && !list.contains("<!doctype"),
+        "{list}"
+    );
+    let foreign = ask(address, "/events", "Origin: http://evil.example\r\n");
+    assert!(foreign.starts_with("HTTP/1.1 403 "), "{foreign}");
+    let long = ask(address, &format!("/{}", "x".repeat(2000)), "");
+    assert!(long.starts_with("HTTP/1.1 414 "), "{long}");
+}
+
+#[test]
+fn a_token_opens_the_page_in_a_browser_and_health_needs_none() {
+    let token = "a-token-of-this-test";
+    let stage = Stage::multi_thread(1)
+        .named("token")
+        .settings(|builder| builder.serve((LOCAL, 0)).serve_token(token))
+        .start();
+    let address = stage.watch.served_at().unwrap();
+    assert!(ask(address, "/metrics", "").starts_with("HTTP/1.1 401 "));
+    assert!(ask(address, "/health/live", "").starts_with("HTTP/1.1 200 "));
+    let bearer = format!("Authorization: Bearer {token}\r\n");
+    assert!(ask(address, "/metrics", &bearer).starts_with("HTTP/1.1 200 "));
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    opened_with(&mut browser, address, token);
+    assert_eq!(browser.value("location.pathname + location.search"), "/");
+    assert_eq!(
+        browser.value("document.cookie"),
+        "",
+        "scripts do not see it"
+    );
+    browser.assert_no_errors();
+}
+
+fn opened_with(browser: &mut Browser, address: SocketAddr, token: &str) {
+    browser.open(&format!("http://{address}/?token={token}"));
+    browser.wait("document.querySelector('#connection')?.textContent === 'Live'");
+}
+
+#[test]
+fn a_bad_token_is_an_error_of_the_start_with_its_mend() {
+    let start = |token: &str| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let builder = Builder::new().runtime("bad token", runtime.handle().clone());
+        builder
+            .serve((LOCAL, 0))
+            .serve_token(token)
+            .start()
+            .map(drop)
+    };
+    for token in ["", "short", "sixteen letters; and others"] {
+        let error = start(token).expect_err("it cannot be used");
+        assert!(
+            matches!(error, StartError::ServeTokenUnusable { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("openssl rand"), "{error}");
+    }
+    start("0123456789abcdef").expect("a usable one");
+}
+
+/// Makes the pictures in `docs/` of the program that `TOKIO_STALL_PAGE` gives the address of:
+///
+/// ```sh
+/// cargo run --release --example prometheus --features serve &
+/// TOKIO_STALL_PAGE=http://127.0.0.1:9464 cargo test --all-features --test it page::pictures \
+///     -- --ignored
+/// ```
+#[test]
+#[ignore = "makes pictures for the documentation"]
+fn pictures() {
+    let address = std::env::var("TOKIO_STALL_PAGE").expect("an address");
+    let mut browser = Browser::start().expect("a Chromium");
+    browser.open(&address);
+    for (name, scheme, width, height) in [
+        ("light", "light", 1180, 1250),
+        ("dark", "dark", 1180, 1250),
+        ("phone", "light", 360, 1500),
+        ("report", "light", 1180, 900),
+    ] {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        browser.call("Emulation.setEmulatedMedia", json!({"features": features}));
+        let size = json!({
+            "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500,
+        });
+        browser.call("Emulation.setDeviceMetricsOverride", size);
+        browser.wait("document.querySelector('#now .line')?.textContent.includes('.rs:')");
+        if name == "report" {
+            browser.value("document.querySelector('#now button')?.click()");
+        }
+        let picture = browser.call("Page.captureScreenshot", json!({}));
+        assert_eq!(
+            browser.value("document.documentElement.scrollWidth <= innerWidth"),
+            true,
+            "{name}: nothing is wider than the window"
+        );
+        save(name, picture["data"].as_str().unwrap());
+    }
+}
+
+/// Writes a picture, which comes in base 64.
+fn save(name: &str, picture: &str) {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |byte: &u8| digits.iter().position(|digit| digit == byte);
+    let digits: Vec<usize> = picture.as_bytes().iter().filter_map(digit).collect();
+    let bytes = digits.chunks(4).flat_map(|four| {
+        let word = four.iter().fold(0, |word, digit| word << 6 | digit) << (6 * (4 - four.len()));
+        let bytes = [(word >> 16) as u8, (word >> 8) as u8, word as u8];
+        bytes.into_iter().take(four.len() - 1)
+    });
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pictures");
+    std::fs::create_dir_all(&folder).unwrap();
+    let bytes: Vec<u8> = bytes.collect();
+    std::fs::write(folder.join(format!("page-{name}.png")), bytes).unwrap();
+}
