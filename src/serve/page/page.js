@@ -452,13 +452,14 @@ function facts(stall) {
 }
 
 function split(time) {
-  const parts = SPLIT.filter(([name]) => time[name] > 0);
+  const all = SPLIT.reduce((sum, [name]) => sum + time[name], 0);
+  const parts = SPLIT.filter(([name]) => time[name] > all / 1000);
   if (parts.length === 0) return [];
   const bar = make("div", { className: "split" });
   const words = make("p", { className: "split-words" });
   for (const [name, text, cause] of parts) {
     const part = withCause(make("span"), cause);
-    part.style.flexGrow = time[name];
+    part.style.width = `${(time[name] / all) * 100}%`;
     bar.append(part);
     const textContent = `${text} ${human(time[name])}`;
     words.append(withCause(make("span", { className: "swatch", textContent }), cause));
@@ -504,7 +505,7 @@ async function copyReport() {
     () => true,
     () => false,
   );
-  write(byId("copy"), copied ? "Copied" : "Copied by hand below");
+  write(byId("copy"), copied ? "Copied" : "The text is below");
   if (copied) return;
   // Without a secure context there is no clipboard: the text can be selected instead.
   const area = make("pre", { textContent: text, tabIndex: 0 });
