@@ -402,6 +402,9 @@ fn pictures() {
     let address = std::env::var("TOKIO_STALL_PAGE").expect("an address");
     let mut browser = Browser::start().expect("a Chromium");
     browser.open(&address);
+    // The lanes are drawn by the end of a stall.
+    browser.wait("document.querySelector('#now .line')");
+    browser.wait("!document.querySelector('#now .line')");
     for (name, scheme, width, height) in [
         ("light", "light", 1180, 1250),
         ("dark", "dark", 1180, 1250),
