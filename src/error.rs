@@ -88,14 +88,18 @@ pub enum StartError {
     Thread(io::Error),
 }
 
+/// The problem of a signal where stacks are not taken.
+const NO_STACKS: &str =
+    "no stacks can be taken on this system or in this build, by whatever signal";
 /// The mend for an address that cannot be served at.
 #[cfg(feature = "serve")]
 const NO_ADDRESS: &str = "give `Builder::serve` an address of this machine and a port that is \
                           free, or port 0 to have one chosen";
-/// The mend for a directory that cannot be written to.
+/// The mend for a token that cannot be used.
 #[cfg(feature = "serve")]
 const NO_TOKEN: &str = "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
                         `openssl rand -hex 16`";
+/// The mend for a directory that cannot be written to.
 #[cfg(feature = "serve")]
 const NO_DIRECTORY: &str = "give `Builder::record_stalls` a directory that this process can make, \
                             or write to";
@@ -135,9 +139,7 @@ impl StartError {
             StartError::UnsupportedTarget => f.write_str(
                 "this target has no 64-bit atomics, so tokio publishes no worker counters here",
             ),
-            StartError::StacksUnsupported => f.write_str(
-                "no stacks can be taken on this system or in this build, by whatever signal",
-            ),
+            StartError::StacksUnsupported => f.write_str(NO_STACKS),
             StartError::SignalUnusable { signal } => {
                 write!(f, "stacks cannot be taken with signal {signal}")
             }

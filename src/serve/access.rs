@@ -84,7 +84,7 @@ fn is_same(one: &[u8; 32], other: &[u8; 32]) -> bool {
 
 /// The decision about a request.
 #[derive(Debug, PartialEq)]
-pub(super) enum Verdict {
+pub(super) enum Admission {
     Welcome,
     /// The token has come in the address. The cookie takes its place.
     SetCookie(String),
@@ -110,24 +110,24 @@ impl Access {
         }
     }
 
-    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Verdict {
+    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Admission {
         let path = uri.path();
         if let Some((status, why)) = self.refusal(uri, headers) {
-            return Verdict::Refused(status, why);
+            return Admission::Refused(status, why);
         }
         let Some(token) = self.token.as_ref().filter(|_| path != "/health/live") else {
-            return Verdict::Welcome;
+            return Admission::Welcome;
         };
         if self.has_token(token, headers) {
-            return Verdict::Welcome;
+            return Admission::Welcome;
         }
         let given = token_in_query(uri).filter(|_| path == "/");
         if given.is_some_and(|given| token.is(given)) {
             let (name, value) = (&self.cookie, &token.cookie);
             let cookie = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict");
-            return Verdict::SetCookie(cookie);
+            return Admission::SetCookie(cookie);
         }
-        Verdict::Refused(
+        Admission::Refused(
             StatusCode::UNAUTHORIZED,
             "a token is needed: send `Authorization: Bearer …`, or open `/?token=…` once\n",
         )
@@ -220,7 +220,7 @@ mod tests {
         Access::new(address.parse().unwrap(), token)
     }
 
-    fn check(access: &Access, path: &str, headers: &[(&str, &str)]) -> Verdict {
+    fn check(access: &Access, path: &str, headers: &[(&str, &str)]) -> Admission {
         let request = Request::get(path);
         let with = |request: hyper::http::request::Builder, (name, value): &(&str, &str)| {
             request.header(*name, *value)
@@ -232,9 +232,9 @@ mod tests {
 
     fn status(access: &Access, path: &str, headers: &[(&str, &str)]) -> u16 {
         match check(access, path, headers) {
-            Verdict::Welcome => 200,
-            Verdict::SetCookie(_) => 303,
-            Verdict::Refused(status, why) => {
+            Admission::Welcome => 200,
+            Admission::SetCookie(_) => 303,
+            Admission::Refused(status, why) => {
                 assert!(why.ends_with('\n'));
                 status.as_u16()
             }
@@ -298,7 +298,7 @@ mod tests {
     fn the_token_in_the_address_becomes_a_cookie() {
         let access = access("0.0.0.0:9464", Some(TOKEN));
         let verdict = check(&access, &format!("/?token={TOKEN}"), &[]);
-        let Verdict::SetCookie(cookie) = verdict else {
+        let Admission::SetCookie(cookie) = verdict else {
             panic!("{verdict:?}");
         };
         assert!(cookie.starts_with("tokio_stall_9464="), "{cookie}");

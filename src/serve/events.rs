@@ -38,11 +38,11 @@ pub(super) struct Events {
 }
 
 struct Pages {
-    open: Vec<Page>,
+    open: Vec<OpenPage>,
     feed: Feed,
 }
 
-struct Page {
+struct OpenPage {
     queue: mpsc::Sender<Bytes>,
     connection: Arc<Connection>,
 }
@@ -105,7 +105,7 @@ impl Events {
         queue.try_send(pages.feed.all(is_first)).ok();
         let connection = connection.clone();
         connection.becomes_a_stream();
-        pages.open.push(Page { queue, connection });
+        pages.open.push(OpenPage { queue, connection });
         self.opened.notify_one();
         Some(EventStream(news))
     }
@@ -143,7 +143,7 @@ impl Events {
 
     /// Tells all pages that the watch has ended, and waits a moment until they have it.
     pub(super) async fn end(&self) {
-        let pages: Vec<Page> = self.pages.lock().open.drain(..).collect();
+        let pages: Vec<OpenPage> = self.pages.lock().open.drain(..).collect();
         let connections = pages.into_iter().map(|page| {
             page.queue.try_send(Feed::last_words()).ok();
             page.connection

@@ -4,7 +4,7 @@
 //!
 //! Each answer is rendered at most ten times a second, except for the short text of `/health/live`.
 
-use super::access::{Access, Verdict};
+use super::access::{Access, Admission};
 use super::connections::Connection;
 use super::events::{EventStream, Events};
 use super::page;
@@ -119,9 +119,9 @@ impl Routes {
             return method_not_allowed();
         }
         match self.access.check(request.uri(), request.headers()) {
-            Verdict::Welcome => self.answer_to_welcome(request, connection),
-            Verdict::SetCookie(cookie) => set_cookie(&cookie),
-            Verdict::Refused(status, why) => refused(status, why),
+            Admission::Welcome => self.answer_to_welcome(request, connection),
+            Admission::SetCookie(cookie) => set_cookie(&cookie),
+            Admission::Refused(status, why) => refused(status, why),
         }
     }
 
