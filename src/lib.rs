@@ -162,7 +162,7 @@ pub use probe::{RuntimeBuilderExt, RuntimeHooks};
 pub use report::{
     Blocking, Cause, Certainty, FoldedBy, Frame, Headline, Missing, NoStack, Origin, Phase,
     PoolWaitReport, Profile, RouteVictims, Site, SiteTotals, StackSample, StallReport, TimeSplit,
-    Victims, WorkerStack,
+    TraceContext, Victims, WorkerStack,
 };
 pub use slot::PollTiming;
 #[cfg(feature = "serve")]

@@ -5,7 +5,7 @@
 
 mod support;
 
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use serde_json::Value;
 use std::io;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::stage::Stage;
 use support::wait_until;
+use tokio_stall::TraceContext;
 use tracing::{Instrument as _, info_span};
 use tracing_subscriber::prelude::*;
 
@@ -68,6 +69,13 @@ async fn request(number: u64) {
     request.instrument(info_span!("request")).await;
 }
 
+fn trace_of(span: &tracing::span::Id, subscriber: &tracing::Dispatch) -> Option<TraceContext> {
+    let context = tracing_opentelemetry::get_otel_context(span, subscriber)?;
+    let ids = context.span().span_context().clone();
+    let (trace_id, span_id) = (ids.trace_id(), ids.span_id());
+    Some(TraceContext::new(trace_id.to_string(), span_id.to_string()))
+}
+
 /// The spans of the trace with this name.
 fn traced(exporter: &InMemorySpanExporter, name: &str) -> Vec<SpanData> {
     let spans = exporter.get_finished_spans().unwrap().into_iter();
@@ -93,7 +101,7 @@ fn the_event_of_a_stall_is_in_its_span() {
         .init();
     let setup = Stage::multi_thread(2);
     let stage = setup
-        .settings(|builder| builder.startup_grace(Duration::ZERO))
+        .settings(|builder| builder.startup_grace(Duration::ZERO).traces(trace_of))
         .start();
     stage.run(request(7));
     let stalls = lines.stalls_in("request > handler");
@@ -114,11 +122,24 @@ fn the_event_of_a_stall_is_in_its_span() {
     // The trace has the stall, so it is found from there.
     let spans = traced(&exporter, "handler");
     let events = spans.iter().flat_map(|span| &span.events.events);
-    let stalls = events.filter(|event| {
+    let events = events.filter(|event| {
         let is_site = |key: &opentelemetry::KeyValue| key.key.as_str() == "duration_seconds";
         event.attributes.iter().any(is_site)
     });
-    assert!(stalls.count() > 0, "{spans:#?}");
+    assert!(events.count() > 0, "{spans:#?}");
+
+    // All events and reports have the ids of the trace, also those after the end of the span.
+    let ids = &spans[0].span_context;
+    let trace = TraceContext::new(ids.trace_id().to_string(), ids.span_id().to_string());
+    for stall in &stalls {
+        assert_eq!(stall["fields"]["trace_id"], trace.trace_id, "{stall}");
+        assert_eq!(stall["fields"]["span_id"], trace.span_id, "{stall}");
+    }
+    let reports = stage.seen.all();
+    assert!(!reports.is_empty());
+    for report in reports.iter().chain(&stage.watch.recent()) {
+        assert_eq!(report.trace.as_ref(), Some(&trace), "{report}");
+    }
 
     // A stall outside of any span is in none.
     stage.run(async { std::thread::sleep(LONG) });

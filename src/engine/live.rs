@@ -59,6 +59,7 @@ impl Live {
             thread: None,
             tid: None,
             span: None,
+            trace: None,
             task: (stall.task != 0).then_some(stall.task),
             spawned_at: None,
             started_at: wall_clock(stall.since),

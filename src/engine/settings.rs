@@ -12,13 +12,15 @@ use crate::clock::Nanos;
 use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
-use crate::report::{Frame, PoolWaitReport, StallReport};
+use crate::report::{Frame, PoolWaitReport, StallReport, TraceContext};
 use crate::slot::PollTiming;
 #[cfg(feature = "metrics")]
 use crate::slot::polls;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Dispatch;
+use tracing::span::Id;
 
 /// A stall of this age is written to standard error, in case the logger is stuck.
 pub(crate) const ENDLESS_AFTER: Duration = Duration::from_secs(10);
@@ -70,6 +72,7 @@ impl Advice {
 type OnStall = Arc<dyn Fn(&StallReport) + Send + Sync>;
 #[cfg(feature = "tower")]
 type OnSlowRequest = Arc<dyn Fn(&RequestReport) + Send + Sync>;
+type FindTrace = Arc<dyn Fn(&Id, &Dispatch) -> Option<TraceContext> + Send + Sync>;
 type OnPoolWait = Arc<dyn Fn(&PoolWaitReport) + Send + Sync>;
 
 /// The settings of one watch.
@@ -110,6 +113,7 @@ pub(crate) struct Settings {
     pub(crate) own_code: OwnCode,
     pub(crate) advice: Advice,
     pub(crate) on_stall: Option<OnStall>,
+    pub(crate) traces: Option<FindTrace>,
     pub(crate) on_pool_wait: Option<OnPoolWait>,
     /// The function for requests that take so long.
     #[cfg(feature = "tower")]
@@ -170,6 +174,7 @@ impl Default for Settings {
             own_code: OwnCode::default(),
             advice: Advice::default(),
             on_stall: None,
+            traces: None,
             on_pool_wait: None,
             #[cfg(feature = "tower")]
             on_slow_request: None,
@@ -184,6 +189,7 @@ impl fmt::Debug for Settings {
             .field("warn_after", &self.warn_after)
             .field("error_after", &self.error_after)
             .field("on_stall", &self.on_stall.is_some())
+            .field("traces", &self.traces.is_some())
             .field("on_pool_wait", &self.on_pool_wait.is_some())
             .finish_non_exhaustive()
     }

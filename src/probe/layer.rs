@@ -326,6 +326,22 @@ pub(crate) fn parent_for_events(span: SpanRef) -> Option<Id> {
     (source.is_open_here)(&dispatch, &id).then_some(id)
 }
 
+/// Calls `f` with the span and its subscriber, if the span is open.
+///
+/// Only for `stall-sinks`: `f` may take the locks of the span.
+pub(crate) fn with_open_span<T>(
+    span: SpanRef,
+    f: impl FnOnce(&Id, &Dispatch) -> Option<T>,
+) -> Option<T> {
+    let (source, dispatch, id) = find(span)?;
+    // If the span is closed meanwhile, this thread may hold its last reference, and the parents
+    // must be released in their own registry.
+    tracing::dispatcher::with_default(&dispatch, || {
+        (source.look_up)(&dispatch, &id)?;
+        f(&id, &dispatch)
+    })
+}
+
 fn find(span: SpanRef) -> Option<(Source, Dispatch, Id)> {
     let source = SOURCES.lock().get(usize::from(span.source))?.clone()?;
     let dispatch = source.dispatch.upgrade()?;

@@ -22,7 +22,9 @@ pub use future::FutureExt;
 pub use future::Watched;
 #[cfg(feature = "tower")]
 pub(crate) use future::mark;
-pub(crate) use layer::{SpanName, SpanRef, is_layer_installed, parent_for_events, resolve_span};
+pub(crate) use layer::{
+    SpanName, SpanRef, is_layer_installed, parent_for_events, resolve_span, with_open_span,
+};
 pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Gathering, Pulse, gather};
 #[cfg(not(loom))]

@@ -24,6 +24,7 @@ mod stderr;
 mod text;
 #[cfg(feature = "serve")]
 pub(crate) mod trace;
+mod trace_context;
 mod victims;
 mod worker_stack;
 
@@ -49,6 +50,7 @@ pub(crate) use stderr::write_last_words;
 pub use text::Headline;
 #[cfg(all(feature = "testing", not(loom)))]
 pub(crate) use text::Human;
+pub use trace_context::TraceContext;
 pub use victims::{RouteVictims, Victims};
 pub use worker_stack::WorkerStack;
 

@@ -6,6 +6,7 @@
 
 use super::pool_wait::PoolWaitReport;
 use super::stall::StallReport;
+use super::trace_context::TraceContext;
 use std::collections::VecDeque;
 
 /// The last stalls and pool waits of one watch.
@@ -34,6 +35,17 @@ impl Recent {
         keep(&mut self.stalls, self.capacity, change, |(_, report)| {
             report.id
         });
+    }
+
+    /// Adds the trace to the report of a stall that is kept.
+    pub(crate) fn set_trace(&mut self, id: u64, trace: &TraceContext) {
+        let mut stalls = self.stalls.iter_mut().rev();
+        let kept = stalls.find(|(_, report)| report.id == id);
+        if let Some((change, report)) = kept.filter(|(_, report)| report.trace.is_none()) {
+            self.changes += 1;
+            *change = self.changes;
+            report.trace = Some(trace.clone());
+        }
     }
 
     /// Keeps a report, in place of an earlier one of the same wait.

@@ -10,6 +10,7 @@ use super::missing::Missing;
 use super::profile::without_fields;
 use super::split::TimeSplit;
 use super::text::Headline;
+use super::trace_context::TraceContext;
 use super::victims::Victims;
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +60,9 @@ pub struct StallReport {
     /// The path of spans and watched names that the poll is in, outermost first: `request >
     /// get_user`.
     pub span: Option<String>,
+    /// The trace and the span of the poll, where [`Builder::traces`](crate::Builder::traces) finds
+    /// them.
+    pub trace: Option<TraceContext>,
     /// Tokio's id for the task. `None` for the future given to `block_on`, and where neither turns
     /// nor `watch_polls` show it.
     pub task: Option<u64>,
@@ -154,6 +158,7 @@ pub(crate) fn example() -> StallReport {
         thread: Some("tokio-rt-worker".to_owned()),
         tid: Some(4711),
         span: Some("request > get_user".to_owned()),
+        trace: None,
         task: Some(318),
         spawned_at: Some("src/main.rs:20".to_owned()),
         started_at: SystemTime::UNIX_EPOCH,

@@ -90,6 +90,7 @@ impl fmt::Display for StallReport {
             write!(f, "\n  build id  {build_id} ({module})")?;
         }
         self.write_advice(f)?;
+        self.write_trace(f)?;
         self.write_task(f)?;
         self.write_thread(f)?;
         self.write_gaps(f)
@@ -170,6 +171,17 @@ impl StallReport {
             (Some(task), Some(place)) => write!(f, "\n  task      {task}, spawned at {place}"),
             (Some(task), None) => write!(f, "\n  task      {task}"),
             (None, _) => Ok(()),
+        }
+    }
+
+    fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.trace {
+            Some(trace) => write!(
+                f,
+                "\n  trace     {}, span {}",
+                trace.trace_id, trace.span_id
+            ),
+            None => Ok(()),
         }
     }
 

@@ -151,6 +151,8 @@ fn emit(report: &StallReport, parent: Option<Id>, error_after: Duration) {
                 dependency = report.dependency,
                 cause = report.cause.as_str(),
                 span = report.span,
+                trace_id = report.trace.as_ref().map(|trace| trace.trace_id.as_str()),
+                span_id = report.trace.as_ref().map(|trace| trace.span_id.as_str()),
                 task = report.task,
                 spawned_at = report.spawned_at,
                 duration_seconds = report.duration.as_secs_f64(),

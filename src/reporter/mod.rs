@@ -15,6 +15,7 @@ mod pool_case;
 #[cfg(feature = "tower")]
 mod requests;
 pub(crate) mod sinks;
+mod traces;
 pub(crate) mod worker_stacks;
 
 #[cfg(feature = "metrics")]

@@ -5,6 +5,7 @@
 //! *Must not:* be waited for. A report has been counted and kept before it comes here.
 
 use super::log::{self, Log};
+use super::traces::Traces;
 use crate::clock::{self, Nanos};
 use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
 use crate::os;
@@ -45,16 +46,17 @@ pub(crate) enum Delivery {
 /// The thread's main function. Ends when the reporter has ended.
 pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     let mut log = Log::default();
+    let mut traces = Traces::default();
     for delivery in reports {
         let now = clock::now();
         shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
         // The user's code may start threads, which inherit the mask.
-        os::with_signals_of_the_program(|| deliver(delivery, &mut log, shared, now));
+        os::with_signals_of_the_program(|| deliver(delivery, &mut log, &mut traces, shared, now));
         shared.sinks_busy_since.store(0, Ordering::Relaxed);
     }
 }
 
-fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
+fn deliver(delivery: Delivery, log: &mut Log, traces: &mut Traces, shared: &Shared, now: Nanos) {
     match delivery {
         Delivery::Stall {
             mut report,
@@ -67,6 +69,7 @@ fn deliver(delivery: Delivery, log: &mut Log, shared: &Shared, now: Nanos) {
             if report.duration >= ENDLESS_AFTER && !last_words.swap(true, Ordering::Relaxed) {
                 write_last_words(&report);
             }
+            traces.add(&mut report, span, watch, shared);
             if let Some(on_stall) = &watch.settings.on_stall {
                 guarded(shared, || on_stall(&report));
             }

@@ -14,7 +14,7 @@ use crate::error::StartError;
 use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
-use crate::report::{PoolWaitReport, StallReport};
+use crate::report::{PoolWaitReport, StallReport, TraceContext};
 #[cfg(feature = "serve")]
 use crate::serve::ServeToken;
 use crate::slot::PollTiming;
@@ -25,6 +25,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tracing::Dispatch;
+use tracing::span::Id;
 
 /// Watches the runtime this is called in, with the defaults.
 ///
@@ -426,6 +428,34 @@ impl Builder {
     /// not limited as logs are.
     pub fn on_stall(mut self, f: impl Fn(&StallReport) + Send + Sync + 'static) -> Builder {
         self.settings.on_stall = Some(Arc::new(f));
+        self
+    }
+
+    /// Asks `find` for the trace of a stalled poll, by its innermost span and the subscriber of
+    /// that span. Reports have the answer in [`StallReport::trace`], and log events in the fields
+    /// `trace_id` and `span_id`.
+    ///
+    /// It needs [`layer()`](crate::layer), since a span marks the poll. For OpenTelemetry:
+    ///
+    /// ```
+    /// use opentelemetry::trace::TraceContextExt as _;
+    /// use tokio_stall::{Builder, TraceContext};
+    ///
+    /// let watch = Builder::new().traces(|span, subscriber| {
+    ///     let context = tracing_opentelemetry::get_otel_context(span, subscriber)?;
+    ///     let ids = context.span().span_context().clone();
+    ///     Some(TraceContext::new(ids.trace_id().to_string(), ids.span_id().to_string()))
+    /// });
+    /// ```
+    ///
+    /// `find` runs on the thread `stall-sinks`, once for each report until it has found a trace. It
+    /// may wait for the locks of a span: meanwhile later reports wait, as for
+    /// [`on_stall`](Self::on_stall). A panic of it is counted.
+    pub fn traces(
+        mut self,
+        find: impl Fn(&Id, &Dispatch) -> Option<TraceContext> + Send + Sync + 'static,
+    ) -> Builder {
+        self.settings.traces = Some(Arc::new(find));
         self
     }
 
