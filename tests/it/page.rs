@@ -403,7 +403,7 @@ fn pictures() {
     let mut browser = Browser::start().expect("a Chromium");
     browser.open(&address);
     // The lanes are drawn by the end of a stall.
-    browser.wait("document.querySelector('#now .line')");
+    browser.wait("!!document.querySelector('#now .line')");
     browser.wait("!document.querySelector('#now .line')");
     for (name, scheme, width, height) in [
         ("light", "light", 1180, 1250),
