@@ -6,7 +6,7 @@
 //! A page may get the same event twice, and takes the later one for each stall, each cell of a
 //! lane and each table.
 
-use super::lanes;
+use super::{lanes, program};
 use crate::clock::{self, Nanos};
 use crate::engine::{Coverage, View};
 use crate::report::{Certainty, SiteTotals, StallReport, of_the_poll};
@@ -151,13 +151,6 @@ fn event(name: &str, data: &impl Serialize) -> String {
 fn unix(time: SystemTime) -> f64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs_f64()
-}
-
-/// The file name of the program.
-fn program() -> String {
-    let path = std::env::args_os().next().unwrap_or_default();
-    let name = std::path::Path::new(&path).file_name();
-    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The number and the sum of all durations in a tally.

@@ -5,8 +5,8 @@
 //! It is rendered at most ten times a second. The picture has a script, and its policy lets this
 //! one run and no other: a name that came through as code would not run.
 
-use super::profiles;
 use super::routes::{Answer, CachedAnswer, response};
+use super::{profiles, program};
 use crate::engine::View;
 use crate::report::{FoldedBy, draw};
 use base64::Engine as _;
@@ -14,7 +14,6 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 use sha2::{Digest as _, Sha256};
-use std::path::Path;
 
 const SVG: &str = "image/svg+xml; charset=utf-8";
 
@@ -53,13 +52,6 @@ impl FlameGraph {
             .insert(CONTENT_SECURITY_POLICY, policy);
         response
     }
-}
-
-/// The name of the program's file.
-fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_default();
-    let name = path.file_name().unwrap_or(Path::new("program").as_os_str());
-    name.to_string_lossy().into_owned()
 }
 
 /// The policy of the flame graph: its own script and style, and nothing from elsewhere.

@@ -123,6 +123,13 @@ impl Drop for Server {
     }
 }
 
+/// The file name of the program.
+fn program() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&path).file_name();
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -238,29 +238,10 @@ fn file_name(report: &StallReport) -> String {
     format!("stall-{}-{}.json", report.id, utc(report.started_at))
 }
 
-/// A time in UTC, as letters that sort by it.
+/// A time in UTC, as letters that sort by it and that every file system takes.
 fn utc(at: SystemTime) -> String {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH);
-    let since = since.unwrap_or_default();
-    let (seconds, milliseconds) = (since.as_secs(), since.subsec_millis());
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}.{milliseconds:03}Z")
-}
-
-/// The date of a day since 1970, in the Gregorian calendar.
-///
-/// The year begins in March here, so that the leap day is its last, and an era has 400 of them.
-fn date(day: u64) -> (u64, u64, u64) {
-    let day = day + 719_468;
-    let (era, day) = (day / 146_097, day % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    (year, month, day_of_month)
+    let text = humantime::format_rfc3339_millis(at).to_string();
+    text.replace(['-', ':'], "")
 }
 
 /// The time in the name of a recording, and the number; `None` for any other file.
