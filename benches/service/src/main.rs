@@ -1,5 +1,6 @@
 //! What watching costs a whole service: axum over loopback TCP with keep-alive at saturation, watched and unwatched
-//! in turn, while nothing stalls and while one in a hundred or in twenty requests does.
+//! in turn, while nothing stalls and while one in a hundred or in twenty requests does; and what its layers for
+//! requests cost beside each other.
 //!
 //! ```text
 //! cargo run --release -p service
@@ -19,6 +20,10 @@ use load::Stalls;
 use rounds::Row;
 use std::time::{Duration, Instant};
 use tokio_stall::Guard;
+use tokio_stall::tower::RequestLayer;
+use tower::layer::layer_fn;
+use tower_http::trace::TraceLayer;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::Identity;
 use tracing_subscriber::prelude::*;
 
@@ -78,33 +83,66 @@ const FIVE_PERCENT: &[Row] = rows!(", 5 %", Stalls::OneIn(20));
 /// By row, the place of the one that it is compared with.
 const BASES: &[usize] = &[0, 0, 2, 2, 2];
 
+/// Layers for requests, each compared with one that does nothing. The first `watch()` shows what the
+/// detector costs without its layer.
+const LAYERS: &[Row] = &[
+    row("an empty tower layer", || unwatched(with_empty_layer())),
+    row("`TraceLayer`, its spans disabled", || {
+        trace_up_to(LevelFilter::INFO);
+        unwatched(with_trace_layer())
+    }),
+    row("`TraceLayer`, its spans enabled", || {
+        trace_up_to(LevelFilter::DEBUG);
+        unwatched(with_trace_layer())
+    }),
+    row("an empty tower layer, **`watch()`**", || {
+        watched(Stalls::None, with_empty_layer())
+    }),
+    row("**`RequestLayer`**, unwatched", || {
+        unwatched(with_request_layer())
+    }),
+    row("**`RequestLayer` and `watch()`**", || {
+        watched(Stalls::None, with_request_layer())
+    }),
+];
+const EMPTY_LAYER: &[usize] = &[0; LAYERS.len()];
+
 const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
     Row { name, measure }
 }
 
 fn main() {
-    rounds::be_the_row_asked_for(&[WITHOUT_STALLS, ONE_PERCENT, FIVE_PERCENT]);
+    rounds::be_the_row_asked_for(&[WITHOUT_STALLS, LAYERS, ONE_PERCENT, FIVE_PERCENT]);
 
-    show("No request stalls", WITHOUT_STALLS, ROUNDS);
+    show("No request stalls", WITHOUT_STALLS, BASES, ROUNDS);
+    println!();
+    show(
+        "Layers for requests; no request stalls",
+        LAYERS,
+        EMPTY_LAYER,
+        ROUNDS,
+    );
     let stall = format!("block their worker for {} ms", load::STALL.as_millis());
     println!();
     show(
         &format!("1 % of the requests {stall}"),
         ONE_PERCENT,
+        BASES,
         ROUNDS_WITH_STALLS,
     );
     println!();
     show(
         &format!("5 % of the requests {stall}"),
         FIVE_PERCENT,
+        BASES,
         ROUNDS_WITH_STALLS,
     );
 }
 
-fn show(title: &str, rows: &[Row], rounds: usize) {
+fn show(title: &str, rows: &[Row], bases: &[usize], rounds: usize) {
     let table = rounds::measure_in_turn(rows, rounds);
     println!("{title} ({rounds} rounds: median and quartiles):\n");
-    load::show(&table, rows, BASES, &["stalls found, %"], |row| {
+    load::show(&table, rows, bases, &["stalls found, %"], |row| {
         let found = table.figure(row.name, FOUND);
         vec![if found.median.is_nan() {
             "–".to_owned()
@@ -112,6 +150,23 @@ fn show(title: &str, rows: &[Row], rounds: usize) {
             found.show(1)
         }]
     });
+}
+
+fn with_empty_layer() -> Router {
+    load::routes(Stalls::None).layer(layer_fn(|service| service))
+}
+
+fn with_trace_layer() -> Router {
+    load::routes(Stalls::None).layer(TraceLayer::new_for_http())
+}
+
+fn with_request_layer() -> Router {
+    load::routes(Stalls::None).layer(RequestLayer::new())
+}
+
+/// Spans and events up to this level are enabled, and nothing reads them. `TraceLayer` uses DEBUG.
+fn trace_up_to(level: LevelFilter) {
+    tracing_subscriber::registry().with(level).init();
 }
 
 fn unwatched(routes: Router) -> Vec<f64> {
