@@ -7,15 +7,14 @@
 mod truth;
 
 use crate::support::load::Hogs;
-use crate::support::stage::Stage;
-use crate::support::{FOREVER, wait_until};
+use crate::support::service::{self, Service};
+use crate::support::wait_until;
 use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::net::SocketAddr;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_stall::tower::{RequestLayer, RequestReport};
@@ -63,41 +62,23 @@ fn router(database: Sender<Query>) -> Router {
         .route("/blocks/{n}", get(blocks))
 }
 
-/// The service, its reports of requests, and the two measurements of the test.
-struct Service {
-    stage: Stage,
-    address: SocketAddr,
-    requests: Receiver<RequestReport>,
+/// The service, and the two measurements of the test.
+struct Measured {
+    service: Service,
     outside: Truth,
     inside: Truth,
 }
 
-impl Service {
-    fn start(workers: usize) -> Service {
-        let (told, requests) = channel();
-        let tell = move |request: &RequestReport| {
-            told.send(request.clone()).ok();
-        };
-        let settings =
-            |builder: tokio_stall::Builder| builder.on_slow_request(Duration::ZERO, tell);
-        let stage = Stage::multi_thread(workers).settings(settings).start();
+impl Measured {
+    fn start(workers: usize) -> Measured {
         let (outside, inside) = (Truth::default(), Truth::default());
         // Without a route that the layer could know, each path has its own name.
-        let service = RequestLayer::new()
+        let watched = RequestLayer::new()
             .by_path(true)
             .layer(inside.layer(router(database())));
-        let service = Router::new().fallback_service(outside.layer(service));
-        let listener = stage
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .unwrap();
-        let address = listener.local_addr().unwrap();
-        stage
-            .runtime
-            .spawn(async move { axum::serve(listener, service).await });
-        Service {
-            stage,
-            address,
-            requests,
+        let router = Router::new().fallback_service(outside.layer(watched));
+        Measured {
+            service: Service::start(workers, router),
             outside,
             inside,
         }
@@ -106,7 +87,7 @@ impl Service {
     /// All clients ask for all they want, and a handler blocks so many times meanwhile. Returns the
     /// reports of the requests, by their names.
     fn load(&self, blocks: usize) -> BTreeMap<String, RequestReport> {
-        let address = self.address;
+        let address = self.service.address;
         let clients = (0..CLIENTS).map(|client| {
             std::thread::spawn(move || {
                 for request in 0..REQUESTS_OF_EACH {
@@ -126,7 +107,7 @@ impl Service {
         wait_until("all requests to be over", || {
             self.outside.are_over(all) && self.inside.are_over(all)
         });
-        let reports = (0..all).map(|_| self.requests.recv_timeout(FOREVER).expect("a report"));
+        let reports = (0..all).map(|_| self.service.next_request());
         reports
             .map(|report| (report.route.clone(), report))
             .collect()
@@ -142,15 +123,7 @@ impl Service {
 }
 
 fn ask(address: SocketAddr, path: &str) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(FOREVER * 3)).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
+    let response = service::get(address, path);
     assert!(response.starts_with("HTTP/1.1 200"), "{response}");
 }
 
@@ -283,18 +256,18 @@ fn lost(request: &Bounds, culprit: &Bounds) -> (Duration, Duration) {
 
 /// Compares the losses to one stall with the truth. Returns the number of its victims.
 fn assert_victims(
-    service: &Service,
+    measured: &Measured,
     requests: &BTreeMap<String, RequestReport>,
     stall: &StallReport,
 ) -> u64 {
-    let culprit = service.bounds(stall.span.as_deref().unwrap());
+    let culprit = measured.bounds(stall.span.as_deref().unwrap());
     // The begin of the stall is known to within a tick.
     let error = stall.duration_error * 2;
     let (mut count, mut together) = (0, Duration::ZERO);
     for request in requests.values() {
         let found = request.lost.iter().find(|lost| lost.stall == stall.id);
         let found = found.map_or(Duration::ZERO, |lost| lost.lost);
-        let (least, most) = lost(&service.bounds(&request.route), &culprit);
+        let (least, most) = lost(&measured.bounds(&request.route), &culprit);
         let most = if most.is_zero() { most } else { most + error };
         let least = least.saturating_sub(error);
         assert_between(
@@ -318,23 +291,23 @@ fn assert_victims(
 
 /// A loaded service with this many workers, of which a handler blocks one now and then.
 fn assert_truth(workers: usize) {
-    let service = Service::start(workers);
-    let requests = service.load(BLOCKS);
+    let measured = Measured::start(workers);
+    let requests = measured.load(BLOCKS);
     for request in requests.values() {
-        service.bounds(&request.route).assert_holds(request);
+        measured.bounds(&request.route).assert_holds(request);
     }
     let spans: BTreeSet<_> = (0..BLOCKS)
         .map(|block| format!("GET /blocks/{block}"))
         .collect();
     let stalls = spans
         .iter()
-        .map(|span| service.stage.seen.wait_for_end_of(span));
+        .map(|span| measured.service.stage.seen.wait_for_end_of(span));
     let victims: u64 = stalls
-        .map(|stall| assert_victims(&service, &requests, &stall))
+        .map(|stall| assert_victims(&measured, &requests, &stall))
         .sum();
     // With one worker, some request is ready while it is blocked.
     assert!(victims > 0 || workers > 1, "nobody was held up");
-    for report in service.stage.seen.all() {
+    for report in measured.service.stage.seen.all() {
         let span = report.span.as_deref().unwrap_or_default();
         assert!(spans.contains(span), "false alarm: {report:#?}");
     }
@@ -364,16 +337,16 @@ fn with_two_workers_beside_other_programs() {
 
 #[test]
 fn a_service_that_does_not_block_has_no_victims() {
-    let service = Service::start(2);
-    let requests = service.load(0);
+    let measured = Measured::start(2);
+    let requests = measured.load(0);
     for request in requests.values() {
-        service.bounds(&request.route).assert_holds(request);
+        measured.bounds(&request.route).assert_holds(request);
         assert!(request.lost.is_empty(), "{request}");
     }
-    service.stage.seen.assert_nothing();
+    measured.service.stage.seen.assert_nothing();
     // Positive control.
-    ask(service.address, "/blocks/0");
-    let ended = service.stage.seen.wait_for_end_of("GET /blocks/0");
+    ask(measured.service.address, "/blocks/0");
+    let ended = measured.service.stage.seen.wait_for_end_of("GET /blocks/0");
     assert_eq!(ended.phase, Phase::Ended);
     assert!(ended.victims.is_some());
 }

@@ -10,6 +10,8 @@ pub mod process;
 #[cfg(feature = "prometheus")]
 pub mod scraped;
 pub mod seen;
+#[cfg(feature = "tower")]
+pub mod service;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
