@@ -181,7 +181,7 @@ impl Drop for TimedPoll<'_> {
 
 impl Drop for TimedRequest {
     fn drop(&mut self) {
-        let (woken, now) = (self.noted.take(), clock::now());
+        let (woken, now) = (self.noted.end(), clock::now());
         let gap = self.time.ends(now, woken.map(|woken| woken.at));
         self.tell(&gap, woken, now);
         let Some(board) = &self.board else {

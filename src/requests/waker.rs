@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Wake, Waker};
 
+/// In place of a stamp: wakes are not noted any more. No stamp has this value.
+const OVER: u64 = 1;
+
 /// The waker of one request.
 pub(super) struct RequestWaker {
     /// The waker of the task that polls the request.
     outer: AtomicWaker,
     /// When it was first woken since the last poll, and in the lowest bit the generation that it is
-    /// counted in; 0 if it was not.
+    /// counted in; 0 if it was not, and [`OVER`] once the request has ended.
     woken: AtomicU64,
     board: Option<Arc<Board>>,
 }
@@ -34,16 +37,21 @@ impl RequestWaker {
 
     /// Takes the first wake since the last call, and the waker of the task for the next one.
     pub(super) fn begin_poll(&self, outer: &Waker) -> Option<Woken> {
-        let woken = self.take();
+        let woken = self.take(0);
         // Before the poll: a wake during the poll reaches this task.
         self.outer.register(outer);
         woken
     }
 
-    /// The first wake since the last poll.
-    pub(super) fn take(&self) -> Option<Woken> {
+    /// Takes the first wake since the last poll, at the end of the request. Others may keep this
+    /// waker and use it later, and nobody polls any more.
+    pub(super) fn end(&self) -> Option<Woken> {
+        self.take(OVER)
+    }
+
+    fn take(&self, then: u64) -> Option<Woken> {
         // Relaxed: the stamp is complete in itself. The wake itself orders the rest.
-        let woken = self.woken.swap(0, Ordering::Relaxed);
+        let woken = self.woken.swap(then, Ordering::Relaxed);
         (woken != 0).then_some(Woken {
             at: Nanos(woken & !1),
             generation: (woken & 1) as usize,
@@ -113,9 +121,19 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 1, "one wake is enough");
         let woken = waker.begin_poll(&task).expect("it was woken");
         assert!(before.0 & !1 <= woken.at.0 && woken.at <= after);
-        assert!(waker.take().is_none());
+        assert!(waker.take(0).is_none());
         assert_eq!(board.ready_now(), 1, "until the board is told otherwise");
         board.is_ready_no_more(woken.generation);
+        assert_eq!(board.ready_now(), 0);
+    }
+
+    #[test]
+    fn a_wake_after_the_end_does_not_count() {
+        let board = Arc::new(Board::for_tests(1));
+        let waker = Arc::new(RequestWaker::new(Some(board.clone()), clock::now()));
+        let new = waker.end().expect("a new request is ready");
+        board.is_ready_no_more(new.generation);
+        waker.wake_by_ref();
         assert_eq!(board.ready_now(), 0);
     }
 

@@ -4,6 +4,8 @@ use crate::support::service::{Service, get};
 use crate::support::{Held, wait_until};
 use axum::Router;
 use axum::routing;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
@@ -20,16 +22,22 @@ struct Handlers {
     waiting: mpsc::UnboundedReceiver<oneshot::Sender<()>>,
     /// Ends one `/blocks`.
     release: std::sync::mpsc::Sender<()>,
+    /// The wakers of requests to `/keeps`.
+    kept: std::sync::mpsc::Receiver<Waker>,
 }
 
 impl Handlers {
     fn start(workers: usize) -> Handlers {
         let (release, held) = Held::new();
         let (answers, waiting) = mpsc::unbounded_channel();
+        let (keep, kept) = std::sync::mpsc::channel();
+        let router = router(answers, held).route("/keeps", routing::get(|| keeps_waker(keep)));
+        let router = router.layer(RequestLayer::new().server_timing(true));
         Handlers {
-            service: Service::start(workers, router(answers, held)),
+            service: Service::start(workers, router),
             waiting,
             release,
+            kept,
         }
     }
 
@@ -82,7 +90,11 @@ fn router(answers: Answers, held: Held) -> Router {
         .route("/waits/{id}", routing::get(waits))
         .route("/blocks", routing::get(blocks))
         .route("/short", routing::get(|| async { "short" }))
-        .layer(RequestLayer::new().server_timing(true))
+}
+
+/// Answers at once, and gives its waker away.
+async fn keeps_waker(keep: std::sync::mpsc::Sender<Waker>) {
+    poll_fn(|cx| Poll::Ready(keep.send(cx.waker().clone()).ok())).await;
 }
 
 /// The parts add up, as the report promises.
@@ -198,6 +210,24 @@ fn requests_that_another_worker_serves_are_victims_only_if_they_lost_time() {
     };
     let count = requests.filter(is_its).count() as u64;
     assert_eq!(victims.requests, count, "{ended}");
+}
+
+#[test]
+fn a_request_that_is_woken_after_its_end_is_not_late() {
+    let handlers = Handlers::start(1);
+    handlers.get("/keeps").join().unwrap();
+    let kept = handlers.kept.recv().expect("a waker");
+    handlers.request("GET /keeps");
+    kept.wake();
+    let culprit = handlers.get("/blocks");
+    let began = handlers.stalled();
+    handlers.release.send(()).ok();
+    culprit.join().unwrap();
+    handlers.service.stage.seen.wait_for_end(began.id);
+    for report in handlers.service.stage.seen.all() {
+        let victims = report.victims.as_ref().expect("requests are watched");
+        assert_eq!((victims.requests, victims.waiting), (0, 0), "{report}");
+    }
 }
 
 #[test]
