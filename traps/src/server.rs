@@ -15,7 +15,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio_stall::tower::RequestLayer;
 use tracing::{Instrument, info_span, instrument};
 
 #[cfg(tokio_unstable)]
@@ -57,13 +56,7 @@ pub(crate) fn routes(
             router = router.merge((trap.routes)(setup)?);
         }
     }
-    let router = router.layer(from_fn(in_request_span));
-    // The layer marks polls, too.
-    Ok(if marked {
-        router.layer(RequestLayer::new())
-    } else {
-        router
-    })
+    Ok(router.layer(from_fn(in_request_span)))
 }
 
 /// Serves on a free port of the loopback interface.
