@@ -117,6 +117,8 @@ pub(crate) struct Detector {
     leaves: bool,
     /// Memory has shown a turn of this worker.
     counts_turns: bool,
+    /// The verdict of a stack of this worker is to come.
+    is_explaining: bool,
 }
 
 /// An announced poll that is over, while its record may still come: between the end of a poll and
@@ -153,6 +155,7 @@ impl Detector {
             ends: [None; 2],
             leaves: false,
             counts_turns: false,
+            is_explaining: false,
         }
     }
 
@@ -162,6 +165,7 @@ impl Detector {
             self.show(*serial, *shown);
         }
         let unseen = self.sort_records(&look.records);
+        self.is_explaining = look.is_explaining;
         let step = self.step_to(&look.sample);
         let mut findings = self.follow(&step);
         for (poll, record) in unseen {

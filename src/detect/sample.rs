@@ -82,6 +82,8 @@ pub(crate) struct Look {
     pub(crate) records: Vec<(PollKey, LongPoll)>,
     /// The verdicts of stacks since the last tick, each with the serial of its hold.
     pub(crate) stacks: Vec<(u64, StackVerdict)>,
+    /// The explainer has a stack of this worker whose verdict is to come.
+    pub(crate) is_explaining: bool,
 }
 
 /// One tick's view of one worker.

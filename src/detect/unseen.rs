@@ -19,6 +19,10 @@ use std::time::Duration;
 /// it does.
 const PUBLICATIONS: u32 = 3;
 
+/// The longest wait for a verdict that is to come. The explainer reads debug information before its
+/// first one, for some seconds on a busy machine.
+const LONGEST_EXPLANATION: Duration = Duration::from_secs(60);
+
 /// A long poll that ended before it was announced, until the busy counter confirms it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unconfirmed {
@@ -94,13 +98,24 @@ impl Unconfirmed {
         matches!(self.stall.held_by, HeldBy::Mark(poll) if claims(poll.thread))
     }
 
-    /// Takes in one more tick. Returns whether it is waited for any longer.
-    fn waits(&mut self, step: &Advance) -> bool {
+    /// Takes in one more tick. Returns whether it is waited for any longer: for some ticks, and for
+    /// as long as a verdict is to come (D208).
+    fn waits(&mut self, step: &Advance, is_explaining: bool) -> bool {
         if !self.is_counted {
             self.publications -= u32::from(step.went_on);
         }
-        self.ticks -= 1;
+        let since_end = step
+            .sample
+            .at
+            .since(self.stall.since.plus(self.stall.duration));
+        let is_owed =
+            is_explaining && self.is_shown_by_a_stack() && since_end < LONGEST_EXPLANATION;
+        self.ticks -= u32::from(!is_owed);
         self.publications > 0 && self.ticks > 0
+    }
+
+    fn is_shown_by_a_stack(&self) -> bool {
+        matches!(self.proof, Proof::Stack(_) | Proof::Sleep(_))
     }
 }
 
@@ -144,7 +159,7 @@ impl Detector {
     /// count a poll that left its worker by `block_in_place` (D33).
     pub(super) fn confirm(&mut self, step: &Advance) -> Findings {
         let mut findings = Findings::new();
-        let leaves = self.leaves;
+        let (leaves, is_explaining) = (self.leaves, self.is_explaining);
         self.unconfirmed.retain_mut(|poll| {
             let busy = step.busy_since(poll.busy_before);
             poll.is_counted |= busy >= poll.stall.duration - poll.stall.duration / 10;
@@ -156,7 +171,7 @@ impl Detector {
                     }));
                     false
                 }
-                _ => poll.waits(step),
+                _ => poll.waits(step, is_explaining),
             }
         });
         findings

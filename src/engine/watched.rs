@@ -18,7 +18,7 @@ use crate::requests::Board;
 use crate::slot;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio::runtime::{Handle, RuntimeMetrics};
 
 /// A watched runtime.
@@ -116,10 +116,14 @@ impl WatchedRuntime {
     }
 }
 
-/// The verdict of a stack, from the explainer to the watchdog: one word with the number of the
-/// stall and three bits.
+/// The verdict of a stack, from the explainer to the watchdog.
 #[derive(Debug, Default)]
-pub(crate) struct VerdictCell(AtomicU64);
+pub(crate) struct VerdictCell {
+    /// The number of the stall, and three bits.
+    verdict: AtomicU64,
+    /// Stacks that the explainer has been sent, and whose verdict is to come.
+    owed: AtomicU32,
+}
 
 impl VerdictCell {
     const DRIVING: u64 = 1;
@@ -128,6 +132,24 @@ impl VerdictCell {
     const INCONCLUSIVE: u64 = 4;
     const DOUBTFUL: u64 = 5;
 
+    /// Notes that the explainer will be sent a stack.
+    pub(crate) fn expect(&self) {
+        // Relaxed: only the watchdog asks, which counts here.
+        self.owed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes back that a verdict is expected: the stack could not be sent.
+    pub(crate) fn expect_no_more(&self) {
+        self.owed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a verdict is to come. If not, all are in the cell.
+    pub(crate) fn is_owed(&self) -> bool {
+        // Acquire: pairs with the Release in `put`, which comes after the store of the verdict.
+        self.owed.load(Ordering::Acquire) > 0
+    }
+
+    /// The verdict of a stack that was expected.
     pub(crate) fn put(&self, id: StallId, verdict: StackVerdict) {
         let bits = match verdict {
             StackVerdict::Driving => VerdictCell::DRIVING,
@@ -137,15 +159,17 @@ impl VerdictCell {
             StackVerdict::Doubtful => VerdictCell::DOUBTFUL,
         };
         // Relaxed: the word is complete in itself, and publishes nothing else.
-        self.0.store(id.0 << 3 | bits, Ordering::Relaxed);
+        self.verdict.store(id.0 << 3 | bits, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `is_owed`.
+        self.owed.fetch_sub(1, Ordering::Release);
     }
 
     pub(crate) fn take(&self) -> Option<(StallId, StackVerdict)> {
         // A load first: the cell is nearly always empty, and a swap would take the cache line.
-        if self.0.load(Ordering::Relaxed) == 0 {
+        if self.verdict.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let word = self.0.swap(0, Ordering::Relaxed);
+        let word = self.verdict.swap(0, Ordering::Relaxed);
         let verdict = match word & 7 {
             VerdictCell::DRIVING => StackVerdict::Driving,
             VerdictCell::DETACHED => StackVerdict::Detached,
@@ -204,5 +228,23 @@ impl Process {
     /// Whether it is the process that asks.
     pub(crate) fn is_this(&self) -> bool {
         self.0 == std::process::id()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_owed_until_it_is_in_the_cell() {
+        let cell = VerdictCell::default();
+        cell.expect();
+        cell.expect();
+        cell.expect_no_more();
+        assert!(cell.is_owed() && cell.take().is_none());
+        cell.put(StallId(7), StackVerdict::Doubtful);
+        assert!(!cell.is_owed());
+        assert_eq!(cell.take(), Some((StallId(7), StackVerdict::Doubtful)));
+        assert_eq!(cell.take(), None);
     }
 }

@@ -113,7 +113,10 @@ impl WorkerWatch {
         host: HostTime,
         context: &mut TickContext<'_>,
     ) -> Vec<Finding> {
-        let verdict = runtime.verdicts[self.worker.index()].take();
+        let cell = &runtime.verdicts[self.worker.index()];
+        // Before the cell is emptied: a verdict that is not owed any more is in it.
+        let is_explaining = cell.is_owed();
+        let verdict = cell.take();
         self.stacks
             .extend(verdict.and_then(|(id, shown)| Some((self.episodes.serial_of(id)?, shown))));
         let sample = self.sample(runtime, host, context);
@@ -122,6 +125,7 @@ impl WorkerWatch {
             sample,
             records: self.take_records(),
             stacks: std::mem::take(&mut self.stacks),
+            is_explaining,
         });
         self.ask_for_end(&findings);
         self.sample_stacks(runtime, &findings, &sample, context);
@@ -202,14 +206,18 @@ impl WorkerWatch {
     /// follow, the detector does not wait for one.
     pub(super) fn pass_on(&mut self, runtime: &Arc<WatchedRuntime>, sampled: Sampled, out: &Out) {
         let episode = self.episodes.of(sampled.serial, &out.shared);
+        let worker = self.worker.index();
         let sent = sampled.stack.and_then(|stack| {
-            out.explain(Work::OfStall {
+            let verdict = &runtime.verdicts[worker];
+            verdict.expect();
+            let work = Work::OfStall {
                 id: episode.id,
                 runtime: runtime.clone(),
-                worker: self.worker.index(),
+                worker,
                 after: sampled.after,
                 stack,
-            })
+            };
+            out.explain(work).inspect_err(|_| verdict.expect_no_more())
         });
         if sent.is_err_and(NoStack::is_final) {
             let verdict = (sampled.serial, StackVerdict::Inconclusive);

@@ -70,6 +70,7 @@ struct World {
     throttled: Duration,
     /// Stacks are taken here, and a test gives their verdicts by [`World::show`].
     stacks: bool,
+    is_explaining: bool,
 }
 
 impl World {
@@ -110,6 +111,7 @@ impl World {
             signalled: false,
             throttled: Duration::ZERO,
             stacks: false,
+            is_explaining: false,
         }
     }
 
@@ -269,6 +271,7 @@ impl World {
             sample,
             records: std::mem::take(&mut self.records),
             stacks: std::mem::take(&mut self.shown),
+            is_explaining: self.is_explaining,
         });
         let suspects = |finding: &Finding| matches!(finding, Finding::Suspect(_));
         if !self.stacks && findings.iter().any(suspects) {

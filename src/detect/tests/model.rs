@@ -194,6 +194,7 @@ proptest! {
                 sample: seen(step, now),
                 records: Vec::new(),
                 stacks: Vec::new(),
+                is_explaining: false,
             }) {
                 match finding {
                     Finding::Began(stall) | Finding::Ongoing(stall) => verdicts.push((now, stall)),
