@@ -125,7 +125,8 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
 
 async fn hello() -> &'static str {
     async {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // As if a database were asked.
+        tokio::time::sleep(Duration::from_millis(40)).await;
         "hello\n"
     }
     .instrument(tracing::info_span!("hello"))
