@@ -37,7 +37,7 @@ impl Route {
     /// # Cost
     ///
     /// A hash of the path.
-    pub(super) fn of(method: &http::Method, path: &str) -> Route {
+    pub(crate) fn of(method: &http::Method, path: &str) -> Route {
         let known = KNOWN.try_with(|known| {
             let known = known.try_borrow().ok()?;
             let paths = known.iter().find(|(known, _)| known == method);

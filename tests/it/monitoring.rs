@@ -1,6 +1,6 @@
 //! The files of `monitoring/` and the crate's list of metrics agree.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tokio_stall::metrics::{METRICS, Metric, MetricKind};
@@ -53,6 +53,55 @@ fn the_dashboard_shows_every_metric_and_no_other() {
     let text = read(DASHBOARD);
     serde_json::from_str::<serde_json::Value>(&text).expect("the dashboard is JSON");
     assert_eq!(named(&text), listed());
+}
+
+/// The panels of the dashboard, without the rows' titles.
+fn panels() -> Vec<serde_json::Value> {
+    let dashboard: serde_json::Value = serde_json::from_str(&read(DASHBOARD)).unwrap();
+    let panels = dashboard["panels"].as_array().expect("panels").iter();
+    panels
+        .filter(|panel| panel["type"] != "row")
+        .cloned()
+        .collect()
+}
+
+/// Legends leave out missing samples: a mean of those above zero is larger than the mean of all.
+#[test]
+fn no_legend_has_the_mean_or_the_last_of_samples_above_zero() {
+    let [mut filtered, mut with_mean] = [0, 0];
+    for panel in panels() {
+        let targets = panel["targets"].as_array().expect("targets").iter();
+        let is_filtered = targets
+            .filter_map(|target| target["expr"].as_str())
+            .any(|query| query.ends_with("> 0"));
+        let calcs = panel["options"]["legend"]["calcs"].as_array();
+        let Some(calcs) = calcs.filter(|calcs| !calcs.is_empty()) else {
+            continue;
+        };
+        let has = |name: &str| calcs.iter().any(|calc| calc == name);
+        filtered += usize::from(is_filtered);
+        with_mean += usize::from(has("mean"));
+        let misleads = is_filtered && (has("mean") || has("lastNotNull"));
+        assert!(!misleads, "{}", panel["title"]);
+    }
+    assert!(filtered >= 3 && with_mean >= 3, "{filtered}, {with_mean}");
+}
+
+#[test]
+fn no_panel_lies_on_another() {
+    let mut taken = BTreeMap::new();
+    for panel in panels() {
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|side| {
+            let side = panel["gridPos"][side].as_u64();
+            side.unwrap_or_else(|| panic!("{}: no place", panel["title"]))
+        });
+        assert!(x + w <= 24, "{}", panel["title"]);
+        for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            let before = taken.insert(place, panel["title"].clone());
+            assert_eq!(before, None, "{}", panel["title"]);
+        }
+    }
+    assert!(taken.len() > 1000, "{} places are taken", taken.len());
 }
 
 #[test]

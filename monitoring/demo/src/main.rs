@@ -4,6 +4,7 @@
 //! cargo run --release -p demo
 //! curl 'localhost:8080/block?ms=300'             # asleep on a worker
 //! curl 'localhost:8080/block?ms=300&how=cpu'     # computing
+//! curl 'localhost:8080/fill?ms=3000'             # all threads of the blocking pool are taken
 //! curl localhost:9464/metrics
 //! curl localhost:9464/stalls
 //! ```
@@ -24,8 +25,12 @@ use serde::Deserialize;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio_stall::Liveness;
+use tokio_stall::tower::RequestLayer;
 use tracing::Instrument as _;
 use tracing_subscriber::prelude::*;
+
+/// Few enough that `/fill` can take them all.
+const BLOCKING_THREADS: usize = 16;
 
 /// A service that blocks when asked to, with metrics about it.
 #[derive(Parser)]
@@ -56,6 +61,13 @@ struct Block {
     workers: usize,
 }
 
+#[derive(Deserialize)]
+struct Fill {
+    /// For how long, in milliseconds; a minute at most.
+    #[serde(default = "a_moment")]
+    ms: u64,
+}
+
 fn a_moment() -> u64 {
     200
 }
@@ -64,8 +76,16 @@ fn one() -> usize {
     1
 }
 
-#[tokio::main(worker_threads = 4)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()?
+        .block_on(serve())
+}
+
+async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::registry()
         .with(tokio_stall::layer())
         .with(
@@ -96,14 +116,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let router = Router::new()
         .route("/", get(hello))
         .route("/report", get(report))
-        .route("/block", get(block));
+        .route("/block", get(block))
+        .route("/fill", get(fill))
+        .layer(RequestLayer::new());
     axum::serve(listener, router).await?;
     Ok(())
 }
 
 async fn hello() -> &'static str {
     async {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // As if a database were asked.
+        tokio::time::sleep(Duration::from_millis(40)).await;
         "hello\n"
     }
     .instrument(tracing::info_span!("hello"))
@@ -129,4 +152,16 @@ async fn block(Query(asked): Query<Block>) -> String {
         task.await.ok();
     }
     format!("blocked {workers} times for {time:?}\n")
+}
+
+/// Takes all threads of the blocking pool, and has as many closures wait for one.
+async fn fill(Query(asked): Query<Fill>) -> String {
+    let time = Duration::from_millis(asked.ms.min(60_000));
+    let closures = 2 * BLOCKING_THREADS;
+    let waiting =
+        (0..closures).map(|_| tokio::task::spawn_blocking(move || std::thread::sleep(time)));
+    for closure in waiting.collect::<Vec<_>>() {
+        closure.await.ok();
+    }
+    format!("{closures} closures took {BLOCKING_THREADS} threads for {time:?} each\n")
 }
