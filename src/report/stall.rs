@@ -31,6 +31,17 @@ pub enum Phase {
     Ended,
 }
 
+impl Phase {
+    /// The word that logs and JSON have for it: `"began"`, `"ongoing"` or `"ended"`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Began => "began",
+            Phase::Ongoing => "ongoing",
+            Phase::Ended => "ended",
+        }
+    }
+}
+
 /// One poll that held its worker for longer than the threshold.
 ///
 /// A stall is reported when it crosses the threshold, again each time its age has doubled, and when

@@ -35,7 +35,10 @@ impl<'a> Headline<'a> {
     }
 
     fn verb(&self) -> &'static str {
+        let is_over = self.0.phase == Phase::Ended;
         match (self.0.certainty, self.0.phase) {
+            _ if self.0.cause.is_host() && is_over => "was held up by the host for",
+            _ if self.0.cause.is_host() => "held up by the host for",
             (Certainty::Certain, Phase::Ended) => "was blocked for",
             (Certainty::Certain, _) => "blocked for",
             (Certainty::Likely, Phase::Ended) => "was probably blocked for",
@@ -53,9 +56,6 @@ impl fmt::Display for Headline<'_> {
         write!(f, "worker {worker} of {runtime:?} {blocked_for} {duration}")?;
         if self.0.phase != Phase::Ended {
             f.write_str(" so far")?;
-        }
-        if self.0.cause.is_host() {
-            f.write_str(" (mostly the host)")?;
         }
         if let Some(reason) = self.reason() {
             write!(f, ": {reason}")?;
@@ -465,8 +465,7 @@ mod tests {
         report.cause = Cause::Contention;
         assert_eq!(
             report.headline().to_string(),
-            "worker 1 of \"api\" blocked for 127 ms so far (mostly the host): without a CPU, in \
-             request > get_user"
+            "worker 1 of \"api\" held up by the host for 127 ms so far: without a CPU, in request > get_user"
         );
         let why = "why       contention: without a CPU 100 ms (mostly the host)";
         assert!(report.to_string().contains(why), "{report}");

@@ -4,6 +4,7 @@
 
 mod add;
 mod builder;
+mod env;
 mod guard;
 mod plan;
 mod status;

@@ -5,13 +5,14 @@
 //! [`Builder::plan`] is pure: it reads its arguments only. It finds every error that can be found
 //! without touching the process.
 
-use super::{Builder, Guard, threads};
+use super::{Builder, Guard, env, threads};
 use crate::capture;
 use crate::detect::Rules;
 #[cfg(feature = "serve")]
 use crate::engine::recording::RecordStalls;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
+    read_filter_of_environment,
 };
 use crate::error::StartError;
 use crate::report::NoStack;
@@ -43,12 +44,19 @@ pub(super) struct Plan {
     #[cfg(feature = "serve")]
     serve_token: Option<serve::ServeToken>,
     settings: Settings,
+    off: bool,
+    doctor: bool,
 }
 
 impl Builder {
     /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
-        check(&self.settings)?;
+        let builder = self.with_environment()?;
+        check(&builder.settings).map_err(|error| env::blame(&builder.settings, error))?;
+        builder.checked(here)
+    }
+
+    fn checked(self, here: Option<Handle>) -> Result<Plan, StartError> {
         #[cfg(feature = "serve")]
         let serve_token = self.serve_token.transpose();
         #[cfg(feature = "serve")]
@@ -65,6 +73,8 @@ impl Builder {
             #[cfg(feature = "serve")]
             serve_token,
             settings: self.settings,
+            off: self.off,
+            doctor: self.doctor,
         })
     }
 }
@@ -99,11 +109,16 @@ fn check_signal(signal: i32, stacks_are_supported: bool) -> Result<(), StartErro
 impl Plan {
     /// Starts all of the plan, or nothing.
     pub(super) fn launch(self) -> Result<Guard, StartError> {
-        let signal = install(self.settings.stacks)?;
+        if self.off {
+            return Ok(self.launch_nothing());
+        }
+        let signal = install(self.settings.stacks);
+        let signal = signal.map_err(|error| env::blame(&self.settings, error))?;
         #[cfg(feature = "serve")]
         let bound = bind(self.serve)?;
         #[cfg(feature = "serve")]
         try_directory(&self.settings)?;
+        read_filter_of_environment();
         timing::set_mode(self.settings.poll_timing);
         #[cfg(feature = "metrics")]
         polls::set_name_limit(self.settings.poll_labels);
@@ -125,6 +140,23 @@ impl Plan {
             return Ok(guard.with_server(server));
         }
         Ok(guard)
+    }
+}
+
+impl Plan {
+    /// A guard without a thread, and without a change of the process.
+    fn launch_nothing(self) -> Guard {
+        let coverage = self.runtimes.into_iter().map(|(name, runtime)| {
+            let name = name.unwrap_or_else(|| threads::UNNAMED.to_owned());
+            Coverage::switched_off(&name, runtime.metrics().num_workers())
+        });
+        let coverage: Vec<Coverage> = coverage.collect();
+        if self.settings.log {
+            coverage.iter().for_each(reporter::log::switched_off);
+        }
+        let watch = Arc::new(WatchState::new(self.settings, Err(NoStack::Off)));
+        let shared = Arc::default();
+        Guard::switched_off(View { watch, shared }, coverage)
     }
 }
 

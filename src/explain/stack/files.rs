@@ -129,6 +129,19 @@ impl Elf {
     }
 }
 
+/// Whether a file has debug information, and symbols other than those for linking at run time.
+///
+/// # Cost
+///
+/// It reads the headers.
+pub(super) fn debug_info_and_symbols(path: &Path) -> io::Result<(bool, bool)> {
+    let file = File::open(path)?;
+    let cache = ReadCache::new(&file);
+    let file = Parsed::parse(&cache).map_err(io::Error::other)?;
+    let has_lines = file.section_by_name(".debug_info").is_some();
+    Ok((has_lines, !file.elf_symbol_table().is_empty()))
+}
+
 /// The name of a section with debug information, and its place in the file.
 fn debug<'a>(
     section: &ElfSection64<'a, '_, LittleEndian, &'a ReadCache<&'a File>>,

@@ -18,6 +18,7 @@ use super::own_code::OwnCode;
 use crate::capture::{RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
 use crate::report::{Frame, NoStack, Origin, SIGNAL_RETURN};
+use std::path::Path;
 use std::time::Duration;
 use symbols::{Named, Symbols};
 use tables::Modules;
@@ -99,6 +100,41 @@ impl std::fmt::Debug for Explainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Explainer").finish_non_exhaustive()
     }
+}
+
+/// The reason why no line of the program can be named, and the mend. `None` if lines can be named.
+///
+/// # Cost
+///
+/// It reads the headers of the program's file; of a stripped one also the debug information beside
+/// it.
+pub(crate) fn why_no_lines() -> Option<&'static str> {
+    // Also if the file has been deleted, or replaced.
+    let program = Path::new("/proc/self/exe");
+    let (has_lines, has_symbols) = match files::debug_info_and_symbols(program) {
+        Ok(found) => found,
+        Err(_) => return Some("the file of the program cannot be read"),
+    };
+    if has_lines || has_separate_lines(program) {
+        return None;
+    }
+    Some(match has_symbols {
+        true => {
+            "the program has no debug information; build with `debug = 1` in `[profile.release]`"
+        }
+        false => {
+            "the program is stripped, so functions have no names either; build with `debug = 1` \
+             and `strip = false`, or put its debug file beside it"
+        }
+    })
+}
+
+/// Whether there is a file with the debug information that was stripped off.
+fn has_separate_lines(program: &Path) -> bool {
+    let elf = files::Elf::open(program).ok();
+    let path = std::env::current_exe().ok();
+    let separate = elf.zip(path).and_then(|(elf, path)| elf.separate(&path));
+    separate.is_some()
 }
 
 /// Marks the frame to which a signal handler returns. Its own name is rarely known.
