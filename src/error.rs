@@ -9,8 +9,7 @@ use std::{fmt, io};
 ///
 /// Only the start can fail. A running detector sees less instead, which
 /// [`Coverage`](crate::Coverage) and [`Status`](crate::Status) show. `Display` writes the problem
-/// and its mend.
-#[derive(Debug)]
+/// and its mend. So does `Debug`, which is what a program shows whose `main` returns the error.
 #[non_exhaustive]
 pub enum StartError {
     /// `watch()`, or a builder without `runtime(…)`, was called outside of a runtime.
@@ -118,6 +117,12 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.problem(f)?;
         write!(f, ": {}", self.mend())
+    }
+}
+
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

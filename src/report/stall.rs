@@ -47,7 +47,8 @@ impl Phase {
 /// A stall is reported when it crosses the threshold, again each time its age has doubled, and when
 /// it is over. All reports of one stall carry the same [`id`](Self::id).
 ///
-/// `Display` writes several lines for people. With the feature `serde` durations are serialised as
+/// `Display` writes several lines for people, with the frames of own code; `{report:#}` writes all
+/// frames of the stack. With the feature `serde` durations are serialised as
 /// seconds, and `started_at` as seconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -62,6 +62,14 @@ struct Loggable {
     site: String,
 }
 
+impl Loggable {
+    /// The limit counts errors by themselves.
+    fn key(&self) -> String {
+        let is_error = self.level == Level::ERROR;
+        format!("{}\n{is_error}", self.site)
+    }
+}
+
 impl Log {
     /// Logs a report, unless it is too short, too early or over the limit. The event is in the span
     /// of the poll as long as that is open, so it has the fields and the trace of the request.
@@ -184,7 +192,7 @@ impl Log {
             return None;
         }
         match known {
-            Some(known) if shown => self.again(what, known),
+            Some(known) if shown => self.again(what, known, now),
             // ERROR is the least of levels.
             Some(known) if what.level >= known.level || what.level != Level::ERROR => None,
             _ => self.decide(what, now),
@@ -193,9 +201,16 @@ impl Log {
 
     /// Whether a stall that is in the log gets another event: at its end, when it becomes an error
     /// or certain, and at doubled ages from ten seconds on.
-    fn again(&mut self, what: &Loggable, known: Decision) -> Option<u64> {
+    fn again(&mut self, what: &Loggable, known: Decision, now: Nanos) -> Option<u64> {
         let is_old = what.age >= ENDLESS_AFTER && what.age >= known.age * 2;
         let is_worse = what.level < known.level;
+        let limiter = if what.is_of_the_host {
+            &mut self.host_limiter
+        } else {
+            &mut self.limiter
+        };
+        // The site may have been found since the first event.
+        limiter.note(&what.key(), now);
         if what.phase == Phase::Ended {
             return Some(0);
         }
@@ -221,8 +236,7 @@ impl Log {
         } else {
             &mut self.limiter
         };
-        let is_error = what.level == Level::ERROR;
-        let admitted = limiter.admit(&format!("{}\n{is_error}", what.site), now);
+        let admitted = limiter.admit(&what.key(), now);
         if what.phase != Phase::Ended {
             if self.decided.len() >= CASES {
                 self.decided.clear();
@@ -257,12 +271,12 @@ impl std::fmt::Display for Early {
             stalls, headline, ..
         } = self;
         let (are, longest) = match stalls {
-            1 => ("stall of the start was", ""),
-            _ => ("stalls of the start were", "the longest: "),
+            1 => ("stall of the start was", ": "),
+            _ => ("stalls of the start were", "; the longest: "),
         };
         write!(
             f,
-            "{stalls} {are} not logged (`Builder::startup_grace`): {longest}{headline}"
+            "{stalls} {are} not logged (`Builder::startup_grace`){longest}{headline}"
         )
     }
 }

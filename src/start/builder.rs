@@ -12,7 +12,6 @@ use crate::engine::Target;
 use crate::engine::recording::RecordStalls;
 use crate::engine::{Settings, Stacks};
 use crate::error::StartError;
-use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, TraceContext};
@@ -281,7 +280,9 @@ impl Builder {
         I: IntoIterator,
         I::Item: Into<String>,
     {
-        self.settings.own_code = OwnCode::new(names.into_iter().map(Into::into));
+        self.settings
+            .own_code
+            .add(names.into_iter().map(Into::into));
         self
     }
 

@@ -4,6 +4,7 @@
 
 mod add;
 mod builder;
+mod diagnosis;
 mod env;
 mod guard;
 mod plan;
@@ -11,6 +12,7 @@ mod status;
 mod threads;
 
 pub use builder::{Builder, watch};
+pub use diagnosis::{Diagnosis, Finding, SettingInForce, SettingSource};
 pub use guard::Guard;
 #[cfg(feature = "serve")]
 pub use status::RecordingStatus;

@@ -15,7 +15,7 @@ use crate::engine::{
     read_filter_of_environment,
 };
 use crate::error::StartError;
-use crate::report::NoStack;
+use crate::report::{NoStack, write_to_stderr};
 use crate::reporter;
 #[cfg(feature = "serve")]
 use crate::serve;
@@ -132,12 +132,16 @@ impl Plan {
         let guard = start_recordings(guard, &view)?;
         log_start(&view);
         #[cfg(feature = "serve")]
-        if let Some(bound) = bound {
-            warn_of_strangers(&view, &bound, self.serve_token.is_some());
-            let server = bound
-                .serve(view, self.serve_token)
-                .map_err(StartError::Thread)?;
-            return Ok(guard.with_server(server));
+        let guard = match bound {
+            Some(bound) => {
+                warn_of_strangers(&view, &bound, self.serve_token.is_some());
+                let server = bound.serve(view, self.serve_token);
+                guard.with_server(server.map_err(StartError::Thread)?)
+            }
+            None => guard,
+        };
+        if self.doctor {
+            print(&guard);
         }
         Ok(guard)
     }
@@ -156,8 +160,17 @@ impl Plan {
         }
         let watch = Arc::new(WatchState::new(self.settings, Err(NoStack::Off)));
         let shared = Arc::default();
-        Guard::switched_off(View { watch, shared }, coverage)
+        let guard = Guard::switched_off(View { watch, shared }, coverage);
+        if self.doctor {
+            print(&guard);
+        }
+        guard
     }
+}
+
+/// Prints what can be seen, for `TOKIO_STALL=doctor`.
+fn print(guard: &Guard) {
+    write_to_stderr(&guard.explain_coverage().to_string());
 }
 
 #[cfg(feature = "serve")]
