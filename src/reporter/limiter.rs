@@ -33,6 +33,11 @@ impl Limiter {
         }
     }
 
+    /// Takes a stall back that was counted as suppressed: it is decided about again.
+    pub(crate) fn take_back(&mut self) {
+        self.suppressed = self.suppressed.saturating_sub(1);
+    }
+
     /// Decides whether a stall at this site is logged now. If so, returns how many have been
     /// suppressed since the last one that was logged; if not, counts it as suppressed.
     pub(crate) fn admit(&mut self, site: &str, now: Nanos) -> Option<u64> {
@@ -77,6 +82,16 @@ mod tests {
         limiter.note("a", at(1));
         assert_eq!(limiter.admit("a", at(2)), None);
         assert_eq!(limiter.admit("b", at(2)), Some(1), "positive control");
+    }
+
+    #[test]
+    fn a_stall_that_is_decided_about_twice_is_counted_once() {
+        let mut limiter = Limiter::default();
+        assert_eq!(limiter.admit("a", at(0)), Some(0));
+        assert_eq!(limiter.admit("a", at(1)), None);
+        limiter.take_back();
+        assert_eq!(limiter.admit("a", at(2)), None);
+        assert_eq!(limiter.admit("b", at(2)), Some(1));
     }
 
     #[test]

@@ -37,6 +37,7 @@ struct Decision {
     shown: bool,
     /// When it becomes an error, there is a second decision.
     level: Level,
+    has_site: bool,
     /// The age at the last event.
     age: Duration,
     /// The advice has been given.
@@ -58,6 +59,7 @@ struct Loggable {
     age: Duration,
     level: Level,
     is_of_the_host: bool,
+    has_site: bool,
     /// The site that the limit counts.
     site: String,
 }
@@ -67,6 +69,13 @@ impl Loggable {
     fn key(&self) -> String {
         let is_error = self.level == Level::ERROR;
         format!("{}\n{is_error}", self.site)
+    }
+
+    /// Whether the limit would count it differently now: it has become an error, or its site has
+    /// been found.
+    fn is_another_than(&self, known: Decision) -> bool {
+        let is_error = |level| level == Level::ERROR;
+        is_error(self.level) && !is_error(known.level) || self.has_site && !known.has_site
     }
 }
 
@@ -87,6 +96,7 @@ impl Log {
             age: report.duration,
             level: level(report, settings.error_after),
             is_of_the_host: report.cause.is_host(),
+            has_site: report.site.is_some(),
             site: site_of(report),
         };
         if settings.log && settings.is_in_grace(watch.started_at, now) {
@@ -123,6 +133,7 @@ impl Log {
             age: report.waited,
             level: if is_error { Level::ERROR } else { Level::WARN },
             is_of_the_host: false,
+            has_site: false,
             site: format!("{}\nblocking pool", report.runtime),
         };
         let suppressed = self.admit(&wait, watch, now);
@@ -193,9 +204,19 @@ impl Log {
         }
         match known {
             Some(known) if shown => self.again(what, known, now),
-            // ERROR is the least of levels.
-            Some(known) if what.level >= known.level || what.level != Level::ERROR => None,
-            _ => self.decide(what, now),
+            Some(known) if what.is_another_than(known) => {
+                self.limiter_for(what).take_back();
+                self.decide(what, now)
+            }
+            Some(_) => None,
+            None => self.decide(what, now),
+        }
+    }
+
+    fn limiter_for(&mut self, what: &Loggable) -> &mut Limiter {
+        match what.is_of_the_host {
+            true => &mut self.host_limiter,
+            false => &mut self.limiter,
         }
     }
 
@@ -204,13 +225,8 @@ impl Log {
     fn again(&mut self, what: &Loggable, known: Decision, now: Nanos) -> Option<u64> {
         let is_old = what.age >= ENDLESS_AFTER && what.age >= known.age * 2;
         let is_worse = what.level < known.level;
-        let limiter = if what.is_of_the_host {
-            &mut self.host_limiter
-        } else {
-            &mut self.limiter
-        };
         // The site may have been found since the first event.
-        limiter.note(&what.key(), now);
+        self.limiter_for(what).note(&what.key(), now);
         if what.phase == Phase::Ended {
             return Some(0);
         }
@@ -231,12 +247,7 @@ impl Log {
 
     /// Decides by the limits, and keeps the decision while it goes on.
     fn decide(&mut self, what: &Loggable, now: Nanos) -> Option<u64> {
-        let limiter = if what.is_of_the_host {
-            &mut self.host_limiter
-        } else {
-            &mut self.limiter
-        };
-        let admitted = limiter.admit(&what.key(), now);
+        let admitted = self.limiter_for(what).admit(&what.key(), now);
         if what.phase != Phase::Ended {
             if self.decided.len() >= CASES {
                 self.decided.clear();
@@ -244,6 +255,7 @@ impl Log {
             let decision = Decision {
                 shown: admitted.is_some(),
                 level: what.level,
+                has_site: what.has_site,
                 age: what.age,
                 is_advised: false,
             };
