@@ -20,7 +20,7 @@ const CHILD: &str = "TOKIO_STALL_TEST_UNHEARD";
 fn subscribe(kind: &str) {
     let registry = tracing_subscriber::registry();
     match kind {
-        "none" | "callback" | "log off" => {}
+        "none" | "early" | "callback" | "log off" => {}
         // What `fmt::init()` does in a program with the feature `env-filter`.
         "environment" => registry
             .with(EnvFilter::from_default_env())
@@ -47,6 +47,10 @@ fn unheard_child() {
         return;
     };
     subscribe(&kind);
+    let grace = match kind.as_str() {
+        "early" => Builder::DEFAULT_STARTUP_GRACE * 1_000,
+        _ => Duration::ZERO,
+    };
     let setup = Stage::multi_thread(1)
         .named("api")
         .settings(|with_callback| {
@@ -54,7 +58,7 @@ fn unheard_child() {
                 "callback" => with_callback,
                 _ => Builder::new(),
             };
-            let builder = builder.startup_grace(Duration::ZERO).log(kind != "log off");
+            let builder = builder.startup_grace(grace).log(kind != "log off");
             builder.warn_after(Duration::from_millis(50))
         });
     let stage = setup.start();
@@ -119,6 +123,18 @@ fn without_a_subscriber_the_headline_is_on_standard_error() {
     assert_told(
         &said_with("none", None),
         "`tracing_subscriber::fmt().init()`",
+    );
+}
+
+/// A program that is over before the log begins.
+#[test]
+fn stalls_of_the_start_are_on_standard_error_at_the_end() {
+    let errors = said_with("early", None).errors;
+    let told = "tokio-stall: 2 stalls of the start were not logged";
+    assert_eq!(errors.matches(told).count(), 1, "{errors}");
+    assert!(
+        errors.contains("`tracing_subscriber::fmt().init()`"),
+        "{errors}"
     );
 }
 

@@ -10,7 +10,7 @@ use super::CASES;
 use super::limiter::Limiter;
 use super::unheard::Unheard;
 use crate::clock::Nanos;
-use crate::engine::{Coverage, ENDLESS_AFTER, TARGET, WatchState, WatchedRuntime};
+use crate::engine::{Coverage, ENDLESS_AFTER, Settings, TARGET, WatchState, WatchedRuntime};
 use crate::probe::{self, SpanRef};
 use crate::report::{Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::turns::NoTurns;
@@ -50,6 +50,8 @@ struct Early {
     stalls: u64,
     longest: Duration,
     headline: String,
+    /// A callback has had them.
+    is_heard: bool,
 }
 
 /// The parts of a report that decide whether it is logged.
@@ -100,7 +102,7 @@ impl Log {
             site: site_of(report),
         };
         if settings.log && settings.is_in_grace(watch.started_at, now) {
-            self.early.note(report, settings.warn_after);
+            self.early.note(report, settings);
         } else {
             self.tell_of_early_stalls();
         }
@@ -186,7 +188,9 @@ impl Log {
             longest_seconds = seconds(early.longest),
             "{text}"
         );
-        self.unheard.tell(Level::INFO, &text);
+        if !early.is_heard {
+            self.unheard.tell(Level::INFO, &text);
+        }
     }
 
     /// Returns how many have been suppressed before, if this one is to be logged.
@@ -266,9 +270,10 @@ impl Log {
 }
 
 impl Early {
-    fn note(&mut self, report: &StallReport, warn_after: Duration) {
-        if report.phase == Phase::Ended && report.duration >= warn_after {
+    fn note(&mut self, report: &StallReport, settings: &Settings) {
+        if report.phase == Phase::Ended && report.duration >= settings.warn_after {
             self.stalls += 1;
+            self.is_heard = settings.on_stall.is_some();
             if report.duration >= self.longest {
                 self.longest = report.duration;
                 self.headline = report.headline().to_string();
