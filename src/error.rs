@@ -248,14 +248,21 @@ impl StartError {
                 "choose another with `Stacks::Signal`, or `Stacks::Off`"
             }
             #[cfg(feature = "serve")]
-            StartError::Serve { .. } => NO_ADDRESS,
-            #[cfg(feature = "serve")]
-            StartError::Recordings { .. } => NO_DIRECTORY,
-            #[cfg(feature = "serve")]
-            StartError::ServeTokenUnusable { .. } => NO_TOKEN,
+            StartError::Serve { .. }
+            | StartError::Recordings { .. }
+            | StartError::ServeTokenUnusable { .. } => self.mend_of_the_server(),
             StartError::EnvUnusable { why, .. } => why,
             StartError::EnvNotUnicode => "unset it, or give it as in TOKIO_STALL=threshold=20ms",
             StartError::Thread(_) => "raise the limit on threads",
+        }
+    }
+
+    #[cfg(feature = "serve")]
+    fn mend_of_the_server(&self) -> &'static str {
+        match self {
+            StartError::Serve { .. } => NO_ADDRESS,
+            StartError::Recordings { .. } => NO_DIRECTORY,
+            _ => NO_TOKEN,
         }
     }
 }

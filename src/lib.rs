@@ -168,7 +168,7 @@ pub use slot::PollTiming;
 #[cfg(feature = "serve")]
 pub use start::RecordingStatus;
 pub use start::{
-    Builder, Diagnosis, Finding, Guard, RuntimeStatus, SettingInForce, SettingSource, Status,
+    Builder, Diagnosis, Guard, Observation, RuntimeStatus, SettingInForce, SettingSource, Status,
     Waits, WorkerTime, watch,
 };
 

@@ -235,8 +235,8 @@ where
     }
 }
 
-/// Whether the subscriber takes filters of layers. That of `tracing_subscriber::fmt().finish()` does
-/// not, and panics if it is given one. Nothing but its name tells.
+/// Whether the subscriber takes filters of layers. That of `tracing_subscriber::fmt().finish()`
+/// does not, and panics if it is given one. Nothing but its name shows that.
 fn takes_filters<S>() -> bool {
     !std::any::type_name::<S>().contains("tracing_subscriber::fmt::Subscriber<")
 }

@@ -18,8 +18,8 @@ pub(crate) fn write_to_stderr(line: &str) {
     write(&format!("tokio-stall: {line}\n"));
 }
 
-/// Line breaks stay, and all other control characters are escaped: the names of spans, functions and
-/// threads may have some, and a terminal would obey them.
+/// Line breaks stay, and all other control characters are escaped: the names of spans, functions
+/// and threads may have some, and a terminal would obey them.
 fn harmless(text: &str) -> String {
     let mut harmless = String::with_capacity(text.len());
     for c in text.chars() {

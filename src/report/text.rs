@@ -76,8 +76,8 @@ impl fmt::Display for Headline<'_> {
     }
 }
 
-/// Writes several lines. A stack has the frames of own code and the call that it made; `{:#}` writes
-/// all frames.
+/// Writes several lines. A stack has the frames of own code and the call that it made; `{:#}`
+/// writes all frames.
 impl fmt::Display for StallReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_title(f)?;

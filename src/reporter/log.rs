@@ -1,5 +1,5 @@
-//! Reports as `tracing` events: a line when a stall has begun, one if it becomes an error, one at its
-//! end.
+//! Reports as `tracing` events: a line when a stall has begun, one if it becomes an error, one at
+//! its end.
 //!
 //! *Runs on:* `stall-sinks`; `watching` on the thread that starts a watch.
 //!

@@ -2,8 +2,8 @@
 //!
 //! *Runs on:* the user's threads.
 //!
-//! It adds words to [`Coverage`], and the settings in force. A thing that works has a sentence, too:
-//! silence would not tell it from a thing that was forgotten.
+//! It adds words to [`Coverage`], and the settings in force. A thing that works has a sentence,
+//! too: silence would not tell it from a thing that was forgotten.
 
 use super::Guard;
 use crate::engine::{Coverage, Hearing, Settings, View, WatchedRuntime};
@@ -26,7 +26,7 @@ use std::fmt::{self, Write as _};
 /// let diagnosis = watch.explain_coverage();
 /// println!("{diagnosis}");
 /// // This program has no subscriber.
-/// let log = diagnosis.findings.iter().find(|finding| finding.about == "log");
+/// let log = diagnosis.observations.iter().find(|observed| observed.about == "log");
 /// assert!(log.is_some_and(|log| !log.works && log.text.contains("install one")));
 /// # Ok(())
 /// # }
@@ -36,7 +36,7 @@ use std::fmt::{self, Write as _};
 #[non_exhaustive]
 pub struct Diagnosis {
     /// One for each thing: those of each runtime, then those of the process.
-    pub findings: Vec<Finding>,
+    pub observations: Vec<Observation>,
     /// The settings in force.
     pub settings: Vec<SettingInForce>,
 }
@@ -45,7 +45,7 @@ pub struct Diagnosis {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
-pub struct Finding {
+pub struct Observation {
     /// The name of the runtime. `None` for a thing of the whole process.
     pub runtime: Option<String>,
     /// The thing, mostly by the label that the metric `tokio_stall_coverage` has for it.
@@ -102,14 +102,14 @@ impl Guard {
         if self.off.is_none() && !self.view.shared.is_inherited() {
             ask_for_hearing();
         }
-        let mut findings = Vec::new();
+        let mut observations = Vec::new();
         for coverage in self.coverage() {
-            findings.extend(of_runtime(&coverage));
+            observations.extend(of_runtime(&coverage));
         }
         let first = self.coverage().into_iter().next();
-        findings.extend(first.iter().flat_map(|of| of_process(of, &self.view)));
+        observations.extend(first.iter().flat_map(|of| of_process(of, &self.view)));
         Diagnosis {
-            findings,
+            observations,
             settings: self.settings_in_force(),
         }
     }
@@ -137,22 +137,22 @@ const OF_PROCESS: [&str; 7] = [
     "spans", "causes", "calls", "stacks", "lines", "runtimes", "log",
 ];
 
-fn of_runtime(coverage: &Coverage) -> Vec<Finding> {
+fn of_runtime(coverage: &Coverage) -> Vec<Observation> {
     let parts = coverage.parts().into_iter();
     let parts = parts.filter(|(about, _)| !OF_PROCESS.contains(about));
-    let found = parts.map(|(about, why_not)| Finding {
+    let found = parts.map(|(about, why_not)| Observation {
         runtime: Some(coverage.runtime.clone()),
         about,
-        ..finding(about, why_not, coverage)
+        ..observed(about, why_not, coverage)
     });
     found.collect()
 }
 
-fn of_process(coverage: &Coverage, view: &View) -> Vec<Finding> {
+fn of_process(coverage: &Coverage, view: &View) -> Vec<Observation> {
     let parts = coverage.parts().into_iter();
     let parts = parts.filter(|(about, _)| OF_PROCESS.contains(about));
-    let mut found: Vec<Finding> = parts
-        .map(|(about, why_not)| finding(about, why_not, coverage))
+    let mut found: Vec<Observation> = parts
+        .map(|(about, why_not)| observed(about, why_not, coverage))
         .collect();
     let settings = &view.watch.settings;
     if let Some(lines) = found.iter_mut().find(|it| it.about == "lines" && !it.works) {
@@ -176,7 +176,7 @@ fn instead_of_log(settings: &Settings, is_heard: bool) -> &'static str {
     }
 }
 
-fn finding(about: &'static str, why_not: Option<String>, coverage: &Coverage) -> Finding {
+fn observed(about: &'static str, why_not: Option<String>, coverage: &Coverage) -> Observation {
     // Turns find what marks would.
     let is_found_by_turns = about == "polls" && coverage.turns;
     let works = why_not.is_none() || is_found_by_turns;
@@ -187,7 +187,7 @@ fn finding(about: &'static str, why_not: Option<String>, coverage: &Coverage) ->
         Some(why_not) => why_not,
         None => seen(about, coverage),
     };
-    Finding {
+    Observation {
         runtime: None,
         about,
         works,
@@ -221,7 +221,7 @@ fn seen(about: &str, coverage: &Coverage) -> String {
 }
 
 #[cfg(feature = "metrics")]
-fn metrics(settings: &Settings) -> Finding {
+fn metrics(settings: &Settings) -> Observation {
     use crate::engine::Target;
     // The recorder that the facade has without any has no size.
     let size = settings.metrics.with(|recorder| size_of_val(recorder));
@@ -234,7 +234,7 @@ fn metrics(settings: &Settings) -> Finding {
         ),
         (Target::Installed, _) => (true, "a recorder of the facade `metrics` is installed"),
     };
-    Finding {
+    Observation {
         runtime: None,
         about: "metrics",
         works,
@@ -243,8 +243,8 @@ fn metrics(settings: &Settings) -> Finding {
 }
 
 #[cfg(not(feature = "metrics"))]
-fn metrics(_: &Settings) -> Finding {
-    Finding {
+fn metrics(_: &Settings) -> Observation {
+    Observation {
         runtime: None,
         about: "metrics",
         works: false,
@@ -347,7 +347,7 @@ fn of_server(settings: &Settings, served_at: Option<std::net::SocketAddr>) -> [S
 
 /// The width of a line of text.
 const WIDTH: usize = 100;
-/// The columns before the text of a finding.
+/// The columns before the text of an observation.
 const MARGIN: usize = 18;
 
 impl fmt::Display for Diagnosis {
@@ -361,15 +361,15 @@ impl fmt::Display for Diagnosis {
         }
         write!(f, ", {}", features())?;
         let mut about = None;
-        for finding in &self.findings {
-            if about != Some(&finding.runtime) {
-                about = Some(&finding.runtime);
-                match &finding.runtime {
+        for observed in &self.observations {
+            if about != Some(&observed.runtime) {
+                about = Some(&observed.runtime);
+                match &observed.runtime {
                     Some(runtime) => write!(f, "\n\nruntime {runtime:?}")?,
                     None => f.write_str("\n\nthe process")?,
                 }
             }
-            finding.write(f)?;
+            observed.write(f)?;
         }
         f.write_str("\n\nsettings")?;
         for SettingInForce { key, value, source } in &self.settings {
@@ -384,7 +384,7 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-impl Finding {
+impl Observation {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = if self.works { "yes" } else { "NO" };
         write!(f, "\n  {mark:<5}{:<11}", self.about)?;
@@ -409,8 +409,8 @@ impl Finding {
 mod tests {
     use super::*;
 
-    fn finding(works: bool, text: &str) -> Finding {
-        Finding {
+    fn observed(works: bool, text: &str) -> Observation {
+        Observation {
             runtime: None,
             about: "lines",
             works,
@@ -422,7 +422,7 @@ mod tests {
     fn long_texts_are_wrapped_at_words() {
         let text = "word ".repeat(60);
         let diagnosis = Diagnosis {
-            findings: vec![finding(false, text.trim())],
+            observations: vec![observed(false, text.trim())],
             settings: Vec::new(),
         };
         let text = diagnosis.to_string();

@@ -450,7 +450,10 @@ mod tests {
         let all = settings(text);
         assert_eq!((all.threshold, all.tick), (20 * MS, Some(5 * MS)));
         assert_eq!((all.warn_after, all.error_after), (250 * MS, 2_000 * MS));
-        assert_eq!((all.grace, all.pool_threshold), (0 * MS, Some(1_500 * MS)));
+        assert_eq!(
+            (all.grace, all.pool_threshold),
+            (Duration::ZERO, Some(1_500 * MS))
+        );
         assert_eq!((all.stacks, all.recent), (Stacks::Off, 9));
         assert!(!all.turns && !all.log);
         assert_eq!(all.poll_timing, PollTiming::Every);

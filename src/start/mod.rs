@@ -12,7 +12,7 @@ mod status;
 mod threads;
 
 pub use builder::{Builder, watch};
-pub use diagnosis::{Diagnosis, Finding, SettingInForce, SettingSource};
+pub use diagnosis::{Diagnosis, Observation, SettingInForce, SettingSource};
 pub use guard::Guard;
 #[cfg(feature = "serve")]
 pub use status::RecordingStatus;
