@@ -73,6 +73,16 @@ fn a_layer_on_a_subscriber_without_filters_of_layers_names_spans() {
     });
 }
 
+/// Its type has no arguments in its name.
+#[test]
+fn a_layer_on_the_subscriber_with_all_defaults_names_spans() {
+    alone(|| {
+        let subscriber = tracing_subscriber::fmt().finish();
+        subscriber.with(tokio_stall::layer()).init();
+        assert_named();
+    });
+}
+
 #[test]
 fn a_layer_above_another_one_on_such_a_subscriber_names_spans() {
     alone(|| {

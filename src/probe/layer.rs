@@ -238,7 +238,7 @@ where
 /// Whether the subscriber takes filters of layers. That of `tracing_subscriber::fmt().finish()`
 /// does not, and panics if it is given one. Nothing but its name shows that.
 fn takes_filters<S>() -> bool {
-    !std::any::type_name::<S>().contains("tracing_subscriber::fmt::Subscriber<")
+    !std::any::type_name::<S>().contains("tracing_subscriber::fmt::Subscriber")
 }
 
 /// A layer that does nothing, inside [`Filtered`], of which only the vote is used.

@@ -82,19 +82,19 @@ impl fmt::Debug for EnvText {
 }
 
 /// One part of the text: a word, or a key and its value.
-struct Part<'a> {
+struct EnvPart<'a> {
     key: &'a str,
     value: Option<&'a str>,
 }
 
-impl<'a> Part<'a> {
-    fn of(text: &'a str) -> Part<'a> {
+impl<'a> EnvPart<'a> {
+    fn of(text: &'a str) -> EnvPart<'a> {
         let (key, value) = match text.split_once('=') {
             Some((key, value)) => (key.trim(), Some(value.trim())),
             None => (text, None),
         };
         let long = SHORT.iter().find(|(short, _)| *short == key);
-        Part {
+        EnvPart {
             key: long.map_or(key, |(_, long)| long),
             value,
         }
@@ -133,7 +133,7 @@ impl Builder {
     fn with_text(mut self, text: &str) -> Result<Builder, StartError> {
         let parts = text.split(',').map(str::trim);
         for text in parts.filter(|text| !text.is_empty()) {
-            let part = Part::of(text);
+            let part = EnvPart::of(text);
             match (part.key, part.value) {
                 ("off", None) => self.off = true,
                 ("doctor", None) => self.doctor = true,
@@ -153,7 +153,7 @@ impl Builder {
         let lacks_one = recordings.is_some_and(|stalls| stalls.directory.as_os_str().is_empty());
         match about.filter(|_| lacks_one) {
             Some(key) => {
-                Err(Part { key, value: None }.wrong("give record_stalls a directory, too"))
+                Err(EnvPart { key, value: None }.wrong("give record_stalls a directory, too"))
             }
             None => Ok(self),
         }
@@ -164,7 +164,7 @@ impl Builder {
         Ok(self)
     }
 
-    fn with_part(mut self, part: &Part<'_>, value: Option<&str>) -> Result<Builder, StartError> {
+    fn with_part(mut self, part: &EnvPart<'_>, value: Option<&str>) -> Result<Builder, StartError> {
         let known = KEYS.iter().find(|key| **key == part.key);
         let Some(key) = known else {
             return Err(self.unknown(part));
@@ -179,16 +179,16 @@ impl Builder {
     }
 
     /// The error about a word that is no key.
-    fn unknown(&self, part: &Part<'_>) -> StartError {
+    fn unknown(&self, part: &EnvPart<'_>) -> StartError {
         // A comma in a token would make its rest a word.
         if part.value.is_none() && self.settings.from_env.last() == Some(&TOKEN) {
-            let token = Part {
+            let token = EnvPart {
                 key: TOKEN,
                 ..*part
             };
             return token.wrong("a comma ends a value, and the text after it is no setting");
         }
-        let unknown = Part {
+        let unknown = EnvPart {
             value: None,
             ..*part
         };

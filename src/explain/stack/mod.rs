@@ -151,3 +151,35 @@ fn is_unwinder(frame: &Frame) -> bool {
     let function = frame.function.as_deref();
     function.is_some_and(|function| function.starts_with("_Unwind_"))
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Tests are built with debug information.
+    #[test]
+    fn the_file_of_the_program_shows_whether_there_are_lines() {
+        assert_eq!(why_no_lines(), None);
+        let program = std::env::current_exe().expect("a program");
+        assert!(matches!(
+            files::debug_info_and_symbols(&program),
+            Ok((true, true))
+        ));
+        // A file without them, made of this one where there is the tool for it.
+        let bare = tempfile::NamedTempFile::new().expect("a file");
+        let mut strip = Command::new("strip");
+        let strip = strip
+            .arg("--strip-all")
+            .arg("-o")
+            .arg(bare.path())
+            .arg(&program);
+        match strip.status() {
+            Ok(status) if status.success() => {
+                let found = files::debug_info_and_symbols(bare.path());
+                assert!(matches!(found, Ok((false, false))), "{found:?}");
+            }
+            _ => eprintln!("NOT TRIED: a stripped program needs `strip`"),
+        }
+    }
+}
