@@ -9,8 +9,7 @@ use std::{fmt, io};
 ///
 /// Only the start can fail. A running detector sees less instead, which
 /// [`Coverage`](crate::Coverage) and [`Status`](crate::Status) show. `Display` writes the problem
-/// and its mend.
-#[derive(Debug)]
+/// and its mend. So does `Debug`, which is what a program shows whose `main` returns the error.
 #[non_exhaustive]
 pub enum StartError {
     /// `watch()`, or a builder without `runtime(…)`, was called outside of a runtime.
@@ -84,6 +83,19 @@ pub enum StartError {
         /// The reason, as in "has less than 16 characters".
         why: &'static str,
     },
+    /// The environment variable `TOKIO_STALL` has a setting that cannot be used; see
+    /// [`Builder::from_env`](crate::Builder::from_env).
+    EnvUnusable {
+        /// The key.
+        key: String,
+        /// The value, at most its first 60 characters. `None` without one, for a key that does not
+        /// exist, and for the token of the server.
+        value: Option<String>,
+        /// The reason, and what would be right.
+        why: String,
+    },
+    /// The environment variable `TOKIO_STALL` is no Unicode text.
+    EnvNotUnicode,
     /// The operating system would not start one of the detector's threads.
     Thread(io::Error),
 }
@@ -105,6 +117,12 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.problem(f)?;
         write!(f, ": {}", self.mend())
+    }
+}
+
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -149,9 +167,27 @@ impl StartError {
             StartError::Serve { .. }
             | StartError::Recordings { .. }
             | StartError::ServeTokenUnusable { .. } => self.problem_of_the_server(f),
+            StartError::EnvUnusable { .. } | StartError::EnvNotUnicode => {
+                self.problem_of_the_environment(f)
+            }
             StartError::Thread(error) => {
                 write!(f, "the detector's thread could not be started ({error})")
             }
+        }
+    }
+
+    fn problem_of_the_environment(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the environment variable TOKIO_STALL ")?;
+        match self {
+            StartError::EnvUnusable { key, value, .. } => {
+                // A key may be any text.
+                let key = key.escape_debug();
+                match value {
+                    Some(value) => write!(f, "sets {key} to {value:?}"),
+                    None => write!(f, "has {key}"),
+                }
+            }
+            _ => f.write_str("is no Unicode text"),
         }
     }
 
@@ -171,7 +207,7 @@ impl StartError {
     }
 
     /// The change that lets the watch start.
-    fn mend(&self) -> &'static str {
+    fn mend(&self) -> &str {
         match self {
             StartError::NoRuntime => {
                 "call `tokio_stall::watch()` inside `#[tokio::main]` or a task, or name the runtime \
@@ -212,12 +248,21 @@ impl StartError {
                 "choose another with `Stacks::Signal`, or `Stacks::Off`"
             }
             #[cfg(feature = "serve")]
-            StartError::Serve { .. } => NO_ADDRESS,
-            #[cfg(feature = "serve")]
-            StartError::Recordings { .. } => NO_DIRECTORY,
-            #[cfg(feature = "serve")]
-            StartError::ServeTokenUnusable { .. } => NO_TOKEN,
+            StartError::Serve { .. }
+            | StartError::Recordings { .. }
+            | StartError::ServeTokenUnusable { .. } => self.mend_of_the_server(),
+            StartError::EnvUnusable { why, .. } => why,
+            StartError::EnvNotUnicode => "unset it, or give it as in TOKIO_STALL=threshold=20ms",
             StartError::Thread(_) => "raise the limit on threads",
+        }
+    }
+
+    #[cfg(feature = "serve")]
+    fn mend_of_the_server(&self) -> &'static str {
+        match self {
+            StartError::Serve { .. } => NO_ADDRESS,
+            StartError::Recordings { .. } => NO_DIRECTORY,
+            _ => NO_TOKEN,
         }
     }
 }

@@ -167,7 +167,10 @@ pub use report::{
 pub use slot::PollTiming;
 #[cfg(feature = "serve")]
 pub use start::RecordingStatus;
-pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch};
+pub use start::{
+    Builder, Diagnosis, Guard, Observation, RuntimeStatus, SettingInForce, SettingSource, Status,
+    Waits, WorkerTime, watch,
+};
 
 /// The guides: decisions, reports, production, tests, cost and limits.
 #[cfg(all(
@@ -182,6 +185,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/reading-a-report.md")]
     pub mod reading_a_report {}
+
+    #[doc = include_str!("../docs/log-format.md")]
+    pub mod log_format {}
 
     #[doc = include_str!("../docs/production.md")]
     pub mod production {}

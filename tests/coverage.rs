@@ -81,8 +81,8 @@ fn all_works_in_an_ordinary_process() {
         assert!(coverage.stacks && coverage.thread_evidence && coverage.calls);
         let gaps: Vec<_> = coverage.gaps().iter().map(|gap| gap.sees).collect();
         let expected: &[&str] = match coverage.turns {
-            true => &["polls", "spans", "block_on"],
-            false => &["polls", "spans", "turns", "block_on"],
+            true => &["polls", "spans", "block_on", "log"],
+            false => &["polls", "spans", "turns", "block_on", "log"],
         };
         assert_eq!(gaps, expected, "{coverage}");
     });

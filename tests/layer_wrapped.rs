@@ -1,4 +1,5 @@
-//! The layer inside of `Option`, `Vec`, `Box` and `reload` names spans.
+//! The layer inside of `Option`, `Vec`, `Box` and `reload`, and on subscribers that take no filters,
+//! names spans.
 //!
 //! A program of its own: a global subscriber belongs to a process, and each test starts one for
 //! itself.
@@ -59,6 +60,35 @@ fn a_layer_that_can_be_reloaded_names_spans() {
     alone(|| {
         let (layer, _handle) = reload::Layer::new(Some(tokio_stall::layer()));
         registry().with(layer).init();
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_on_a_subscriber_without_filters_of_layers_names_spans() {
+    alone(|| {
+        let subscriber = tracing_subscriber::fmt().with_test_writer().finish();
+        subscriber.with(tokio_stall::layer().with_fields()).init();
+        assert_named();
+    });
+}
+
+/// Its type has no arguments in its name.
+#[test]
+fn a_layer_on_the_subscriber_with_all_defaults_names_spans() {
+    alone(|| {
+        let subscriber = tracing_subscriber::fmt().finish();
+        subscriber.with(tokio_stall::layer()).init();
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_above_another_one_on_such_a_subscriber_names_spans() {
+    alone(|| {
+        let subscriber = tracing_subscriber::fmt().with_env_filter("info").finish();
+        let subscriber = subscriber.with(tracing_subscriber::layer::Identity::new());
+        subscriber.with(tokio_stall::layer()).init();
         assert_named();
     });
 }

@@ -49,7 +49,7 @@ impl Lines {
     /// The events of stalls with this span, once the last one has come.
     fn stalls_in(&self, span: &str) -> Vec<Value> {
         let is_its = |line: &&Value| line["fields"]["span"] == span;
-        let ended = |line: &Value| line["fields"]["phase"] == "Ended";
+        let ended = |line: &Value| line["fields"]["phase"] == "ended";
         wait_until("the last event", || {
             self.stalls().iter().filter(is_its).any(ended)
         });

@@ -100,10 +100,10 @@ fn a_span_in_a_watched_future_has_both_names() {
     });
 }
 
-/// It marks the poll without a name of its own.
+/// Another layer has enabled it.
 #[test]
-fn a_span_more_verbose_than_the_layer_has_no_name() {
-    assert_named("outer", |seen| {
+fn a_span_more_verbose_than_the_layer_has_its_name() {
+    assert_named("outer > inner", |seen| {
         let inner = async move { tracing::debug_span!("inner").in_scope(|| block(&seen)) };
         inner.instrument(info_span!("outer"))
     });

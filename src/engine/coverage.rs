@@ -5,7 +5,7 @@
 //! It is a copy of facts that the detector's threads have found. Text, gaps and metrics are made of
 //! the same copy.
 
-use super::{OtherRuntime, WatchedRuntime};
+use super::{Hearing, OtherRuntime, WatchedRuntime};
 use crate::clock;
 use crate::os::HiddenEvidence;
 use crate::probe;
@@ -39,6 +39,9 @@ pub struct Coverage {
     /// Whether this process is a fork of the one that was watched. The detector's threads are not
     /// here, so nothing is seen. A watch that is started here is one of its own.
     pub forked: bool,
+    /// Whether the watch is switched off, by `TOKIO_STALL=off` and
+    /// [`Builder::from_env`](crate::Builder::from_env). Nothing is seen.
+    pub off: bool,
     /// Whether a subscriber of this process has the [`layer()`](crate::layer()).
     pub spans: bool,
     /// Whether the system shows if a thread sleeps, computes, or waits for a CPU. Otherwise only
@@ -53,6 +56,10 @@ pub struct Coverage {
     pub stacks: bool,
     /// The reason why no stacks are taken, if none are.
     pub no_stacks: Option<NoStack>,
+    /// Whether the program's file has debug information, so that sites have lines.
+    pub lines: bool,
+    /// The reason why sites have no lines, and the mend.
+    pub no_lines: Option<&'static str>,
     /// Whether the future given to `block_on` is watched: on a `current_thread` runtime, whose
     /// worker polls it. On a multi-thread runtime it runs on a thread that is no worker, and so
     /// does the body of `#[tokio::main]`: only what it spawns is watched.
@@ -62,6 +69,12 @@ pub struct Coverage {
     pub turns: bool,
     /// The reason why turns are not counted, if they are not.
     pub no_turns: Option<&'static str>,
+    /// Whether the log is heard: a subscriber of the process takes warnings of the target
+    /// `tokio_stall`. Otherwise stalls are on standard error, unless the filter is meant to hide
+    /// them or a callback has them.
+    pub log: bool,
+    /// The reason why the log is not heard, and the mend.
+    pub no_log: Option<&'static str>,
     /// The runtimes of this process that poll marked tasks, and that nobody watches. They are known
     /// by their marks, some seconds after these begin. A runtime without marks is not known.
     pub other_runtimes: Vec<OtherRuntime>,
@@ -86,6 +99,8 @@ impl fmt::Display for Gap {
 
 /// The reason in a fork.
 const FORKED: &str = "this process is a fork of the one that was watched; call `watch()` here";
+/// The reason of a watch that is switched off.
+const OFF: &str = "the watch is switched off by `TOKIO_STALL=off`; unset it";
 
 impl Coverage {
     pub(crate) fn of(runtime: &WatchedRuntime) -> Coverage {
@@ -100,8 +115,21 @@ impl Coverage {
         let hidden = sight.as_ref().map(|sight| sight.hidden);
         let is_all = |hidden: Option<HiddenEvidence>| hidden.is_some_and(HiddenEvidence::is_all);
         let no_turns = runtime.stats.no_turns();
+        let no_log = match runtime.watch.settings.log {
+            true => Hearing::last().why_not(),
+            false => Some(NO_LOG),
+        };
+        let no_lines = match &sight {
+            Some(sight) => sight.no_lines,
+            None => Some(NOT_YET),
+        };
         Coverage {
+            lines: no_lines.is_none(),
+            no_lines,
+            log: no_log.is_none(),
+            no_log,
             forked: false,
+            off: false,
             block_on: runtime.handle.runtime_flavor() == RuntimeFlavor::CurrentThread,
             runtime: runtime.name.clone(),
             workers: runtime.metrics.num_workers(),
@@ -116,7 +144,7 @@ impl Coverage {
             calls: hidden.is_some_and(|hidden| hidden.is_none()),
             no_thread_evidence: match hidden {
                 Some(hidden) => hidden.map(HiddenEvidence::as_str),
-                None => Some("it has not been looked for yet"),
+                None => Some(NOT_YET),
             },
             other_runtimes: sight.map(|sight| sight.others).unwrap_or_default(),
         }
@@ -125,8 +153,24 @@ impl Coverage {
     fn in_a_fork(runtime: &WatchedRuntime) -> Coverage {
         Coverage {
             forked: true,
-            runtime: runtime.name.clone(),
-            workers: runtime.metrics.num_workers(),
+            ..Coverage::of_nothing(&runtime.name, runtime.metrics.num_workers(), FORKED)
+        }
+    }
+
+    /// The coverage of a runtime whose watch is switched off.
+    pub(crate) fn switched_off(runtime: &str, workers: usize) -> Coverage {
+        Coverage {
+            off: true,
+            ..Coverage::of_nothing(runtime, workers, OFF)
+        }
+    }
+
+    fn of_nothing(runtime: &str, workers: usize, why: &'static str) -> Coverage {
+        Coverage {
+            forked: false,
+            off: false,
+            runtime: runtime.to_owned(),
+            workers,
             known_threads: 0,
             all_polls: false,
             spans: false,
@@ -134,11 +178,24 @@ impl Coverage {
             no_stacks: None,
             block_on: false,
             turns: false,
-            no_turns: Some(FORKED),
+            no_turns: Some(why),
             thread_evidence: false,
-            no_thread_evidence: Some(FORKED),
+            no_thread_evidence: Some(why),
             calls: false,
+            lines: false,
+            no_lines: Some(why),
+            log: false,
+            no_log: Some(why),
             other_runtimes: Vec::new(),
+        }
+    }
+
+    /// The reason why nothing at all is seen, if that is so.
+    fn nothing(&self) -> Option<&'static str> {
+        match (self.forked, self.off) {
+            (true, _) => Some(FORKED),
+            (_, true) => Some(OFF),
+            _ => None,
         }
     }
 
@@ -166,7 +223,7 @@ impl Coverage {
     }
 
     /// All that can be seen, by label. For a thing that is not seen, the reason and the mend.
-    pub(crate) fn parts(&self) -> [(&'static str, Option<String>); 9] {
+    pub(crate) fn parts(&self) -> [(&'static str, Option<String>); 11] {
         let unless = |seen: bool, why: &str| (!seen).then(|| why.to_owned());
         let parts = [
             ("workers", self.of_workers()),
@@ -175,13 +232,15 @@ impl Coverage {
             ("causes", self.of_evidence(self.thread_evidence)),
             ("calls", self.of_evidence(self.calls)),
             ("stacks", self.no_stacks.map(|why| why.to_string())),
+            ("lines", self.no_lines.map(str::to_owned)),
             ("turns", self.no_turns.map(|why| format!("{why}; {MARKS}"))),
             ("runtimes", self.of_other_runtimes()),
             ("block_on", unless(self.block_on, BLOCK_ON)),
+            ("log", self.no_log.map(str::to_owned)),
         ];
-        match self.forked {
-            true => parts.map(|(sees, _)| (sees, Some(FORKED.to_owned()))),
-            false => parts,
+        match self.nothing() {
+            Some(why) => parts.map(|(sees, _)| (sees, Some(why.to_owned()))),
+            None => parts,
         }
     }
 
@@ -221,21 +280,28 @@ impl Coverage {
     }
 }
 
+const NOT_YET: &str = "it has not been looked for yet";
 const ALL_POLLS: &str = "polls are marked in spans and `watched` futures; `watch_polls` and \
                          `--cfg tokio_unstable` mark all";
 const SPANS: &str = "no subscriber has the layer; add `tokio_stall::layer()`";
+const NO_LOG: &str = "it is switched off, by `Builder::log`";
 const MARKS: &str = "polls with a mark need none: add `tokio_stall::layer()`, or `watched`";
 const BLOCK_ON: &str = "the future given to `block_on`, as the body of `#[tokio::main]`, runs on no \
                         worker; spawn what must be seen";
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.forked {
-            return write!(f, "{:?}: nothing is seen: {FORKED}", self.runtime);
+        if let Some(why) = self.nothing() {
+            return write!(f, "{:?}: nothing is seen: {why}", self.runtime);
         }
+        let workers = if self.workers == 1 {
+            "worker"
+        } else {
+            "workers"
+        };
         write!(
             f,
-            "{:?}: {} workers; polls: {}; span names: {}; thread evidence: {}",
+            "{:?}: {} {workers}; polls: {}; span names: {}; thread evidence: {}",
             self.runtime,
             self.workers,
             if self.all_polls { "all" } else { "marked ones" },
@@ -248,7 +314,9 @@ impl fmt::Display for Coverage {
         )?;
         in_brackets(f, self.no_thread_evidence)?;
         write_seen(f, "stacks", self.no_stacks)?;
+        write_seen(f, "lines", self.no_lines)?;
         write_seen(f, "turns", self.no_turns)?;
+        write_seen(f, "log heard", self.no_log)?;
         if !self.turns && !self.all_polls {
             f.write_str("; polls without a mark: late (mark what must be found early)")?;
         }

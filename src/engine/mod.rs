@@ -6,6 +6,7 @@
 //! list, and the watchdog only tries one.
 
 mod coverage;
+mod hearing;
 #[cfg(feature = "serve")]
 mod lags;
 mod live;
@@ -26,6 +27,7 @@ mod view;
 mod watched;
 
 pub use coverage::{Coverage, Gap};
+pub(crate) use hearing::{Hearing, TARGET, read_filter_of_environment};
 pub(crate) use live::Live;
 #[cfg(feature = "serve")]
 pub use liveness::Liveness;

@@ -118,6 +118,8 @@ pub(crate) struct Settings {
     /// The function for requests that take so long.
     #[cfg(feature = "tower")]
     pub(crate) on_slow_request: Option<(Duration, OnSlowRequest)>,
+    /// The settings that the environment has given, by key.
+    pub(crate) from_env: Vec<&'static str>,
 }
 
 impl Settings {
@@ -178,6 +180,7 @@ impl Default for Settings {
             on_pool_wait: None,
             #[cfg(feature = "tower")]
             on_slow_request: None,
+            from_env: Vec::new(),
         }
     }
 }

@@ -7,10 +7,11 @@
 use super::{OtherRuntime, Shared, WatchState, WatchedRuntime};
 use crate::capture::{ForeignHandler, try_on_oneself};
 use crate::clock::{self, Nanos};
+use crate::explain::why_no_lines;
 use crate::os::{self, HiddenEvidence};
 use crate::report::NoStack;
 use crate::slot::{Claims, collect_claims};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The age at which facts are not facts any more: the thread that finds them hangs.
@@ -23,7 +24,12 @@ pub(crate) struct Sight {
     no_stacks: Option<NoStack>,
     pub(super) hidden: Option<HiddenEvidence>,
     pub(super) others: Vec<OtherRuntime>,
+    /// The reason why no line of the program can be named.
+    pub(super) no_lines: Option<&'static str>,
 }
+
+/// The answer about the file of the program, which is read once.
+static NO_LINES: OnceLock<Option<&'static str>> = OnceLock::new();
 
 impl Sight {
     /// The reason why no stacks can be had now.
@@ -64,6 +70,7 @@ impl WatchState {
             no_stacks,
             hidden,
             others,
+            no_lines: *NO_LINES.get_or_init(why_no_lines),
         });
     }
 }
@@ -73,7 +80,8 @@ impl Shared {
     ///
     /// # Cost
     ///
-    /// About 50 µs of the calling thread.
+    /// About 50 µs of the calling thread. The first round also reads the headers of the program's
+    /// file.
     pub(crate) fn look_at_sight(&self) {
         let watched = self.watched.lock().clone();
         let mut claims = Claims::new();
@@ -117,6 +125,7 @@ mod tests {
             no_stacks,
             hidden: None,
             others: Vec::new(),
+            no_lines: None,
         };
         let (young, old) = (found_at.plus(OLD / 2), found_at.plus(OLD));
         assert_eq!(sight(None).no_stacks(young), None);

@@ -28,7 +28,7 @@ pub(crate) use cause::{SleptIn, cause};
 #[cfg(feature = "testing")]
 pub(crate) use inner_lock::{InnerLock, any_names, called, inner_lock, is_plumbing, names};
 pub(crate) use own_code::OwnCode;
-pub(crate) use stack::Explainer;
+pub(crate) use stack::{Explainer, why_no_lines};
 
 use crate::detect::StackVerdict;
 use crate::report::{Frame, Missing, Origin};

@@ -26,3 +26,8 @@ impl Explainer {
 
     pub(crate) fn rest(&mut self) {}
 }
+
+/// There are no lines without stacks.
+pub(crate) fn why_no_lines() -> Option<&'static str> {
+    Some("stacks are not taken on this system, or in this build")
+}

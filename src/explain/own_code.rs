@@ -22,7 +22,7 @@ use crate::report::Origin;
 use std::collections::HashSet;
 
 /// The rules that separate own code from others'.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnCode {
     named: HashSet<String>,
     program: Option<String>,
@@ -49,12 +49,35 @@ impl Default for OwnCode {
 impl OwnCode {
     /// The crates with these names are own code, besides those that are own by their paths.
     pub(crate) fn new(named: impl IntoIterator<Item = String>) -> OwnCode {
-        OwnCode {
-            named: named
-                .into_iter()
-                .map(|name| name.replace('-', "_"))
-                .collect(),
+        let mut own = OwnCode {
+            named: HashSet::new(),
             program: program_crate(),
+        };
+        own.add(named);
+        own
+    }
+
+    /// Adds crates that are own code.
+    pub(crate) fn add(&mut self, named: impl IntoIterator<Item = String>) {
+        let named = named.into_iter().map(|name| name.replace('-', "_"));
+        self.named.extend(named);
+    }
+
+    /// The crates that were named, as `TOKIO_STALL` has them.
+    pub(crate) fn named(&self) -> String {
+        let mut named: Vec<&str> = self.named.iter().map(String::as_str).collect();
+        named.sort_unstable();
+        named.join("+").escape_debug().to_string()
+    }
+
+    /// The end of a sentence: which code is own in a program without debug information.
+    pub(crate) fn without_lines(&self) -> String {
+        match &self.program {
+            Some(program) => format!(
+                "; own code is only the crate {program:?} until then, as the program's file is \
+                 called, and those of `Builder::own_crates`"
+            ),
+            None => "; own code is only that of `Builder::own_crates`".to_owned(),
         }
     }
 
@@ -82,6 +105,8 @@ impl OwnCode {
             (None, Some(file)) if file.ends_with(".rs") => Origin::Own,
             (Some(krate), None) if self.program.as_deref() == Some(krate) => Origin::Own,
             (Some(_), None) => Origin::Dependency,
+            // The compiler's own, around `catch_unwind`.
+            (None, _) if function == Some("__rust_try") => Origin::Std,
             // The name has no path, so it is not Rust.
             (None, _) if in_program => Origin::Dependency,
             (None, _) => Origin::System,

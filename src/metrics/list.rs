@@ -98,7 +98,7 @@ metrics! {
     );
     COVERAGE = metric(
         "tokio_stall_coverage", Gauge, &["runtime", "sees"],
-        "Whether the detector sees this: the threads of all workers, every poll, span names, causes, calls asleep in, stacks, turns, all runtimes, the future of `block_on`.",
+        "Whether the detector sees this: the threads of all workers, every poll, span names, causes, calls asleep in, stacks, lines, turns, all runtimes, the future of `block_on`, and whether the log is heard.",
     );
     WORKERS = metric(
         "tokio_stall_workers", Gauge, &["runtime"],

@@ -38,8 +38,12 @@ use tracing_subscriber::registry::LookupSpan;
 /// ```
 ///
 /// It asks for spans up to `INFO` ([`StallLayer::with_max_level`]) and for no events. All other
-/// callsites are left to the other layers. A filter for the whole subscriber (an `EnvFilter` added
-/// as a layer) applies to it like to any layer: spans that the filter turns off have no names here.
+/// callsites are left to the other layers; more verbose spans that one of them has enabled give
+/// their names, too. A filter for the whole subscriber (an `EnvFilter` added as a layer) applies to
+/// it like to any layer: spans that the filter turns off have no names here.
+///
+/// The subscriber of `tracing_subscriber::fmt().finish()` takes no filter of a layer. On it the
+/// layer asks for nothing, and names the spans that the subscriber enables by itself.
 ///
 /// # Cost
 ///
@@ -52,8 +56,10 @@ where
 {
     StallLayer {
         filtered: Silent.with_filter(SpansUpTo(LevelFilter::INFO)),
+        has_vote: true,
         mark: AtomicU32::new(Mark::UNKNOWN.to_raw()),
         is_registered: AtomicBool::new(false),
+        has_spans: AtomicBool::new(false),
         fields: None,
     }
 }
@@ -63,11 +69,15 @@ pub struct StallLayer<S> {
     /// Votes on callsites as any filtered layer does. It would look each span up at enter and exit,
     /// so these two calls bypass it.
     filtered: Filtered<Silent, SpansUpTo, S>,
+    /// Whether the subscriber takes filters of layers. Otherwise the layer has no vote.
+    has_vote: bool,
     /// The mark of an enter: the number of the registry with the span. The span's id goes beside
     /// it.
     mark: AtomicU32,
     /// The registry of the spans is known.
     is_registered: AtomicBool,
+    /// A span has come since then.
+    has_spans: AtomicBool,
     fields: Option<Arc<Fields>>,
 }
 
@@ -77,7 +87,8 @@ where
 {
     /// Sets the most verbose level of spans to ask for. By default, this is `INFO`.
     ///
-    /// More verbose spans that another layer has enabled still mark polls; they carry no name.
+    /// More verbose spans that another layer has enabled give their names all the same. Spans of
+    /// `tower_http`'s `TraceLayer` are of the level `DEBUG`, unless it is told otherwise.
     #[must_use]
     pub fn with_max_level(mut self, level: LevelFilter) -> StallLayer<S> {
         self.filtered = Silent.with_filter(SpansUpTo(level));
@@ -96,10 +107,15 @@ where
         self
     }
 
-    /// Registers with the subscriber of the program. `Option`, `Vec` and `reload` do not pass on
-    /// that there is one, so the layer asks at its first span.
+    /// Notes that spans come, and registers with the subscriber of the program. `Option`, `Vec` and
+    /// `reload` do not pass on that there is one, so the layer asks at its first span.
     #[cold]
-    fn register_late(&self) {
+    fn take_first_span(&self) {
+        HAS_SPANS.store(true, Ordering::Relaxed);
+        if self.is_registered.load(Ordering::Relaxed) {
+            self.has_spans.store(true, Ordering::Relaxed);
+            return;
+        }
         tracing::dispatcher::get_default(|dispatch| {
             let has_registry = dispatch.downcast_ref::<S>().is_some();
             if has_registry && !self.is_registered.swap(true, Ordering::Relaxed) {
@@ -109,7 +125,7 @@ where
     }
 
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_span() && *metadata.level() <= self.filtered.filter().0
+        self.has_vote && metadata.is_span() && *metadata.level() <= self.filtered.filter().0
     }
 }
 
@@ -133,7 +149,6 @@ where
             look_up: look_up::<S>,
             is_open_here: is_open_here::<S>,
             fields: self.fields.clone(),
-            max_level: self.filtered.filter().0,
         };
         if let Some(number) = register(source) {
             let mark = Mark::of(Kind::Span(number));
@@ -142,7 +157,10 @@ where
     }
 
     fn on_layer(&mut self, subscriber: &mut S) {
-        self.filtered.on_layer(subscriber);
+        self.has_vote = takes_filters::<S>();
+        if self.has_vote {
+            self.filtered.on_layer(subscriber);
+        }
     }
 
     // The layer abstains on callsites that it does not want. `always` from a filtered layer means
@@ -160,18 +178,18 @@ where
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        self.filtered.max_level_hint()
+        self.filtered.max_level_hint().filter(|_| self.has_vote)
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, cx: Context<'_, S>) {
-        if !self.is_registered.load(Ordering::Relaxed) {
-            self.register_late();
+        if !self.has_spans.load(Ordering::Relaxed) {
+            self.take_first_span();
         }
         if self.wants(attributes.metadata()) {
             self.filtered.on_new_span(attributes, id, cx);
-            if let Some(fields) = &self.fields {
-                fields.add(id, |text| attributes.record(text));
-            }
+        }
+        if let Some(fields) = &self.fields {
+            fields.add(id, |text| attributes.record(text));
         }
     }
 
@@ -208,10 +226,19 @@ where
         if id == TypeId::of::<Self>() {
             return Some(std::ptr::from_ref(self).cast());
         }
+        if !self.has_vote {
+            return None;
+        }
         // SAFETY: the callee's contract is the caller's: the pointer is used as the type asked for,
         // and no longer than `self`, of which `filtered` is a part.
         unsafe { self.filtered.downcast_raw(id) }
     }
+}
+
+/// Whether the subscriber takes filters of layers. That of `tracing_subscriber::fmt().finish()`
+/// does not, and panics if it is given one. Nothing but its name shows that.
+fn takes_filters<S>() -> bool {
+    !std::any::type_name::<S>().contains("tracing_subscriber::fmt::Subscriber")
 }
 
 /// A layer that does nothing, inside [`Filtered`], of which only the vote is used.
@@ -267,7 +294,6 @@ struct Source {
     look_up: fn(&Dispatch, &Id) -> Option<Vec<SpanOnPath>>,
     is_open_here: fn(&Dispatch, &Id) -> bool,
     fields: Option<Arc<Fields>>,
-    max_level: LevelFilter,
 }
 
 static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
@@ -284,6 +310,14 @@ fn register(source: Source) -> Option<u8> {
     })?;
     sources[free] = Some(source);
     u8::try_from(free).ok()
+}
+
+/// Whether a span has come to a layer of this process. Relaxed: it publishes nothing else.
+static HAS_SPANS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a span has come to a layer of this process.
+pub(crate) fn has_seen_spans() -> bool {
+    HAS_SPANS.load(Ordering::Relaxed)
 }
 
 /// Whether any subscriber with this layer is alive.
@@ -306,14 +340,11 @@ pub(crate) fn resolve_span(span: SpanRef) -> Option<Vec<SpanName>> {
     // parents must be released in their own registry.
     let look_up = || (source.look_up)(&dispatch, &id);
     let path = tracing::dispatcher::with_default(&dispatch, look_up)?;
-    let named = path
-        .into_iter()
-        .filter(|(_, metadata)| *metadata.level() <= source.max_level)
-        .map(|(id, metadata)| SpanName {
-            id,
-            name: metadata.name(),
-            fields: source.fields.as_ref().and_then(|fields| fields.get(id)),
-        });
+    let named = path.into_iter().map(|(id, metadata)| SpanName {
+        id,
+        name: metadata.name(),
+        fields: source.fields.as_ref().and_then(|fields| fields.get(id)),
+    });
     Some(named.collect())
 }
 

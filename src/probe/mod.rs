@@ -23,7 +23,8 @@ pub use future::Watched;
 #[cfg(feature = "tower")]
 pub(crate) use future::mark;
 pub(crate) use layer::{
-    SpanName, SpanRef, is_layer_installed, parent_for_events, resolve_span, with_open_span,
+    SpanName, SpanRef, has_seen_spans, is_layer_installed, parent_for_events, resolve_span,
+    with_open_span,
 };
 pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Gathering, Pulse, gather};

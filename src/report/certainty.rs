@@ -18,3 +18,13 @@ pub enum Certainty {
     /// counting.
     Certain,
 }
+
+impl Certainty {
+    /// The word that logs and JSON have for it: `"likely"` or `"certain"`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Certainty::Likely => "likely",
+            Certainty::Certain => "certain",
+        }
+    }
+}

@@ -46,7 +46,7 @@ pub use split::TimeSplit;
 #[cfg(all(test, not(loom)))]
 pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
-pub(crate) use stderr::write_last_words;
+pub(crate) use stderr::{write_last_words, write_to_stderr};
 pub use text::Headline;
 #[cfg(all(feature = "testing", not(loom)))]
 pub(crate) use text::Human;

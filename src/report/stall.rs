@@ -31,12 +31,24 @@ pub enum Phase {
     Ended,
 }
 
+impl Phase {
+    /// The word that logs and JSON have for it: `"began"`, `"ongoing"` or `"ended"`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Began => "began",
+            Phase::Ongoing => "ongoing",
+            Phase::Ended => "ended",
+        }
+    }
+}
+
 /// One poll that held its worker for longer than the threshold.
 ///
 /// A stall is reported when it crosses the threshold, again each time its age has doubled, and when
 /// it is over. All reports of one stall carry the same [`id`](Self::id).
 ///
-/// `Display` writes several lines for people. With the feature `serde` durations are serialised as
+/// `Display` writes several lines for people, with the frames of own code; `{report:#}` writes all
+/// frames of the stack. With the feature `serde` durations are serialised as
 /// seconds, and `started_at` as seconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -5,8 +5,9 @@
 use super::cause::Cause;
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
+use super::site::of_the_poll;
 use super::stall::{Phase, StallReport};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 /// The first line of a report; made by [`StallReport::headline`].
@@ -35,7 +36,10 @@ impl<'a> Headline<'a> {
     }
 
     fn verb(&self) -> &'static str {
+        let is_over = self.0.phase == Phase::Ended;
         match (self.0.certainty, self.0.phase) {
+            _ if self.0.cause.is_host() && is_over => "was held up by the host for",
+            _ if self.0.cause.is_host() => "held up by the host for",
             (Certainty::Certain, Phase::Ended) => "was blocked for",
             (Certainty::Certain, _) => "blocked for",
             (Certainty::Likely, Phase::Ended) => "was probably blocked for",
@@ -54,9 +58,6 @@ impl fmt::Display for Headline<'_> {
         if self.0.phase != Phase::Ended {
             f.write_str(" so far")?;
         }
-        if self.0.cause.is_host() {
-            f.write_str(" (mostly the host)")?;
-        }
         if let Some(reason) = self.reason() {
             write!(f, ": {reason}")?;
         }
@@ -66,7 +67,7 @@ impl fmt::Display for Headline<'_> {
             write!(f, ", in {dependency}")?;
         }
         if let Some(span) = &self.0.span {
-            write!(f, ", in {span}")?;
+            write!(f, ", in {}", Plain(span))?;
         }
         match &self.0.victims {
             Some(victims) if victims.requests > 0 => write!(f, "; {}", victims.in_short()),
@@ -75,6 +76,8 @@ impl fmt::Display for Headline<'_> {
     }
 }
 
+/// Writes several lines. A stack has the frames of own code and the call that it made; `{:#}`
+/// writes all frames.
 impl fmt::Display for StallReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_title(f)?;
@@ -127,7 +130,7 @@ impl StallReport {
             write!(f, "\n  library   {dependency}")?;
         }
         if let Some(span) = &self.span {
-            write!(f, "\n  in        {span}")?;
+            write!(f, "\n  in        {}", Plain(span))?;
         }
         let why = Why(self).to_string();
         if why.is_empty() {
@@ -186,7 +189,7 @@ impl StallReport {
     }
 
     fn write_thread(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.thread, self.tid) {
+        match (self.thread.as_deref().map(Plain), self.tid) {
             (Some(thread), Some(tid)) => write!(f, "\n  thread    {thread} ({tid})"),
             (Some(thread), None) => write!(f, "\n  thread    {thread}"),
             (None, _) => Ok(()),
@@ -204,18 +207,21 @@ impl StallReport {
     }
 }
 
-/// The text of one stack, and the number of different stacks. Runs of frames that are not the
-/// user's own are folded.
+/// The text of one stack, and the number of different stacks. Only frames of the user's own code
+/// are shown, and the call that it made; the alternate form shows all.
 struct Stack<'a>(&'a StackSample, usize);
 
-/// The most frames shown that the innermost own frame called. Further out, only the user's own
-/// frames are shown.
-const CALLED: usize = 6;
+/// The most frames shown of a stack without own code.
+const WITHOUT_OWN: usize = 6;
 
 impl fmt::Display for Stack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stack(sample, stacks) = self;
-        for (index, line) in lines(&sample.frames).iter().enumerate() {
+        let lines = match f.alternate() {
+            true => sample.frames.iter().map(ToString::to_string).collect(),
+            false => short_lines(&sample.frames),
+        };
+        for (index, line) in lines.iter().enumerate() {
             match index {
                 0 => write!(f, "\n  stack     {line}")?,
                 _ => write!(f, "\n            {line}")?,
@@ -232,28 +238,47 @@ impl fmt::Display for Stack<'_> {
     }
 }
 
-/// The lines for these frames: calls, and the numbers of calls that are left out.
-fn lines(frames: &[Frame]) -> Vec<String> {
-    let shown = crate::report::site::of_the_poll(frames);
+/// The lines for these frames: own calls, and one line for the others.
+fn short_lines(frames: &[Frame]) -> Vec<String> {
+    let own = of_the_poll(frames).iter().position(is_own);
+    let is_shown = |index: usize| match own {
+        Some(own) => index + 1 == own || index >= own && is_own(&frames[index]),
+        None => index < WITHOUT_OWN,
+    };
     let mut lines = Vec::new();
-    for run in shown.chunk_by(|a, b| is_own(a) == is_own(b)) {
-        let kept = match (run.iter().all(is_own), lines.is_empty()) {
-            (true, _) => run.len(),
-            (false, true) => run.len().min(CALLED),
-            (false, false) => 0,
-        };
-        lines.extend(run[..kept].iter().map(ToString::to_string));
-        match run.len() - kept {
-            0 => {}
-            1 => lines.push(run[kept].to_string()),
-            folded => lines.push(format!("… {folded} frames")),
+    let mut others: Vec<&Frame> = Vec::new();
+    let end = of_the_poll(frames).len();
+    for (index, frame) in frames.iter().enumerate() {
+        match is_shown(index) && (index < end || own.is_none()) {
+            true => lines.push(frame.to_string()),
+            false => others.push(frame),
         }
     }
-    match frames.len() - shown.len() {
-        0 => {}
-        below => lines.push(format!("… {below} runtime frames")),
+    match others.as_slice() {
+        [] => {}
+        [only] => lines.push(only.to_string()),
+        others => lines.push(in_one_line(others)),
     }
     lines
+}
+
+/// Writes `… 23 frames of std, tokio`.
+fn in_one_line(frames: &[&Frame]) -> String {
+    let mut owners: Vec<&str> = Vec::new();
+    for frame in frames {
+        let owner = match frame.origin {
+            Origin::Own => "your code outside of the poll",
+            Origin::Dependency => "dependencies",
+            Origin::Std => "std",
+            Origin::Runtime => "tokio",
+            Origin::Detector => "tokio-stall",
+            Origin::System => "the system",
+        };
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+    format!("… {} frames of {}", frames.len(), owners.join(", "))
 }
 
 fn is_own(frame: &Frame) -> bool {
@@ -366,6 +391,22 @@ impl fmt::Display for Why<'_> {
     }
 }
 
+/// A name that the program has given, with its control characters escaped: a terminal obeys them.
+#[derive(Clone, Copy, Debug)]
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A duration with three figures, in a unit that fits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Human(pub(crate) Duration);
@@ -446,10 +487,9 @@ mod tests {
              where     app::handlers::get_user (src/handlers.rs:42)\n  \
              in        request > get_user\n  \
              why       blocked/sleep: asleep in clock_nanosleep 120 ms, without a CPU 7.10 ms\n  \
-             stack     clock_nanosleep\n            \
-             std::thread::sleep (std/src/thread.rs:9)\n            \
+             stack     std::thread::sleep (std/src/thread.rs:9)\n            \
              app::handlers::get_user (src/handlers.rs:42)\n            \
-             … 14 runtime frames\n            \
+             … 15 frames of the system, tokio\n            \
              taken at +8.00 ms\n  \
              do        use tokio::time::sleep(…).await\n  \
              seen      3 times here, 381 ms in all\n  \
@@ -459,14 +499,70 @@ mod tests {
     }
 
     #[test]
+    fn a_stack_is_short_or_whole() {
+        let mut frames = vec![
+            frame("memcpy", Origin::System, None),
+            frame("serde_json::to_string", Origin::Dependency, None),
+            frame("app::handler", Origin::Own, None),
+            frame("tower::call", Origin::Dependency, None),
+            frame("app::middleware", Origin::Own, None),
+            frame("core::poll", Origin::Std, None),
+            frame("tokio::runtime::task::poll", Origin::Runtime, None),
+            frame("app::main", Origin::Own, None),
+        ];
+        let short = [
+            "serde_json::to_string",
+            "app::handler",
+            "app::middleware",
+            "… 5 frames of the system, dependencies, std, tokio, your code outside of the poll",
+        ];
+        assert_eq!(short_lines(&frames), short);
+        let report = StallReport {
+            stacks: vec![StackSample {
+                after: Duration::ZERO,
+                count: 1,
+                certain_frames: frames.len(),
+                frames: frames.clone(),
+                complete: true,
+            }],
+            representative_stack: Some(0),
+            ..report()
+        };
+        let (short, whole) = (report.to_string(), format!("{report:#}"));
+        for frame in &frames {
+            let name = frame.function.as_deref().unwrap();
+            assert!(whole.contains(name), "{whole}");
+        }
+        assert!(!whole.contains('…') && !short.contains("memcpy"));
+        // Without own code there is no better choice than the innermost calls.
+        frames.retain(|frame| frame.origin != Origin::Own);
+        frames.extend(vec![frame("tokio::runtime::run", Origin::Runtime, None); 3]);
+        let lines = short_lines(&frames);
+        assert_eq!((lines.len(), lines[0].as_str()), (7, "memcpy"));
+        assert_eq!(lines[6], "… 2 frames of tokio");
+    }
+
+    #[test]
+    fn names_cannot_steer_a_terminal() {
+        let report = StallReport {
+            span: Some("request{path=\u{1b}[2J\n}".to_owned()),
+            thread: Some("\u{7}bell".to_owned()),
+            ..report()
+        };
+        for text in [report.headline().to_string(), report.to_string()] {
+            assert!(!text.contains(['\u{1b}', '\u{7}']), "{text:?}");
+            assert!(text.contains("path=\\u{1b}[2J\\n}"), "{text:?}");
+        }
+    }
+
+    #[test]
     fn host_trouble_is_said_to_be_the_host_s() {
         let mut report = report();
         report.time.run_queue = Duration::from_millis(100);
         report.cause = Cause::Contention;
         assert_eq!(
             report.headline().to_string(),
-            "worker 1 of \"api\" blocked for 127 ms so far (mostly the host): without a CPU, in \
-             request > get_user"
+            "worker 1 of \"api\" held up by the host for 127 ms so far: without a CPU, in request > get_user"
         );
         let why = "why       contention: without a CPU 100 ms (mostly the host)";
         assert!(report.to_string().contains(why), "{report}");

@@ -26,6 +26,18 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
+    /// Notes that a stall at this site is in the log.
+    pub(crate) fn note(&mut self, site: &str, now: Nanos) {
+        if self.sites.len() < SITES && !self.sites.contains_key(site) {
+            self.sites.insert(site.to_owned(), now);
+        }
+    }
+
+    /// Takes a stall back that was counted as suppressed: it is decided about again.
+    pub(crate) fn take_back(&mut self) {
+        self.suppressed = self.suppressed.saturating_sub(1);
+    }
+
     /// Decides whether a stall at this site is logged now. If so, returns how many have been
     /// suppressed since the last one that was logged; if not, counts it as suppressed.
     pub(crate) fn admit(&mut self, site: &str, now: Nanos) -> Option<u64> {
@@ -61,6 +73,25 @@ mod tests {
             assert_eq!(limiter.admit("a", at(second)), None);
         }
         assert_eq!(limiter.admit("a", at(60)), Some(59));
+    }
+
+    #[test]
+    fn a_site_that_is_noted_is_logged_no_more() {
+        let mut limiter = Limiter::default();
+        assert_eq!(limiter.admit("not known yet", at(0)), Some(0));
+        limiter.note("a", at(1));
+        assert_eq!(limiter.admit("a", at(2)), None);
+        assert_eq!(limiter.admit("b", at(2)), Some(1), "positive control");
+    }
+
+    #[test]
+    fn a_stall_that_is_decided_about_twice_is_counted_once() {
+        let mut limiter = Limiter::default();
+        assert_eq!(limiter.admit("a", at(0)), Some(0));
+        assert_eq!(limiter.admit("a", at(1)), None);
+        limiter.take_back();
+        assert_eq!(limiter.admit("a", at(2)), None);
+        assert_eq!(limiter.admit("b", at(2)), Some(1));
     }
 
     #[test]

@@ -1,22 +1,23 @@
-//! Reports as `tracing` events.
+//! Reports as `tracing` events: a line when a stall has begun, one if it becomes an error, one at
+//! its end.
 //!
 //! *Runs on:* `stall-sinks`; `watching` on the thread that starts a watch.
 //!
-//! An event takes as long as the user's subscriber does. Nothing waits for `stall-sinks`.
+//! An event takes as long as the user's subscriber does. Nothing waits for `stall-sinks`. The text
+//! of an event is for people, and its fields are for machines.
 
 use super::CASES;
 use super::limiter::Limiter;
+use super::unheard::Unheard;
 use crate::clock::Nanos;
-use crate::engine::{Coverage, WatchState, WatchedRuntime};
+use crate::engine::{Coverage, ENDLESS_AFTER, Settings, TARGET, WatchState, WatchedRuntime};
 use crate::probe::{self, SpanRef};
-use crate::report::{Certainty, Phase, PoolWaitReport, StallReport};
+use crate::report::{Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport};
 use crate::turns::NoTurns;
 use std::collections::HashMap;
 use std::time::Duration;
+use tracing::Level;
 use tracing::span::Id;
-
-/// The target of all events: filter with `tokio_stall=off`.
-const TARGET: &str = "tokio_stall";
 
 /// Decides which reports are logged, and logs them.
 #[derive(Debug, Default)]
@@ -26,13 +27,31 @@ pub(crate) struct Log {
     host_limiter: Limiter,
     /// The decisions about stalls that go on.
     decided: HashMap<u64, Decision>,
+    unheard: Unheard,
+    early: Early,
 }
 
+/// The decision about one stall, and the last event of it.
 #[derive(Clone, Copy, Debug)]
 struct Decision {
     shown: bool,
-    /// Whether it was old enough for an error. When it becomes so, there is a second decision.
-    as_error: bool,
+    /// When it becomes an error, there is a second decision.
+    level: Level,
+    has_site: bool,
+    /// The age at the last event.
+    age: Duration,
+    /// The advice has been given.
+    is_advised: bool,
+}
+
+/// The stalls of the time after the start in which none is logged.
+#[derive(Debug, Default)]
+struct Early {
+    stalls: u64,
+    longest: Duration,
+    headline: String,
+    /// A callback has had them.
+    is_heard: bool,
 }
 
 /// The parts of a report that decide whether it is logged.
@@ -40,9 +59,26 @@ struct Loggable {
     id: u64,
     phase: Phase,
     age: Duration,
+    level: Level,
     is_of_the_host: bool,
+    has_site: bool,
     /// The site that the limit counts.
     site: String,
+}
+
+impl Loggable {
+    /// The limit counts errors by themselves.
+    fn key(&self) -> String {
+        let is_error = self.level == Level::ERROR;
+        format!("{}\n{is_error}", self.site)
+    }
+
+    /// Whether the limit would count it differently now: it has become an error, or its site has
+    /// been found.
+    fn is_another_than(&self, known: Decision) -> bool {
+        let is_error = |level| level == Level::ERROR;
+        is_error(self.level) && !is_error(known.level) || self.has_site && !known.has_site
+    }
 }
 
 impl Log {
@@ -55,34 +91,105 @@ impl Log {
         watch: &WatchState,
         now: Nanos,
     ) {
+        let settings = &watch.settings;
         let stall = Loggable {
             id: report.id,
             phase: report.phase,
             age: report.duration,
+            level: level(report, settings.error_after),
             is_of_the_host: report.cause.is_host(),
+            has_site: report.site.is_some(),
             site: site_of(report),
         };
-        if let Some(suppressed) = self.admit(&stall, watch, now) {
-            report.suppressed = suppressed;
-            if !crate::os::debugger_attached() {
-                let parent = span.and_then(probe::parent_for_events);
-                emit(report, parent, watch.settings.error_after);
-            }
+        if settings.log && settings.is_in_grace(watch.started_at, now) {
+            self.early.note(report, settings);
+        } else {
+            self.tell_of_early_stalls();
+        }
+        let is_advised = self.decided.get(&report.id).is_some_and(|it| it.is_advised);
+        let Some(suppressed) = self.admit(&stall, watch, now) else {
+            return;
+        };
+        report.suppressed = suppressed;
+        let advice = report.advice.as_deref().filter(|_| !is_advised);
+        if let (Some(_), Some(it)) = (advice, self.decided.get_mut(&report.id)) {
+            it.is_advised = true;
+        }
+        if crate::os::debugger_attached() {
+            return;
+        }
+        let parent = span.and_then(probe::parent_for_events);
+        let text = text_of(report, advice);
+        emit(report, parent, stall.level, &text);
+        if settings.on_stall.is_none() {
+            self.unheard.tell(stall.level, &text);
         }
     }
 
     /// Logs a wait for the blocking pool, by the ages and the limit of stalls.
     pub(crate) fn pool_wait(&mut self, report: &PoolWaitReport, watch: &WatchState, now: Nanos) {
+        let is_error = report.waited >= watch.settings.error_after;
         let wait = Loggable {
             id: report.id,
             phase: report.phase,
             age: report.waited,
+            level: if is_error { Level::ERROR } else { Level::WARN },
             is_of_the_host: false,
+            has_site: false,
             site: format!("{}\nblocking pool", report.runtime),
         };
         let suppressed = self.admit(&wait, watch, now);
         if let Some(suppressed) = suppressed.filter(|_| !crate::os::debugger_attached()) {
-            emit_pool_wait(report, watch.settings.error_after, suppressed);
+            emit_pool_wait(report, wait.level, suppressed);
+            if watch.settings.on_pool_wait.is_none() {
+                self.unheard.tell(wait.level, &report.to_string());
+            }
+        }
+    }
+
+    /// Logs that there are runtimes that nobody watches.
+    pub(super) fn other_runtimes(&mut self, runtime: &WatchedRuntime) {
+        let coverage = Coverage::of(runtime);
+        if let Some(gap) = coverage.of_other_runtimes() {
+            tracing::warn!(
+                target: TARGET,
+                other_runtimes = coverage.other_runtimes.len(),
+                "{gap}"
+            );
+            self.unheard.tell(Level::WARN, &gap);
+        }
+    }
+
+    /// Logs that a runtime's turns are not counted any more.
+    pub(super) fn turns_lost(&mut self, runtime: &WatchedRuntime, why: NoTurns) {
+        if !runtime.watch.settings.log {
+            return;
+        }
+        let why = why.as_str();
+        let text = format!(
+            "turns of {:?} are not counted: {why}; polls without a mark are told apart only if \
+             they sleep",
+            runtime.name
+        );
+        tracing::warn!(target: TARGET, runtime = runtime.name, no_turns = why, "{text}");
+        self.unheard.tell(Level::WARN, &text);
+    }
+
+    /// Logs once how many stalls came too early to be logged.
+    pub(super) fn tell_of_early_stalls(&mut self) {
+        let early = std::mem::take(&mut self.early);
+        if early.stalls == 0 {
+            return;
+        }
+        let text = early.to_string();
+        tracing::info!(
+            target: TARGET,
+            early_stalls = early.stalls,
+            longest_seconds = seconds(early.longest),
+            "{text}"
+        );
+        if !early.is_heard {
+            self.unheard.tell(Level::INFO, &text);
         }
     }
 
@@ -99,43 +206,163 @@ impl Log {
         if !settings.log || !worth_it && !shown {
             return None;
         }
-        let as_error = what.age >= settings.error_after;
-        if shown || known.is_some_and(|known| !as_error || known.as_error) {
-            return shown.then_some(0);
+        match known {
+            Some(known) if shown => self.again(what, known, now),
+            Some(known) if what.is_another_than(known) => {
+                self.limiter_for(what).take_back();
+                self.decide(what, now)
+            }
+            Some(_) => None,
+            None => self.decide(what, now),
         }
-        self.decide(what, as_error, now)
+    }
+
+    fn limiter_for(&mut self, what: &Loggable) -> &mut Limiter {
+        match what.is_of_the_host {
+            true => &mut self.host_limiter,
+            false => &mut self.limiter,
+        }
+    }
+
+    /// Whether a stall that is in the log gets another event: at its end, when it becomes an error
+    /// or certain, and at doubled ages from ten seconds on.
+    fn again(&mut self, what: &Loggable, known: Decision, now: Nanos) -> Option<u64> {
+        let is_old = what.age >= ENDLESS_AFTER && what.age >= known.age * 2;
+        let is_worse = what.level < known.level;
+        // The site may have been found since the first event.
+        self.limiter_for(what).note(&what.key(), now);
+        if what.phase == Phase::Ended {
+            return Some(0);
+        }
+        (is_worse || is_old).then(|| {
+            let level = known.level.min(what.level);
+            let age = what.age;
+            self.decided.insert(
+                what.id,
+                Decision {
+                    level,
+                    age,
+                    ..known
+                },
+            );
+            0
+        })
     }
 
     /// Decides by the limits, and keeps the decision while it goes on.
-    fn decide(&mut self, what: &Loggable, as_error: bool, now: Nanos) -> Option<u64> {
-        let limiter = if what.is_of_the_host {
-            &mut self.host_limiter
-        } else {
-            &mut self.limiter
-        };
-        let admitted = limiter.admit(&format!("{}\n{as_error}", what.site), now);
-        let shown = admitted.is_some();
+    fn decide(&mut self, what: &Loggable, now: Nanos) -> Option<u64> {
+        let admitted = self.limiter_for(what).admit(&what.key(), now);
         if what.phase != Phase::Ended {
             if self.decided.len() >= CASES {
                 self.decided.clear();
             }
-            self.decided.insert(what.id, Decision { shown, as_error });
+            let decision = Decision {
+                shown: admitted.is_some(),
+                level: what.level,
+                has_site: what.has_site,
+                age: what.age,
+                is_advised: false,
+            };
+            self.decided.insert(what.id, decision);
         }
         admitted
     }
 }
 
-/// The site that the limit counts. The span comes first: the site on the stack may follow later.
-fn site_of(report: &StallReport) -> String {
-    let site = match (&report.span, &report.site) {
-        (Some(span), _) => span.clone(),
-        (None, Some(site)) => site.to_string(),
-        (None, None) => String::new(),
-    };
-    format!("{}\n{site}", report.runtime)
+impl Early {
+    fn note(&mut self, report: &StallReport, settings: &Settings) {
+        if report.phase == Phase::Ended && report.duration >= settings.warn_after {
+            self.stalls += 1;
+            self.is_heard = settings.on_stall.is_some();
+            if report.duration >= self.longest {
+                self.longest = report.duration;
+                self.headline = report.headline().to_string();
+            }
+        }
+    }
 }
 
-fn emit(report: &StallReport, parent: Option<Id>, error_after: Duration) {
+impl std::fmt::Display for Early {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Early {
+            stalls, headline, ..
+        } = self;
+        let (are, longest) = match stalls {
+            1 => ("stall of the start was", ": "),
+            _ => ("stalls of the start were", "; the longest: "),
+        };
+        write!(
+            f,
+            "{stalls} {are} not logged (`Builder::startup_grace`){longest}{headline}"
+        )
+    }
+}
+
+/// The place that the limit counts: runtime, site, span and cause.
+fn site_of(report: &StallReport) -> String {
+    let site = report.site.as_ref().map(ToString::to_string);
+    let parts = [
+        Some(report.runtime.clone()),
+        site.or_else(|| report.dependency.clone()),
+        report.span_names(),
+        Some(report.cause.as_str().to_owned()),
+    ];
+    parts.map(Option::unwrap_or_default).join("\n")
+}
+
+fn level(report: &StallReport, error_after: Duration) -> Level {
+    match report.certainty {
+        Certainty::Likely => Level::INFO,
+        Certainty::Certain if report.duration >= error_after => Level::ERROR,
+        Certainty::Certain => Level::WARN,
+    }
+}
+
+/// The text of an event: the headline, and the advice if it is new.
+fn text_of(report: &StallReport, advice: Option<&str>) -> String {
+    match advice {
+        Some(advice) => format!("{}. {advice}", report.headline()),
+        None => report.headline().to_string(),
+    }
+}
+
+/// The reasons why a report without a site has none.
+fn missing(report: &StallReport) -> Option<String> {
+    let is_final = |missing: &&Missing| {
+        matches!(
+            missing,
+            Missing::NoOwnCode
+                | Missing::NoDebugInfo
+                | Missing::ModuleReplaced
+                | Missing::ModuleUnreadable
+                | Missing::SplitDebugInfo
+                | Missing::LargeDebugInfo
+        ) || matches!(missing, Missing::Stack(why) if *why != NoStack::NotYet)
+    };
+    let missing: Vec<String> = report
+        .missing
+        .iter()
+        .filter(is_final)
+        .map(ToString::to_string)
+        .collect();
+    (report.site.is_none() && !missing.is_empty()).then(|| missing.join("; "))
+}
+
+/// Seconds, to the microsecond.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e6
+}
+
+/// Seconds of a part of a stall, to a tenth of a millisecond: smaller parts say nothing.
+fn part(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 1e4
+}
+
+fn emit(report: &StallReport, parent: Option<Id>, level: Level, text: &str) {
+    let frozen = report.driver_frozen.filter(|frozen| !frozen.is_zero());
+    let victims = report.victims.as_ref().filter(|victims| victims.is_any());
+    let asleep_in = report.asleep_in.as_deref();
+    let time = report.time;
     // A level is part of an event's static description, so each needs its own.
     macro_rules! event {
         ($level:ident) => {
@@ -143,59 +370,57 @@ fn emit(report: &StallReport, parent: Option<Id>, error_after: Duration) {
                 target: TARGET,
                 parent: parent,
                 id = report.id,
-                phase = ?report.phase,
-                certainty = ?report.certainty,
+                phase = report.phase.as_str(),
+                certainty = report.certainty.as_str(),
                 runtime = report.runtime,
                 worker = report.worker,
+                cause = report.cause.as_str(),
                 site = report.site.as_ref().map(tracing::field::display),
                 dependency = report.dependency,
-                cause = report.cause.as_str(),
                 span = report.span,
                 trace_id = report.trace.as_ref().map(|trace| trace.trace_id.as_str()),
                 span_id = report.trace.as_ref().map(|trace| trace.span_id.as_str()),
                 task = report.task,
                 spawned_at = report.spawned_at,
-                duration_seconds = report.duration.as_secs_f64(),
-                cpu_seconds = report.time.cpu.as_secs_f64(),
-                asleep_seconds = report.time.asleep.as_secs_f64(),
-                host_seconds = report.time.host().as_secs_f64(),
-                asleep_in = report.asleep_in,
-                driver_frozen_seconds = report.driver_frozen.map(|frozen| frozen.as_secs_f64()),
-                victims = report.victims.as_ref().map(|victims| victims.requests),
-                victims_seconds = report.victims.as_ref().map(|victims| victims.total.as_secs_f64()),
-                advice = report.advice,
-                suppressed = report.suppressed,
-                "{}",
-                report.headline()
+                duration_seconds = seconds(report.duration),
+                cpu_seconds = part(time.cpu),
+                asleep_seconds = part(time.asleep),
+                host_seconds = part(time.host()),
+                asleep_in = asleep_in.filter(|_| time.asleep * 20 >= report.duration),
+                driver_frozen_seconds = frozen.map(part),
+                victims = victims.map(|victims| victims.requests),
+                victims_seconds = victims.map(|victims| part(victims.total)),
+                missing = missing(report),
+                suppressed = Some(report.suppressed).filter(|stalls| *stalls > 0),
+                "{text}"
             )
         };
     }
-    match report.certainty {
-        Certainty::Likely => event!(info),
-        Certainty::Certain if report.duration >= error_after => event!(error),
-        Certainty::Certain => event!(warn),
+    match level {
+        Level::ERROR => event!(error),
+        Level::WARN => event!(warn),
+        _ => event!(info),
     }
 }
 
-fn emit_pool_wait(report: &PoolWaitReport, error_after: Duration, suppressed: u64) {
+fn emit_pool_wait(report: &PoolWaitReport, level: Level, suppressed: u64) {
     macro_rules! event {
         ($level:ident) => {
             tracing::$level!(
                 target: TARGET,
                 id = report.id,
-                phase = ?report.phase,
+                phase = report.phase.as_str(),
                 runtime = report.runtime,
                 site = report.site().map(tracing::field::display),
-                waited_seconds = report.waited.as_secs_f64(),
-                suppressed,
+                waited_seconds = seconds(report.waited),
+                suppressed = Some(suppressed).filter(|waits| *waits > 0),
                 "{report}"
             )
         };
     }
-    if report.waited >= error_after {
-        event!(error);
-    } else {
-        event!(warn);
+    match level {
+        Level::ERROR => event!(error),
+        _ => event!(warn),
     }
 }
 
@@ -209,12 +434,20 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         spans = coverage.spans,
         thread_evidence = coverage.thread_evidence,
         stacks = coverage.stacks,
+        lines = coverage.lines,
+        no_lines = coverage.no_lines,
+        log = coverage.log,
         other_runtimes = coverage.other_runtimes.len(),
         turns = coverage.turns,
         no_turns = coverage.no_turns,
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
     );
+}
+
+/// Logs that a runtime is not watched, since the environment has switched the watch off.
+pub(crate) fn switched_off(coverage: &Coverage) {
+    tracing::info!(target: TARGET, runtime = coverage.runtime, "{coverage}");
 }
 
 /// Logs that others than programs of this machine may read stacks and spans.
@@ -225,32 +458,5 @@ pub(crate) fn served_to_all(address: std::net::SocketAddr) {
         %address,
         "stacks and spans are served at {address} to all who reach it: set \
          `Builder::serve_token`, or choose a loopback address"
-    );
-}
-
-/// Logs that there are runtimes that nobody watches.
-pub(super) fn other_runtimes(runtime: &WatchedRuntime) {
-    let coverage = Coverage::of(runtime);
-    if let Some(gap) = coverage.of_other_runtimes() {
-        tracing::warn!(
-            target: TARGET,
-            other_runtimes = coverage.other_runtimes.len(),
-            "{gap}"
-        );
-    }
-}
-
-/// Logs that a runtime's turns are not counted any more.
-pub(super) fn turns_lost(runtime: &WatchedRuntime, why: NoTurns) {
-    if !runtime.watch.settings.log {
-        return;
-    }
-    tracing::warn!(
-        target: TARGET,
-        runtime = runtime.name,
-        no_turns = why.as_str(),
-        "turns of {:?} are not counted: {}; polls without a mark are told apart only if they sleep",
-        runtime.name,
-        why.as_str(),
     );
 }

@@ -16,6 +16,7 @@ mod pool_case;
 mod requests;
 pub(crate) mod sinks;
 mod traces;
+mod unheard;
 pub(crate) mod worker_stacks;
 
 #[cfg(feature = "metrics")]

@@ -4,10 +4,10 @@
 //! *Runs on:* its own thread, `stall-sinks`. It calls the user's code and waits for it.
 //! *Must not:* be waited for. A report has been counted and kept before it comes here.
 
-use super::log::{self, Log};
+use super::log::Log;
 use super::traces::Traces;
 use crate::clock::{self, Nanos};
-use crate::engine::{ENDLESS_AFTER, Shared, TurnsLost, WatchedRuntime};
+use crate::engine::{ENDLESS_AFTER, Hearing, Shared, TurnsLost, WatchedRuntime};
 use crate::os;
 use crate::probe::SpanRef;
 #[cfg(feature = "tower")]
@@ -16,7 +16,11 @@ use crate::report::{PoolWaitReport, StallReport, write_last_words};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// The time between two questions whether anybody hears the log, while nobody does.
+const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// A report on its way to the sinks.
 #[derive(Debug)]
@@ -47,13 +51,37 @@ pub(crate) enum Delivery {
 pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     let mut log = Log::default();
     let mut traces = Traces::default();
-    for delivery in reports {
-        let now = clock::now();
-        shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
-        // The user's code may start threads, which inherit the mask.
-        os::with_signals_of_the_program(|| deliver(delivery, &mut log, &mut traces, shared, now));
-        shared.sinks_busy_since.store(0, Ordering::Relaxed);
+    loop {
+        match next(reports) {
+            Ok(delivery) => busy(shared, |now| {
+                deliver(delivery, &mut log, &mut traces, shared, now);
+            }),
+            Err(RecvTimeoutError::Timeout) => busy(shared, |_| {
+                guarded(shared, || {
+                    Hearing::ask();
+                });
+            }),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
+    busy(shared, |_| guarded(shared, || log.tell_of_early_stalls()));
+}
+
+/// The next report. While nobody hears the log, a subscriber may come any time.
+fn next(reports: &Receiver<Delivery>) -> Result<Delivery, RecvTimeoutError> {
+    match Hearing::last() {
+        Hearing::Heard => Ok(reports.recv()?),
+        _ => reports.recv_timeout(ASK_EVERY),
+    }
+}
+
+/// Runs code of the user, in sight of the other threads.
+fn busy(shared: &Shared, user_code: impl FnOnce(Nanos)) {
+    let now = clock::now();
+    shared.sinks_busy_since.store(now.0, Ordering::Relaxed);
+    // The user's code may start threads, which inherit the mask.
+    os::with_signals_of_the_program(|| user_code(now));
+    shared.sinks_busy_since.store(0, Ordering::Relaxed);
 }
 
 fn deliver(delivery: Delivery, log: &mut Log, traces: &mut Traces, shared: &Shared, now: Nanos) {
@@ -85,11 +113,11 @@ fn deliver(delivery: Delivery, log: &mut Log, traces: &mut Traces, shared: &Shar
         }
         Delivery::TurnsLost(TurnsLost { runtime, why }) => {
             let _context = runtime.handle.enter();
-            guarded(shared, || log::turns_lost(&runtime, why));
+            guarded(shared, || log.turns_lost(&runtime, why));
         }
         Delivery::OtherRuntimes(runtime) => {
             let _context = runtime.handle.enter();
-            guarded(shared, || log::other_runtimes(&runtime));
+            guarded(shared, || log.other_runtimes(&runtime));
         }
         #[cfg(feature = "tower")]
         Delivery::Request { report, runtime } => {

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 impl Guard {
     /// Watches another runtime as well, with the settings of this watch, until the guard is
-    /// dropped.
+    /// dropped. Does nothing if the watch is [switched off](crate::Builder::from_env).
     ///
     /// # Errors
     ///
@@ -81,6 +81,9 @@ impl Guard {
 
     fn watch_also(&self, name: Option<String>, runtime: Handle) -> Result<(), StartError> {
         let watch = &self.view.watch;
+        if self.off.is_some() {
+            return Ok(());
+        }
         if self.view.shared.is_inherited() {
             return Err(StartError::Forked);
         }

@@ -3,6 +3,7 @@
 //! *Runs on:* the user's threads.
 
 use super::Guard;
+use super::env::EnvText;
 #[cfg(feature = "serve")]
 use crate::engine::Liveness;
 #[cfg(feature = "metrics")]
@@ -11,7 +12,6 @@ use crate::engine::Target;
 use crate::engine::recording::RecordStalls;
 use crate::engine::{Settings, Stacks};
 use crate::error::StartError;
-use crate::explain::OwnCode;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, TraceContext};
@@ -79,6 +79,12 @@ pub struct Builder {
     #[cfg(feature = "serve")]
     pub(super) serve_token: Option<Result<ServeToken, &'static str>>,
     pub(super) settings: Settings,
+    /// The text of the environment, until the start.
+    pub(super) env: Option<EnvText>,
+    /// Nothing is to be watched.
+    pub(super) off: bool,
+    /// The start is to print what can be seen.
+    pub(super) doctor: bool,
 }
 
 impl Builder {
@@ -111,6 +117,46 @@ impl Builder {
     /// Begins with all defaults, for the runtime that `start` is called in.
     pub fn new() -> Builder {
         Builder::default()
+    }
+
+    /// Begins as [`new`](Self::new) does, and takes settings from the environment variable
+    /// `TOKIO_STALL`, which wins over all calls of the builder, before and after.
+    ///
+    /// So settings can be changed without a build, in the program that has them:
+    ///
+    /// ```sh
+    /// TOKIO_STALL=threshold=20ms,warn=250ms,stacks=off,serve=127.0.0.1:9464 ./service
+    /// TOKIO_STALL=off ./service       # nothing is watched, no thread is started
+    /// TOKIO_STALL=doctor ./service    # prints what is seen here, and what is not
+    /// ```
+    ///
+    /// Keys are mostly methods of this builder; the guide to production has the table. Durations
+    /// have a unit, as in `500us`, `20ms` and `1.5s`. The variable is read by this call, and
+    /// understood by [`start`](Self::start). Unset or empty, it changes nothing.
+    ///
+    /// With `off`, [`Coverage::off`](crate::Coverage::off) and
+    /// [`Status::off`](crate::Status::off) are set.
+    ///
+    /// # Errors
+    ///
+    /// [`start`](Self::start) returns [`StartError::EnvUnusable`] for a key that does not exist, a
+    /// value that cannot be understood, and a setting whose feature is not built in; and
+    /// [`StartError::EnvNotUnicode`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let _watch = tokio_stall::Builder::from_env().start()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_env() -> Builder {
+        Builder {
+            env: EnvText::read(),
+            ..Builder::default()
+        }
     }
 
     /// Watches this runtime under this name. Several calls add several runtimes.
@@ -182,8 +228,10 @@ impl Builder {
     /// Sets whether stalls are logged as `tracing` events with the target `tokio_stall`. By
     /// default, they are.
     ///
-    /// Logs are limited: one stall per runtime and span a minute, ten a minute in all. The next
-    /// event has the number of those that were left out.
+    /// Logs are limited: one stall per runtime, site, span and cause a minute, ten a minute in all.
+    /// The next event has the number of those that were left out. If no subscriber
+    /// hears them, their text goes to standard error, unless the filter is meant to hide them. The
+    /// guide to the log's format has all events and fields.
     pub fn log(mut self, log: bool) -> Builder {
         self.settings.log = log;
         self
@@ -234,7 +282,9 @@ impl Builder {
         I: IntoIterator,
         I::Item: Into<String>,
     {
-        self.settings.own_code = OwnCode::new(names.into_iter().map(Into::into));
+        self.settings
+            .own_code
+            .add(names.into_iter().map(Into::into));
         self
     }
 

@@ -25,6 +25,8 @@ use std::sync::atomic::Ordering;
 #[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
 pub struct Guard {
     pub(super) view: View,
+    /// The coverage of a watch that is switched off: no thread runs for it.
+    pub(super) off: Option<Vec<Coverage>>,
     /// The server ends before the watch does.
     #[cfg(feature = "serve")]
     server: Option<crate::serve::Server>,
@@ -36,11 +38,19 @@ impl Guard {
     pub(crate) fn new(view: View) -> Guard {
         Guard {
             view,
+            off: None,
             #[cfg(feature = "serve")]
             server: None,
             #[cfg(feature = "serve")]
             recordings: None,
         }
+    }
+
+    /// A guard that watches nothing, for these runtimes.
+    pub(super) fn switched_off(view: View, off: Vec<Coverage>) -> Guard {
+        let mut guard = Guard::new(view);
+        guard.off = Some(off);
+        guard
     }
 
     /// Adds the server, which ends with the watch.
@@ -105,6 +115,9 @@ impl Guard {
 
     /// The things that the detector can see, for each runtime of this watch.
     pub fn coverage(&self) -> Vec<Coverage> {
+        if let Some(off) = &self.off {
+            return off.clone();
+        }
         let runtimes = self.view.runtimes();
         runtimes
             .iter()
@@ -123,6 +136,7 @@ impl Guard {
                 .map(|runtime| status_of(runtime))
                 .collect(),
             forked: shared.is_inherited(),
+            off: self.off.is_some(),
             allowed: probe::allowed(),
             ticks: shared.ticks(),
             watchdog_lateness: waits(&shared.watchdog_lateness),
@@ -194,7 +208,7 @@ impl Drop for Guard {
             }
             // Else the drop writes those that wait, while the runtimes are still known.
         }
-        if !self.view.shared.is_inherited() {
+        if !self.view.shared.is_inherited() && self.off.is_none() {
             threads::leave(&self.view.watch);
         }
     }

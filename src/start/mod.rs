@@ -4,12 +4,15 @@
 
 mod add;
 mod builder;
+mod diagnosis;
+mod env;
 mod guard;
 mod plan;
 mod status;
 mod threads;
 
 pub use builder::{Builder, watch};
+pub use diagnosis::{Diagnosis, Observation, SettingInForce, SettingSource};
 pub use guard::Guard;
 #[cfg(feature = "serve")]
 pub use status::RecordingStatus;

@@ -5,16 +5,17 @@
 //! [`Builder::plan`] is pure: it reads its arguments only. It finds every error that can be found
 //! without touching the process.
 
-use super::{Builder, Guard, threads};
+use super::{Builder, Guard, env, threads};
 use crate::capture;
 use crate::detect::Rules;
 #[cfg(feature = "serve")]
 use crate::engine::recording::RecordStalls;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, LONGEST_TICK, SHORTEST_TICK, Settings, Stacks, View, WatchState,
+    read_filter_of_environment,
 };
 use crate::error::StartError;
-use crate::report::NoStack;
+use crate::report::{NoStack, write_to_stderr};
 use crate::reporter;
 #[cfg(feature = "serve")]
 use crate::serve;
@@ -43,12 +44,19 @@ pub(super) struct Plan {
     #[cfg(feature = "serve")]
     serve_token: Option<serve::ServeToken>,
     settings: Settings,
+    off: bool,
+    doctor: bool,
 }
 
 impl Builder {
     /// Checks the settings. `here` is the runtime that the caller is in.
     pub(super) fn plan(self, here: Option<Handle>) -> Result<Plan, StartError> {
-        check(&self.settings)?;
+        let builder = self.with_environment()?;
+        check(&builder.settings).map_err(|error| env::blame(&builder.settings, error))?;
+        builder.checked(here)
+    }
+
+    fn checked(self, here: Option<Handle>) -> Result<Plan, StartError> {
         #[cfg(feature = "serve")]
         let serve_token = self.serve_token.transpose();
         #[cfg(feature = "serve")]
@@ -65,6 +73,8 @@ impl Builder {
             #[cfg(feature = "serve")]
             serve_token,
             settings: self.settings,
+            off: self.off,
+            doctor: self.doctor,
         })
     }
 }
@@ -99,11 +109,16 @@ fn check_signal(signal: i32, stacks_are_supported: bool) -> Result<(), StartErro
 impl Plan {
     /// Starts all of the plan, or nothing.
     pub(super) fn launch(self) -> Result<Guard, StartError> {
-        let signal = install(self.settings.stacks)?;
+        if self.off {
+            return Ok(self.launch_nothing());
+        }
+        let signal = install(self.settings.stacks);
+        let signal = signal.map_err(|error| env::blame(&self.settings, error))?;
         #[cfg(feature = "serve")]
         let bound = bind(self.serve)?;
         #[cfg(feature = "serve")]
         try_directory(&self.settings)?;
+        read_filter_of_environment();
         timing::set_mode(self.settings.poll_timing);
         #[cfg(feature = "metrics")]
         polls::set_name_limit(self.settings.poll_labels);
@@ -117,15 +132,45 @@ impl Plan {
         let guard = start_recordings(guard, &view)?;
         log_start(&view);
         #[cfg(feature = "serve")]
-        if let Some(bound) = bound {
-            warn_of_strangers(&view, &bound, self.serve_token.is_some());
-            let server = bound
-                .serve(view, self.serve_token)
-                .map_err(StartError::Thread)?;
-            return Ok(guard.with_server(server));
+        let guard = match bound {
+            Some(bound) => {
+                warn_of_strangers(&view, &bound, self.serve_token.is_some());
+                let server = bound.serve(view, self.serve_token);
+                guard.with_server(server.map_err(StartError::Thread)?)
+            }
+            None => guard,
+        };
+        if self.doctor {
+            print(&guard);
         }
         Ok(guard)
     }
+}
+
+impl Plan {
+    /// A guard without a thread, and without a change of the process.
+    fn launch_nothing(self) -> Guard {
+        let coverage = self.runtimes.into_iter().map(|(name, runtime)| {
+            let name = name.unwrap_or_else(|| threads::UNNAMED.to_owned());
+            Coverage::switched_off(&name, runtime.metrics().num_workers())
+        });
+        let coverage: Vec<Coverage> = coverage.collect();
+        if self.settings.log {
+            coverage.iter().for_each(reporter::log::switched_off);
+        }
+        let watch = Arc::new(WatchState::new(self.settings, Err(NoStack::Off)));
+        let shared = Arc::default();
+        let guard = Guard::switched_off(View { watch, shared }, coverage);
+        if self.doctor {
+            print(&guard);
+        }
+        guard
+    }
+}
+
+/// Prints what can be seen, for `TOKIO_STALL=doctor`.
+fn print(guard: &Guard) {
+    write_to_stderr(&guard.explain_coverage().to_string());
 }
 
 #[cfg(feature = "serve")]

@@ -17,6 +17,9 @@ pub struct Status {
     /// This process is a fork of the one that was watched: the figures are the parent's at the
     /// fork, and nothing is watched here.
     pub forked: bool,
+    /// The watch is switched off, by `TOKIO_STALL=off` and
+    /// [`Builder::from_env`](crate::Builder::from_env). There are no runtimes here then.
+    pub off: bool,
     /// Blocking that was allowed in this process, by reason.
     pub allowed: Vec<AllowedBlocking>,
     /// Ticks of the watchdog so far. If the number stands still for longer than 25 ms, the detector

@@ -4,7 +4,7 @@
 
 use crate::clock;
 use crate::detect::Rules;
-use crate::engine::{Message, Shared, WatchState, WatchedRuntime, Work};
+use crate::engine::{Hearing, Message, Shared, WatchState, WatchedRuntime, Work};
 use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
@@ -32,7 +32,7 @@ const CHANNEL: usize = 256;
 const LONGEST_END: Duration = Duration::from_secs(1);
 
 /// The name of a runtime without a given name. A second one is called by tokio's number for it.
-const UNNAMED: &str = "main";
+pub(super) const UNNAMED: &str = "main";
 
 /// The engine of this process. The lock is held during a start and an end, also while these wait.
 static ENGINE: Mutex<Option<Engine>> = Mutex::new(None);
@@ -240,10 +240,14 @@ impl Engine {
     }
 
     /// Has the first round made, on a thread made for it: the explainer may be reading. Without a
-    /// thread to be had, the explainer's next round is the first.
+    /// thread to be had, the explainer's next round is the first. It also asks whether anybody
+    /// hears the log: the calling thread may have a subscriber of its own.
     fn look_at_sight(&self) {
         let shared = self.shared.clone();
-        let thread = os::spawn("stall-look", move || shared.look_at_sight());
+        let thread = os::spawn("stall-look", move || {
+            shared.look_at_sight();
+            Hearing::ask();
+        });
         thread.ok().and_then(|thread| thread.join().ok());
     }
 

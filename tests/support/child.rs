@@ -9,15 +9,20 @@ pub fn is_here(mark: &str) -> bool {
 }
 
 /// Runs one test of this same binary in a process of its own, with `mark` in its environment.
-/// Tests are named as libtest names them: with their module, without the crate.
 pub fn start(test: &str, mark: &str) -> Child {
-    Command::new(env::current_exe().unwrap())
+    command(test, mark).spawn().unwrap()
+}
+
+/// The command for that, before it runs. Tests are named as libtest names them: with their module,
+/// without the crate.
+pub fn command(test: &str, mark: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
         .args(["--exact", test, "--nocapture"])
         .env(mark, "1")
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
 }
 
 /// Runs the calling test's body in a process of its own, in which nothing else has run.

@@ -10,8 +10,12 @@ use crate::capture::Mapped;
 use gimli::Reader as _;
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use object::LittleEndian;
-use object::elf::{FileHeader64, STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64};
-use object::read::elf::{ElfFile64, ElfSection64, SectionHeader as _, Sym as _, SymbolTable};
+use object::elf::{
+    FileHeader64, SHT_SYMTAB, STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
+};
+use object::read::elf::{
+    ElfFile64, ElfSection64, FileHeader as _, SectionHeader as _, Sym as _, SymbolTable,
+};
 use object::{CompressedFileRange, CompressionFormat, Object as _, ObjectSection as _, ReadCache};
 use std::collections::HashMap;
 use std::fs::File;
@@ -127,6 +131,27 @@ impl Elf {
         let bytes = decompress_to_vec_zlib_with_limit(&compressed, size);
         bytes.map(Reader::of_bytes).map_err(|_| Unnamed::Unreadable)
     }
+}
+
+/// Whether a file has debug information, and symbols other than those for linking at run time.
+///
+/// # Cost
+///
+/// It reads the headers.
+pub(super) fn debug_info_and_symbols(path: &Path) -> io::Result<(bool, bool)> {
+    let file = File::open(path)?;
+    let cache = ReadCache::new(&file);
+    let header: &FileHeader64<LittleEndian> =
+        FileHeader64::parse(&cache).map_err(io::Error::other)?;
+    let sections = header.sections(LittleEndian, &cache);
+    let sections = sections.map_err(io::Error::other)?;
+    let is_debug_info = |section: &_| {
+        let name = sections.section_name(LittleEndian, section);
+        name.is_ok_and(|name| name == b".debug_info")
+    };
+    let has_lines = sections.iter().any(is_debug_info);
+    let mut kinds = sections.iter().map(|section| section.sh_type(LittleEndian));
+    Ok((has_lines, kinds.any(|kind| kind == SHT_SYMTAB)))
 }
 
 /// The name of a section with debug information, and its place in the file.

@@ -18,6 +18,7 @@ use super::own_code::OwnCode;
 use crate::capture::{RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
 use crate::report::{Frame, NoStack, Origin, SIGNAL_RETURN};
+use std::path::Path;
 use std::time::Duration;
 use symbols::{Named, Symbols};
 use tables::Modules;
@@ -101,6 +102,41 @@ impl std::fmt::Debug for Explainer {
     }
 }
 
+/// The reason why no line of the program can be named, and the mend. `None` if lines can be named.
+///
+/// # Cost
+///
+/// It reads the headers of the program's file; of a stripped one also the debug information beside
+/// it.
+pub(crate) fn why_no_lines() -> Option<&'static str> {
+    // Also if the file has been deleted, or replaced.
+    let program = Path::new("/proc/self/exe");
+    let (has_lines, has_symbols) = match files::debug_info_and_symbols(program) {
+        Ok(found) => found,
+        Err(_) => return Some("the file of the program cannot be read"),
+    };
+    if has_lines || has_separate_lines(program) {
+        return None;
+    }
+    Some(match has_symbols {
+        true => {
+            "the program has no debug information; build with `debug = 1` in `[profile.release]`"
+        }
+        false => {
+            "the program is stripped, so functions have no names either; build with `debug = 1` \
+             and `strip = false`, or put its debug file beside it"
+        }
+    })
+}
+
+/// Whether there is a file with the debug information that was stripped off.
+fn has_separate_lines(program: &Path) -> bool {
+    let elf = files::Elf::open(program).ok();
+    let path = std::env::current_exe().ok();
+    let separate = elf.zip(path).and_then(|(elf, path)| elf.separate(&path));
+    separate.is_some()
+}
+
 /// Marks the frame to which a signal handler returns. Its own name is rarely known.
 fn mark_signal_return(frame: Option<&mut Frame>) {
     if let Some(frame) = frame {
@@ -114,4 +150,36 @@ fn mark_signal_return(frame: Option<&mut Frame>) {
 fn is_unwinder(frame: &Frame) -> bool {
     let function = frame.function.as_deref();
     function.is_some_and(|function| function.starts_with("_Unwind_"))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Tests are built with debug information.
+    #[test]
+    fn the_file_of_the_program_shows_whether_there_are_lines() {
+        assert_eq!(why_no_lines(), None);
+        let program = std::env::current_exe().expect("a program");
+        assert!(matches!(
+            files::debug_info_and_symbols(&program),
+            Ok((true, true))
+        ));
+        // A file without them, made of this one where there is the tool for it.
+        let bare = tempfile::NamedTempFile::new().expect("a file");
+        let mut strip = Command::new("strip");
+        let strip = strip
+            .arg("--strip-all")
+            .arg("-o")
+            .arg(bare.path())
+            .arg(&program);
+        match strip.status() {
+            Ok(status) if status.success() => {
+                let found = files::debug_info_and_symbols(bare.path());
+                assert!(matches!(found, Ok((false, false))), "{found:?}");
+            }
+            _ => eprintln!("NOT TRIED: a stripped program needs `strip`"),
+        }
+    }
 }
