@@ -141,6 +141,8 @@ pub use metrics::prometheus;
 mod serve;
 
 /// Requests of `tower` services, as in axum and tonic: who was late, and because of whom.
+///
+/// It begins with a [`RequestLayer`](tower::RequestLayer) on the service.
 #[cfg(feature = "tower")]
 pub mod tower {
     pub use crate::report::{LostTo, RequestReport};
@@ -200,6 +202,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/limits.md")]
     pub mod limits {}
+
+    #[doc = include_str!("../docs/semver.md")]
+    pub mod semver {}
 
     #[doc = include_str!("../docs/platforms.md")]
     pub mod platforms {}
