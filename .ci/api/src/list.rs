@@ -36,8 +36,8 @@ fn is_usual(line: &str) -> bool {
     ];
     let implements = |name: &&str| line.contains(&format!("::{name} for "));
     let has_condition = line.contains('!') || line.contains(" where ");
-    unstable.iter().any(|name| implements(name))
-        || automatic.iter().any(|name| implements(name)) && !has_condition
+    unstable.iter().any(implements)
+        || automatic.iter().any(implements) && !has_condition
         || methods.iter().any(|method| line.contains(method))
 }
 
