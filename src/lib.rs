@@ -1,46 +1,42 @@
-//! Finds the code that blocks a Tokio event loop, and reports it while it blocks.
+//! Finds the code that blocks a Tokio event loop and reports it while it blocks: the worker, the
+//! line of your code, the cause, and a fix.
 //!
-//! ```
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), tokio_stall::StartError> {
-//! let _watch = tokio_stall::watch()?;
-//! # Ok(())
-//! # }
+//! # Start
+//!
+//! ```no_run
+//! #[tokio::main]
+//! async fn main() -> Result<(), tokio_stall::StartError> {
+//!     tracing_subscriber::fmt().init(); // stalls are logged as `tracing` events
+//!     let _watch = tokio_stall::watch()?; // this line starts the detector
+//!     // … your service …
+//!     Ok(())
+//! }
 //! ```
 //!
 //! From then on, a thread beside the runtime looks at each of its workers every few milliseconds. A
-//! *stall* is one poll that holds its worker for 10 ms or more. Its report has the worker, the
-//! span, the line of your code, the duration, the cause (it computes, it sleeps in a system call,
-//! or it has no CPU), and what to write instead.
+//! *stall* is one poll that holds its worker for 10 ms or more. It is reported while it goes on,
+//! again whenever its age has doubled, and at its end. Stalls of 100 ms and more are events of
+//! `tracing`. [`Builder`] has all settings.
+//!
+//! This is a report in full, as `Display` writes it; `…` stands for lines left out here:
 //!
 //! ```text
-//!  your threads            the detector's threads
-//!
-//!  probe ──▶ slot ◀──── stall-watchdog ──── stalls ────▶ stall-reporter ──▶ stall-sinks
-//!  marks     one per    ticks, detects                   names, composes    callback, log
-//!  polls     thread        │                              ▲        │
-//!                          │ signal                       │        └▶ recent(), profile(),
-//!                          ▼                              │           metrics, serve
-//!            capture ──── stack ──▶ stall-explainer ──────┘
-//!            copies registers       unwinds, names frames
-//!            and stack
+//! stall #1   runtime "api", worker 0, 150 ms, certain
+//!   where     traps::traps::lock::lock (src/traps/lock.rs:64)
+//!   in        request > lock
+//!   why       blocked/lock: asleep in futex 150 ms
+//!   stack     syscall
+//!             …
+//!             traps::traps::lock::lock (src/traps/lock.rs:64)
+//!             …
+//!   do        Have every holder keep to a shorter critical section, or
+//!             await a lock of `tokio::sync`.
+//!   task      62
+//!   thread    tokio-rt-worker (26122)
 //! ```
 //!
-//! **You give it** a runtime. For names, add [`layer()`] to your subscriber, or
-//! [`watched`](FutureExt::watched) to a future, or [`watch_polls`](RuntimeBuilderExt::watch_polls)
-//! to your runtime's builder.
-//!
-//! **It gives you** a report of each stall while it lasts, again whenever its age has doubled, and
-//! at its end. Reports of 100 ms and more are events of `tracing`. All go to a callback
-//! ([`Builder::on_stall`]), to [`Guard::recent`] and [`Guard::stalled_now`], and into metrics for
-//! any recorder of the `metrics` facade, with the age of a stall while it goes on.
-//! [`Guard::profile`] has the stalls by site, and their stacks for a flame graph.
-//! [`Guard::worker_stacks`] takes the stacks of all workers at this moment.
-//!
-//! **It does not** wrap your spawns, own your runtime or need `tokio_unstable`. Inside a poll it
-//! does not allocate, lock or call anything, with two exceptions: a thread's first mark takes a
-//! slot, which allocates, and the end of a timed poll beyond the threshold tries a lock and keeps a
-//! record. It does not report time without a CPU, code in `block_in_place`, or a parked worker.
+//! [`guide::reading_a_report`] explains each line. Line numbers need `debug = 1` in
+//! `[profile.release]`.
 //!
 //! # Three tiers
 //!
@@ -53,40 +49,80 @@
 //! | [`watch_polls`] on the runtime builder, and `--cfg tokio_unstable` | the line of the spawn |
 //!
 //! Tier two *marks* some polls and times them exactly. Tier three does so for every poll of every
-//! task.
+//! task. [`guide::how_it_decides`] explains how one long poll is distinguished from many short ones
+//! without these marks.
 //!
 //! [`watched`]: FutureExt::watched
 //! [`watch_polls`]: RuntimeBuilderExt::watch_polls
 //!
+//! # In production
+//!
+//! | to get | use |
+//! |---|---|
+//! | each report in a callback | [`Builder::on_stall`] |
+//! | the last stalls, and those that go on | [`Guard::recent`], [`Guard::stalled_now`] |
+//! | stalls by site, and a flame graph of them | [`Guard::profile`] |
+//! | the stacks of all workers at this moment | [`Guard::worker_stacks`] |
+//! | the things that the detector sees here | [`Guard::coverage`] |
+//! | metrics, for any recorder of the `metrics` facade | [`metrics`] |
+//! | a page, metrics and health over HTTP, during a stall, too | [`Builder::serve`] |
+//! | the requests that each stall has held up | [`tower::RequestLayer`] |
+//!
+//! [`guide::production`] has builds, log levels, health and Kubernetes.
+//!
+//! # In tests
+//!
+//! [`testing`] has assertions that forbid blocking. The kernel's record of the thread decides, and
+//! no wall clock, so a busy CI machine fails nothing.
+//!
+//! # How it works
+//!
+//! ```text
+//!  your workers                  the detector's threads
+//!
+//!  polls and spans ─── marks ────▶ stall-watchdog     finds a stall
+//!       ▲                               │
+//!       ├────────── signal ─────────────┤
+//!       │                               ▼
+//!       └────────── stack ───────▶ stall-explainer    names its line
+//!                                       │
+//!                                       ▼
+//!                                  stall-reporter     makes the report
+//!                                       │
+//!                                       ▼
+//!                                  stall-sinks        log and callback
+//! ```
+//!
+//! It does not wrap your spawns, own your runtime or need `tokio_unstable`. Inside a poll it does
+//! not allocate, lock or call anything, with two exceptions: a thread's first mark takes a slot,
+//! which allocates, and the end of a timed poll beyond the threshold tries a lock and keeps a
+//! record. It does not report time without a CPU, code in `block_in_place`, or a parked worker.
+//! [`guide::cost`] has all figures.
+//!
 //! # Features
 //!
-//! | feature | |
+//! | feature | adds |
 //! |---|---|
-//! | `metrics` (default) | metrics through the `metrics` facade |
-//! | `serde` (default) | `Serialize` for reports |
-//! | `stacks` (default) | stacks of stalled threads |
+//! | `metrics` (default) | [`metrics`]: stalls, lag, time by state, through the `metrics` facade |
+//! | `serde` (default) | `Serialize` for reports and figures |
+//! | `stacks` (default) | the stacks of stalled threads, and with them the lines |
 //! | `testing` | [`testing`], for `[dev-dependencies]`: assertions that forbid blocking in tests |
-//! | `pprof` | [`Profile::pprof`], for `go tool pprof`, Pyroscope, Parca and Grafana |
-//! | `flamegraph` | [`Profile::flamegraph`], a picture of the time lost |
-//! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
+//! | `serve` | [`Builder::serve`]; it includes `metrics`, `pprof`, `prometheus` and `serde` |
+//! | `prometheus` | [`prometheus`]: an exporter set up so that it answers during a stall |
 //! | `tower` | [`tower::RequestLayer`]: times requests, and finds those that a stall held up |
-//! | `axum` | requests are named by the routes of axum |
-//! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
+//! | `axum` | `tower`, with requests named by the routes of axum |
+//! | `pprof` | [`Profile::pprof`], for `go tool pprof`, Pyroscope, Parca and Grafana |
+//! | `flamegraph` | [`Profile::flamegraph`], a picture; its crate has the licence CDDL-1.0 |
 //!
-//! # Guides
-//!
-//! The module [`guide`] explains how the detector decides, how to read a report, how to use it in
-//! production and in tests, what it costs, and where its limits are.
+//! [`guide::semver`] says what a version promises, and which other crates occur in the API.
 //!
 //! # Limits
 //!
 //! * The detector distinguishes one long unmarked poll from many short ones by words in the memory
 //!   of tokio's scheduler. It needs 64-bit Linux, and no sandbox that forbids to read this memory;
 //!   [`Coverage::turns`] shows whether it can. Elsewhere a computing poll without a mark is
-//!   reported after 61 × 4 thresholds, and a sleeping one once a stack shows that its thread drives
-//!   the worker.
-//! * If `opt-level = "z"` merges tokio's calls of tasks, a computing poll without a mark is
-//!   reported once it has lasted for two thresholds and a tick.
+//!   reported after 61 × 4 thresholds, and a sleeping one once a stack shows that its thread
+//!   drives the worker.
 //! * The future given to `block_on` of a multi-thread runtime does not run on a worker, so it holds
 //!   none.
 //! * Proof of sleep, and the distinction of host trouble from code, need Linux. Stacks need Linux
@@ -96,6 +132,11 @@
 //!   functions that were not inlined, and a stripped program gives addresses with the build id.
 //! * A stack is taken by a signal. A system call that it interrupts is restarted, except for those
 //!   that the kernel never restarts; see [`Stacks`].
+//!
+//! [`guide::limits`] lists them all, each with its effect and its fix.
+
+// On docs.rs, items have their features beside them. The model checker's builds are none.
+#![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(loom))))]
 
 mod clock;
 mod error;
@@ -141,6 +182,8 @@ pub use metrics::prometheus;
 mod serve;
 
 /// Requests of `tower` services, as in axum and tonic: who was late, and because of whom.
+///
+/// It begins with a [`RequestLayer`](tower::RequestLayer) on the service.
 #[cfg(feature = "tower")]
 pub mod tower {
     pub use crate::report::{LostTo, RequestReport};
@@ -206,6 +249,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/limits.md")]
     pub mod limits {}
+
+    #[doc = include_str!("../docs/semver.md")]
+    pub mod semver {}
 
     #[doc = include_str!("../docs/platforms.md")]
     pub mod platforms {}

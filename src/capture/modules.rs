@@ -8,7 +8,9 @@
 use crate::os::memory;
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::Endianness;
-use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64};
+use object::elf::{
+    FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, ProgramType,
+};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Read as _;
@@ -192,7 +194,7 @@ impl<'a> Segments<'a> {
         Some(Segments { endian, headers })
     }
 
-    fn of_kind(&self, kind: u32) -> impl Iterator<Item = &'a ProgramHeader64<Endianness>> {
+    fn of_kind(&self, kind: ProgramType) -> impl Iterator<Item = &'a ProgramHeader64<Endianness>> {
         let endian = self.endian;
         let segments = self.headers.iter();
         segments.filter(move |segment| segment.p_type(endian) == kind)
@@ -203,7 +205,7 @@ impl<'a> Segments<'a> {
         self.of_kind(PT_LOAD).map(move |segment| Loaded {
             offset: segment.p_offset(endian),
             addresses: addresses(segment, endian),
-            executable: segment.p_flags(endian) & PF_X != 0,
+            executable: segment.p_flags(endian).0 & PF_X.0 != 0,
         })
     }
 

@@ -19,7 +19,9 @@ const ROUNDS: u32 = 2;
 /// Names of threads in the text of a runtime.
 const NAMES: usize = 3;
 
-/// A runtime of this process that polls marked tasks, and that nobody watches.
+/// A runtime of this process that polls marked tasks, and that nobody watches; from
+/// [`Coverage::other_runtimes`](crate::Coverage). [`Guard::add`](crate::Guard::add) adds it to a
+/// watch.
 ///
 /// `Display` writes it with the names of its first threads.
 #[derive(Clone, Debug, PartialEq, Eq)]

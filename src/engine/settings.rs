@@ -30,7 +30,7 @@ pub(crate) const LONGEST_TICK: Duration = Duration::from_millis(25);
 /// The shortest tick that is chosen by default.
 pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 
-/// How the stacks of stalled threads are taken.
+/// How the stacks of stalled threads are taken; for [`Builder::stacks`](crate::Builder::stacks).
 ///
 /// A directed signal makes the thread copy its registers and stack, and go on. The pause takes some
 /// ten microseconds. A call that the signal meets asleep is restarted by the kernel, except for the

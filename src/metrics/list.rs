@@ -5,7 +5,7 @@
 //!
 //! Names are complete (`_seconds`, `_total`), so an exporter adds nothing to them.
 
-/// A kind of metric, in the meaning of Prometheus.
+/// A kind of [metric](METRICS), in the meaning of Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -33,7 +33,7 @@ impl MetricKind {
     }
 }
 
-/// A metric of this crate.
+/// A metric of this crate; all of them are in [`METRICS`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -50,7 +50,8 @@ pub struct Metric {
     pub buckets: &'static [f64],
 }
 
-/// Bounds for durations from a millisecond to half a minute.
+/// Bounds for durations from a millisecond to half a minute. An exporter that the program sets up
+/// needs them for the histograms of [`METRICS`].
 pub const BUCKETS: &[f64] = &crate::tally::BOUNDS;
 /// The bounds of [`BUCKETS`] from the default threshold up: no stall is shorter.
 const STALL_BUCKETS: &[f64] = BUCKETS.split_at(3).1;
@@ -85,6 +86,16 @@ macro_rules! metrics {
         $(pub(crate) const $constant: Metric = $metric;)*
 
         /// All metrics of this crate, in the order of the documentation.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use tokio_stall::metrics::{METRICS, MetricKind};
+        ///
+        /// for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Histogram) {
+        ///     println!("{} has {} buckets", metric.name, metric.buckets.len());
+        /// }
+        /// ```
         pub const METRICS: &[Metric] = &[$($constant),*];
     };
 }

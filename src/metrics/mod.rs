@@ -33,6 +33,7 @@
 #![doc = include_str!("../../monitoring/METRICS.md")]
 
 mod export;
+mod growth;
 mod list;
 mod polls;
 #[cfg(feature = "prometheus")]

@@ -42,7 +42,7 @@ pub fn allow_blocking<R>(reason: &'static str, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The blocking that was allowed for one reason.
+/// The blocking that was [allowed](allow_blocking) for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

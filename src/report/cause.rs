@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// The reason why a worker was held.
+/// The reason why a worker was held; [`StallReport`](crate::StallReport) has it.
 ///
 /// A stall is reported only if the code by itself held the worker for the threshold. So the code's
 /// own time decides, computing or asleep: the longer of the two. The host is the cause if the
@@ -29,7 +29,7 @@ pub enum Cause {
     Unknown,
 }
 
-/// The thing that a thread slept for.
+/// The thing that a thread slept for, in the cause of a [`StallReport`](crate::StallReport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Blocking {

@@ -2,7 +2,8 @@
 //!
 //! *Runs on:* every thread: plain data.
 
-/// Whether it is proven that one poll held its worker for the whole time.
+/// Whether it is proven that one poll held its worker for the whole time;
+/// [`StallReport`](crate::StallReport) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(
     feature = "serde",

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The owner of a frame's code.
+/// The owner of the code of a frame on a stack, as in a [`StallReport`](crate::StallReport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -30,7 +30,8 @@ pub enum Origin {
     System,
 }
 
-/// One call on a stack.
+/// One call on a stack, of a [`StallReport`](crate::StallReport) or a
+/// [`WorkerStack`](crate::WorkerStack).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -113,8 +114,8 @@ impl fmt::Display for SourcePlace<'_> {
     }
 }
 
-/// The line of the user's own code in which a worker was held: the innermost own frame on the
-/// stack.
+/// The line of the user's own code in which a worker was held: the innermost own frame on the stack
+/// of a [`StallReport`](crate::StallReport).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -164,7 +165,8 @@ impl fmt::Display for Site {
     }
 }
 
-/// The stack of the thread at one moment of a stall, or at several with the same stack.
+/// The stack of the thread at one moment of a stall, or at several with the same stack, in a
+/// [`StallReport`](crate::StallReport).
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

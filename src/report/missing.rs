@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// A part that a report lacks, and the reason.
+/// A part that a [`StallReport`](crate::StallReport) lacks, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -50,7 +50,8 @@ pub enum Missing {
     LargeDebugInfo,
 }
 
-/// The reason why there is no stack.
+/// The reason why a [`StallReport`](crate::StallReport) has no stack, or
+/// [`Guard::worker_stacks`](crate::Guard::worker_stacks) has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",

@@ -5,6 +5,8 @@
 
 mod cause;
 mod certainty;
+#[cfg(all(feature = "testing", not(loom)))]
+mod examples;
 #[cfg(feature = "flamegraph")]
 mod flamegraph;
 mod frame;

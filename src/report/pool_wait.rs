@@ -8,7 +8,8 @@ use super::{Site, StackSample, site};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// A closure that waits, or waited, too long for a thread of the blocking pool.
+/// A closure that waits, or waited, too long for a thread of the blocking pool; for
+/// [`Builder::on_pool_wait`](crate::Builder::on_pool_wait).
 ///
 /// The detector sends an empty closure through `spawn_blocking` now and then, one at a time. If it
 /// waits beyond [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others: the

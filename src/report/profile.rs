@@ -36,7 +36,7 @@ struct Key {
     cause: Cause,
 }
 
-/// All stalls at one site, in one span, for one cause.
+/// All stalls at one site, in one span, for one cause; from [`Profile::sites`].
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -86,7 +86,7 @@ impl SiteTotals {
     }
 }
 
-/// The unit for the width of a frame in a flame graph.
+/// The unit for the width of a frame in a flame graph; see [`Profile::folded`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FoldedBy {
@@ -178,6 +178,16 @@ impl Profile {
     }
 
     /// Adds another profile to this one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mut all = tokio_stall::Profile::default();
+    /// for instance in [tokio_stall::Profile::default()] {
+    ///     all.merge(&instance);
+    /// }
+    /// assert!(all.sites().is_empty());
+    /// ```
     pub fn merge(&mut self, other: &Profile) {
         for (key, totals) in &other.sites {
             self.add_site(key.clone(), totals);
@@ -188,6 +198,20 @@ impl Profile {
     }
 
     /// The totals by site, most time first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let watch = tokio_stall::watch()?;
+    /// for totals in watch.profile().sites().iter().take(10) {
+    ///     let site = totals.site.as_ref().map(ToString::to_string);
+    ///     println!("{:?} lost at {}", totals.total, site.unwrap_or_default());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn sites(&self) -> Vec<SiteTotals> {
         let mut sites: Vec<_> = self.sites.values().cloned().collect();
         sites.sort_by(|a, b| b.total.cmp(&a.total).then_with(|| a.span.cmp(&b.span)));
@@ -199,6 +223,24 @@ impl Profile {
     ///
     /// ```text
     /// api;app::handlers::get_user;std::thread::sleep;nanosleep 126804
+    /// ```
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stall::FoldedBy;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let watch = tokio_stall::watch()?;
+    /// let folded = watch.profile().folded(FoldedBy::Microseconds);
+    /// # let path = std::env::temp_dir().join("tokio-stall-doc.folded");
+    /// # #[cfg(any())]
+    /// let path = "stalls.folded"; // for `inferno-flamegraph` and other tools
+    /// std::fs::write(&path, folded)?;
+    /// # std::fs::remove_file(path)?;
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn folded(&self, by: FoldedBy) -> String {
         let with_stack = |calls: &StackCalls| *calls != StackCalls::NoStack;

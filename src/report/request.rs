@@ -8,7 +8,8 @@ use super::text::Human;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// A request that took long, and the reason.
+/// A request that took long, and the reason; for
+/// [`Builder::on_slow_request`](crate::Builder::on_slow_request).
 ///
 /// `own`, `ready` and `waiting` add up to `total`.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +64,7 @@ pub struct RequestReport {
     pub lost: Vec<LostTo>,
 }
 
-/// The time that a request lost to one stall.
+/// The time that a request lost to one stall, in a [`RequestReport`].
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-/// The time of a stall, by the way in which it was spent.
+/// The time of a stall, by the way in which it was spent; a
+/// [`StallReport`](crate::StallReport) has it.
 ///
 /// The parts add up to the duration, except for the part of a tick at an end that was not measured.
 /// `cpu` and `asleep` are the code's time. `run_queue`, `throttled` and `stopped` are the host's.

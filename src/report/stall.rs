@@ -14,7 +14,7 @@ use super::trace_context::TraceContext;
 use super::victims::Victims;
 use std::time::{Duration, SystemTime};
 
-/// The phase of a stall at the time of its report.
+/// The phase of a stall at the time of its [report](StallReport).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -45,7 +45,9 @@ impl Phase {
 /// One poll that held its worker for longer than the threshold.
 ///
 /// A stall is reported when it crosses the threshold, again each time its age has doubled, and when
-/// it is over. All reports of one stall carry the same [`id`](Self::id).
+/// it is over. All reports of one stall carry the same [`id`](Self::id). A callback gets them
+/// ([`Builder::on_stall`](crate::Builder::on_stall)), and [`Guard::recent`](crate::Guard::recent)
+/// keeps them. With the feature `testing`, `StallReport::example` makes one for tests of callbacks.
 ///
 /// `Display` writes several lines for people, with the frames of own code; `{report:#}` writes all
 /// frames of the stack. With the feature `serde` durations are serialised as
@@ -153,6 +155,15 @@ impl StallReport {
     ///
     /// `worker 1 of "api" blocked for 127 ms so far: asleep in clock_nanosleep,
     /// app::handlers::get_user (src/handlers.rs:42), in request > get_user`
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let builder = tokio_stall::Builder::new().on_stall(|report| {
+    ///     eprintln!("{}", report.headline());
+    /// });
+    /// # drop(builder);
+    /// ```
     pub fn headline(&self) -> Headline<'_> {
         Headline::of(self)
     }

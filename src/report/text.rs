@@ -10,7 +10,7 @@ use super::stall::{Phase, StallReport};
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-/// The first line of a report; made by [`StallReport::headline`].
+/// The first line of a report, as `Display` writes it; made by [`StallReport::headline`].
 #[derive(Clone, Copy, Debug)]
 pub struct Headline<'a>(&'a StallReport);
 

@@ -37,7 +37,8 @@ pub struct Victims {
     pub routes: Vec<RouteVictims>,
 }
 
-/// The requests of one route that a stall held up.
+/// The requests of one route that a stall held up, of services with
+/// [`RequestLayer`](crate::tower::RequestLayer).
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -6,7 +6,8 @@ use super::{Frame, NoStack};
 use std::fmt;
 
 /// The stack of one worker's thread at one moment, made by
-/// [`Guard::worker_stacks`](crate::Guard::worker_stacks).
+/// [`Guard::worker_stacks`](crate::Guard::worker_stacks). `Display` writes it with a line for each
+/// call.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

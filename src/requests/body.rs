@@ -9,7 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// The body of a response of a [`RequestService`](super::RequestService).
+    /// The body of a response of a [`RequestService`](super::RequestService), as
+    /// [`RequestLayer`](super::RequestLayer) makes it.
     pub struct ResponseBody<B> {
         #[pin]
         inner: B,

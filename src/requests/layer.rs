@@ -169,7 +169,7 @@ fn matched_path<B>(_: &http::Request<B>) -> Option<&str> {
 }
 
 pin_project! {
-    /// The response of a [`RequestService`], as a future.
+    /// The response of a [`RequestService`], which [`RequestLayer`] makes, as a future.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]

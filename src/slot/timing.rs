@@ -9,7 +9,8 @@
 use crate::clock::Nanos;
 use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
-/// How many polls have their start and end measured.
+/// How many polls have their start and end measured; for
+/// [`Builder::poll_timing`](crate::Builder::poll_timing).
 ///
 /// Every poll is *watched* in any case: a stall is found and reported with each of these. A stall
 /// whose poll was timed has an exact start; otherwise its start is known to within a tick.

@@ -253,6 +253,15 @@ impl Builder {
     /// [`PollTiming::Sampled`].
     ///
     /// The setting holds for the whole process; that of the last watch started counts.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stall::{Builder, PollTiming};
+    ///
+    /// let builder = Builder::new().poll_timing(PollTiming::Every);
+    /// # drop(builder);
+    /// ```
     pub fn poll_timing(mut self, timing: PollTiming) -> Builder {
         self.settings.poll_timing = timing;
         self
@@ -267,6 +276,17 @@ impl Builder {
     }
 
     /// Sets how the stacks of stalled threads are taken. By default, this is [`Stacks::Auto`].
+    ///
+    /// # Examples
+    ///
+    /// For a program with C code that cannot bear an interrupted call:
+    ///
+    /// ```
+    /// use tokio_stall::{Builder, Stacks};
+    ///
+    /// let builder = Builder::new().stacks(Stacks::Off);
+    /// # drop(builder);
+    /// ```
     pub fn stacks(mut self, stacks: Stacks) -> Builder {
         self.settings.stacks = stacks;
         self
@@ -476,6 +496,20 @@ impl Builder {
     /// `f` runs on the thread `stall-sinks`, which also logs. While it runs, later reports wait;
     /// when 256 wait, further ones are dropped and counted. A panic of `f` is counted. Calls are
     /// not limited as logs are.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stall::{Builder, Phase};
+    ///
+    /// let builder = Builder::new().on_stall(|report| {
+    ///     if report.phase == Phase::Ended && !report.cause.is_host() {
+    ///         let site = report.site.as_ref().map(ToString::to_string);
+    ///         eprintln!("{:?} lost at {}", report.duration, site.unwrap_or_default());
+    ///     }
+    /// });
+    /// # drop(builder);
+    /// ```
     pub fn on_stall(mut self, f: impl Fn(&StallReport) + Send + Sync + 'static) -> Builder {
         self.settings.on_stall = Some(Arc::new(f));
         self

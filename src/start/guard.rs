@@ -109,6 +109,23 @@ impl Guard {
     /// It works while workers are blocked. The calling thread waits for at most a tenth of a second
     /// per four workers, and until the explainer has named the stacks; the first time, debug
     /// information is read for that. In async code, call it inside `spawn_blocking`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let watch = tokio_stall::watch()?;
+    /// // On a signal from an operator, for example.
+    /// let dump = std::thread::spawn(move || {
+    ///     for stack in watch.worker_stacks() {
+    ///         println!("{stack}");
+    ///     }
+    /// });
+    /// # tokio::task::spawn_blocking(|| dump.join().unwrap()).await.unwrap();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn worker_stacks(&self) -> Vec<WorkerStack> {
         worker_stacks::take(&self.view.runtimes(), &self.view.shared)
     }
@@ -126,6 +143,22 @@ impl Guard {
     }
 
     /// Figures about the runtimes of this watch and about the detector itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), tokio_stall::StartError> {
+    /// let watch = tokio_stall::watch()?;
+    /// for runtime in watch.status().runtimes {
+    ///     println!("{}: {} stalls", runtime.runtime, runtime.stalls);
+    ///     for (worker, time) in runtime.worker_time.iter().enumerate() {
+    ///         println!("  worker {worker}: {:?} computing, {:?} blocked", time.cpu, time.blocked);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn status(&self) -> Status {
         let shared = &self.view.shared;
         Status {

@@ -41,7 +41,7 @@ pub struct Status {
     pub recordings: RecordingStatus,
 }
 
-/// The recordings of long stalls, as files, so far.
+/// The recordings of long stalls, as files, so far; from [`Guard::status`](crate::Guard::status).
 #[cfg(feature = "serve")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
@@ -54,7 +54,7 @@ pub struct RecordingStatus {
     pub left_out: u64,
 }
 
-/// Figures about one runtime at one moment.
+/// Figures about one runtime at one moment, from [`Guard::status`](crate::Guard::status).
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -86,7 +86,8 @@ pub struct RuntimeStatus {
     pub driver_frozen: Duration,
 }
 
-/// The time of one worker by state since the watch was started: its ledger.
+/// The time of one worker by state since the watch was started: its ledger, from
+/// [`Guard::status`](crate::Guard::status).
 ///
 /// The parts add up to the time that has passed, except for the last second or so. Blocking far
 /// below the threshold is in it, too.
@@ -108,7 +109,7 @@ pub struct WorkerTime {
     pub unknown: Duration,
 }
 
-/// The last and the longest of a kind of wait.
+/// The last and the longest of a kind of wait, from [`Guard::status`](crate::Guard::status).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::time::Duration;
 
-/// A call that blocked its thread, or a poll that computed for too long.
+/// A call that blocked its thread, or a poll that computed for too long, as
+/// [`assert_never_blocks`](super::assert_never_blocks) and its relatives find it.
 ///
 /// `Display` writes several lines for people: the text of a failed test.
 #[derive(Clone, Debug, PartialEq)]
