@@ -33,7 +33,6 @@
 #![doc = include_str!("../../monitoring/METRICS.md")]
 
 mod export;
-mod growth;
 mod list;
 mod polls;
 #[cfg(feature = "prometheus")]

@@ -4,7 +4,6 @@
 //!
 //! Counts are exported as differences to the last export. Gauges are read anew.
 
-use super::growth::{Growth, LastCounts};
 use super::list::{self, Metric};
 #[cfg(feature = "tower")]
 use super::requests::ExportedRequests;
@@ -18,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio_metrics::{RuntimeIntervals, RuntimeMetrics, RuntimeMonitor};
 
 /// Workers with a label of their own.
 const WORKERS: usize = 128;
@@ -46,7 +46,7 @@ pub(super) struct ExportedRuntime {
     queue_wait: Seen,
     #[cfg(feature = "tower")]
     requests: ExportedRequests,
-    tokios: LastCounts,
+    intervals: RuntimeIntervals,
     unpublished: Duration,
 }
 
@@ -68,7 +68,7 @@ impl ExportedRuntime {
             queue_wait: Seen::default(),
             #[cfg(feature = "tower")]
             requests: ExportedRequests::default(),
-            tokios: LastCounts::begin(&runtime.metrics),
+            intervals: RuntimeMonitor::new(&runtime.handle).intervals(),
             unpublished: Duration::ZERO,
             runtime,
         }
@@ -180,29 +180,29 @@ impl ExportedRuntime {
 
     /// Exports Tokio's own figures, as far as an exporter can carry them.
     fn export_figures(&mut self, writer: &MetricWriter<'_>, name: &str) {
-        let runtime = self.runtime.clone();
-        let growth = self.tokios.growth(&runtime.metrics);
-        let ratio = self.busy_ratio(&growth);
+        let Some(interval) = self.intervals.next() else {
+            return;
+        };
+        let ratio = self.busy_ratio(&interval);
         writer.set(&list::BUSY_RATIO, &[name], ratio);
-        let tasks = runtime.metrics.num_alive_tasks() as f64;
+        let tasks = interval.live_tasks_count as f64;
         writer.set(&list::ALIVE_TASKS, &[name], tasks);
-        let queue = runtime.metrics.global_queue_depth() as f64;
+        let queue = interval.global_queue_depth as f64;
         writer.set(&list::GLOBAL_QUEUE, &[name], queue);
-        writer.add(&list::PARKS, &[name], growth.parks);
+        writer.add(&list::PARKS, &[name], interval.total_park_count);
     }
 
     /// The share of time in which workers were busy.
     ///
     /// Tokio counts busy time when it is over: a worker that is held looks idle during the stall,
     /// and busier than time allows afterwards. The unpublished busy time corrects both.
-    fn busy_ratio(&mut self, growth: &Growth) -> f64 {
+    fn busy_ratio(&mut self, interval: &RuntimeMetrics) -> f64 {
         let workers = self.runtime.stats.worker_time.iter();
         let unpublished = workers.map(|time| time.unpublished()).sum();
         let before = std::mem::replace(&mut self.unpublished, unpublished);
-        let busy = (growth.busy + unpublished).saturating_sub(before);
-        let workers = self.runtime.metrics.num_workers();
-        let all = growth.elapsed * u32::try_from(workers).unwrap_or(u32::MAX);
-        if growth.elapsed < SHORT {
+        let busy = (interval.total_busy_duration + unpublished).saturating_sub(before);
+        let all = interval.elapsed * u32::try_from(interval.workers_count).unwrap_or(u32::MAX);
+        if interval.elapsed < SHORT {
             0.0
         } else {
             (busy.as_secs_f64() / all.as_secs_f64()).min(1.0)
