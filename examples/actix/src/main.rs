@@ -1,7 +1,7 @@
 //! An actix-web service with a handler that blocks. Each of its threads has a runtime of its own,
 //! and one call in the factory watches them all.
 //!
-//! `cargo run --release -p actix`
+//! `cargo run --release -p actix`; with `twin`, the same without a stall
 
 use actix_web::{App, HttpServer, get};
 use std::sync::Arc;
@@ -14,16 +14,21 @@ const REQUESTS: usize = 4;
 
 #[get("/report")]
 async fn report() -> String {
+    if std::env::args().any(|argument| argument == "twin") {
+        let rendered = actix_web::rt::task::spawn_blocking(render).await;
+        return rendered.unwrap_or_default();
+    }
     async { render() }.watched("report").await
 }
 
 /// Blocks the thread, and with it every other request that this thread serves.
 #[inline(never)]
 fn render() -> String {
-    thread::sleep(Duration::from_millis(150));
+    thread::sleep(Duration::from_millis(150)); // planted
     "report".to_owned()
 }
 
+// region watch
 #[actix_web::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().init();
@@ -40,6 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         App::new().service(report)
     });
+    // endregion
     let server = server.workers(2).bind(("127.0.0.1", 0))?;
     let address = server.addrs()[0];
     let server = server.run();
@@ -57,5 +63,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for coverage in watch.coverage() {
         println!("watched {:?}", coverage.runtime);
     }
+    println!("done");
     Ok(())
 }
