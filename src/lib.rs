@@ -177,6 +177,9 @@ pub use start::{Builder, Guard, RuntimeStatus, Status, Waits, WorkerTime, watch}
     feature = "testing"
 ))]
 pub mod guide {
+    #[doc = include_str!("../docs/five-minutes.md")]
+    pub mod five_minutes {}
+
     #[doc = include_str!("../docs/how-it-decides.md")]
     pub mod how_it_decides {}
 
@@ -185,6 +188,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/production.md")]
     pub mod production {}
+
+    #[doc = include_str!("../docs/kubernetes.md")]
+    pub mod kubernetes {}
 
     #[doc = include_str!("../docs/requests.md")]
     pub mod requests {}

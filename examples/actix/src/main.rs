@@ -3,11 +3,14 @@
 //!
 //! `cargo run --release -p actix`; with `twin`, the same without a stall
 
+use actix_web::dev::Server;
 use actix_web::{App, HttpServer, get};
+use std::error::Error;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use tokio_stall::{FutureExt as _, Phase};
+use tokio_stall::{FutureExt as _, Guard, Phase};
 
 /// Clients, one after another.
 const REQUESTS: usize = 4;
@@ -29,8 +32,7 @@ fn render() -> String {
 }
 
 // region watch
-#[actix_web::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn serve() -> Result<(Arc<Guard>, Server, SocketAddr), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
     let watch = tokio_stall::Builder::new().on_stall(|stall| {
         if stall.phase == Phase::Ended {
@@ -40,23 +42,29 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let watch = Arc::new(watch.start()?);
     let of_factory = watch.clone();
     let server = HttpServer::new(move || {
+        // Runs on each thread of the server, and watches its runtime.
         if let Err(error) = of_factory.watch_here() {
             tracing::warn!("{error}");
         }
         App::new().service(report)
     });
-    // endregion
     let server = server.workers(2).bind(("127.0.0.1", 0))?;
     let address = server.addrs()[0];
-    let server = server.run();
+    Ok((watch, server.run(), address))
+}
+// endregion
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (watch, server, address) = serve()?;
     let stop = server.handle();
+    let waits = watch.clone();
     thread::spawn(move || {
         for _ in 0..REQUESTS {
             let answer = ureq::get(&format!("http://{address}/report")).call();
             answer.expect("an answer");
         }
-        // The last stall is reported when it is over.
-        thread::sleep(Duration::from_millis(200));
+        settle(&waits);
         drop(stop.stop(true));
     });
     server.await?;
@@ -65,4 +73,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("done");
     Ok(())
+}
+
+/// Waits for the last report of the stalls so far, for 30 s at most.
+fn settle(watch: &Guard) {
+    for _ in 0..300 {
+        thread::sleep(Duration::from_millis(100));
+        let recent = watch.recent();
+        if recent.iter().all(|stall| stall.phase == Phase::Ended) {
+            break;
+        }
+    }
 }

@@ -15,7 +15,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let watch = tokio_stall::Builder::new()
         .startup_grace(Duration::ZERO) // by default, the first 2 s are not logged
         .start()?;
-    // endregion
+    run().await?;
+    start::settle(&watch).await; // example only
+    drop(watch);
+    Ok(())
+}
+// endregion
+
+async fn run() -> std::io::Result<()> {
     let progress = tokio::spawn(progress());
     let status = if std::env::args().any(|argument| argument == "twin") {
         compress_beside().await?
@@ -23,7 +30,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         compress()?
     };
     progress.abort();
-    start::settle(&watch).await;
     println!("done: {status}");
     Ok(())
 }

@@ -24,10 +24,11 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let pool = SqlitePoolOptions::new().connect_with(options).await?;
     // A task, since the future of `main` runs on no worker.
     tokio::spawn(serve(pool)).await??;
-    // endregion
-    start::settle(&watch).await;
+    start::settle(&watch).await; // example only
+    drop(watch);
     Ok(())
 }
+// endregion
 
 async fn serve(pool: SqlitePool) -> Result<(), sqlx::Error> {
     // Stalls of the first two seconds are not logged.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_stall::Guard;
+use tokio_stall::{Builder, Guard};
 // region watch
 use tokio_stall::prometheus::{self, PrometheusBuilder};
 
@@ -47,6 +47,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let service = listener.local_addr()?;
     let router = Router::new().route("/order", get(order));
     tokio::spawn(async { axum::serve(listener, router).await });
+    // Stalls of the first two seconds are not logged.
+    tokio::time::sleep(Builder::DEFAULT_STARTUP_GRACE).await;
     let order = move || ureq::get(&format!("http://{service}/order")).call();
     let order = thread::spawn(order);
     let during = move || {
