@@ -150,10 +150,18 @@ fn the_dependencies_of_the_page_are_those_of_the_programs() {
 #[test]
 fn a_dependency_is_found_by_version_and_features() {
     let manifest = "a = \"1\"\nb = { version = \"2\", features = [\"x\", \"y\"] }\n";
-    for line in ["a = \"1\"", "b = { version = \"2\", features = [\"y\"] }", ""] {
+    for line in [
+        "a = \"1\"",
+        "b = { version = \"2\", features = [\"y\"] }",
+        "",
+    ] {
         assert!(has_line(manifest, line), "{line}");
     }
-    for line in ["a = \"2\"", "b = { version = \"2\", features = [\"z\"] }", "c = \"1\""] {
+    for line in [
+        "a = \"2\"",
+        "b = { version = \"2\", features = [\"z\"] }",
+        "c = \"1\"",
+    ] {
         assert!(!has_line(manifest, line), "{line}");
     }
 }

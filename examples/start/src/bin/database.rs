@@ -17,20 +17,20 @@ const REPORT: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FR
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().init();
     let watch = tokio_stall::watch()?;
-    let folder = tempfile::tempdir()?;
-    let options = SqliteConnectOptions::new()
-        .filename(folder.path().join("shop.db"))
-        .create_if_missing(true);
-    let pool = SqlitePoolOptions::new().connect_with(options).await?;
     // A task, since the future of `main` runs on no worker.
-    tokio::spawn(serve(pool)).await??;
+    tokio::spawn(serve()).await??;
     start::settle(&watch).await; // example only
     drop(watch);
     Ok(())
 }
 // endregion
 
-async fn serve(pool: SqlitePool) -> Result<(), sqlx::Error> {
+async fn serve() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let folder = tempfile::tempdir()?;
+    let options = SqliteConnectOptions::new()
+        .filename(folder.path().join("shop.db"))
+        .create_if_missing(true);
+    let pool = SqlitePoolOptions::new().connect_with(options).await?;
     // Stalls of the first two seconds are not logged.
     tokio::time::sleep(Builder::DEFAULT_STARTUP_GRACE).await;
     sqlx::query("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
