@@ -166,6 +166,44 @@ fn a_dependency_is_found_by_version_and_features() {
     }
 }
 
+/// The places in a report: `src/main.rs:30` in `call (src/main.rs:30)`.
+fn places(report: &str) -> Vec<&str> {
+    let parts = report
+        .split('(')
+        .filter_map(|part| Some(part.split_once(')')?.0));
+    let is_place = |part: &&str| part.contains(".rs:");
+    parts.filter(is_place).collect()
+}
+
+/// The line of a program that blocks, by its comment.
+fn planted(source: &str) -> usize {
+    let is_planted = |line: &str| line.ends_with("// planted");
+    source.lines().position(is_planted).expect("a line") + 1
+}
+
+#[test]
+fn the_reports_of_the_page_have_the_lines_of_the_programs() {
+    let page = read(PAGE);
+    let mut file = String::new();
+    let mut found = 0;
+    for block in blocks(&page) {
+        file = block.file.unwrap_or(file);
+        for place in places(&block.code) {
+            if block.language == "text" {
+                let line = planted(&read(&file));
+                let is_it = place.rsplit_once(':').is_some_and(|(of_report, of_line)| {
+                    file.ends_with(of_report) && of_line == line.to_string()
+                });
+                assert!(is_it, "{place} is not line {line} of {file}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 6, "only {found} places");
+    assert_eq!(places("a::b (src/c.rs:12), in (d)"), ["src/c.rs:12"]);
+    assert_eq!(planted("one\ntwo // planted\n"), 2);
+}
+
 #[test]
 fn a_difference_is_found() {
     let page = "<!-- a.rs -->\n```rust,ignore\none();\n```\n\n```text\nout\n```\n";
