@@ -31,6 +31,11 @@ fn render() -> String {
     "report".to_owned()
 }
 
+// `settle` is common to these programs.
+#[allow(unreachable_pub)]
+#[path = "../../start/src/lib.rs"]
+mod start;
+
 // region watch
 fn serve() -> Result<(Arc<Guard>, Server, SocketAddr), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
@@ -58,14 +63,19 @@ fn serve() -> Result<(Arc<Guard>, Server, SocketAddr), Box<dyn Error>> {
 async fn main() -> Result<(), Box<dyn Error>> {
     let (watch, server, address) = serve()?;
     let stop = server.handle();
-    let waits = watch.clone();
-    thread::spawn(move || {
+    let clients = thread::spawn(move || {
         for _ in 0..REQUESTS {
             let answer = ureq::get(&format!("http://{address}/report")).call();
             answer.expect("an answer");
         }
-        settle(&waits);
-        drop(stop.stop(true));
+    });
+    let watched = watch.clone();
+    actix_web::rt::spawn(async move {
+        while !clients.is_finished() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        start::settle(&watched).await;
+        stop.stop(true).await;
     });
     server.await?;
     for coverage in watch.coverage() {
@@ -73,15 +83,4 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("done");
     Ok(())
-}
-
-/// Waits for the last report of the stalls so far, for 30 s at most.
-fn settle(watch: &Guard) {
-    for _ in 0..300 {
-        thread::sleep(Duration::from_millis(100));
-        let recent = watch.recent();
-        if recent.iter().all(|stall| stall.phase == Phase::Ended) {
-            break;
-        }
-    }
 }

@@ -54,6 +54,11 @@ async fn rebuild() -> &'static str {
     "rebuilt"
 }
 
+// `settle` is common to these programs.
+#[allow(unreachable_pub)]
+#[path = "../../../start/src/lib.rs"]
+mod start;
+
 // region watch
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::prelude::*;
@@ -86,11 +91,12 @@ fn service() -> Router {
 // As in a container with one CPU.
 #[tokio::main(worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let _watch = observe()?;
+    let watch = observe()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let server = tokio::spawn(async move { axum::serve(listener, service()).await });
     tokio::task::spawn_blocking(move || load(address)).await?;
+    start::settle(&watch).await;
     server.abort();
     println!("done");
     Ok(())

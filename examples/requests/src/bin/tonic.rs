@@ -39,6 +39,11 @@ fn load_callers() {
     std::thread::sleep(Duration::from_millis(120)); // planted
 }
 
+// `settle` is common to these programs.
+#[allow(unreachable_pub)]
+#[path = "../../../start/src/lib.rs"]
+mod start;
+
 // region watch
 fn observe() -> Result<tokio_stall::Guard, tokio_stall::StartError> {
     tracing_subscriber::fmt().init();
@@ -65,7 +70,7 @@ async fn serve(listener: TcpListener, authorize: Authorize) -> Result<(), transp
 
 #[tokio::main(worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let _watch = observe()?;
+    let watch = observe()?;
     let loads = !std::env::args().any(|argument| argument == "twin");
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -77,6 +82,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for client in clients.collect::<Vec<_>>() {
         client.await??;
     }
+    start::settle(&watch).await;
     server.abort();
     println!("done");
     Ok(())
