@@ -9,7 +9,7 @@ use std::error::Error;
 use tokio_stall::Builder;
 
 /// Counts without an index: it takes a while.
-const REPORT: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000) \
+const REPORT: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000) \
                       SELECT count(*) FROM n";
 
 // region watch
