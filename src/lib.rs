@@ -223,6 +223,9 @@ pub use start::{
     feature = "testing"
 ))]
 pub mod guide {
+    #[doc = include_str!("../docs/five-minutes.md")]
+    pub mod five_minutes {}
+
     #[doc = include_str!("../docs/how-it-decides.md")]
     pub mod how_it_decides {}
 
@@ -234,6 +237,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/production.md")]
     pub mod production {}
+
+    #[doc = include_str!("../docs/kubernetes.md")]
+    pub mod kubernetes {}
 
     #[doc = include_str!("../docs/requests.md")]
     pub mod requests {}

@@ -14,6 +14,7 @@ mod changed_files;
 mod current_thread;
 #[cfg(target_os = "linux")]
 mod endless;
+mod five_minutes;
 mod hooks;
 #[cfg(target_os = "linux")]
 mod host;

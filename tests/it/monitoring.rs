@@ -8,6 +8,7 @@ use tokio_stall::metrics::{METRICS, Metric, MetricKind};
 const DASHBOARD: &str = "grafana/dashboards/tokio-stall.json";
 const RULES: &str = "prometheus/rules/tokio-stall.rules.yml";
 const TABLE: &str = "METRICS.md";
+const OF_OPERATOR: &str = "kubernetes/prometheusrule.yaml";
 
 fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -185,4 +186,42 @@ fn the_table_is_made_from_the_list() {
         std::fs::write(path(TABLE), &table).unwrap();
     }
     assert_eq!(read(TABLE), table, "monitoring/{TABLE} is not up to date");
+}
+
+/// The rules as an object of the Prometheus operator.
+fn of_operator(rules: &str) -> String {
+    let mut object = String::from(
+        "# Made from monitoring/prometheus/rules/tokio-stall.rules.yml by tests/it/monitoring.rs. The \
+         label\n# \"release\" is the one that your Prometheus selects rules by.\n\
+         apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  \
+         name: tokio-stall\n  labels:\n    release: prometheus\nspec:\n",
+    );
+    let (_, groups) = rules.split_once("\ngroups:\n").expect("groups");
+    for line in std::iter::once("groups:").chain(groups.lines()) {
+        let indent = if line.is_empty() { "" } else { "  " };
+        writeln!(object, "{indent}{line}").unwrap();
+    }
+    object
+}
+
+/// This writes it:
+///
+/// ```sh
+/// TOKIO_STALL_WRITE=1 cargo test --all-features --test it monitoring
+/// ```
+#[test]
+fn the_rules_for_kubernetes_are_made_from_the_rules() {
+    let object = of_operator(&read(RULES));
+    if std::env::var_os("TOKIO_STALL_WRITE").is_some() {
+        std::fs::write(path(OF_OPERATOR), &object).unwrap();
+    }
+    assert_eq!(
+        read(OF_OPERATOR),
+        object,
+        "monitoring/{OF_OPERATOR} is not up to date"
+    );
+    // A change of the rules is one of the object.
+    let changed = read(RULES).replacen("_seconds > 5", "_seconds > 6", 1);
+    assert_ne!(of_operator(&changed), object);
+    assert!(object.contains("    - name: tokio-stall.now\n      rules:\n"));
 }

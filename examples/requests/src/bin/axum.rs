@@ -1,7 +1,7 @@
 //! An axum service with one handler that blocks, under load. Each slow request is told with the
 //! parts of its time, and the stalls that held it up.
 //!
-//! `cargo run --release -p requests --bin axum`
+//! `cargo run --release -p requests --bin axum`; with `twin`, the same without stalls
 
 use axum::Router;
 use axum::extract::Path;
@@ -23,7 +23,12 @@ const LOAD: Duration = Duration::from_secs(3);
 mod cache {
     /// Loads everything anew, and blocks its worker meanwhile.
     pub(crate) fn rebuild() {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_millis(300)); // planted
+    }
+
+    /// The same, on the blocking pool.
+    pub(crate) async fn rebuild_beside() {
+        tokio::task::spawn_blocking(rebuild).await.ok();
     }
 }
 
@@ -41,34 +46,59 @@ async fn user(Path(id): Path<u64>) -> Result<String, StatusCode> {
 }
 
 async fn rebuild() -> &'static str {
-    cache::rebuild();
+    if std::env::args().any(|argument| argument == "twin") {
+        cache::rebuild_beside().await;
+    } else {
+        cache::rebuild();
+    }
     "rebuilt"
 }
 
-// As in a container with one CPU.
-#[tokio::main(worker_threads = 1)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
+// `settle` is common to these programs.
+#[allow(unreachable_pub)]
+#[path = "../../../start/src/lib.rs"]
+mod start;
+
+// region watch
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+fn observe() -> Result<tokio_stall::Guard, tokio_stall::StartError> {
+    // The span of `TraceLayer` is DEBUG. The log stays at INFO.
+    tracing_subscriber::registry()
+        .with(tokio_stall::layer().with_max_level(LevelFilter::DEBUG))
+        .with(tracing_subscriber::fmt::layer().with_filter(LevelFilter::INFO))
         .init();
-    let _watch = tokio_stall::Builder::new()
+    tokio_stall::Builder::new()
         .on_slow_request(SLOW, |request| println!("{request}"))
         .on_stall(|stall| {
             if stall.phase == Phase::Ended {
                 println!("{stall}");
             }
         })
-        .start()?;
-    let router = Router::new()
+        .start()
+}
+
+fn service() -> Router {
+    Router::new()
         .route("/users/{id}", get(user))
         .route("/rebuild", post(rebuild))
         .layer(RequestLayer::new())
-        .layer(TraceLayer::new_for_http());
+        .layer(TraceLayer::new_for_http())
+}
+// endregion
+
+// As in a container with one CPU.
+#[tokio::main(worker_threads = 1)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let watch = observe()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let server = tokio::spawn(async move { axum::serve(listener, service()).await });
     tokio::task::spawn_blocking(move || load(address)).await?;
+    start::settle(&watch).await;
     server.abort();
+    println!("done");
     Ok(())
 }
 

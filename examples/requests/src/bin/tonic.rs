@@ -1,14 +1,15 @@
 //! A gRPC service of tonic, whose requests are watched: the health service, with a layer that
 //! blocks now and then.
 //!
-//! `cargo run --release -p requests --bin tonic`
+//! `cargo run --release -p requests --bin tonic`; with `twin`, the same without stalls
 
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_stall::Phase;
 use tokio_stall::tower::RequestLayer;
-use tonic::service::Interceptor;
-use tonic::transport::{Channel, Server};
+use tonic::service::{Interceptor, InterceptorLayer};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{self, Channel, Server};
 use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -18,13 +19,15 @@ const REQUESTS: usize = 40;
 
 /// Looks the caller up. Every tenth time the list of callers is loaded anew, which blocks.
 #[derive(Clone)]
-struct Authorize;
+struct Authorize {
+    loads: bool,
+}
 
 impl Interceptor for Authorize {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let number = request.metadata().get("number");
         let number = number.and_then(|number| number.to_str().ok()?.parse::<usize>().ok());
-        if number.is_some_and(|number| number % 10 == 9) {
+        if self.loads && number.is_some_and(|number| number % 10 == 9) {
             load_callers();
         }
         Ok(request)
@@ -33,28 +36,45 @@ impl Interceptor for Authorize {
 
 #[inline(never)]
 fn load_callers() {
-    std::thread::sleep(Duration::from_millis(120));
+    std::thread::sleep(Duration::from_millis(120)); // planted
 }
 
-#[tokio::main(worker_threads = 1)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let _watch = tokio_stall::Builder::new()
+// `settle` is common to these programs.
+#[allow(unreachable_pub)]
+#[path = "../../../start/src/lib.rs"]
+mod start;
+
+// region watch
+fn observe() -> Result<tokio_stall::Guard, tokio_stall::StartError> {
+    tracing_subscriber::fmt().init();
+    tokio_stall::Builder::new()
         .on_slow_request(Duration::from_millis(50), |request| println!("{request}"))
         .on_stall(|stall| {
             if stall.phase == Phase::Ended {
                 println!("{stall}");
             }
         })
-        .start()?;
+        .start()
+}
+
+async fn serve(listener: TcpListener, authorize: Authorize) -> Result<(), transport::Error> {
     let (_, health) = tonic_health::server::health_reporter();
+    Server::builder()
+        .layer(RequestLayer::new().by_path(true)) // one path for each method
+        .layer(InterceptorLayer::new(authorize))
+        .add_service(health)
+        .serve_with_incoming(TcpIncoming::from(listener))
+        .await
+}
+// endregion
+
+#[tokio::main(worker_threads = 1)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let watch = observe()?;
+    let loads = !std::env::args().any(|argument| argument == "twin");
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = Server::builder()
-        .layer(RequestLayer::new().by_path(true))
-        .layer(tonic::service::InterceptorLayer::new(Authorize))
-        .add_service(health)
-        .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener));
-    let server = tokio::spawn(server);
+    let server = tokio::spawn(serve(listener, Authorize { loads }));
     let channel = Channel::from_shared(format!("http://{address}"))?
         .connect()
         .await?;
@@ -62,7 +82,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for client in clients.collect::<Vec<_>>() {
         client.await??;
     }
+    start::settle(&watch).await;
     server.abort();
+    println!("done");
     Ok(())
 }
 
