@@ -28,7 +28,7 @@ pub(crate) fn cause(
         return Cause::Cpu;
     }
     match blocking(slept_in, frames) {
-        Blocking::Lock if code < threshold * LONG_BY_ITSELF && waits_for_inner_lock(frames) => {
+        Blocking::Lock if code < threshold * LONG_FOR_A_LOCK && waits_for_inner_lock(frames) => {
             Cause::Contention
         }
         kind => Cause::Blocked(kind),
@@ -55,6 +55,9 @@ fn host_cause(split: &TimeSplit) -> Cause {
 const MOSTLY: u32 = 3;
 /// If the code by itself held the worker for so many thresholds, the host is not the cause.
 const LONG_BY_ITSELF: u32 = 5;
+/// A thread that holds an inner lock has a CPU again within so many thresholds (D192). With ten
+/// threads to a CPU, waits of 300 ms have been seen.
+const LONG_FOR_A_LOCK: u32 = 100;
 
 /// A call that a thread slept in, and the kind of its descriptor at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +102,7 @@ fn blocking(slept_in: Option<SleptIn>, frames: &[Frame]) -> Blocking {
         // of these calls. Only `poll` and its kind take a null pointer.
         (CallKind::Poll, _) if call.first == 0 => Blocking::Sleep,
         (CallKind::Poll, _) => Blocking::Network,
+        (CallKind::Process, _) if starts_a_thread(frames) => Blocking::Other,
         (CallKind::Process, _) => Blocking::Process,
         (CallKind::Descriptor, Descriptor::Other) | (CallKind::Other, _) => Blocking::Other,
     }
@@ -112,6 +116,13 @@ fn waits_for_a_process(frames: &[Frame]) -> bool {
         .iter()
         .filter_map(|frame| frame.function.as_deref())
         .any(|name| name.contains("std::process::") || name.contains("std::sys::process::"))
+}
+
+/// Whether the stack passes through the start of a thread: the call is the one that starts a process.
+fn starts_a_thread(frames: &[Frame]) -> bool {
+    let names = frames.iter().filter_map(|frame| frame.function.as_deref());
+    let mut names = names.take_while(|name| !name.contains("std::process::"));
+    names.any(|name| name.contains("pthread_create") || name.contains("std::thread::"))
 }
 
 #[cfg(all(test, not(loom), target_os = "linux"))]
@@ -172,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_wait_for_the_allocator_s_lock_is_the_host_s() {
+    fn a_wait_for_the_allocator_s_lock_is_the_host_s() {
         let split = |milliseconds| TimeSplit {
             asleep: ms(milliseconds),
             ..TimeSplit::default()
@@ -189,9 +200,33 @@ mod tests {
         let outside = frames(&["futex_wait", "app::handler"]);
         let cause = |split: &TimeSplit, frames: &[Frame]| cause(split, ms(10), in_futex, frames);
         assert_eq!(cause(&split(12), &inside), Cause::Contention);
+        assert_eq!(cause(&split(990), &inside), Cause::Contention);
         assert_eq!(cause(&split(12), &outside), Cause::Blocked(Blocking::Lock));
         // A thread without a CPU for so long is not likely: the lock may never be free again.
-        assert_eq!(cause(&split(50), &inside), Cause::Blocked(Blocking::Lock));
+        assert_eq!(
+            cause(&split(1_000), &inside),
+            Cause::Blocked(Blocking::Lock)
+        );
+    }
+
+    #[test]
+    fn the_start_of_a_thread_is_not_that_of_a_process() {
+        let frames = |name| {
+            [
+                Frame::of("clone3", Origin::System),
+                Frame::of(name, Origin::Std),
+            ]
+        };
+        let kind = |name| {
+            let call = slept_in(libc::SYS_clone3, 0, Descriptor::Other);
+            blocking(call, &frames(name))
+        };
+        assert_eq!(
+            kind("std::thread::lifecycle::spawn_unchecked"),
+            Blocking::Other
+        );
+        assert_eq!(kind("pthread_create@@GLIBC_2.34"), Blocking::Other);
+        assert_eq!(kind("std::process::Command::spawn"), Blocking::Process);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use crate::report::{Frame, Origin};
 
-/// A lock that is not the user's.
+/// A lock that is not held by a user's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InnerLock {
     /// Inside of tokio.
@@ -49,10 +49,13 @@ pub(crate) fn any_names(frames: &[Frame], parts: &[&str]) -> bool {
     frames.iter().any(|frame| names(frame, parts))
 }
 
+/// Whether tokio takes the lock, and holds it for its own code only: the value of a `watch` channel
+/// is locked for as long as a user keeps a reference to it.
 fn is_of_tokio(frame: &Frame) -> bool {
     let function = frame.function.as_deref();
-    frame.origin == Origin::Runtime
-        || function.is_some_and(|name| name.trim_start_matches('<').starts_with("tokio::"))
+    let is_tokio = frame.origin == Origin::Runtime
+        || function.is_some_and(|name| name.trim_start_matches('<').starts_with("tokio::"));
+    is_tokio && !names(frame, &["tokio::sync::watch::"])
 }
 
 /// Whether the innermost Rust function is the allocator's. Without debug information it is inlined
@@ -144,6 +147,9 @@ mod tests {
             Some(InnerLock::Runtime)
         );
         assert_eq!(inner_lock(&stack(&[slow, own, tokio])), None);
+        // A user may hold a reference to the value of the channel.
+        let watch = ("tokio::sync::watch::Sender<T>::send", Origin::Runtime);
+        assert_eq!(inner_lock(&stack(&[slow, watch, own])), None);
         // It is named like the allocator's function, and is the user's.
         assert_eq!(
             inner_lock(&stack(&[slow, ("app::free", Origin::Own)])),

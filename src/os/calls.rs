@@ -78,6 +78,7 @@ calls! {
     SYS_arm_sync_file_range "sync_file_range" File
     SYS_clock_nanosleep "clock_nanosleep" Sleep
     SYS_clone "clone" Process
+    SYS_clone3 "clone3" Process
     SYS_connect "connect" Network
     SYS_copy_file_range "copy_file_range" File
     SYS_epoll_pwait "epoll_pwait" Other
