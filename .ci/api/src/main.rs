@@ -3,6 +3,7 @@
 //! ```sh
 //! api list FILE.json               # the API, one item a line
 //! api faults FILE.json SEMVER.md   # the faults, one a line; fails if there are any
+//! api format                       # the number of the JSON format that it reads
 //! ```
 
 mod list;
@@ -25,7 +26,11 @@ fn main() -> ExitCode {
                 _ => Err(format!("{count} faults of the public API").into()),
             }
         }),
-        _ => Err("usage: api list FILE.json | api faults FILE.json SEMVER.md".into()),
+        ["format"] => {
+            println!("{}", rustdoc_types::FORMAT_VERSION);
+            Ok(())
+        }
+        _ => Err("usage: api list FILE.json | api faults FILE.json SEMVER.md | api format".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
