@@ -6,7 +6,7 @@
 //! ```no_run
 //! #[tokio::main]
 //! async fn main() -> Result<(), tokio_stall::StartError> {
-//!     tracing_subscriber::fmt().init(); // stalls are logged as `tracing` events
+//!     tracing_subscriber::fmt().init(); // stalls are events of `tracing`; else on stderr
 //!     let _watch = tokio_stall::watch()?; // this line starts the detector
 //!     // … your service …
 //!     Ok(())
@@ -18,21 +18,24 @@
 //! again whenever its age has doubled, and at its end. Stalls of 100 ms and more are events of
 //! `tracing`. [`Builder`] has all settings.
 //!
-//! This is a report in full, as `Display` writes it; `…` stands for lines left out here:
+//! This is a report of a service with [`tower::RequestLayer`], as `Display` writes it:
 //!
 //! ```text
-//! stall #1   runtime "api", worker 0, 150 ms, certain
-//!   where     traps::traps::lock::lock (src/traps/lock.rs:64)
-//!   in        request > lock
-//!   why       blocked/lock: asleep in futex 150 ms
-//!   stack     syscall
-//!             …
-//!             traps::traps::lock::lock (src/traps/lock.rs:64)
-//!             …
-//!   do        Have every holder keep to a shorter critical section, or
-//!             await a lock of `tokio::sync`.
-//!   task      62
-//!   thread    tokio-rt-worker (26122)
+//! stall #3   runtime "main", worker 0, 300 ms (± 1.25 ms), certain
+//!   where     axum::cache::rebuild (src/bin/axum.rs:26)
+//!   in        request > POST /rebuild
+//!   why       blocked/sleep: asleep in clock_nanosleep 297 ms
+//!   driver    was frozen for 300 ms: no socket and no timer of this runtime moved
+//!   victims   held up 8 requests, 2.38 s together, 299 ms at most; …
+//!   stack     std::thread::functions::sleep (std/src/thread/functions.rs:289)
+//!             axum::cache::rebuild (src/bin/axum.rs:26)
+//!             axum::rebuild (src/bin/axum.rs:52)
+//!             … 109 frames of the system, std, dependencies, tokio-stall, tokio
+//!             taken at +8.75 ms
+//!   do        Sleep with `tokio::time::sleep(…).await`, which leaves the worker …
+//!   seen      2 times here, 601 ms in all
+//!   task      2016
+//!   thread    tokio-rt-worker (5931)
 //! ```
 //!
 //! [`guide::reading_a_report`] explains each line. Line numbers need `debug = 1` in
@@ -63,7 +66,8 @@
 //! | the last stalls, and those that go on | [`Guard::recent`], [`Guard::stalled_now`] |
 //! | stalls by site, and a flame graph of them | [`Guard::profile`] |
 //! | the stacks of all workers at this moment | [`Guard::worker_stacks`] |
-//! | the things that the detector sees here | [`Guard::coverage`] |
+//! | the things that the detector sees here | [`Guard::explain_coverage`], [`Guard::coverage`] |
+//! | settings from the environment | [`Builder::from_env`] |
 //! | metrics, for any recorder of the `metrics` facade | [`metrics`] |
 //! | a page, metrics and health over HTTP, during a stall, too | [`Builder::serve`] |
 //! | the requests that each stall has held up | [`tower::RequestLayer`] |

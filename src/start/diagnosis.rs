@@ -69,7 +69,8 @@ pub struct SettingInForce {
     pub source: SettingSource,
 }
 
-/// The place that has given a setting. See [`SettingInForce`].
+/// The place that has given a setting. [`Guard::explain_coverage`](crate::Guard::explain_coverage)
+/// has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
