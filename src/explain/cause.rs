@@ -118,7 +118,7 @@ fn waits_for_a_process(frames: &[Frame]) -> bool {
         .any(|name| name.contains("std::process::") || name.contains("std::sys::process::"))
 }
 
-/// Whether the stack passes through the start of a thread: the call is the one that starts a process.
+/// Whether the stack passes through the start of a thread: that and a process begin with one call.
 fn starts_a_thread(frames: &[Frame]) -> bool {
     let names = frames.iter().filter_map(|frame| frame.function.as_deref());
     let mut names = names.take_while(|name| !name.contains("std::process::"));

@@ -93,7 +93,7 @@ fn every_series_begins_as_zero() {
         let frozen: Vec<f64> = first.with(&frozen, &[]).map(|(_, value)| value).collect();
         assert_eq!(frozen, [0.0], "{part}");
     }
-    assert_eq!(series("tokio_stall_coverage"), 9);
+    assert_eq!(series("tokio_stall_coverage"), 11);
 }
 
 #[test]
