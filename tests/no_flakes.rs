@@ -166,10 +166,10 @@ const BLOCKING: &[Case] = cases! {
 /// core, the next 20 ms may pass in a run queue, blamed on nobody. Each stall is that much
 /// longer than the threshold of 10 ms.
 const STALLING: &[Case] = cases! {
-    "a sleep of 100 ms" => std::thread::sleep(100 * MS);
-    "a join of 100 ms" => std::thread::spawn(|| std::thread::sleep(100 * MS)).join().unwrap();
-    "a process of 100 ms" => {
-        std::process::Command::new("sleep").arg("0.1").output().unwrap();
+    "a sleep of 250 ms" => std::thread::sleep(250 * MS);
+    "a join of 250 ms" => std::thread::spawn(|| std::thread::sleep(250 * MS)).join().unwrap();
+    "a process of 250 ms" => {
+        std::process::Command::new("sleep").arg("0.25").output().unwrap();
     };
 };
 
