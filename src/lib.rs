@@ -147,6 +147,23 @@ pub mod tower {
     pub use crate::requests::{RequestLayer, RequestService, ResponseBody, ResponseFuture};
 }
 
+/// For the programs `cargo-stall` and `tokio-stall` alone: another process, seen from outside.
+/// Semantic versioning does not cover it.
+#[cfg(all(
+    feature = "outside",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
+#[doc(hidden)]
+pub mod outside {
+    pub use crate::explain::outside::{
+        Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook,
+        ThreadPlace, ThreadRegisters, ThreadStack,
+    };
+    pub use crate::report::{Human, KnownStalls, add_to_profile, shown_lines};
+}
+
 mod start;
 // Under loom there is no runtime to test on.
 #[cfg(all(feature = "testing", not(loom)))]

@@ -20,6 +20,7 @@
 
 use crate::report::Origin;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// The rules that separate own code from others'.
 #[derive(Clone, Debug)]
@@ -54,7 +55,16 @@ impl OwnCode {
                 .into_iter()
                 .map(|name| name.replace('-', "_"))
                 .collect(),
-            program: program_crate(),
+            program: std::env::current_exe().ok().and_then(|path| crate_named_after(&path)),
+        }
+    }
+
+    /// The same, for another program.
+    #[cfg(feature = "outside")]
+    pub(crate) fn of_program(program: &Path, named: impl IntoIterator<Item = String>) -> OwnCode {
+        OwnCode {
+            program: crate_named_after(program),
+            ..OwnCode::new(named)
         }
     }
 
@@ -94,9 +104,8 @@ pub(crate) fn is_own_path(file: &str) -> bool {
     file.ends_with(".rs") && !is_std_path(file) && !is_fetched(file)
 }
 
-/// The crate that the program's file is named after. Cargo appends a hash to the names of tests.
-fn program_crate() -> Option<String> {
-    let program = std::env::current_exe().ok()?;
+/// The crate that a program's file is named after. Cargo appends a hash to the names of tests.
+fn crate_named_after(program: &Path) -> Option<String> {
     let name = program.file_stem()?.to_str()?;
     let name = match name.rsplit_once('-') {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {

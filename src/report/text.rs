@@ -5,6 +5,7 @@
 use super::cause::Cause;
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
+use super::missing::Missing;
 use super::stall::{Phase, StallReport};
 use std::fmt;
 use std::time::Duration;
@@ -116,6 +117,9 @@ impl StallReport {
         }
         f.write_str(match self.certainty {
             Certainty::Certain => ", certain",
+            Certainty::Likely if self.missing.contains(&Missing::OnePoll) => {
+                ", likely: it may be several polls"
+            }
             Certainty::Likely => ", likely: the poll may have left its worker",
         })
     }
@@ -256,6 +260,12 @@ fn lines(frames: &[Frame]) -> Vec<String> {
     lines
 }
 
+/// The lines of a stack as a report has them: frames that are not the user's own are folded.
+#[cfg(feature = "outside")]
+pub fn shown_lines(frames: &[Frame]) -> Vec<String> {
+    lines(frames)
+}
+
 fn is_own(frame: &Frame) -> bool {
     frame.origin == Origin::Own
 }
@@ -368,7 +378,8 @@ impl fmt::Display for Why<'_> {
 
 /// A duration with three figures, in a unit that fits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Human(pub(crate) Duration);
+#[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
+pub struct Human(pub Duration);
 
 impl fmt::Display for Human {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

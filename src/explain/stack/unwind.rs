@@ -132,7 +132,7 @@ pub(super) fn walk(stack: &RawStack, tables: &mut impl Tables) -> Walk {
     stack.with_words(|words| walk_words(registers, words, truncated, tables))
 }
 
-fn walk_words(
+pub(super) fn walk_words(
     registers: Registers,
     words: &[u64],
     truncated: bool,
