@@ -72,6 +72,15 @@ impl ObservedProcess {
         }
     }
 
+    /// Reads the program's debug information, so that the first stack is not late.
+    ///
+    /// # Cost
+    ///
+    /// About 100 ms, and a second for a large program.
+    pub fn prime(&mut self) {
+        self.explainer.prime_program(self.process);
+    }
+
     /// Copies a thread's stack. `deep` copies 256 KiB instead of 32.
     ///
     /// # Cost
@@ -279,7 +288,7 @@ fn place(explained: &Explained, calls: &[OneCall]) -> (ThreadPlace, Option<u64>)
     if passes("block_in_place") {
         return (ThreadPlace::Handed, None);
     }
-    if is_parked(frames) || is_parked_in_old_tokio(frames) {
+    if is_parked(frames) || waits_for_a_thread(frames) {
         return (ThreadPlace::Parked, None);
     }
     let Some((inside, returns_to)) = poll_of(frames, calls) else {
@@ -293,10 +302,11 @@ fn place(explained: &Explained, calls: &[OneCall]) -> (ThreadPlace, Option<u64>)
     }
 }
 
-/// The first tokio function of a wait, in versions up to 1.21.
-fn is_parked_in_old_tokio(frames: &[Frame]) -> bool {
+/// Whether the innermost function of tokio is a wait that only runtimes without sockets have, or
+/// versions up to 1.21.
+fn waits_for_a_thread(frames: &[Frame]) -> bool {
     let innermost = tokio_names(frames).find(|name| !name.contains("tokio::loom::"));
-    let waits = ["tokio::park::", "thread_pool::park::"];
+    let waits = ["runtime::park::", "tokio::park::", "thread_pool::park::"];
     innermost.is_some_and(|name| waits.iter().any(|part| name.contains(part)))
 }
 

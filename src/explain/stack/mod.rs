@@ -7,6 +7,8 @@
 mod code;
 mod debug_info;
 mod files;
+#[cfg(feature = "outside")]
+mod frame_pointer;
 mod pages;
 mod row;
 mod symbols;
@@ -99,7 +101,8 @@ impl Explainer {
     }
 
     /// Unwinds and names a copied stack: its registers, and its words from the stack pointer on.
-    /// `truncated` if it has more words than were copied. Returns also the calls.
+    /// `truncated` if it has more words than were copied. A frame pointer of zero is looked for on the
+    /// stack if it is needed. Returns also the calls.
     #[cfg(feature = "outside")]
     pub(crate) fn explain_copy(
         &mut self,
@@ -109,7 +112,12 @@ impl Explainer {
     ) -> (Explained, Vec<OneCall>) {
         self.used_at = clock::now();
         self.modules.refresh();
-        let walk = unwind::walk_words(registers, words, truncated, &mut self.modules);
+        let mut walk = unwind::walk_words(registers, words, truncated, &mut self.modules);
+        if registers.fp == 0 && walk.end == End::Lost {
+            let copied = (words, truncated);
+            let found = frame_pointer::walk_without(registers, copied, &mut self.modules);
+            walk = found.unwrap_or(walk);
+        }
         let (explained, firsts) = self.name(&walk, own);
         let ends = firsts.iter().skip(1).copied();
         let ends = ends.chain([explained.frames.len()]);
@@ -128,6 +136,20 @@ impl Explainer {
         let here = Explainer::prime as *const () as u64;
         self.modules.read_module_of(here);
         self.symbols.frames(here, &self.modules);
+    }
+
+    /// Does the same for the program of another process.
+    #[cfg(feature = "outside")]
+    pub(crate) fn prime_program(&mut self, process: Pid) {
+        self.used_at = clock::now();
+        self.modules.refresh();
+        let files = crate::capture::mapped(process);
+        let Some(program) = files.iter().find(|file| file.program) else {
+            return;
+        };
+        let somewhere = program.range.start;
+        self.modules.read_module_of(somewhere);
+        self.symbols.frames(somewhere, &self.modules);
     }
 
     /// Drops tables and debug information that have not been used for a while. Names found stay.

@@ -71,6 +71,20 @@ impl Modules {
         }
     }
 
+    #[cfg(feature = "outside")]
+    pub(super) fn process(&self) -> Pid {
+        self.process
+    }
+
+    /// The first instruction of the function around an address, by the unwind tables.
+    #[cfg(feature = "outside")]
+    pub(super) fn function_start(&mut self, address: u64) -> Option<u64> {
+        self.read_module_of(address);
+        let module = state_of(&self.states, address)?.module()?;
+        let function = function_at(module, address.wrapping_sub(module.bias))?;
+        Some(function.start.wrapping_add(module.bias))
+    }
+
     /// The file that an address lies in, with its tables if they have been read.
     pub(crate) fn module_of(&self, address: u64) -> Option<(&Mapped, Option<&Module>)> {
         let state = state_of(&self.states, address)?;

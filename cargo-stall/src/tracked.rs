@@ -1,0 +1,348 @@
+//! One thread of the other process: its looks, its place in the runtime, and the poll that holds
+//! it.
+//!
+//! A stack is taken when the thread sleeps in one call for a tick, or has computed for a tick
+//! without a sleep. Later ones follow in longer and longer intervals while it is no worker.
+
+use crate::hold::{Beginning, Hold, first_evidence};
+use crate::os::{self, PollEnd};
+use crate::target::Target;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio_stall::outside::{
+    Doing, ObservedProcess, ObservedThread, SleepCall, StallEvidence, ThreadLook, ThreadPlace,
+    ThreadRegisters, ThreadStack,
+};
+
+/// The calls of a thread that are kept.
+const KNOWN_CALLS: usize = 4;
+
+/// A thread under observation.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    pub(crate) tid: u32,
+    pub(crate) name: String,
+    files: ObservedThread,
+    last: Option<ThreadLook>,
+    /// When the sleep that goes on was first seen.
+    asleep_since: Instant,
+    /// The number of sleeps at the last look at which it computed.
+    sleeps: Option<u64>,
+    /// The sleep, by its number of runs, whose stack is known.
+    known_sleep: Option<u64>,
+    /// Calls that are no part of a poll, by stacks. The same call from the same place on the stack
+    /// and on the same object is the same.
+    known_calls: Vec<(SleepCall, ThreadPlace)>,
+    pub(crate) place: ThreadPlace,
+    /// The worker's number, once it has been one.
+    pub(crate) worker: Option<usize>,
+    pub(crate) hold: Option<Hold>,
+    /// No stack is taken before this, unless it sleeps in a new call.
+    quiet_until: Instant,
+    pause: Duration,
+    is_deep: bool,
+}
+
+/// What the threads of one process share.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    pub(crate) target: Target,
+    pub(crate) process: ObservedProcess,
+    pub(crate) threshold: Duration,
+    pub(crate) workers: usize,
+    pub(crate) stops: Stops,
+    pub(crate) stalls: u64,
+    /// Whether any function of the program had a name so far.
+    pub(crate) has_names: bool,
+}
+
+/// The stops of threads so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stops {
+    pub(crate) count: u64,
+    pub(crate) total: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Stops {
+    fn add(&mut self, held: Duration) {
+        self.count += 1;
+        self.total += held;
+        self.longest = self.longest.max(held);
+    }
+}
+
+impl Sight {
+    /// The stack of a thread that sleeps in this call. A stack that needs more registers than the
+    /// kernel shows is taken by a stop.
+    pub(crate) fn sleeping_stack(&mut self, tid: u32, call: SleepCall) -> Option<ThreadStack> {
+        let registers = call.registers();
+        if registers.sp == 0 {
+            return None;
+        }
+        let mut stack = self.unwound(registers, false);
+        if stack.truncated {
+            stack = self.unwound(registers, true);
+        }
+        match stack.lost {
+            true => self.stopped_stack(tid, true).ok().or(Some(stack)),
+            false => Some(stack),
+        }
+    }
+
+    fn unwound(&mut self, registers: ThreadRegisters, deep: bool) -> ThreadStack {
+        let copy = self.process.copy_stack(registers.sp, deep);
+        self.explained(registers, &copy)
+    }
+
+    fn explained(
+        &mut self,
+        registers: ThreadRegisters,
+        copy: &tokio_stall::outside::StackCopy,
+    ) -> ThreadStack {
+        let stack = self.process.explain(registers, copy);
+        self.has_names |= stack.has_names();
+        stack
+    }
+
+    /// The stack of a thread that computes, by a stop.
+    pub(crate) fn stopped_stack(&mut self, tid: u32, deep: bool) -> io::Result<ThreadStack> {
+        let process = &self.process;
+        let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
+        let ((registers, copy), held) = os::stopped(tid, copy)?;
+        self.stops.add(held);
+        Ok(self.explained(registers, &copy))
+    }
+}
+
+impl Tracked {
+    pub(crate) fn open(sight: &Sight, tid: u32, now: Instant) -> io::Result<Option<Tracked>> {
+        let Some(files) = sight.process.thread(tid)? else {
+            return Ok(None);
+        };
+        Ok(Some(Tracked {
+            tid,
+            name: sight.target.thread_name(tid),
+            files,
+            last: None,
+            asleep_since: now,
+            sleeps: None,
+            known_sleep: None,
+            known_calls: Vec::new(),
+            place: ThreadPlace::Elsewhere,
+            worker: None,
+            hold: None,
+            quiet_until: now,
+            pause: Duration::ZERO,
+            is_deep: false,
+        }))
+    }
+
+    /// Looks at the thread, and adds the reports that are due. Returns false once it has exited.
+    pub(crate) fn tick(
+        &mut self,
+        sight: &mut Sight,
+        now: Instant,
+        due: &mut Vec<StallEvidence>,
+    ) -> bool {
+        let Some(look) = self.files.look() else {
+            self.end_hold(now, due);
+            return false;
+        };
+        let before = self.last.replace(look);
+        let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
+        if !same_sleep {
+            self.asleep_since = now;
+        }
+        let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, same_sleep, now));
+        match goes_on {
+            Some(true) => self.go_on(sight, look, now, due),
+            Some(false) => self.end_hold(now, due),
+            None if same_sleep => self.meet_sleeper(sight, look, now),
+            None => self.meet_runner(sight, before, look, now),
+        }
+        true
+    }
+
+    /// A poll goes on. Further stacks are taken now and then, and the reports are made.
+    fn go_on(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        now: Instant,
+        due: &mut Vec<StallEvidence>,
+    ) {
+        let Some(hold) = &mut self.hold else {
+            return;
+        };
+        let age = hold.age();
+        if age >= hold.stack_due {
+            hold.stack_due = age + (age / 2).max(sight.threshold / 4);
+            let is_known = self.known_sleep == Some(look.runs);
+            let stack = match look.doing {
+                Doing::Sleeps(Some(call)) if !is_known => sight.sleeping_stack(self.tid, call),
+                Doing::Runs => sight.stopped_stack(self.tid, self.is_deep).ok(),
+                _ => None,
+            };
+            if let Some(stack) = stack {
+                self.is_deep |= stack.truncated;
+                if !hold.fits(&stack) {
+                    self.place = stack.place;
+                    // Blocking is allowed where the worker was handed over.
+                    return self.end_hold(now, due);
+                }
+                hold.evidence.add(&stack, age);
+            }
+        }
+        due.extend(hold.due_report().cloned());
+    }
+
+    fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
+        let hold = self.hold.take();
+        due.extend(hold.and_then(|mut hold| hold.ended(now).cloned()));
+        if self.place == ThreadPlace::Polling {
+            self.place = ThreadPlace::Scheduling;
+        }
+        self.quiet_until = now;
+    }
+
+    /// The thread has slept in one call since the last look.
+    fn meet_sleeper(&mut self, sight: &mut Sight, look: ThreadLook, now: Instant) {
+        self.sleeps = None;
+        let Doing::Sleeps(Some(call)) = look.doing else {
+            return;
+        };
+        if self.known_sleep == Some(look.runs) || now < self.quiet_until {
+            return;
+        }
+        if let Some((_, place)) = self.known_calls.iter().find(|(known, _)| *known == call) {
+            self.place = *place;
+            return;
+        }
+        let Some(stack) = sight.sleeping_stack(self.tid, call) else {
+            return;
+        };
+        let end = self.armed(&stack);
+        // The stack belongs to this sleep if the thread is still in it.
+        let still = self.files.look();
+        if !still.is_some_and(|still| is_same_sleep(&look, &still)) {
+            return;
+        }
+        self.known_sleep = Some(look.runs);
+        if matches!(stack.place, ThreadPlace::Parked | ThreadPlace::IdlePool) {
+            self.known_calls.truncate(KNOWN_CALLS - 1);
+            self.known_calls.insert(0, (call, stack.place));
+        }
+        self.place_by(sight, &stack, now);
+        if stack.place == ThreadPlace::Polling {
+            let (since, at) = (self.asleep_since, now);
+            self.begin(sight, &stack, look, since, at, end);
+        }
+    }
+
+    /// The thread is not in a sleep that was seen before.
+    fn meet_runner(
+        &mut self,
+        sight: &mut Sight,
+        before: Option<ThreadLook>,
+        look: ThreadLook,
+        now: Instant,
+    ) {
+        if look.doing != Doing::Runs {
+            self.sleeps = None;
+            return;
+        }
+        let sleeps = sight.target.sleeps(self.tid);
+        let computes = before.is_some_and(|before| before.doing == Doing::Runs)
+            && sleeps.is_some()
+            && self.sleeps == sleeps;
+        self.sleeps = sleeps;
+        if !computes || now < self.quiet_until {
+            return;
+        }
+        let Ok(stack) = sight.stopped_stack(self.tid, self.is_deep) else {
+            return self.rest(now, sight.threshold);
+        };
+        self.is_deep |= stack.truncated;
+        self.place_by(sight, &stack, now);
+        if stack.place == ThreadPlace::Polling {
+            self.suspect(sight, &stack);
+        }
+    }
+
+    /// The thread computes in a poll. From the second stack on it is proven to be the same one.
+    fn suspect(&mut self, sight: &mut Sight, first: &ThreadStack) {
+        let mut end = self.armed(first);
+        let Ok(second) = sight.stopped_stack(self.tid, self.is_deep) else {
+            return;
+        };
+        let now = Instant::now();
+        self.quiet_until = now + sight.threshold / 4;
+        let is_over = end.as_mut().is_some_and(PollEnd::is_over);
+        let is_same = second.place == ThreadPlace::Polling
+            && second.returns_to == first.returns_to
+            && !is_over;
+        let Some(look) = self.files.look().filter(|_| is_same) else {
+            return;
+        };
+        self.begin(sight, &second, look, now, now, end);
+    }
+
+    fn armed(&self, stack: &ThreadStack) -> Option<PollEnd> {
+        PollEnd::of(self.tid, stack.returns_to?)
+    }
+
+    fn begin(
+        &mut self,
+        sight: &mut Sight,
+        stack: &ThreadStack,
+        look: ThreadLook,
+        since: Instant,
+        now: Instant,
+        end: Option<PollEnd>,
+    ) {
+        sight.stalls += 1;
+        let worker = self.worker.unwrap_or_default();
+        let mut evidence = first_evidence(worker, sight.threshold, now - since);
+        evidence.id = sight.stalls;
+        evidence.runtime.clone_from(&sight.target.name);
+        // A test's thread has its name later than the thread itself.
+        self.name = sight.target.thread_name(self.tid);
+        evidence.thread.clone_from(&self.name);
+        evidence.tid = self.tid;
+        evidence.add(stack, now - since);
+        let beginning = Beginning {
+            evidence,
+            since,
+            now,
+            look,
+            end,
+        };
+        self.hold = Some(Hold::begin(beginning));
+    }
+
+    fn place_by(&mut self, sight: &mut Sight, stack: &ThreadStack, now: Instant) {
+        self.place = stack.place;
+        if stack.place.is_worker() {
+            if self.worker.is_none() {
+                self.worker = Some(sight.workers);
+                sight.workers += 1;
+            }
+            self.pause = Duration::ZERO;
+        } else {
+            self.rest(now, sight.threshold);
+        }
+    }
+
+    /// Takes no stack for a while. The time doubles up to the threshold.
+    fn rest(&mut self, now: Instant, threshold: Duration) {
+        self.pause = (self.pause * 2).clamp(threshold / 8, threshold);
+        self.quiet_until = now + self.pause;
+    }
+}
+
+/// Whether the thread has slept in one call from one look to the next.
+fn is_same_sleep(before: &ThreadLook, after: &ThreadLook) -> bool {
+    let sleeps = |look: &ThreadLook| matches!(look.doing, Doing::Sleeps(_));
+    sleeps(before) && sleeps(after) && before.runs == after.runs
+}

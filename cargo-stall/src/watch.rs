@@ -1,0 +1,94 @@
+//! The loop that looks: all threads of one process, once a tick.
+
+use crate::problem::Problem;
+use crate::target::Target;
+use crate::tracked::{Sight, Stops, Tracked};
+use std::time::{Duration, Instant};
+use tokio_stall::StallReport;
+use tokio_stall::outside::{ObservedProcess, StallEvidence};
+
+/// The observation of one process.
+#[derive(Debug)]
+pub(crate) struct ProcessWatch {
+    sight: Sight,
+    threads: Vec<Tracked>,
+}
+
+impl ProcessWatch {
+    pub(crate) fn new(target: Target, threshold: Duration, own: &[String]) -> ProcessWatch {
+        let process = ObservedProcess::new(target.pid, own.iter().cloned());
+        ProcessWatch {
+            sight: Sight {
+                target,
+                process,
+                threshold,
+                workers: 0,
+                stops: Stops::default(),
+                stalls: 0,
+                has_names: false,
+            },
+            threads: Vec::new(),
+        }
+    }
+
+    /// The time between two ticks: a tenth of the threshold, 1 to 10 ms.
+    pub(crate) fn tick_length(&self) -> Duration {
+        let tenth = self.sight.threshold / 10;
+        tenth.clamp(Duration::from_millis(1), Duration::from_millis(10))
+    }
+
+    /// Reads the program's debug information, so that the first stack is not late.
+    pub(crate) fn prime(&mut self) {
+        self.sight.process.prime();
+    }
+
+    /// Looks at all threads. Returns the reports that are due. `None` once the process has ended:
+    /// the stalls that were going on have ended with it, and `last` has them.
+    ///
+    /// # Errors
+    ///
+    /// Descriptors are short.
+    pub(crate) fn tick(&mut self) -> Result<Vec<StallReport>, Problem> {
+        let mut due: Vec<StallEvidence> = Vec::new();
+        self.find_threads()?;
+        let sight = &mut self.sight;
+        self.threads
+            .retain_mut(|thread| thread.tick(sight, Instant::now(), &mut due));
+        let reports = due.iter().map(|evidence| sight.process.report(evidence));
+        Ok(reports.collect())
+    }
+
+    /// Whether the process is still there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.sight.target.is_there()
+    }
+
+    fn find_threads(&mut self) -> Result<(), Problem> {
+        let now = Instant::now();
+        for tid in self.sight.target.threads() {
+            if self.threads.iter().any(|thread| thread.tid == tid) {
+                continue;
+            }
+            self.threads.extend(Tracked::open(&self.sight, tid, now)?);
+        }
+        Ok(())
+    }
+
+    /// The threads that drive workers, or did.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &Tracked> {
+        self.threads.iter().filter(|thread| thread.worker.is_some())
+    }
+
+    pub(crate) fn stops(&self) -> Stops {
+        self.sight.stops
+    }
+
+    /// Whether stacks were taken, and no function on any of them had a name.
+    pub(crate) fn is_nameless(&self) -> bool {
+        !self.sight.has_names
+    }
+
+    pub(crate) fn process(&self) -> &ObservedProcess {
+        &self.sight.process
+    }
+}
