@@ -2,7 +2,7 @@
 
 use crate::args::{self, Command, Options};
 use crate::problem::Problem;
-use crate::{dump};
+use crate::{attach, dump};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -33,6 +33,7 @@ fn run((command, options): (Command, Options)) -> Result<u8, Problem> {
         Command::Help => print!("{}", args::HELP),
         Command::Version => println!("tokio-stall {}", env!("CARGO_PKG_VERSION")),
         Command::Dump(pid) => dump::dump(pid, &options, &mut out)?,
+        Command::Attach(pid) => attach::attach(pid, &options, &mut out)?,
         _ => todo!(),
     }
     Ok(0)

@@ -28,6 +28,7 @@ pub(crate) fn dump(pid: u32, options: &Options, out: &mut impl Write) -> Result<
         workers: 0,
         stops: Stops::default(),
         stalls: 0,
+        stacks: 0,
         has_names: false,
     };
     sight.process.prime();

@@ -52,7 +52,7 @@ macro_rules! modules {
     };
 }
 
-modules! { args commands dump hold os problem target text tracked watch }
+modules! { args attach commands dump findings hold os problem table target text tracked watch }
 
 use std::ffi::OsString;
 use std::process::ExitCode;

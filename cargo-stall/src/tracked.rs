@@ -52,6 +52,8 @@ pub(crate) struct Sight {
     pub(crate) workers: usize,
     pub(crate) stops: Stops,
     pub(crate) stalls: u64,
+    /// The number of stacks so far.
+    pub(crate) stacks: u64,
     /// Whether any function of the program had a name so far.
     pub(crate) has_names: bool,
 }
@@ -101,6 +103,7 @@ impl Sight {
         copy: &tokio_stall::outside::StackCopy,
     ) -> ThreadStack {
         let stack = self.process.explain(registers, copy);
+        self.stacks += 1;
         self.has_names |= stack.has_names();
         stack
     }
@@ -197,7 +200,7 @@ impl Tracked {
         due.extend(hold.due_report().cloned());
     }
 
-    fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
+    pub(crate) fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
         let hold = self.hold.take();
         due.extend(hold.and_then(|mut hold| hold.ended(now).cloned()));
         if self.place == ThreadPlace::Polling {

@@ -25,6 +25,7 @@ impl ProcessWatch {
                 workers: 0,
                 stops: Stops::default(),
                 stalls: 0,
+                stacks: 0,
                 has_names: false,
             },
             threads: Vec::new(),
@@ -42,8 +43,7 @@ impl ProcessWatch {
         self.sight.process.prime();
     }
 
-    /// Looks at all threads. Returns the reports that are due. `None` once the process has ended:
-    /// the stalls that were going on have ended with it, and `last` has them.
+    /// Looks at all threads. Returns the reports that are due.
     ///
     /// # Errors
     ///
@@ -86,6 +86,25 @@ impl ProcessWatch {
     /// Whether stacks were taken, and no function on any of them had a name.
     pub(crate) fn is_nameless(&self) -> bool {
         !self.sight.has_names
+    }
+
+    /// Whether any stack has been taken so far.
+    pub(crate) fn has_taken_stacks(&self) -> bool {
+        self.sight.stacks > 0
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.sight.target.name
+    }
+
+    /// The last reports of the stalls that go on, when the observation ends.
+    pub(crate) fn end(&mut self) -> Vec<StallReport> {
+        let mut due = Vec::new();
+        for thread in &mut self.threads {
+            thread.end_hold(Instant::now(), &mut due);
+        }
+        let process = &self.sight.process;
+        due.iter().map(|evidence| process.report(evidence)).collect()
     }
 
     pub(crate) fn process(&self) -> &ObservedProcess {

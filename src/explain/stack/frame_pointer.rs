@@ -6,7 +6,8 @@
 //!
 //! The kernel shows the stack pointer of a thread that sleeps in a call, and not its frame pointer.
 //! Functions that keep one, as those of the standard library, cannot be unwound without it. Its
-//! place on the stack holds the frame pointer of the caller, and then the return address.
+//! place on the stack holds the register's value in the caller, which may be no frame pointer, and
+//! then the return address.
 
 use super::code;
 use super::tables::Modules;
@@ -27,12 +28,12 @@ pub(super) fn walk_without(
     modules: &mut Modules,
 ) -> Option<Walk> {
     let base = registers.sp & !7;
-    let pairs = words.windows(2).take(SEARCHED).zip(0_u64..);
-    for (pair, index) in pairs {
-        let (fp, saved, returns_to) = (base + 8 * index, pair[0], pair[1]);
-        if saved <= fp || !modules.is_return_address(returns_to) {
+    let after_first = words.iter().skip(1).take(SEARCHED);
+    for (returns_to, index) in after_first.copied().zip(0_u64..) {
+        if !modules.is_return_address(returns_to) {
             continue;
         }
+        let fp = base + 8 * index;
         let with_it = Registers { fp, ..registers };
         let walk = walk_words(with_it, words, truncated, modules);
         if is_whole(&walk) && is_called(&walk, returns_to, modules) {
