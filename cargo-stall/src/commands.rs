@@ -2,7 +2,7 @@
 
 use crate::args::{self, Command, Options};
 use crate::problem::Problem;
-use crate::{attach, dump};
+use crate::{attach, build, dump, merge, run};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -10,13 +10,20 @@ use std::process::ExitCode;
 const FAILED: u8 = 2;
 
 pub(crate) fn tokio_stall(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    finish("tokio-stall", args::parse(arguments).and_then(run))
+    let mut arguments = arguments.peekable();
+    if arguments.next_if(|first| first == build::RUNNER).is_some() {
+        return finish("tokio-stall", run::observe(arguments));
+    }
+    finish("tokio-stall", args::parse(arguments).and_then(carry_out))
 }
 
 pub(crate) fn cargo_stall(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut arguments = arguments.peekable();
     arguments.next_if(|first| first == "stall");
-    finish("cargo-stall", args::parse(arguments).and_then(run))
+    if arguments.next_if(|first| first == build::RUNNER).is_some() {
+        return finish("cargo-stall", run::observe(arguments));
+    }
+    finish("cargo-stall", args::parse(arguments).and_then(carry_out))
 }
 
 fn finish(program: &str, result: Result<u8, Problem>) -> ExitCode {
@@ -27,14 +34,16 @@ fn finish(program: &str, result: Result<u8, Problem>) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run((command, options): (Command, Options)) -> Result<u8, Problem> {
+fn carry_out((command, options): (Command, Options)) -> Result<u8, Problem> {
     let mut out = std::io::stdout().lock();
     match command {
         Command::Help => print!("{}", args::HELP),
         Command::Version => println!("tokio-stall {}", env!("CARGO_PKG_VERSION")),
         Command::Dump(pid) => dump::dump(pid, &options, &mut out)?,
         Command::Attach(pid) => attach::attach(pid, &options, &mut out)?,
-        _ => todo!(),
+        Command::Report(path) => merge::report(&path, &options, &mut out)?,
+        Command::Run(arguments) => return run::cargo("run", &arguments, &options, &mut out),
+        Command::Test(arguments) => return run::cargo("test", &arguments, &options, &mut out),
     }
     Ok(0)
 }

@@ -26,6 +26,7 @@ pub(crate) fn dump(pid: u32, options: &Options, out: &mut impl Write) -> Result<
         process,
         threshold: options.threshold,
         workers: 0,
+                tests: Vec::new(),
         stops: Stops::default(),
         stalls: 0,
         stacks: 0,

@@ -19,7 +19,11 @@ pub(crate) struct Hold {
     /// The last moment for which it is proven.
     until: Instant,
     proof: HoldProof,
-    last: ThreadLook,
+    first: ThreadLook,
+    /// The time asleep that was seen as such.
+    asleep: Duration,
+    /// Whether it has slept between two looks.
+    has_dozed: bool,
     /// The age at which the next report is due.
     due: Duration,
     is_announced: bool,
@@ -27,6 +31,17 @@ pub(crate) struct Hold {
     pub(crate) stack_due: Duration,
     /// The calls slept in, each with its time.
     slept: Vec<(SleepCall, Duration)>,
+}
+
+/// The part of the time between two looks in which the thread has slept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// All of it, in one call.
+    AllAlong,
+    /// Some of it, or nobody knows.
+    Partly,
+    /// None of it.
+    Never,
 }
 
 /// The thing that shows that it is one poll.
@@ -64,14 +79,16 @@ impl Hold {
             since: from.since,
             until: from.since,
             proof,
-            last: from.look,
+            first: from.look,
+            asleep: Duration::ZERO,
+            has_dozed: false,
             due: threshold,
             is_announced: false,
             stack_due: threshold / 2,
             slept: Vec::new(),
         };
         if sleeps {
-            hold.account(from.look, from.now, true);
+            hold.account(from.look, Slept::AllAlong, from.now);
         }
         hold
     }
@@ -86,14 +103,14 @@ impl Hold {
     }
 
     /// Goes on to this look. Returns false once it is over, or not proven any more.
-    pub(crate) fn goes_on(&mut self, look: ThreadLook, slept_all_along: bool, now: Instant) -> bool {
+    pub(crate) fn goes_on(&mut self, look: ThreadLook, slept: Slept, now: Instant) -> bool {
         let holds = match &mut self.proof {
             HoldProof::Counted(end) => !end.is_over(),
-            HoldProof::OneSleep => slept_all_along,
+            HoldProof::OneSleep => slept == Slept::AllAlong,
             HoldProof::Stacks => matches!(look.doing, Doing::Runs),
         };
         if holds {
-            self.account(look, now, slept_all_along);
+            self.account(look, slept, now);
         }
         holds
     }
@@ -110,29 +127,30 @@ impl Hold {
         }
     }
 
-    /// Adds the time since the last look to the parts that it was spent in.
-    fn account(&mut self, look: ThreadLook, now: Instant, slept_all_along: bool) {
+    /// Adds the time since the last look, and splits the whole time anew.
+    fn account(&mut self, look: ThreadLook, slept: Slept, now: Instant) {
         let passed = now - self.until;
-        let queued = look.run_queue.saturating_sub(self.last.run_queue);
-        let queued = queued.min(passed);
-        let own = passed - queued;
-        let cpu = look.cpu.saturating_sub(self.last.cpu).min(own);
-        let time = &mut self.evidence.time;
-        time.run_queue += queued;
-        match (look.doing, slept_all_along) {
-            (Doing::Sleeps(_), true) => time.asleep += own,
-            (Doing::Runs, _) if look.runs == self.last.runs => time.cpu += own,
-            // The kernel's figure moves in ticks, so a part of the computing counts as sleep.
-            _ => {
-                time.cpu += cpu;
-                time.asleep += own - cpu;
-            }
+        self.until = now;
+        match slept {
+            Slept::AllAlong => self.asleep += passed,
+            Slept::Partly => self.has_dozed = true,
+            Slept::Never => {}
         }
         if let Doing::Sleeps(Some(call)) = look.doing {
-            self.sleeps_in(call, own);
+            self.sleeps_in(call, passed);
         }
-        self.until = now;
-        self.last = look;
+        let awake = self.age().saturating_sub(self.asleep);
+        let queued = look.run_queue.saturating_sub(self.first.run_queue);
+        let queued = queued.min(awake);
+        // The kernel's figure moves in ticks. Without a sleep, the rest is all of it.
+        let seen = look.cpu.saturating_sub(self.first.cpu);
+        let cpu = match self.has_dozed {
+            true => seen.min(awake - queued),
+            false => awake - queued,
+        };
+        let time = &mut self.evidence.time;
+        (time.run_queue, time.cpu) = (queued, cpu);
+        time.asleep = self.asleep + (awake - queued - cpu);
     }
 
     fn sleeps_in(&mut self, call: SleepCall, time: Duration) {

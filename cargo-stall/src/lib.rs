@@ -52,7 +52,7 @@ macro_rules! modules {
     };
 }
 
-modules! { args attach commands dump findings hold os problem table target text tracked watch }
+modules! { args attach build commands dump findings hold merge os output problem run table target text tracked watch }
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -4,11 +4,12 @@
 //! A stack is taken when the thread sleeps in one call for a tick, or has computed for a tick
 //! without a sleep. Later ones follow in longer and longer intervals while it is no worker.
 
-use crate::hold::{Beginning, Hold, first_evidence};
+use crate::hold::{Beginning, Hold, Slept, first_evidence};
 use crate::os::{self, PollEnd};
 use crate::target::Target;
 use std::io;
 use std::time::{Duration, Instant};
+use tokio_stall::{Frame, Origin};
 use tokio_stall::outside::{
     Doing, ObservedProcess, ObservedThread, SleepCall, StallEvidence, ThreadLook, ThreadPlace,
     ThreadRegisters, ThreadStack,
@@ -36,6 +37,8 @@ pub(crate) struct Tracked {
     pub(crate) place: ThreadPlace,
     /// The worker's number, once it has been one.
     pub(crate) worker: Option<usize>,
+    /// The test that it runs, by its stacks.
+    test: Option<String>,
     pub(crate) hold: Option<Hold>,
     /// No stack is taken before this, unless it sleeps in a new call.
     quiet_until: Instant,
@@ -50,6 +53,8 @@ pub(crate) struct Sight {
     pub(crate) process: ObservedProcess,
     pub(crate) threshold: Duration,
     pub(crate) workers: usize,
+    /// The tests that run, each with its thread.
+    pub(crate) tests: Vec<(u32, String)>,
     pub(crate) stops: Stops,
     pub(crate) stalls: u64,
     /// The number of stacks so far.
@@ -118,6 +123,30 @@ impl Sight {
     }
 }
 
+impl Sight {
+    /// The test that runs, if there is only one. The threads of its runtime are its own.
+    fn only_test(&self) -> Option<String> {
+        match self.tests.as_slice() {
+            [(_, test)] => Some(test.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// The test that a stack is in, as libtest names it: the outermost own function inside of the
+/// harness, without its crate. A thread's own name is cut by the kernel.
+fn test_of(frames: &[Frame]) -> Option<String> {
+    let is_harness = |frame: &Frame| {
+        let function = frame.function.as_deref();
+        function.is_some_and(|function| function.starts_with("test::"))
+    };
+    let harness = frames.iter().position(is_harness)?;
+    let own = frames[..harness].iter().rev();
+    let mut own = own.filter(|frame| frame.origin == Origin::Own);
+    let function = own.next()?.written_name()?;
+    Some(function.split_once("::")?.1.to_owned())
+}
+
 impl Tracked {
     pub(crate) fn open(sight: &Sight, tid: u32, now: Instant) -> io::Result<Option<Tracked>> {
         let Some(files) = sight.process.thread(tid)? else {
@@ -134,6 +163,7 @@ impl Tracked {
             known_calls: Vec::new(),
             place: ThreadPlace::Elsewhere,
             worker: None,
+            test: None,
             hold: None,
             quiet_until: now,
             pause: Duration::ZERO,
@@ -150,6 +180,7 @@ impl Tracked {
     ) -> bool {
         let Some(look) = self.files.look() else {
             self.end_hold(now, due);
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
             return false;
         };
         let before = self.last.replace(look);
@@ -157,14 +188,32 @@ impl Tracked {
         if !same_sleep {
             self.asleep_since = now;
         }
-        let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, same_sleep, now));
+        let slept = self.slept(sight, same_sleep);
+        let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, slept, now));
         match goes_on {
             Some(true) => self.go_on(sight, look, now, due),
             Some(false) => self.end_hold(now, due),
-            None if same_sleep => self.meet_sleeper(sight, look, now),
+            None if look.doing != Doing::Runs => self.meet_sleeper(sight, look, now, same_sleep),
             None => self.meet_runner(sight, before, look, now),
         }
         true
+    }
+
+    /// How much of the time since the last look a thread that is held has slept.
+    fn slept(&mut self, sight: &Sight, same_sleep: bool) -> Slept {
+        if same_sleep {
+            return Slept::AllAlong;
+        }
+        if self.hold.is_none() {
+            return Slept::Partly;
+        }
+        let sleeps = sight.target.sleeps(self.tid);
+        let is_same = sleeps.is_some() && sleeps == self.sleeps;
+        self.sleeps = sleeps;
+        match is_same {
+            true => Slept::Never,
+            false => Slept::Partly,
+        }
     }
 
     /// A poll goes on. Further stacks are taken now and then, and the reports are made.
@@ -209,8 +258,15 @@ impl Tracked {
         self.quiet_until = now;
     }
 
-    /// The thread has slept in one call since the last look.
-    fn meet_sleeper(&mut self, sight: &mut Sight, look: ThreadLook, now: Instant) {
+    /// The thread sleeps, maybe since the last look. Short sleeps that follow each other may be one
+    /// poll, too.
+    fn meet_sleeper(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        now: Instant,
+        same_sleep: bool,
+    ) {
         self.sleeps = None;
         let Doing::Sleeps(Some(call)) = look.doing else {
             return;
@@ -221,6 +277,9 @@ impl Tracked {
         if let Some((_, place)) = self.known_calls.iter().find(|(known, _)| *known == call) {
             self.place = *place;
             return;
+        }
+        if !same_sleep {
+            self.quiet_until = now + sight.threshold / 4;
         }
         let Some(stack) = sight.sleeping_stack(self.tid, call) else {
             return;
@@ -251,10 +310,6 @@ impl Tracked {
         look: ThreadLook,
         now: Instant,
     ) {
-        if look.doing != Doing::Runs {
-            self.sleeps = None;
-            return;
-        }
         let sleeps = sight.target.sleeps(self.tid);
         let computes = before.is_some_and(|before| before.doing == Doing::Runs)
             && sleeps.is_some()
@@ -310,7 +365,8 @@ impl Tracked {
         evidence.id = sight.stalls;
         evidence.runtime.clone_from(&sight.target.name);
         // A test's thread has its name later than the thread itself.
-        self.name = sight.target.thread_name(self.tid);
+        let test = self.test.clone().or_else(|| sight.only_test());
+        self.name = test.unwrap_or_else(|| sight.target.thread_name(self.tid));
         evidence.thread.clone_from(&self.name);
         evidence.tid = self.tid;
         evidence.add(stack, now - since);
@@ -326,6 +382,11 @@ impl Tracked {
 
     fn place_by(&mut self, sight: &mut Sight, stack: &ThreadStack, now: Instant) {
         self.place = stack.place;
+        if let Some(test) = test_of(&stack.frames) {
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
+            sight.tests.push((self.tid, test.clone()));
+            self.test = Some(test);
+        }
         if stack.place.is_worker() {
             if self.worker.is_none() {
                 self.worker = Some(sight.workers);

@@ -23,6 +23,7 @@ impl ProcessWatch {
                 process,
                 threshold,
                 workers: 0,
+                tests: Vec::new(),
                 stops: Stops::default(),
                 stalls: 0,
                 stacks: 0,

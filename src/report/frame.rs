@@ -74,7 +74,8 @@ impl Frame {
 
 impl Frame {
     /// The function's name as in the source: without generic arguments and closures.
-    pub(crate) fn written_name(&self) -> Option<String> {
+    #[doc(hidden)]
+    pub fn written_name(&self) -> Option<String> {
         self.function.as_deref().map(written)
     }
 }

@@ -15,6 +15,8 @@ mod pool_wait;
 #[cfg(feature = "pprof")]
 mod pprof;
 mod profile;
+#[cfg(feature = "outside")]
+mod read;
 mod recent;
 #[cfg(feature = "tower")]
 mod request;

@@ -34,16 +34,17 @@ pub(crate) fn stopped<R>(
     request(libc::PTRACE_INTERRUPT, tid, 0, std::ptr::null_mut())?;
     let signal = wait(tid)?;
     let read = registers(tid).map(read);
-    let detached = request(
-        libc::PTRACE_DETACH,
-        tid,
-        0,
-        std::ptr::without_provenance_mut(signal as usize),
-    );
+    let detached = let_go(tid, signal);
     let held = begun.elapsed();
     let read = read?;
     detached?;
     Ok((read, held))
+}
+
+/// Lets a thread that is stopped go on, with the signal that it was about to take.
+pub(super) fn let_go(tid: i32, signal: libc::c_int) -> io::Result<()> {
+    let signal = std::ptr::without_provenance_mut(signal as usize);
+    request(libc::PTRACE_DETACH, tid, 0, signal)
 }
 
 fn seize(tid: i32) -> io::Result<()> {
@@ -70,7 +71,7 @@ fn request(
 ///
 /// The event is looked at and not taken: the thread may be a child of ours that has exited, and
 /// its exit is for the one who waits for children.
-fn wait(tid: i32) -> io::Result<libc::c_int> {
+pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
     let mut seen = MaybeUninit::<libc::siginfo_t>::zeroed();
     let events = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL;
     loop {

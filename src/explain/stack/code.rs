@@ -24,33 +24,6 @@ pub(super) fn is_after_call(process: Pid, address: u64) -> bool {
     memory::read_exact(process, start, LONGEST_CALL).is_some_and(|code| ends_with_call(&code))
 }
 
-/// The function that the call before this address calls, if the instruction has its address, or
-/// the address of a word with it. Rust calls functions of other crates through such a word.
-#[cfg(all(feature = "outside", target_arch = "x86_64"))]
-pub(super) fn call_target(process: Pid, returns_to: u64) -> Option<u64> {
-    let code = memory::read_exact(process, returns_to.wrapping_sub(6), 6)?;
-    let offset = i32::from_le_bytes(code[2..].try_into().ok()?);
-    let place = returns_to.wrapping_add_signed(offset.into());
-    match code[..2] {
-        [_, 0xe8] => Some(place),
-        [0xff, 0x15] => {
-            let word = memory::read_exact(process, place, 8)?;
-            Some(u64::from_ne_bytes(word.try_into().ok()?))
-        }
-        _ => None,
-    }
-}
-
-/// The same. A call is `bl`, with a distance of 26 bits in words.
-#[cfg(all(feature = "outside", target_arch = "aarch64"))]
-pub(super) fn call_target(process: Pid, returns_to: u64) -> Option<u64> {
-    let at = returns_to.wrapping_sub(4);
-    let code = memory::read_exact(process, at, 4)?;
-    let code = u32::from_le_bytes(code.try_into().ok()?);
-    let offset = i64::from((code << 6).cast_signed() >> 4);
-    (code >> 26 == 0b10_0101).then(|| at.wrapping_add_signed(offset))
-}
-
 /// `mov $15, %eax; syscall`, with the number in 64 bits.
 #[cfg(target_arch = "x86_64")]
 const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];

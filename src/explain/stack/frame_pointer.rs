@@ -1,58 +1,98 @@
-//! A frame pointer that is not known, found on the stack.
+//! A frame pointer that is not known, by the code that has set it.
 //!
 //! *Runs on:* the threads of the programs `tokio-stall` and `cargo-stall`.
-//! *Must not:* guess. A place is believed only if the call that it returns to calls the very
-//! function that needs the frame pointer.
+//! *Must not:* guess. A function whose first instructions are others than expected stays unknown.
 //!
 //! The kernel shows the stack pointer of a thread that sleeps in a call, and not its frame pointer.
-//! Functions that keep one, as those of the standard library, cannot be unwound without it. Its
-//! place on the stack holds the register's value in the caller, which may be no frame pointer, and
-//! then the return address.
+//! Functions that keep one, as those of the standard library, cannot be unwound without it. Their
+//! first instructions show how far it is from the stack pointer: they save registers, and make room
+//! of a fixed size.
 
-use super::code;
 use super::tables::Modules;
-use super::unwind::{End, Tables as _, Walk, walk_words};
+use super::unwind::{Activation, CopiedStack, End, Tables as _, Walk, walk_to_end};
 use crate::capture::Registers;
+use crate::os::memory;
 
-/// The words in which it is looked for.
-const SEARCHED: usize = 2048;
+/// The bytes of a function that are read: more than its first instructions have.
+const PROLOGUE: usize = 40;
 
-/// Walks a stack whose frame pointer is not known. `None` if it is not found.
+/// Walks a stack. A frame pointer of zero is not known, and is found if it is needed.
 ///
 /// # Cost
 ///
-/// About 1 µs for each word that may be a return address, and a walk for those that are.
+/// A second walk if it is needed.
 pub(super) fn walk_without(
     registers: Registers,
     (words, truncated): (&[u64], bool),
     modules: &mut Modules,
-) -> Option<Walk> {
-    let base = registers.sp & !7;
-    let after_first = words.iter().skip(1).take(SEARCHED);
-    for (returns_to, index) in after_first.copied().zip(0_u64..) {
-        if !modules.is_return_address(returns_to) {
-            continue;
-        }
-        let fp = base + 8 * index;
-        let with_it = Registers { fp, ..registers };
-        let walk = walk_words(with_it, words, truncated, modules);
-        if is_whole(&walk) && is_called(&walk, returns_to, modules) {
-            return Some(walk);
-        }
+) -> Walk {
+    let (walk, last) = walk_to_end(registers, words, truncated, modules);
+    if registers.fp != 0 || last.registers.fp != 0 || walk.end != End::Lost {
+        return walk;
     }
+    match frame_pointer(last, &CopiedStack::of(registers.sp, words), modules) {
+        Some(fp) => walk_to_end(Registers { fp, ..registers }, words, truncated, modules).0,
+        None => walk,
+    }
+}
+
+/// The frame pointer of this call. The word after its place is a return address.
+fn frame_pointer(
+    at: Activation,
+    stack: &CopiedStack<'_>,
+    modules: &mut Modules,
+) -> Option<u64> {
+    let start = modules.function_start(at.address())?;
+    let code = memory::read_exact(modules.process(), start, PROLOGUE)?;
+    let fp = at.registers.sp.checked_add(room(&code)?)?;
+    let returns_to = stack.read(fp + 8)?;
+    modules.is_return_address(returns_to).then_some(fp)
+}
+
+/// The bytes between the stack pointer and the frame pointer of a function that begins so: `push
+/// %rbp; mov %rsp,%rbp`, further pushes, `sub $room,%rsp`. `None` if it begins otherwise, or gives
+/// the stack pointer another value, as for an alignment.
+#[cfg(target_arch = "x86_64")]
+fn room(code: &[u8]) -> Option<u64> {
+    let mut rest = code.strip_prefix(&[0x55, 0x48, 0x89, 0xe5])?;
+    let mut pushed = 0;
+    loop {
+        rest = match rest {
+            [0x50..=0x57, rest @ ..] | [0x41, 0x50..=0x57, rest @ ..] => rest,
+            _ => break,
+        };
+        pushed += 8;
+    }
+    let (room, after) = match rest {
+        [0x48, 0x83, 0xec, room, after @ ..] => (u64::from(*room), after),
+        [0x48, 0x81, 0xec, a, b, c, d, after @ ..] => {
+            (u64::from(u32::from_le_bytes([*a, *b, *c, *d])), after)
+        }
+        other => (0, other),
+    };
+    let is_aligned = after.starts_with(&[0x48, 0x83, 0xe4]) || rest.starts_with(&[0x48, 0x83, 0xe4]);
+    (!is_aligned).then_some(pushed + room)
+}
+
+/// Not known: the link register would be missing, too.
+#[cfg(not(target_arch = "x86_64"))]
+fn room(_code: &[u8]) -> Option<u64> {
     None
 }
 
-fn is_whole(walk: &Walk) -> bool {
-    walk.end != End::Lost && walk.certain == walk.addresses.len()
-}
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
 
-/// Whether the call before this return address calls the function that is on the stack inside of
-/// it.
-fn is_called(walk: &Walk, returns_to: u64, modules: &mut Modules) -> bool {
-    let mut calls = walk.addresses.windows(2);
-    let callee = calls.find_map(|pair| (pair[1] + 1 == returns_to).then_some(pair[0]));
-    let target = code::call_target(modules.process(), returns_to);
-    let begins_at = callee.and_then(|callee| modules.function_start(callee));
-    target.is_some() && begins_at == target
+    #[test]
+    fn the_first_instructions_show_the_room() {
+        let begins = [0x55, 0x48, 0x89, 0xe5];
+        let with = |more: &[u8]| room(&[&begins[..], more, &[0x90; 8]].concat());
+        assert_eq!(with(&[]), Some(0));
+        assert_eq!(with(&[0x41, 0x57, 0x53]), Some(16));
+        assert_eq!(with(&[0x53, 0x48, 0x83, 0xec, 0x20]), Some(40));
+        assert_eq!(with(&[0x48, 0x81, 0xec, 0, 1, 0, 0]), Some(256));
+        assert_eq!(with(&[0x48, 0x83, 0xe4, 0xe0]), None, "an alignment");
+        assert_eq!(room(&[0x48, 0x83, 0xec, 0x20]), None, "no frame pointer");
+    }
 }

@@ -101,8 +101,8 @@ impl Explainer {
     }
 
     /// Unwinds and names a copied stack: its registers, and its words from the stack pointer on.
-    /// `truncated` if it has more words than were copied. A frame pointer of zero is looked for on the
-    /// stack if it is needed. Returns also the calls.
+    /// `truncated` if it has more words than were copied. A frame pointer of zero is not known.
+    /// Returns also the calls.
     #[cfg(feature = "outside")]
     pub(crate) fn explain_copy(
         &mut self,
@@ -112,12 +112,8 @@ impl Explainer {
     ) -> (Explained, Vec<OneCall>) {
         self.used_at = clock::now();
         self.modules.refresh();
-        let mut walk = unwind::walk_words(registers, words, truncated, &mut self.modules);
-        if registers.fp == 0 && walk.end == End::Lost {
-            let copied = (words, truncated);
-            let found = frame_pointer::walk_without(registers, copied, &mut self.modules);
-            walk = found.unwrap_or(walk);
-        }
+        let copied = (words, truncated);
+        let walk = frame_pointer::walk_without(registers, copied, &mut self.modules);
         let (explained, firsts) = self.name(&walk, own);
         let ends = firsts.iter().skip(1).copied();
         let ends = ends.chain([explained.frames.len()]);
