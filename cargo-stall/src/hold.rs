@@ -97,10 +97,7 @@ impl Hold {
         self.until - self.since
     }
 
-    /// Whether it counts as a stall by now.
-    pub(crate) fn is_stall(&self) -> bool {
-        self.is_announced
-    }
+
 
     /// Goes on to this look. Returns false once it is over, or not proven any more.
     pub(crate) fn goes_on(&mut self, look: ThreadLook, slept: Slept, now: Instant) -> bool {

@@ -29,8 +29,6 @@ pub(crate) enum Problem {
     File(PathBuf, io::Error),
     /// A file has text in it that makes no sense.
     Text(String),
-    /// The build has failed; cargo has said why.
-    Build,
     /// A program cannot be started.
     Start(PathBuf, io::Error),
     /// Something else.
@@ -79,7 +77,6 @@ impl fmt::Display for Problem {
             ),
             Problem::File(path, error) => write!(f, "{}: {error}", path.display()),
             Problem::Text(text) => f.write_str(text),
-            Problem::Build => f.write_str("the build has failed"),
             Problem::Start(path, error) => {
                 write!(f, "{} cannot be started: {error}", path.display())
             }

@@ -1,6 +1,5 @@
 //! The process that is looked at: whether it can be, its threads and its name.
 
-use crate::os;
 use crate::problem::Problem;
 use std::fs;
 use std::io;
@@ -112,11 +111,6 @@ impl Target {
     pub(crate) fn why_no_stop(&self, error: &io::Error) -> Option<Problem> {
         let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
         is_forbidden.then(|| Problem::Forbidden(self.pid.get()))
-    }
-
-    /// Whether a stop of its main thread works.
-    pub(crate) fn can_be_stopped(&self) -> io::Result<()> {
-        os::stopped(self.pid.get(), |_| ()).map(drop)
     }
 }
 

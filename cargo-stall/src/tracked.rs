@@ -11,7 +11,7 @@ use std::io;
 use std::time::{Duration, Instant};
 use tokio_stall::{Frame, Origin};
 use tokio_stall::outside::{
-    Doing, ObservedProcess, ObservedThread, SleepCall, StallEvidence, ThreadLook, ThreadPlace,
+    Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook, ThreadPlace,
     ThreadRegisters, ThreadStack,
 };
 
@@ -105,7 +105,7 @@ impl Sight {
     fn explained(
         &mut self,
         registers: ThreadRegisters,
-        copy: &tokio_stall::outside::StackCopy,
+        copy: &StackCopy,
     ) -> ThreadStack {
         let stack = self.process.explain(registers, copy);
         self.stacks += 1;
@@ -115,11 +115,16 @@ impl Sight {
 
     /// The stack of a thread that computes, by a stop.
     pub(crate) fn stopped_stack(&mut self, tid: u32, deep: bool) -> io::Result<ThreadStack> {
+        let (registers, copy) = self.stopped_copy(tid, deep)?;
+        Ok(self.explained(registers, &copy))
+    }
+
+    fn stopped_copy(&mut self, tid: u32, deep: bool) -> io::Result<(ThreadRegisters, StackCopy)> {
         let process = &self.process;
         let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
-        let ((registers, copy), held) = os::stopped(tid, copy)?;
+        let (copied, held) = os::stopped(tid, copy)?;
         self.stops.add(held);
-        Ok(self.explained(registers, &copy))
+        Ok(copied)
     }
 }
 
@@ -194,7 +199,7 @@ impl Tracked {
             Some(true) => self.go_on(sight, look, now, due),
             Some(false) => self.end_hold(now, due),
             None if look.doing != Doing::Runs => self.meet_sleeper(sight, look, now, same_sleep),
-            None => self.meet_runner(sight, before, look, now),
+            None => self.meet_runner(sight, before, now),
         }
         true
     }
@@ -224,29 +229,40 @@ impl Tracked {
         now: Instant,
         due: &mut Vec<StallEvidence>,
     ) {
+        let Some(age) = self.hold.as_ref().map(Hold::age) else {
+            return;
+        };
+        let stack = self.next_stack(sight, look, age);
         let Some(hold) = &mut self.hold else {
             return;
         };
-        let age = hold.age();
-        if age >= hold.stack_due {
-            hold.stack_due = age + (age / 2).max(sight.threshold / 4);
-            let is_known = self.known_sleep == Some(look.runs);
-            let stack = match look.doing {
-                Doing::Sleeps(Some(call)) if !is_known => sight.sleeping_stack(self.tid, call),
-                Doing::Runs => sight.stopped_stack(self.tid, self.is_deep).ok(),
-                _ => None,
-            };
-            if let Some(stack) = stack {
-                self.is_deep |= stack.truncated;
-                if !hold.fits(&stack) {
-                    self.place = stack.place;
-                    // Blocking is allowed where the worker was handed over.
-                    return self.end_hold(now, due);
-                }
-                hold.evidence.add(&stack, age);
+        if let Some(stack) = stack {
+            if !hold.fits(&stack) {
+                // Blocking is allowed where the worker was handed over.
+                self.place = stack.place;
+                return self.end_hold(now, due);
             }
+            hold.evidence.add(&stack, age);
         }
         due.extend(hold.due_report().cloned());
+    }
+
+    /// Another stack of a poll that goes on, if one is due.
+    fn next_stack(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        age: Duration,
+    ) -> Option<ThreadStack> {
+        let hold = self.hold.as_mut().filter(|hold| age >= hold.stack_due)?;
+        hold.stack_due = age + (age / 2).max(sight.threshold / 4);
+        match look.doing {
+            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
+                sight.sleeping_stack(self.tid, call)
+            }
+            Doing::Runs => self.stop(sight).ok(),
+            _ => None,
+        }
     }
 
     pub(crate) fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
@@ -307,7 +323,6 @@ impl Tracked {
         &mut self,
         sight: &mut Sight,
         before: Option<ThreadLook>,
-        look: ThreadLook,
         now: Instant,
     ) {
         let sleeps = sight.target.sleeps(self.tid);
@@ -318,10 +333,9 @@ impl Tracked {
         if !computes || now < self.quiet_until {
             return;
         }
-        let Ok(stack) = sight.stopped_stack(self.tid, self.is_deep) else {
+        let Ok(stack) = self.stop(sight) else {
             return self.rest(now, sight.threshold);
         };
-        self.is_deep |= stack.truncated;
         self.place_by(sight, &stack, now);
         if stack.place == ThreadPlace::Polling {
             self.suspect(sight, &stack);
@@ -331,7 +345,7 @@ impl Tracked {
     /// The thread computes in a poll. From the second stack on it is proven to be the same one.
     fn suspect(&mut self, sight: &mut Sight, first: &ThreadStack) {
         let mut end = self.armed(first);
-        let Ok(second) = sight.stopped_stack(self.tid, self.is_deep) else {
+        let Ok(second) = self.stop(sight) else {
             return;
         };
         let now = Instant::now();
@@ -344,6 +358,15 @@ impl Tracked {
             return;
         };
         self.begin(sight, &second, look, now, now, end);
+    }
+
+    /// Takes the thread's stack by a stop, which the kernel counts as a sleep.
+    fn stop(&mut self, sight: &mut Sight) -> io::Result<ThreadStack> {
+        let (registers, copy) = sight.stopped_copy(self.tid, self.is_deep)?;
+        self.sleeps = sight.target.sleeps(self.tid);
+        let stack = sight.explained(registers, &copy);
+        self.is_deep |= stack.truncated;
+        Ok(stack)
     }
 
     fn armed(&self, stack: &ThreadStack) -> Option<PollEnd> {

@@ -1,10 +1,10 @@
-//! A service that falls into one trap, again and again: `programs FLAVOR TRAP [MILLISECONDS]`.
+//! A service that falls into one trap: `programs FLAVOR TRAP [MILLISECONDS [ROUNDS]]`.
 
 use programs::{compute, computes, is_honestly_busy, locks, naps, sleeps};
 use std::time::Duration;
 
-async fn trap(name: String, time: Duration) {
-    loop {
+async fn trap(name: String, time: Duration, rounds: u64) {
+    for _ in 0..rounds {
         let (name, pause) = (name.clone(), time);
         let trapped = async move {
             match name.as_str() {
@@ -29,11 +29,12 @@ fn main() {
     let flavor = arguments.next().expect("a flavor");
     let name = arguments.next().expect("a trap");
     let time = arguments.next().map_or(300, |time| time.parse().unwrap());
+    let rounds = arguments.next().map_or(u64::MAX, |rounds| rounds.parse().unwrap());
     let mut builder = match flavor.as_str() {
         "multi" => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = builder.worker_threads(2).enable_all().build().unwrap();
     println!("ready");
-    runtime.block_on(trap(name, Duration::from_millis(time)));
+    runtime.block_on(trap(name, Duration::from_millis(time), rounds));
 }

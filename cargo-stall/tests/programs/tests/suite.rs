@@ -3,7 +3,7 @@
 use programs::{computes, locks, sleeps};
 use std::time::Duration;
 
-const LONG: Duration = Duration::from_millis(400);
+const LONG: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn sleeps_in_a_poll() {
