@@ -214,8 +214,8 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<(Command, Options), String> {
-        let words = line.split_whitespace().map(OsString::from);
-        parse(words).map_err(|problem| problem.to_string())
+        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        parse(words.into_iter()).map_err(|problem| problem.to_string())
     }
 
     #[test]

@@ -161,10 +161,10 @@ mod tests {
     fn programs_of_other_machines_are_told_apart() {
         let ours = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
         assert!(check_head(&head(2, ours), 7).is_ok());
-        let said = |head| check_head(head, 7).unwrap_err().to_string();
-        assert!(said(&head(1, 3)).contains("32 bits"));
-        assert!(said(&head(2, 243)).contains("another processor"));
-        assert!(said(&[0; 20]).contains("belongs to the kernel"));
+        let said = |head: [u8; 20]| check_head(&head, 7).unwrap_err().to_string();
+        assert!(said(head(1, 3)).contains("32 bits"));
+        assert!(said(head(2, 243)).contains("another processor"));
+        assert!(said([0; 20]).contains("belongs to the kernel"));
     }
 
     #[test]

@@ -55,7 +55,9 @@ impl OwnCode {
                 .into_iter()
                 .map(|name| name.replace('-', "_"))
                 .collect(),
-            program: std::env::current_exe().ok().and_then(|path| crate_named_after(&path)),
+            program: std::env::current_exe()
+                .ok()
+                .and_then(|path| crate_named_after(&path)),
         }
     }
 

@@ -220,8 +220,7 @@ mod tests {
 
     #[test]
     fn listing_has_met_sites_and_asks_to_remove_the_rest() {
-        let mut known =
-            of("[[known]]\nsite = \"f\"\nreason = \"#7\"\n[[known]]\nsite = \"g\"\n");
+        let mut known = of("[[known]]\nsite = \"f\"\nreason = \"#7\"\n[[known]]\nsite = \"g\"\n");
         known.entries[0].met = 2;
         assert_eq!(
             known.to_string(),

@@ -161,7 +161,10 @@ impl WrittenReport {
             advice: self.advice,
             seen_here: 0,
             lost_here: Duration::ZERO,
-            missing: from_outside.then_some(Missing::OnePoll).into_iter().collect(),
+            missing: from_outside
+                .then_some(Missing::OnePoll)
+                .into_iter()
+                .collect(),
             suppressed: 0,
         }
     }
@@ -290,7 +293,12 @@ mod tests {
         assert_eq!(read.duration, Duration::from_millis(500));
         assert_eq!((read.cause, read.phase), (Cause::Cpu, Phase::Ended));
         let without = serde_json::from_str::<StallReport>("{}");
-        assert!(without.unwrap_err().to_string().contains("duration_seconds"));
+        assert!(
+            without
+                .unwrap_err()
+                .to_string()
+                .contains("duration_seconds")
+        );
     }
 
     #[test]

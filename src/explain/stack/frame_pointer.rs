@@ -37,11 +37,7 @@ pub(super) fn walk_without(
 }
 
 /// The frame pointer of this call. The word after its place is a return address.
-fn frame_pointer(
-    at: Activation,
-    stack: &CopiedStack<'_>,
-    modules: &mut Modules,
-) -> Option<u64> {
+fn frame_pointer(at: Activation, stack: &CopiedStack<'_>, modules: &mut Modules) -> Option<u64> {
     let start = modules.function_start(at.address())?;
     let code = memory::read_exact(modules.process(), start, PROLOGUE)?;
     let fp = at.registers.sp.checked_add(room(&code)?)?;
@@ -70,7 +66,8 @@ fn room(code: &[u8]) -> Option<u64> {
         }
         other => (0, other),
     };
-    let is_aligned = after.starts_with(&[0x48, 0x83, 0xe4]) || rest.starts_with(&[0x48, 0x83, 0xe4]);
+    let is_aligned =
+        after.starts_with(&[0x48, 0x83, 0xe4]) || rest.starts_with(&[0x48, 0x83, 0xe4]);
     (!is_aligned).then_some(pushed + room)
 }
 
