@@ -37,6 +37,7 @@ pub(crate) struct Options {
     pub(crate) duration: Option<Duration>,
     pub(crate) json: bool,
     pub(crate) all: bool,
+    pub(crate) likely: bool,
     pub(crate) own: Vec<String>,
     pub(crate) baseline: Option<PathBuf>,
     pub(crate) junit: Option<PathBuf>,
@@ -51,6 +52,7 @@ impl Default for Options {
             duration: None,
             json: false,
             all: false,
+            likely: false,
             own: Vec::new(),
             baseline: None,
             junit: None,
@@ -74,6 +76,7 @@ Options, before ARGS:
   --duration 30s               attach: ends after this time
   --json                       one JSON object a line for each report
   --all                        dump: also threads that are no part of a runtime
+  --likely                     attach: also code that computes in what may be several polls
   --own CRATE                  this crate is your own code, too; may be repeated
   --baseline FILE              test, run: stalls at these sites are known, and pass
   --junit FILE                 test, run: writes a JUnit report
@@ -123,6 +126,7 @@ impl Options {
             "duration" => self.duration = Some(duration(&parser.value()?.string()?)?),
             "json" => self.json = true,
             "all" => self.all = true,
+            "likely" => self.likely = true,
             "own" => self.own.push(parser.value()?.string()?),
             "baseline" => self.baseline = Some(parser.value()?.into()),
             "junit" => self.junit = Some(parser.value()?.into()),

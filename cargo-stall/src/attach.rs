@@ -21,6 +21,7 @@ pub(crate) fn attach(pid: u32, options: &Options, out: &mut impl Write) -> Resul
     let target = Target::open(pid)?;
     let mut findings = Findings::new(options)?;
     let mut watch = ProcessWatch::new(target, options.threshold, &options.own);
+    watch = watch.with_likely(options.likely);
     let is_live = std::io::stdout().is_terminal() && !options.json;
     let mut table = is_live.then(LiveTable::new);
     watch.prime();
@@ -114,6 +115,9 @@ fn finish(
             "\n{} stops of a thread, {each} each with the wait for a CPU, {longest} at most",
             stops.count
         );
+    }
+    if let Some(why) = watch.unproven() {
+        text += &format!("\n{why}");
     }
     match options.json {
         true => eprintln!("{text}"),

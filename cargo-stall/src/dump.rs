@@ -29,6 +29,8 @@ pub(crate) fn dump(pid: u32, options: &Options, out: &mut impl Write) -> Result<
                 tests: Vec::new(),
         stops: Stops::default(),
         stalls: 0,
+        likely: false,
+        unproven: 0,
         stacks: 0,
         has_names: false,
     };

@@ -72,6 +72,9 @@ fn watch_child(child: &mut Child, mut watch: ProcessWatch) -> Result<Vec<StallRe
         std::thread::sleep(watch.tick_length());
     }
     reports.extend(watch.end());
+    if let Some(why) = watch.unproven() {
+        eprintln!("cargo-stall: {why}");
+    }
     reports.retain(|report| report.phase == tokio_stall::Phase::Ended);
     Ok(reports)
 }

@@ -57,6 +57,10 @@ pub(crate) struct Sight {
     pub(crate) tests: Vec<(u32, String)>,
     pub(crate) stops: Stops,
     pub(crate) stalls: u64,
+    /// Whether computing is reported without proof.
+    pub(crate) likely: bool,
+    /// How often a poll computed whose end could not be seen.
+    pub(crate) unproven: u64,
     /// The number of stacks so far.
     pub(crate) stacks: u64,
     /// Whether any function of the program had a name so far.
@@ -382,6 +386,12 @@ impl Tracked {
         now: Instant,
         end: Option<PollEnd>,
     ) {
+        if end.is_none() && look.doing == Doing::Runs {
+            sight.unproven += 1;
+            if !sight.likely {
+                return;
+            }
+        }
         sight.stalls += 1;
         let worker = self.worker.unwrap_or_default();
         let mut evidence = first_evidence(worker, sight.threshold, now - since);

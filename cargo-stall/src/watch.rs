@@ -26,11 +26,28 @@ impl ProcessWatch {
                 tests: Vec::new(),
                 stops: Stops::default(),
                 stalls: 0,
+                likely: false,
+                unproven: 0,
                 stacks: 0,
                 has_names: false,
             },
             threads: Vec::new(),
         }
+    }
+
+    /// Reports also code that computes in a poll whose end cannot be seen.
+    pub(crate) fn with_likely(mut self, likely: bool) -> ProcessWatch {
+        self.sight.likely = likely;
+        self
+    }
+
+    /// A sentence about code that computes and is not reported, if there is any.
+    pub(crate) fn unproven(&self) -> Option<&'static str> {
+        let is_silent = self.sight.unproven > 0 && !self.sight.likely;
+        is_silent.then_some(
+            "code computes in polls whose end cannot be seen, so it is not reported; allow \
+             `perf_event_open`, or give `--likely` to `attach`",
+        )
     }
 
     /// The time between two ticks: a tenth of the threshold, 1 to 10 ms.

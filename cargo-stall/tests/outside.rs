@@ -149,6 +149,48 @@ fn a_process_that_ends_ends_the_observation() {
     assert!(text.contains("has ended"), "{text}");
 }
 
+#[test]
+fn without_breakpoints_computing_is_likely_and_asked_for() {
+    let service = Service::start(&["multi", "compute", LONG]);
+    let attach = |options| Observer::attach_without_breakpoints(service.pid(), options);
+    let (reports, text) = attach(&["--duration", "6s"]).to_the_end();
+    assert!(reports.is_empty(), "{reports:#?}");
+    assert!(text.contains("allow `perf_event_open`"), "{text}");
+    let mut observer = attach(&["--likely"]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    assert_eq!(stall["certainty"], "likely", "{stall:#}");
+    assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
+    // One sleep is one poll, whatever is forbidden.
+    let service = Service::start(&["multi", "sleep", LONG]);
+    let mut observer = Observer::attach_without_breakpoints(service.pid(), &[]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    assert_eq!(stall["certainty"], "certain", "{stall:#}");
+}
+
+#[test]
+fn older_runtimes_are_known() {
+    for version in ["1.20", "1.38"] {
+        let program = support::program_with(version);
+        for flavor in ["multi", "current"] {
+            let service = Service::of(&program, &[flavor, "compute", LONG]);
+            let mut observer = Observer::attach(service.pid(), &[]);
+            let stall = observer.find(|report| report["phase"] == "ended");
+            assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
+            assert_eq!(stall["certainty"], "certain", "{stall:#}");
+            for honest in ["idle", "busy"] {
+                let service = Service::of(&program, &[flavor, honest, LONG]);
+                let observer = Observer::attach(service.pid(), &["--duration", "3s"]);
+                let (reports, text) = observer.to_the_end();
+                assert!(
+                    reports.is_empty(),
+                    "{version} {flavor} {honest}: {reports:#?}"
+                );
+                assert!(!text.contains("0 workers watched"), "{version}: {text}");
+            }
+        }
+    }
+}
+
 fn rounds(count: usize) {
     let service = Service::start(&["multi", "compute", "20"]);
     for round in 0..count {

@@ -479,3 +479,141 @@ impl StallEvidence {
         missing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The place of a stack of these calls. Functions of one call are separated by a comma, those
+    /// that were inlined first. The address of a call is its index.
+    fn place_of(calls: &[&str]) -> (ThreadPlace, Option<u64>) {
+        let mut frames = Vec::new();
+        let mut ones = Vec::new();
+        for (address, call) in (0..).zip(calls) {
+            let first = frames.len();
+            frames.extend(call.split(", ").map(frame));
+            ones.push(OneCall {
+                address,
+                frames: first..frames.len(),
+            });
+        }
+        let explained = Explained {
+            certain: frames.len(),
+            frames,
+            missing: Vec::new(),
+            complete: true,
+            truncated: false,
+            lost: false,
+        };
+        place(&explained, &ones)
+    }
+
+    fn frame(function: &str) -> Frame {
+        let origin = match function.split("::").next() {
+            Some("tokio" | "<tokio") => Origin::Runtime,
+            Some("std" | "core") => Origin::Std,
+            Some("app") => Origin::Own,
+            _ => Origin::System,
+        };
+        Frame {
+            file: Some("a.rs".to_owned()),
+            ..Frame::of(function, origin)
+        }
+    }
+
+    const RUN: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";
+    const POOL: &str = "tokio::runtime::blocking::pool::Inner::run";
+    /// The worker's own thread is a task of the pool. Its type has the scheduler in its name.
+    const LAUNCH: &str = "tokio::runtime::task::raw::poll::<tokio::runtime::blocking::task::\
+                          BlockingTask<tokio::runtime::scheduler::multi_thread::worker::launch>>";
+    const TASK: &str = "tokio::runtime::task::raw::poll";
+
+    #[test]
+    fn a_poll_lies_between_the_loop_and_the_users_code() {
+        let polling = [
+            "nanosleep",
+            "std::thread::sleep",
+            "app::f",
+            TASK,
+            RUN,
+            LAUNCH,
+            POOL,
+        ];
+        assert_eq!(place_of(&polling), (ThreadPlace::Polling, Some(5)));
+        // The poll may be inlined into the function that polls it.
+        let inlined = format!("app::f, {TASK}");
+        let polling = ["nanosleep", &inlined, RUN, LAUNCH, POOL];
+        assert_eq!(place_of(&polling), (ThreadPlace::Polling, Some(3)));
+    }
+
+    #[test]
+    fn a_worker_without_a_poll_is_in_its_loop_and_no_closure() {
+        let scheduling = ["write", "mio::wake", RUN, LAUNCH, POOL];
+        assert_eq!(place_of(&scheduling), (ThreadPlace::Scheduling, None));
+        let taken_apart = ["free", "core::ptr::drop", TASK, RUN, LAUNCH, POOL];
+        assert_eq!(place_of(&taken_apart).0, ThreadPlace::Scheduling);
+    }
+
+    #[test]
+    fn waits_and_closures_are_no_polls() {
+        for park in [
+            "tokio::runtime::park::Inner::park",
+            "tokio::park::thread::Inner::park",
+            "tokio::runtime::io::driver::Driver::turn",
+        ] {
+            let parked = ["futex", "std::condvar::wait", park, RUN, LAUNCH, POOL];
+            assert_eq!(place_of(&parked).0, ThreadPlace::Parked, "{park}");
+        }
+        let left = [
+            "nanosleep",
+            "app::f",
+            "tokio::task::block_in_place",
+            TASK,
+            RUN,
+        ];
+        assert_eq!(place_of(&left).0, ThreadPlace::Handed);
+        let closure = [
+            "nanosleep",
+            "app::f",
+            "tokio::runtime::blocking::task::poll",
+            POOL,
+        ];
+        assert_eq!(place_of(&closure).0, ThreadPlace::BusyPool);
+        let idle = ["futex", "std::condvar::wait", POOL];
+        assert_eq!(place_of(&idle).0, ThreadPlace::IdlePool);
+        assert_eq!(
+            place_of(&["nanosleep", "app::main"]).0,
+            ThreadPlace::Elsewhere
+        );
+    }
+
+    #[test]
+    fn the_future_of_block_on_has_an_end_if_it_is_a_function_of_its_own() {
+        let block_on = "tokio::runtime::scheduler::current_thread::CoreGuard::block_on";
+        let apart = [
+            "nanosleep",
+            "app::f",
+            "core::future::poll",
+            block_on,
+            "app::main",
+        ];
+        assert_eq!(place_of(&apart), (ThreadPlace::Polling, Some(4)));
+        let inlined = format!("app::f, {block_on}");
+        let one = ["nanosleep", &inlined, "app::main"];
+        assert_eq!(place_of(&one), (ThreadPlace::Polling, None));
+    }
+
+    #[test]
+    fn loops_of_older_versions_are_known() {
+        for run in [
+            "tokio::runtime::thread_pool::worker::Context::run",
+            "tokio::runtime::basic_scheduler::Context::run_task",
+        ] {
+            assert_eq!(
+                place_of(&["app::f", TASK, run]).0,
+                ThreadPlace::Polling,
+                "{run}"
+            );
+        }
+    }
+}

@@ -15,6 +15,7 @@ impl Pid {
 
     /// The process with this number.
     #[cfg(feature = "outside")]
+    #[allow(dead_code)] // Used where stacks can be had.
     pub(crate) fn other(number: NonZeroU32) -> Pid {
         Pid(Some(number))
     }
@@ -34,6 +35,7 @@ impl Pid {
 
     /// The path under which this process finds a file that the other one calls so. A container has
     /// a root of its own.
+    #[allow(dead_code)] // Used for stacks only.
     pub(crate) fn seen_from_here(self, path: &str) -> PathBuf {
         match self.0 {
             None => PathBuf::from(path),

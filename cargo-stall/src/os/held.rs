@@ -34,7 +34,7 @@ pub(crate) fn start_held<R>(
         });
     }
     let child = command.spawn()?;
-    let tid = child.id().cast_signed();
+    let tid = child.id() as i32;
     // A child that has failed to be traced is not stopped.
     let is_held = is_traced(child.id()) && wait(tid).is_ok();
     let met = meet(child.id());

@@ -18,7 +18,7 @@ impl PollEnd {
     /// Counts from now on. `None` if the kernel or a sandbox has none to give.
     pub(crate) fn of(tid: u32, address: u64) -> Option<PollEnd> {
         let mut builder = Builder::new(Breakpoint::execute(address));
-        builder.observe_pid(tid.cast_signed());
+        builder.observe_pid(tid as i32);
         builder.any_cpu().exclude_kernel(true).exclude_hv(true);
         builder.enabled(true);
         let counter = builder.build().ok()?;

@@ -27,7 +27,7 @@ pub(crate) fn stopped<R>(
     tid: u32,
     read: impl FnOnce(ThreadRegisters) -> R,
 ) -> io::Result<(R, Duration)> {
-    let tid = tid.cast_signed();
+    let tid = tid as i32;
     seize(tid)?;
     let begun = Instant::now();
     // A thread that has been seized is let go by the kernel if it exits now.
@@ -77,7 +77,7 @@ pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
     loop {
         // SAFETY: `seen` is a valid place for the answer.
         let failed =
-            unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), seen.as_mut_ptr(), events) };
+            unsafe { libc::waitid(libc::P_PID, tid as u32, seen.as_mut_ptr(), events) };
         let error = io::Error::last_os_error();
         match failed {
             0 => break,

@@ -38,6 +38,67 @@ pub fn program() -> &'static Path {
     })
 }
 
+/// The program with an older version of tokio.
+pub fn program_with(tokio: &str) -> PathBuf {
+    let package = package().join(format!("tokio-{tokio}"));
+    let target = target_folder().join(format!("tokio-{tokio}"));
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet"])
+        .current_dir(package)
+        .env("CARGO_TARGET_DIR", &target)
+        .status();
+    assert!(built.unwrap().success());
+    target.join("debug/programs")
+}
+
+/// Lets a command fail to call `perf_event_open`, as many containers do.
+#[allow(unsafe_code)]
+fn forbid_perf(command: &mut Command) {
+    const LOAD_NUMBER: libc::sock_filter = filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0);
+    const ALLOW: libc::sock_filter =
+        filter(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW);
+    let number = u32::try_from(libc::SYS_perf_event_open).unwrap();
+    let forbid = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let program = [
+        LOAD_NUMBER,
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
+        filter(libc::BPF_RET | libc::BPF_K, 0, forbid),
+        ALLOW,
+    ];
+    let install = move || {
+        let mut program = program;
+        let filters = libc::sock_fprog {
+            len: 4,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: two system calls; `filters` and its program outlive them.
+        let failed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                | libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    &raw const filters,
+                )
+        };
+        match failed {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes system calls.
+    unsafe { command.pre_exec(install) };
+}
+
+/// An instruction of a filter. `unequal` is the distance to jump if the comparison fails.
+const fn filter(code: u32, unequal: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: unequal,
+        k,
+    }
+}
+
 /// The program without some of its names.
 pub fn stripped(how: &str) -> PathBuf {
     let folder = target_folder().join(how.trim_start_matches('-'));
@@ -137,7 +198,22 @@ pub struct Observer {
 
 impl Observer {
     pub fn attach(pid: u32, options: &[&str]) -> Observer {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tokio-stall"))
+        Observer::start(
+            Command::new(env!("CARGO_BIN_EXE_tokio-stall")),
+            pid,
+            options,
+        )
+    }
+
+    /// The same in a sandbox without `perf_event_open`.
+    pub fn attach_without_breakpoints(pid: u32, options: &[&str]) -> Observer {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tokio-stall"));
+        forbid_perf(&mut command);
+        Observer::start(command, pid, options)
+    }
+
+    fn start(mut command: Command, pid: u32, options: &[&str]) -> Observer {
+        let mut child = command
             .args(["attach", &pid.to_string(), "--json"])
             .args(options)
             .stdout(Stdio::piped())
