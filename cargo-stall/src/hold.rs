@@ -19,6 +19,8 @@ pub(crate) struct Hold {
     /// The last moment for which it is proven.
     until: Instant,
     proof: HoldProof,
+    /// The time before `since` that may belong to it.
+    unseen: Duration,
     first: ThreadLook,
     /// The time asleep that was seen as such.
     asleep: Duration,
@@ -63,6 +65,8 @@ pub(crate) struct Beginning {
     pub(crate) now: Instant,
     pub(crate) look: ThreadLook,
     pub(crate) end: Option<PollEnd>,
+    /// The time before `since` that may belong to it.
+    pub(crate) unseen: Duration,
 }
 
 impl Hold {
@@ -79,6 +83,7 @@ impl Hold {
             since: from.since,
             until: from.since,
             proof,
+            unseen: from.unseen,
             first: from.look,
             asleep: Duration::ZERO,
             has_dozed: false,
@@ -185,7 +190,7 @@ impl Hold {
     }
 
     fn figures(&mut self, phase: Phase, unseen: Duration) -> &StallEvidence {
-        let (age, error) = (self.age(), self.error());
+        let (age, error) = (self.age(), self.unseen);
         let evidence = &mut self.evidence;
         evidence.phase = phase;
         evidence.certainty = match self.proof {
@@ -195,11 +200,6 @@ impl Hold {
         evidence.duration = age;
         evidence.duration_error = error + unseen;
         &self.evidence
-    }
-
-    /// The time before the first look that may belong to it.
-    fn error(&self) -> Duration {
-        self.evidence.threshold / 4
     }
 }
 

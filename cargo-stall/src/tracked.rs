@@ -27,6 +27,9 @@ pub(crate) struct Tracked {
     last: Option<ThreadLook>,
     /// When the sleep that goes on was first seen.
     asleep_since: Instant,
+    /// The last look, and the time between the two looks around the begin of the sleep.
+    looked_at: Instant,
+    asleep_unseen: Duration,
     /// The number of sleeps at the last look at which it computed.
     sleeps: Option<u64>,
     /// The sleep, by its number of runs, whose stack is known.
@@ -167,6 +170,8 @@ impl Tracked {
             files,
             last: None,
             asleep_since: now,
+            looked_at: now,
+            asleep_unseen: Duration::ZERO,
             sleeps: None,
             known_sleep: None,
             known_calls: Vec::new(),
@@ -196,7 +201,9 @@ impl Tracked {
         let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
         if !same_sleep {
             self.asleep_since = now;
+            self.asleep_unseen = now - self.looked_at;
         }
+        self.looked_at = now;
         let slept = self.slept(sight, same_sleep);
         let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, slept, now));
         match goes_on {
@@ -392,6 +399,11 @@ impl Tracked {
                 return;
             }
         }
+        // A thread that computes is looked at so often.
+        let unseen = match look.doing {
+            Doing::Sleeps(_) => self.asleep_unseen,
+            _ => sight.threshold / 4,
+        };
         sight.stalls += 1;
         let worker = self.worker.unwrap_or_default();
         let mut evidence = first_evidence(worker, sight.threshold, now - since);
@@ -408,6 +420,7 @@ impl Tracked {
             since,
             now,
             look,
+            unseen,
             end,
         };
         self.hold = Some(Hold::begin(beginning));
