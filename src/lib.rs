@@ -71,6 +71,7 @@
 //! | `prometheus` | the Prometheus exporter, set up so that it answers during a stall |
 //! | `tower` | [`tower::RequestLayer`]: times requests, and finds those that a stall held up |
 //! | `axum` | requests are named by the routes of axum |
+//! | `outside` | for the program `cargo-stall` alone; semantic versioning does not cover it |
 //! | `serve` | `/metrics`, `/health/live` and `/stalls` from a thread of the detector's own |
 //!
 //! # Guides
@@ -159,7 +160,7 @@ pub mod tower {
 pub mod outside {
     pub use crate::explain::outside::{
         Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook,
-        ThreadPlace, ThreadRegisters, ThreadStack,
+        ThreadPlace, ThreadRegisters, ThreadStack, written_name,
     };
     pub use crate::report::{Human, KnownStalls, add_to_profile, shown_lines};
 }

@@ -91,8 +91,11 @@ fn dumped(sight: &mut Sight, tid: u32) -> Result<Option<Dumped>, Problem> {
     };
     let (doing, stack) = match look.doing {
         Doing::Sleeps(Some(call)) => {
-            let stack = sight.sleeping_stack(tid, call);
-            let stack = stack.ok_or_else(|| "it has just woken up".to_owned());
+            let stack = match sight.sleeping_stack(call) {
+                Some(stack) if stack.lost => stopped(sight, tid)?,
+                Some(stack) => Ok(stack),
+                None => Err("it has just woken up".to_owned()),
+            };
             (format!("asleep in {}", call.name()), stack)
         }
         Doing::Runs => ("computing".to_owned(), stopped(sight, tid)?),

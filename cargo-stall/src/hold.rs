@@ -156,6 +156,9 @@ impl Hold {
     }
 
     fn sleeps_in(&mut self, call: SleepCall, time: Duration) {
+        if call.is_restarted() {
+            return;
+        }
         match self.slept.iter().position(|(known, _)| *known == call) {
             Some(index) => self.slept[index].1 += time,
             None if self.slept.len() < 32 => self.slept.push((call, time)),

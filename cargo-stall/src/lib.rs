@@ -14,6 +14,8 @@
 //! A thread that sleeps is read without a stop. A thread that computes is stopped for as long as
 //! its registers and its stack are copied, about 30 µs. A hardware breakpoint of the kernel's
 //! `perf` shows the end of the poll, so that many short polls are not taken for a long one.
+//!
+//! Everything runs on the main thread: the kernel lets a thread go on for the one that stopped it.
 
 #[cfg(all(
     target_os = "linux",

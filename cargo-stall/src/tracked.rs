@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_stall::{Frame, Origin};
 use tokio_stall::outside::{
     Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook, ThreadPlace,
-    ThreadRegisters, ThreadStack,
+    ThreadRegisters, ThreadStack, written_name,
 };
 
 /// The calls of a thread that are kept.
@@ -87,19 +87,16 @@ impl Stops {
 }
 
 impl Sight {
-    /// The stack of a thread that sleeps in this call. A stack that needs more registers than the
-    /// kernel shows is taken by a stop.
-    pub(crate) fn sleeping_stack(&mut self, tid: u32, call: SleepCall) -> Option<ThreadStack> {
+    /// The stack of a thread that sleeps in this call, without a stop. It is lost if it needs
+    /// registers that the kernel does not show.
+    pub(crate) fn sleeping_stack(&mut self, call: SleepCall) -> Option<ThreadStack> {
         let registers = call.registers();
         if registers.sp == 0 {
             return None;
         }
-        let mut stack = self.unwound(registers, false);
-        if stack.truncated {
-            stack = self.unwound(registers, true);
-        }
-        match stack.lost {
-            true => self.stopped_stack(tid, true).ok().or(Some(stack)),
+        let stack = self.unwound(registers, false);
+        match stack.truncated {
+            true => Some(self.unwound(registers, true)),
             false => Some(stack),
         }
     }
@@ -155,7 +152,7 @@ fn test_of(frames: &[Frame]) -> Option<String> {
     let harness = frames.iter().position(is_harness)?;
     let own = frames[..harness].iter().rev();
     let mut own = own.filter(|frame| frame.origin == Origin::Own);
-    let function = own.next()?.written_name()?;
+    let function = written_name(own.next()?)?;
     Some(function.split_once("::")?.1.to_owned())
 }
 
@@ -269,7 +266,7 @@ impl Tracked {
         hold.stack_due = age + (age / 2).max(sight.threshold / 4);
         match look.doing {
             Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
-                sight.sleeping_stack(self.tid, call)
+                sight.sleeping_stack(call)
             }
             Doing::Runs => self.stop(sight).ok(),
             _ => None,
@@ -308,24 +305,38 @@ impl Tracked {
         if !same_sleep {
             self.quiet_until = now + sight.threshold / 4;
         }
-        let Some(stack) = sight.sleeping_stack(self.tid, call) else {
+        let Some(mut stack) = sight.sleeping_stack(call) else {
             return;
         };
-        let end = self.armed(&stack);
-        // The stack belongs to this sleep if the thread is still in it.
-        let still = self.files.look();
-        if !still.is_some_and(|still| is_same_sleep(&look, &still)) {
-            return;
+        let by_stop = stack.lost && same_sleep;
+        if by_stop {
+            // The kernel restarts the call, which counts as another sleep.
+            stack = self.stop(sight).unwrap_or(stack);
         }
-        self.known_sleep = Some(look.runs);
+        let end = self.armed(&stack);
+        let still = self.files.look();
+        let goes_on = |still: &ThreadLook| match by_stop {
+            true => is_at(still, call),
+            false => is_same_sleep(&look, still),
+        };
+        // The stack belongs to this sleep if the thread is still in it.
+        let Some(still) = still.filter(goes_on) else {
+            return;
+        };
+        self.known_sleep = Some(still.runs);
+        self.last = Some(still);
         if matches!(stack.place, ThreadPlace::Parked | ThreadPlace::IdlePool) {
             self.known_calls.truncate(KNOWN_CALLS - 1);
             self.known_calls.insert(0, (call, stack.place));
         }
         self.place_by(sight, &stack, now);
         if stack.place == ThreadPlace::Polling {
-            let (since, at) = (self.asleep_since, now);
-            self.begin(sight, &stack, look, since, at, end);
+            let since = if by_stop { now } else { self.asleep_since };
+            let look = ThreadLook {
+                doing: look.doing,
+                ..still
+            };
+            self.begin(sight, &stack, look, since, now, end);
         }
     }
 
@@ -448,6 +459,14 @@ impl Tracked {
     fn rest(&mut self, now: Instant, threshold: Duration) {
         self.pause = (self.pause * 2).clamp(threshold / 8, threshold);
         self.quiet_until = now + self.pause;
+    }
+}
+
+/// Whether the thread sleeps at the same place on its stack as in this call.
+fn is_at(look: &ThreadLook, call: SleepCall) -> bool {
+    match look.doing {
+        Doing::Sleeps(Some(now)) => now.registers() == call.registers(),
+        _ => false,
     }
 }
 

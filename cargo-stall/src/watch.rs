@@ -3,6 +3,7 @@
 use crate::problem::Problem;
 use crate::target::Target;
 use crate::tracked::{Sight, Stops, Tracked};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio_stall::StallReport;
 use tokio_stall::outside::{ObservedProcess, StallEvidence};
@@ -11,7 +12,7 @@ use tokio_stall::outside::{ObservedProcess, StallEvidence};
 #[derive(Debug)]
 pub(crate) struct ProcessWatch {
     sight: Sight,
-    threads: Vec<Tracked>,
+    threads: BTreeMap<u32, Tracked>,
 }
 
 impl ProcessWatch {
@@ -31,7 +32,7 @@ impl ProcessWatch {
                 stacks: 0,
                 has_names: false,
             },
-            threads: Vec::new(),
+            threads: BTreeMap::new(),
         }
     }
 
@@ -71,7 +72,7 @@ impl ProcessWatch {
         self.find_threads()?;
         let sight = &mut self.sight;
         self.threads
-            .retain_mut(|thread| thread.tick(sight, Instant::now(), &mut due));
+            .retain(|_, thread| thread.tick(sight, Instant::now(), &mut due));
         let reports = due.iter().map(|evidence| sight.process.report(evidence));
         Ok(reports.collect())
     }
@@ -84,17 +85,19 @@ impl ProcessWatch {
     fn find_threads(&mut self) -> Result<(), Problem> {
         let now = Instant::now();
         for tid in self.sight.target.threads() {
-            if self.threads.iter().any(|thread| thread.tid == tid) {
+            if self.threads.contains_key(&tid) {
                 continue;
             }
-            self.threads.extend(Tracked::open(&self.sight, tid, now)?);
+            let opened = Tracked::open(&self.sight, tid, now)?;
+            self.threads.extend(opened.map(|thread| (tid, thread)));
         }
         Ok(())
     }
 
     /// The threads that drive workers, or did.
     pub(crate) fn workers(&self) -> impl Iterator<Item = &Tracked> {
-        self.threads.iter().filter(|thread| thread.worker.is_some())
+        let threads = self.threads.values();
+        threads.filter(|thread| thread.worker.is_some())
     }
 
     pub(crate) fn stops(&self) -> Stops {
@@ -118,7 +121,7 @@ impl ProcessWatch {
     /// The last reports of the stalls that go on, when the observation ends.
     pub(crate) fn end(&mut self) -> Vec<StallReport> {
         let mut due = Vec::new();
-        for thread in &mut self.threads {
+        for thread in self.threads.values_mut() {
             thread.end_hold(Instant::now(), &mut due);
         }
         let process = &self.sight.process;

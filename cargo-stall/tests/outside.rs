@@ -63,6 +63,11 @@ fn a_wait_for_a_lock_is_found() {
 }
 
 #[test]
+fn a_sleep_whose_stack_needs_a_stop_is_found() {
+    assert_found("multi", "hidden", "programs::hides", &["blocked/sleep"]);
+}
+
+#[test]
 fn honest_programs_are_silent() {
     for (flavor, honest) in [
         ("multi", "idle"),

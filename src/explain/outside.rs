@@ -196,6 +196,11 @@ impl SleepCall {
         os::call_name(self.0.number)
     }
 
+    /// Whether the kernel goes on with a call that was interrupted. The name of that one is lost.
+    pub fn is_restarted(&self) -> bool {
+        self.0.number == libc::SYS_restart_syscall
+    }
+
     /// The registers that the kernel shows.
     pub fn registers(&self) -> ThreadRegisters {
         ThreadRegisters {
@@ -236,6 +241,11 @@ impl ThreadStack {
         let mut named = self.frames.iter().filter(|frame| frame.function.is_some());
         named.any(|frame| frame.origin != Origin::System)
     }
+}
+
+/// The name of a frame's function as in the source: without generic arguments and closures.
+pub fn written_name(frame: &Frame) -> Option<String> {
+    frame.written_name()
 }
 
 /// The part of a runtime that a thread is in.

@@ -74,8 +74,7 @@ impl Frame {
 
 impl Frame {
     /// The function's name as in the source: without generic arguments and closures.
-    #[doc(hidden)]
-    pub fn written_name(&self) -> Option<String> {
+    pub(crate) fn written_name(&self) -> Option<String> {
         self.function.as_deref().map(written)
     }
 }

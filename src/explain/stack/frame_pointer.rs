@@ -30,10 +30,16 @@ pub(super) fn walk_without(
     if registers.fp != 0 || last.registers.fp != 0 || walk.end != End::Lost {
         return walk;
     }
-    match frame_pointer(last, &CopiedStack::of(registers.sp, words), modules) {
-        Some(fp) => walk_to_end(Registers { fp, ..registers }, words, truncated, modules).0,
-        None => walk,
-    }
+    let stack = CopiedStack::of(registers.sp, words);
+    let found = frame_pointer(last, &stack, modules).map(|fp| {
+        let registers = Registers { fp, ..registers };
+        walk_to_end(registers, words, truncated, modules).0
+    });
+    found.filter(is_whole).unwrap_or(walk)
+}
+
+fn is_whole(walk: &Walk) -> bool {
+    walk.end != End::Lost && walk.certain == walk.addresses.len()
 }
 
 /// The frame pointer of this call. The word after its place is a return address.
@@ -66,10 +72,21 @@ fn room(code: &[u8]) -> Option<u64> {
         }
         other => (0, other),
     };
-    let is_aligned =
-        after.starts_with(&[0x48, 0x83, 0xe4]) || rest.starts_with(&[0x48, 0x83, 0xe4]);
-    (!is_aligned).then_some(pushed + room)
+    let is_other = OTHERS.iter().any(|other| after.starts_with(other));
+    (!is_other).then_some(pushed + room)
 }
+
+/// Instructions that give the stack pointer another value: for an alignment, for room that is
+/// probed page by page, and for room of another size.
+#[cfg(target_arch = "x86_64")]
+const OTHERS: [&[u8]; 6] = [
+    &[0x48, 0x83, 0xe4],
+    &[0x48, 0xc7, 0x04, 0x24],
+    &[0x48, 0x8d, 0x64, 0x24],
+    &[0x48, 0x8d, 0xa4, 0x24],
+    &[0x4c, 0x8d, 0x9c, 0x24],
+    &[0xb8],
+];
 
 /// Not known: the link register would be missing, too.
 #[cfg(not(target_arch = "x86_64"))]
@@ -90,6 +107,7 @@ mod tests {
         assert_eq!(with(&[0x53, 0x48, 0x83, 0xec, 0x20]), Some(40));
         assert_eq!(with(&[0x48, 0x81, 0xec, 0, 1, 0, 0]), Some(256));
         assert_eq!(with(&[0x48, 0x83, 0xe4, 0xe0]), None, "an alignment");
+        assert_eq!(with(&[0x48, 0x8d, 0x64, 0x24, 0xc0]), None, "another size");
         assert_eq!(room(&[0x48, 0x83, 0xec, 0x20]), None, "no frame pointer");
     }
 }

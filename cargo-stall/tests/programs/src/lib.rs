@@ -56,3 +56,45 @@ pub async fn is_honestly_busy() {
     }
     std::future::pending().await
 }
+
+/// Sleeps in a function that cannot be unwound without its frame pointer.
+pub async fn hides(time: Duration) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        hidden_sleep(time.as_secs());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::thread::sleep(time);
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe extern "C" {
+    fn hidden_sleep(seconds: u64);
+}
+
+// The system call has the number 35, `nanosleep`.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".globl hidden_sleep",
+    ".type hidden_sleep, @function",
+    "hidden_sleep:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "lea rsp, [rsp - 64]",
+    "mov [rsp], rdi",
+    "mov qword ptr [rsp + 8], 0",
+    "mov rdi, rsp",
+    "xor esi, esi",
+    "mov eax, 35",
+    "syscall",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size hidden_sleep, . - hidden_sleep",
+);

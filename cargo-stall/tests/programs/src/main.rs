@@ -1,6 +1,6 @@
 //! A service that falls into one trap: `programs FLAVOR TRAP [MILLISECONDS [ROUNDS]]`.
 
-use programs::{compute, computes, is_honestly_busy, locks, naps, sleeps};
+use programs::{compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
 use std::time::Duration;
 
 async fn trap(name: String, time: Duration, rounds: u64) {
@@ -11,6 +11,7 @@ async fn trap(name: String, time: Duration, rounds: u64) {
                 "idle" => tokio::time::sleep(pause).await,
                 "sleep" => sleeps(pause).await,
                 "compute" => computes(pause).await,
+                "hidden" => hides(pause).await,
                 "naps" => naps(pause).await,
                 "lock" => locks(pause).await,
                 "pool" => tokio::task::spawn_blocking(move || compute(pause)).await.unwrap(),
