@@ -78,7 +78,7 @@ fn honest_programs_are_silent() {
     ] {
         let service = Service::start(&[flavor, honest, LONG]);
         let observer = Observer::attach(service.pid(), &["--duration", "5s"]);
-        let (reports, text) = observer.to_the_end();
+        let (reports, text) = observer.until_the_end();
         assert!(reports.is_empty(), "{flavor} {honest}: {reports:#?}");
         // The workers were seen. The other tests are the control for stalls.
         assert!(!text.contains("0 workers watched"), "{honest}: {text}");
@@ -146,7 +146,7 @@ fn errors_are_a_sentence() {
 fn a_process_that_ends_ends_the_observation() {
     let service = Service::start(&["current", "sleep", "1000", "2"]);
     let observer = Observer::attach(service.pid(), &[]);
-    let (_, text) = observer.to_the_end();
+    let (_, text) = observer.until_the_end();
     assert!(text.contains("watched"), "{text}");
     // The parent has not taken its exit yet.
     let (code, text) = output_of(&["dump", &service.pid().to_string()]);
@@ -158,7 +158,7 @@ fn a_process_that_ends_ends_the_observation() {
 fn without_breakpoints_computing_is_likely_and_asked_for() {
     let service = Service::start(&["multi", "compute", LONG]);
     let attach = |options| Observer::attach_without_breakpoints(service.pid(), options);
-    let (reports, text) = attach(&["--duration", "6s"]).to_the_end();
+    let (reports, text) = attach(&["--duration", "6s"]).until_the_end();
     assert!(reports.is_empty(), "{reports:#?}");
     assert!(text.contains("allow `perf_event_open`"), "{text}");
     let mut observer = attach(&["--likely"]);
@@ -185,7 +185,7 @@ fn older_runtimes_are_known() {
             for honest in ["idle", "busy"] {
                 let service = Service::of(&program, &[flavor, honest, LONG]);
                 let observer = Observer::attach(service.pid(), &["--duration", "3s"]);
-                let (reports, text) = observer.to_the_end();
+                let (reports, text) = observer.until_the_end();
                 assert!(
                     reports.is_empty(),
                     "{version} {flavor} {honest}: {reports:#?}"
@@ -245,6 +245,6 @@ fn another_user_is_told_the_mend() {
 fn a_threshold_of_seconds_leaves_shorter_stalls_out() {
     let service = Service::start(&["multi", "sleep", "1000"]);
     let observer = Observer::attach(service.pid(), &["--threshold", "60s", "--duration", "4s"]);
-    let (reports, _) = observer.to_the_end();
+    let (reports, _) = observer.until_the_end();
     assert!(reports.is_empty(), "{reports:#?}");
 }

@@ -252,12 +252,12 @@ impl Observer {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-INT", &pid]).status();
         assert!(sent.unwrap().success());
-        self.to_the_end().1
+        self.until_the_end().1
     }
 
     /// The reports and the words until it ends by itself.
     #[track_caller]
-    pub fn to_the_end(mut self) -> (Vec<Value>, String) {
+    pub fn until_the_end(mut self) -> (Vec<Value>, String) {
         let lines = self.said.lines().map(|line| line.unwrap());
         let reports = lines.map(|line| serde_json::from_str(&line).unwrap());
         let reports = reports.collect();
