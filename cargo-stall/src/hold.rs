@@ -168,6 +168,11 @@ impl Hold {
         self.evidence.asleep_in = longest.map(|(call, _)| *call);
     }
 
+    /// Whether a report is due, so that a stack must show that it is still a poll on its worker.
+    pub(crate) fn is_due(&self) -> bool {
+        self.age() >= self.due
+    }
+
     /// The evidence for a report, if one is due.
     pub(crate) fn due_report(&mut self) -> Option<&StallEvidence> {
         let age = self.age();

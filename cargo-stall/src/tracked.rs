@@ -18,6 +18,9 @@ use tokio_stall::outside::{
 /// The calls of a thread that are kept.
 const KNOWN_CALLS: usize = 4;
 
+/// How often a thread is looked at after a stop, with a millisecond between.
+const AGAIN: u32 = 100;
+
 /// A thread under observation.
 #[derive(Debug)]
 pub(crate) struct Tracked {
@@ -34,6 +37,8 @@ pub(crate) struct Tracked {
     sleeps: Option<u64>,
     /// The sleep, by its number of runs, whose stack is known.
     known_sleep: Option<u64>,
+    /// The call that a stop of ours has interrupted.
+    stopped_in: Option<SleepCall>,
     /// Calls that are no part of a poll, by stacks. The same call from the same place on the stack
     /// and on the same object is the same.
     known_calls: Vec<(SleepCall, ThreadPlace)>,
@@ -171,6 +176,7 @@ impl Tracked {
             asleep_unseen: Duration::ZERO,
             sleeps: None,
             known_sleep: None,
+            stopped_in: None,
             known_calls: Vec::new(),
             place: ThreadPlace::Elsewhere,
             worker: None,
@@ -189,7 +195,7 @@ impl Tracked {
         now: Instant,
         due: &mut Vec<StallEvidence>,
     ) -> bool {
-        let Some(look) = self.files.look() else {
+        let Some(look) = self.look() else {
             self.end_hold(now, due);
             sight.tests.retain(|(tid, _)| *tid != self.tid);
             return false;
@@ -201,6 +207,7 @@ impl Tracked {
             self.asleep_unseen = now - self.looked_at;
         }
         self.looked_at = now;
+        self.forget_test(sight, look);
         let slept = self.slept(sight, same_sleep);
         let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, slept, now));
         match goes_on {
@@ -210,6 +217,28 @@ impl Tracked {
             None => self.meet_runner(sight, before, now),
         }
         true
+    }
+
+    /// Looks at the thread. A call that goes on after a stop of ours is the one that it was.
+    fn look(&mut self) -> Option<ThreadLook> {
+        let look = self.files.look()?;
+        let goes_on = self.stopped_in.filter(|before| match look.doing {
+            Doing::Sleeps(Some(now)) => now.is_restarted() && is_at(&look, *before),
+            _ => false,
+        });
+        Some(ThreadLook {
+            doing: goes_on.map_or(look.doing, |before| Doing::Sleeps(Some(before))),
+            ..look
+        })
+    }
+
+    /// Forgets the test if the thread has run since the stack that showed it: it may run the next
+    /// one.
+    fn forget_test(&mut self, sight: &mut Sight, look: ThreadLook) {
+        if self.test.is_some() && self.hold.is_none() && self.known_sleep != Some(look.runs) {
+            self.test = None;
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
+        }
     }
 
     /// How much of the time since the last look a thread that is held has slept.
@@ -252,6 +281,9 @@ impl Tracked {
             }
             hold.evidence.add(&stack, age);
         }
+        if let Some(test) = sight.only_test().filter(|_| self.test.is_none()) {
+            hold.evidence.thread = test;
+        }
         due.extend(hold.due_report().cloned());
     }
 
@@ -262,7 +294,8 @@ impl Tracked {
         look: ThreadLook,
         age: Duration,
     ) -> Option<ThreadStack> {
-        let hold = self.hold.as_mut().filter(|hold| age >= hold.stack_due)?;
+        let is_due = |hold: &&mut Hold| age >= hold.stack_due || hold.is_due();
+        let hold = self.hold.as_mut().filter(is_due)?;
         hold.stack_due = age + (age / 2).max(sight.threshold / 4);
         match look.doing {
             Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
@@ -305,22 +338,36 @@ impl Tracked {
         if !same_sleep {
             self.quiet_until = now + sight.threshold / 4;
         }
+        self.explain_sleep(sight, (look, call), now, same_sleep);
+    }
+
+    /// Takes the stack of a sleep that is not known.
+    fn explain_sleep(
+        &mut self,
+        sight: &mut Sight,
+        (look, call): (ThreadLook, SleepCall),
+        now: Instant,
+        same_sleep: bool,
+    ) {
         let Some(mut stack) = sight.sleeping_stack(call) else {
             return;
         };
         let by_stop = stack.lost && same_sleep;
         if by_stop {
             // The kernel restarts the call, which counts as another sleep.
+            self.stopped_in = Some(call);
             stack = self.stop(sight).unwrap_or(stack);
         }
         let end = self.armed(&stack);
-        let still = self.files.look();
-        let goes_on = |still: &ThreadLook| match by_stop {
-            true => is_at(still, call),
-            false => is_same_sleep(&look, still),
+        let still = match by_stop {
+            true => self.asleep_again(call),
+            false => self.look().filter(|still| is_same_sleep(&look, still)),
         };
         // The stack belongs to this sleep if the thread is still in it.
-        let Some(still) = still.filter(goes_on) else {
+        let Some(still) = still else {
+            if by_stop {
+                self.quiet_until = now + sight.threshold;
+            }
             return;
         };
         self.known_sleep = Some(still.runs);
@@ -338,6 +385,18 @@ impl Tracked {
             };
             self.begin(sight, &stack, look, since, now, end);
         }
+    }
+
+    /// Waits until the thread sleeps in this call again after a stop. It needs a CPU for that.
+    fn asleep_again(&mut self, call: SleepCall) -> Option<ThreadLook> {
+        for _ in 0..AGAIN {
+            let look = self.look()?;
+            if is_at(&look, call) {
+                return Some(look);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
     }
 
     /// The thread is not in a sleep that was seen before.
