@@ -117,6 +117,7 @@
 //! | `axum` | `tower`, with requests named by the routes of axum |
 //! | `pprof` | [`Profile::pprof`], for `go tool pprof`, Pyroscope, Parca and Grafana |
 //! | `flamegraph` | [`Profile::flamegraph`], a picture; its crate has the licence CDDL-1.0 |
+//! | `outside` | for the program `cargo-stall` alone; `guide::semver` does not cover it |
 //!
 //! [`guide::semver`] says what a version promises, and which other crates occur in the API.
 //!
@@ -192,6 +193,23 @@ mod serve;
 pub mod tower {
     pub use crate::report::{LostTo, RequestReport};
     pub use crate::requests::{RequestLayer, RequestService, ResponseBody, ResponseFuture};
+}
+
+/// For the programs `cargo-stall` and `tokio-stall` alone: another process, seen from outside.
+/// Semantic versioning does not cover it.
+#[cfg(all(
+    feature = "outside",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
+#[doc(hidden)]
+pub mod outside {
+    pub use crate::explain::outside::{
+        Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook,
+        ThreadPlace, ThreadRegisters, ThreadStack, written_name,
+    };
+    pub use crate::report::{Human, KnownStalls, add_to_profile, shown_lines};
 }
 
 mod start;

@@ -1,11 +1,11 @@
-//! The files whose code is mapped into this process, with their unwind tables.
+//! The files whose code is mapped into a process, with their unwind tables.
 //!
 //! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
 //! *Must not:* read the loader's list: a stalled `dlopen` may hold its lock. The files come from
-//! `/proc/self/maps`. The kernel copies the memory, so a library that is unloaded meanwhile is only
+//! `/proc/PID/maps`. The kernel copies the memory, so a library that is unloaded meanwhile is only
 //! missing.
 
-use crate::os::memory;
+use crate::os::{Pid, memory};
 use gimli::{BaseAddresses, EhFrameHdr, LittleEndian, Pointer};
 use object::Endianness;
 use object::elf::{
@@ -17,7 +17,7 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// One file, or the kernel's own page of code, as mapped here.
+/// One file, or the kernel's own page of code, as mapped into a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapped {
     /// From its first byte to the end of its last part.
@@ -30,20 +30,22 @@ pub(crate) struct Mapped {
     /// Whether it is the program itself, not a library.
     pub(crate) program: bool,
     executable: bool,
+    process: Pid,
 }
 
-/// All mapped files with code, in order of address.
+/// All mapped files of a process with code, in order of address.
 ///
 /// # Cost
 ///
 /// 30 µs for about twenty files.
-pub(crate) fn mapped() -> Vec<Mapped> {
-    let program = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    let mut files = std::fs::read("/proc/self/maps")
+pub(crate) fn mapped(process: Pid) -> Vec<Mapped> {
+    let program = std::fs::read_link(process.file("exe")).unwrap_or_default();
+    let mut files = std::fs::read(process.file("maps"))
         .map(|maps| parse(&String::from_utf8_lossy(&maps)))
         .unwrap_or_default();
     for file in &mut files {
         file.program = program.to_str() == Some(&file.path);
+        file.process = process;
     }
     files
 }
@@ -99,6 +101,7 @@ impl<'a> Part<'a> {
             inode: self.inode,
             program: false,
             executable: self.executable,
+            process: Pid::OWN,
         }
     }
 
@@ -156,9 +159,9 @@ impl Module {
     /// A copy of the unwind tables, which are 2 to 5 % of a program.
     pub(crate) fn load(file: &Mapped) -> Option<Module> {
         let mut headers = vec![0; HEADERS];
-        let read = memory::read(file.range.start, &mut headers);
+        let read = memory::read_in(file.process, file.range.start, &mut headers);
         headers.truncate(read);
-        let segments = Segments::parse(&headers)?;
+        let segments = Segments::parse(&headers, file.process)?;
         let first = segments.loaded().find(|loaded| loaded.offset == 0)?;
         let bias = file.range.start.wrapping_sub(first.addresses.start);
         let text = segments
@@ -177,6 +180,7 @@ impl Module {
 struct Segments<'a> {
     endian: Endianness,
     headers: &'a [ProgramHeader64<Endianness>],
+    process: Pid,
 }
 
 /// A segment that the loader maps.
@@ -187,11 +191,15 @@ struct Loaded {
 }
 
 impl<'a> Segments<'a> {
-    fn parse(headers: &'a [u8]) -> Option<Segments<'a>> {
+    fn parse(headers: &'a [u8], process: Pid) -> Option<Segments<'a>> {
         let header = FileHeader64::<Endianness>::parse(headers).ok()?;
         let endian = header.endian().ok()?;
         let headers = header.program_headers(endian, headers).ok()?;
-        Some(Segments { endian, headers })
+        Some(Segments {
+            endian,
+            headers,
+            process,
+        })
     }
 
     fn of_kind(&self, kind: ProgramType) -> impl Iterator<Item = &'a ProgramHeader64<Endianness>> {
@@ -212,7 +220,8 @@ impl<'a> Segments<'a> {
     fn build_id(&self, bias: u64) -> Option<String> {
         self.of_kind(PT_NOTE).find_map(|segment| {
             let range = addresses(segment, self.endian);
-            let notes = memory::read_exact(bias.wrapping_add(range.start), length(&range)?)?;
+            let at = bias.wrapping_add(range.start);
+            let notes = memory::read_exact(self.process, at, length(&range)?)?;
             build_id(&notes, segment.p_align(self.endian))
         })
     }
@@ -221,7 +230,11 @@ impl<'a> Segments<'a> {
         let hdr = addresses(self.of_kind(PT_GNU_EH_FRAME).next()?, self.endian);
         let mut loaded = self.loaded().map(|loaded| loaded.addresses);
         let holder = loaded.find(|loaded| loaded.contains(&hdr.start))?;
-        unwind_sections(bias, hdr, &holder, text)
+        let read = |range: &Range<u64>| {
+            let at = bias.wrapping_add(range.start);
+            memory::read_exact(self.process, at, length(range)?)
+        };
+        unwind_sections(hdr, &holder, text, read)
     }
 }
 
@@ -238,12 +251,12 @@ fn length(range: &Range<u64>) -> Option<usize> {
 /// of `.eh_frame`. The data of `.eh_frame` mark their own end, which is at the latest the end of
 /// the segment.
 fn unwind_sections(
-    bias: u64,
     hdr: Range<u64>,
     holder: &Range<u64>,
     text: Range<u64>,
+    read: impl Fn(&Range<u64>) -> Option<Vec<u8>>,
 ) -> Option<UnwindSections> {
-    let hdr_bytes = memory::read_exact(bias.wrapping_add(hdr.start), length(&hdr)?)?;
+    let hdr_bytes = read(&hdr)?;
     let bases = BaseAddresses::default()
         .set_eh_frame_hdr(hdr.start)
         .set_text(text.start);
@@ -254,7 +267,7 @@ fn unwind_sections(
         return None;
     };
     let eh_frame = start..holder.end;
-    let eh_frame_bytes = memory::read_exact(bias.wrapping_add(start), length(&eh_frame)?)?;
+    let eh_frame_bytes = read(&eh_frame)?;
     Some(UnwindSections {
         eh_frame_hdr: (hdr, hdr_bytes.into()),
         eh_frame: (eh_frame, eh_frame_bytes.into()),
@@ -294,10 +307,10 @@ impl Mapped {
     /// itself can be read even after it was replaced on disk. A library that was deleted cannot.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         if self.program {
-            return Some(PathBuf::from("/proc/self/exe"));
+            return Some(self.process.file("exe"));
         }
         let is_there = self.path.starts_with('/') && !self.path.ends_with(" (deleted)");
-        is_there.then(|| PathBuf::from(&self.path))
+        is_there.then(|| self.process.seen_from_here(&self.path))
     }
 
     /// Whether it is the file with this number on this device. Some file systems show other
@@ -346,7 +359,7 @@ mod tests {
     #[test]
     fn this_program_is_mapped_and_can_be_unwound() {
         let here = parse as *const () as u64;
-        let files = mapped();
+        let files = mapped(Pid::OWN);
         let file = files.iter().find(|file| file.range.contains(&here));
         let module = Module::load(file.expect("we are in some file")).expect("it is an ELF file");
         let unwind = module.unwind.expect("Rust programs have unwind tables");

@@ -6,7 +6,7 @@
 //! Shares of the time decide, never an absolute time.
 
 use super::inner_lock::inner_lock;
-use crate::os::{self, Call, CallKind, Descriptor};
+use crate::os::{self, Call, CallKind, Descriptor, Pid};
 use crate::report::{Blocking, Cause, Frame, TimeSplit, done_by_the_poll};
 use std::time::Duration;
 
@@ -77,8 +77,13 @@ impl SleptIn {
 
     /// A call that the thread sleeps in now. Looks up its descriptor.
     pub(crate) fn now(call: Call) -> SleptIn {
+        SleptIn::now_in(Pid::OWN, call)
+    }
+
+    /// A call that a thread of this process sleeps in now. Looks up its descriptor.
+    pub(crate) fn now_in(process: Pid, call: Call) -> SleptIn {
         let descriptor = match os::call_kind(call.number) {
-            CallKind::Descriptor => os::descriptor(call.first),
+            CallKind::Descriptor => os::descriptor(process, call.first),
             _ => Descriptor::Other,
         };
         SleptIn { call, descriptor }

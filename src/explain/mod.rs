@@ -11,6 +11,14 @@
 pub(crate) mod advice;
 mod cause;
 mod inner_lock;
+// Looks from outside need the same.
+#[cfg(all(
+    feature = "outside",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
+pub(crate) mod outside;
 mod own_code;
 
 // The condition under which `capture` takes stacks.

@@ -20,6 +20,7 @@
 
 use crate::report::Origin;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// The rules that separate own code from others'.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,9 @@ impl OwnCode {
     pub(crate) fn new(named: impl IntoIterator<Item = String>) -> OwnCode {
         let mut own = OwnCode {
             named: HashSet::new(),
-            program: program_crate(),
+            program: std::env::current_exe()
+                .ok()
+                .and_then(|path| crate_named_after(&path)),
         };
         own.add(named);
         own
@@ -78,6 +81,15 @@ impl OwnCode {
                  called, and those of `Builder::own_crates`"
             ),
             None => "; own code is only that of `Builder::own_crates`".to_owned(),
+        }
+    }
+
+    /// The same, for another program.
+    #[cfg(feature = "outside")]
+    pub(crate) fn of_program(program: &Path, named: impl IntoIterator<Item = String>) -> OwnCode {
+        OwnCode {
+            program: crate_named_after(program),
+            ..OwnCode::new(named)
         }
     }
 
@@ -119,9 +131,8 @@ pub(crate) fn is_own_path(file: &str) -> bool {
     file.ends_with(".rs") && !is_std_path(file) && !is_fetched(file)
 }
 
-/// The crate that the program's file is named after. Cargo appends a hash to the names of tests.
-fn program_crate() -> Option<String> {
-    let program = std::env::current_exe().ok()?;
+/// The crate that a program's file is named after. Cargo appends a hash to the names of tests.
+fn crate_named_after(program: &Path) -> Option<String> {
     let name = program.file_stem()?.to_str()?;
     let name = match name.rsplit_once('-') {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {

@@ -1,11 +1,12 @@
-//! Reads this process's own memory through the kernel: an address that is not mapped is an answer,
-//! not a crash.
+//! Reads memory of a process, mostly of this one, through the kernel: an address that is not mapped
+//! is an answer, not a crash.
 //!
 //! *Runs on:* `stall-watchdog`, once a tick for all workers; `stall-explainer`, for the tables of
 //! modules; the thread that learns where tokio keeps its counters.
 //! *Must not:* touch the memory itself. It may be another thread's, or be unmapped by now: only the
 //! kernel may read it.
 
+use super::Pid;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
@@ -141,22 +142,38 @@ fn read_by_file(piece: &mut Piece) {
     piece.is_read = file().is_some_and(|file| file.read_exact_at(to, piece.address).is_ok());
 }
 
-/// Copies from `address` into `to`. Returns the number of bytes copied.
+/// Copies from `address` of this process into `to`. Returns the number of bytes copied.
 pub(crate) fn read(address: u64, to: &mut [u8]) -> usize {
-    if let Ok(read) = read_by_call(address, to) {
+    read_in(Pid::OWN, address, to)
+}
+
+/// Copies from `address` of a process into `to`. Returns the number of bytes copied.
+pub(crate) fn read_in(process: Pid, address: u64, to: &mut [u8]) -> usize {
+    if let Ok(read) = copy_by_call(process, address, to) {
         return read;
     }
     if std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT) {
         return 0;
     }
-    let read = file().and_then(|file| file.read_at(to, address).ok());
+    let read = match process {
+        Pid::OWN => file().and_then(|file| file.read_at(to, address).ok()),
+        other => File::open(other.file("mem"))
+            .and_then(|file| file.read_at(to, address))
+            .ok(),
+    };
     read.unwrap_or(0)
 }
 
 /// Copies from `address` into `to` by one system call, which a signal handler may make. Returns the
 /// number of bytes copied. `Err` if nothing can be read or if the call is forbidden, by `errno`.
-#[allow(unsafe_code)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code))] // Assertions for tests call it.
 pub(crate) fn read_by_call(address: u64, to: &mut [u8]) -> Result<usize, ()> {
+    copy_by_call(Pid::OWN, address, to)
+}
+
+#[allow(unsafe_code)]
+fn copy_by_call(process: Pid, address: u64, to: &mut [u8]) -> Result<usize, ()> {
+    let number = process.number() as libc::pid_t;
     let local = libc::iovec {
         iov_base: to.as_mut_ptr().cast(),
         iov_len: to.len(),
@@ -167,9 +184,8 @@ pub(crate) fn read_by_call(address: u64, to: &mut [u8]) -> Result<usize, ()> {
     };
     // SAFETY: `local` is memory of ours, written no further than its length. The kernel checks
     // `remote`.
-    let read = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
-    };
+    let read =
+        unsafe { libc::process_vm_readv(number, &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(read).map_err(|_| ())
 }
 
@@ -180,11 +196,11 @@ pub(crate) fn is_readable() -> bool {
     read(&raw const word as u64, &mut [0; 8]) == 8
 }
 
-/// Copies exactly `length` bytes, or nothing.
+/// Copies exactly `length` bytes of a process, or nothing.
 #[allow(dead_code)] // Used for stacks only.
-pub(crate) fn read_exact(address: u64, length: usize) -> Option<Vec<u8>> {
+pub(crate) fn read_exact(process: Pid, address: u64, length: usize) -> Option<Vec<u8>> {
     let mut bytes = vec![0; length];
-    (read(address, &mut bytes) == length).then_some(bytes)
+    (read_in(process, address, &mut bytes) == length).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -195,8 +211,9 @@ mod tests {
     fn mapped_memory_is_read_and_other_addresses_are_not() {
         let text = *b"stall";
         let address = text.as_ptr() as u64;
-        assert_eq!(read_exact(address, 5).as_deref(), Some(&text[..]));
-        assert_eq!(read_exact(8, 5), None);
+        let own = |address| read_exact(Pid::OWN, address, 5);
+        assert_eq!(own(address).as_deref(), Some(&text[..]));
+        assert_eq!(own(8), None);
     }
 
     #[test]

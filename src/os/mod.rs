@@ -51,6 +51,9 @@ pub(crate) fn own_bounds() -> (usize, usize) {
     (0, 0)
 }
 
+mod pid;
+pub(crate) use pid::Pid;
+
 mod static_ref;
 pub(crate) use static_ref::StaticRef;
 

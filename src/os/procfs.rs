@@ -1,4 +1,4 @@
-//! Thread evidence from `/proc/self/task` and the thread CPU clock.
+//! Thread evidence from `/proc/PID/task` and the thread CPU clock.
 //!
 //! *Runs on:* `stall-watchdog`; `current_tid` on every thread that takes a slot, and in the signal
 //! handler.
@@ -9,7 +9,7 @@
 
 pub(crate) use super::calls::{call_kind, call_name, waits_for_events};
 pub(crate) use super::throttle::Throttle;
-use super::{Call, Descriptor, HiddenEvidence, ThreadEvidence, ThreadState};
+use super::{Call, Descriptor, HiddenEvidence, Pid, ThreadEvidence, ThreadState};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -64,6 +64,7 @@ pub(crate) fn debugger_attached() -> bool {
 /// number has been given to another thread.
 #[derive(Debug)]
 pub(crate) struct ThreadFiles {
+    process: Pid,
     tid: u32,
     schedstat: File,
     state: StateFile,
@@ -86,8 +87,8 @@ enum StateFile {
 /// # Errors
 ///
 /// Descriptors or memory are short at this moment.
-fn open(tid: u32, name: &str) -> io::Result<Option<File>> {
-    match File::open(format!("/proc/self/task/{tid}/{name}")) {
+fn open(process: Pid, tid: u32, name: &str) -> io::Result<Option<File>> {
+    match File::open(process.file(&format!("task/{tid}/{name}"))) {
         Ok(file) => Ok(Some(file)),
         Err(error) if is_short(&error) => Err(error),
         Err(_) => Ok(None),
@@ -95,11 +96,11 @@ fn open(tid: u32, name: &str) -> io::Result<Option<File>> {
 }
 
 impl StateFile {
-    fn open(tid: u32) -> io::Result<StateFile> {
-        match open(tid, "syscall")? {
+    fn open(process: Pid, tid: u32) -> io::Result<StateFile> {
+        match open(process, tid, "syscall")? {
             // The kernel asks again at each read whether it is allowed.
             Some(file) if file.read_at(&mut [0; 1], 0).is_ok() => Ok(StateFile::Syscall(file)),
-            _ => Ok(open(tid, "stat")?.map_or(StateFile::None, StateFile::Stat)),
+            _ => Ok(open(process, tid, "stat")?.map_or(StateFile::None, StateFile::Stat)),
         }
     }
 }
@@ -117,11 +118,21 @@ impl ThreadFiles {
     ///
     /// Descriptors or memory are short at this moment.
     pub(crate) fn try_open(tid: u32) -> io::Result<Option<ThreadFiles>> {
-        let Some(schedstat) = open(tid, "schedstat")? else {
+        ThreadFiles::open_in(Pid::OWN, tid)
+    }
+
+    /// Opens the files of a thread of a process. `None` if the kernel does not offer them.
+    ///
+    /// # Errors
+    ///
+    /// Descriptors or memory are short at this moment.
+    pub(crate) fn open_in(process: Pid, tid: u32) -> io::Result<Option<ThreadFiles>> {
+        let Some(schedstat) = open(process, tid, "schedstat")? else {
             return Ok(None);
         };
-        let state = StateFile::open(tid)?;
+        let state = StateFile::open(process, tid)?;
         Ok(Some(ThreadFiles {
+            process,
             tid,
             schedstat,
             state,
@@ -130,6 +141,9 @@ impl ThreadFiles {
 
     /// Looks at the thread now. `None` once it has exited, or if a file must be opened anew and
     /// there is no descriptor for it.
+    ///
+    /// The clock of another process's thread is not to be read. Such a thread is waiting if it is
+    /// on a CPU, and its CPU time moves in scheduler ticks.
     ///
     /// # Cost
     ///
@@ -176,7 +190,7 @@ impl ThreadFiles {
             match file.read_at(&mut buffer, 0) {
                 Ok(read) => return Some(parse_syscall(&buffer[..read])),
                 // Privileges have been dropped since, or the thread has exited.
-                Err(_) => self.state = StateFile::open(self.tid).ok()?,
+                Err(_) => self.state = StateFile::open(self.process, self.tid).ok()?,
             }
         }
         let StateFile::Stat(file) = &self.state else {
@@ -282,10 +296,10 @@ pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
     })
 }
 
-/// The kind of a descriptor of this process, by the kernel's name for it. A call on the file itself
+/// The kind of a descriptor of a process, by the kernel's name for it. A call on the file itself
 /// could wait for the same server as the stalled thread.
-pub(crate) fn descriptor(number: u64) -> Descriptor {
-    let Ok(link) = std::fs::read_link(format!("/proc/self/fd/{number}")) else {
+pub(crate) fn descriptor(process: Pid, number: u64) -> Descriptor {
+    let Ok(link) = std::fs::read_link(process.file(&format!("fd/{number}"))) else {
         return Descriptor::Other;
     };
     let name = link.as_os_str().as_encoded_bytes();
@@ -377,7 +391,7 @@ mod tests {
     #[test]
     fn a_descriptor_has_the_kind_of_its_object() {
         use std::os::fd::AsRawFd;
-        let kind = |file: &dyn AsRawFd| descriptor(file.as_raw_fd() as u64);
+        let kind = |file: &dyn AsRawFd| descriptor(Pid::OWN, file.as_raw_fd() as u64);
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert_eq!(kind(&socket), Descriptor::Socket);
         assert_eq!(
@@ -386,7 +400,7 @@ mod tests {
         );
         let (reader, _writer) = std::io::pipe().unwrap();
         assert_eq!(kind(&reader), Descriptor::File);
-        assert_eq!(descriptor(u64::MAX), Descriptor::Other);
+        assert_eq!(descriptor(Pid::OWN, u64::MAX), Descriptor::Other);
     }
 
     #[test]

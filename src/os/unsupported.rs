@@ -4,7 +4,7 @@
 //!
 //! It does nothing.
 
-use super::{CallKind, Descriptor, HiddenEvidence, ThreadEvidence};
+use super::{CallKind, Descriptor, HiddenEvidence, Pid, ThreadEvidence};
 use std::time::Duration;
 
 /// Threads have no number here.
@@ -64,7 +64,7 @@ pub(crate) fn call_kind(_number: i64) -> CallKind {
 }
 
 /// Unknown here.
-pub(crate) fn descriptor(_number: u64) -> Descriptor {
+pub(crate) fn descriptor(_process: Pid, _number: u64) -> Descriptor {
     Descriptor::Other
 }
 

@@ -48,6 +48,9 @@ pub enum Missing {
     /// The debug information of a module on the stack is larger than what is read of one file, or
     /// compressed in another way than with zlib.
     LargeDebugInfo,
+    /// From outside of the process, several polls may look like one: the kernel offers no hardware
+    /// breakpoint that would show the end of a poll.
+    OnePoll,
 }
 
 /// The reason why a [`StallReport`](crate::StallReport) has no stack, or
@@ -126,6 +129,10 @@ impl fmt::Display for Missing {
             }
             Missing::LargeDebugInfo => {
                 "lines: debug information is too large, or not compressed with zlib"
+            }
+            Missing::OnePoll => {
+                "proof that it was one poll: no hardware breakpoint shows its end; allow \
+                 `perf_event_open`"
             }
         })
     }

@@ -3,6 +3,8 @@
 //! *Runs on:* every thread. `stall-reporter` makes them.
 //! *Must not:* depend on the rooms that find stalls.
 
+#[cfg(all(any(feature = "testing", feature = "outside"), not(loom)))]
+mod baseline;
 mod cause;
 mod certainty;
 #[cfg(all(feature = "testing", not(loom)))]
@@ -15,6 +17,8 @@ mod pool_wait;
 #[cfg(feature = "pprof")]
 mod pprof;
 mod profile;
+#[cfg(feature = "outside")]
+mod read;
 mod recent;
 #[cfg(feature = "tower")]
 mod request;
@@ -30,6 +34,9 @@ mod trace_context;
 mod victims;
 mod worker_stack;
 
+#[cfg(all(any(feature = "testing", feature = "outside"), not(loom)))]
+#[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
+pub use baseline::KnownStalls;
 pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
 #[cfg(all(feature = "flamegraph", feature = "serve"))]
@@ -38,6 +45,8 @@ pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};
 pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;
+#[cfg(feature = "outside")]
+pub use profile::add_to_profile;
 pub use profile::{FoldedBy, Profile, SiteTotals};
 pub(crate) use recent::Recent;
 #[cfg(feature = "tower")]
@@ -50,8 +59,11 @@ pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
 pub(crate) use stderr::{write_last_words, write_to_stderr};
 pub use text::Headline;
-#[cfg(all(feature = "testing", not(loom)))]
-pub(crate) use text::Human;
+#[cfg(all(any(feature = "testing", feature = "outside"), not(loom)))]
+#[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
+pub use text::Human;
+#[cfg(feature = "outside")]
+pub use text::shown_lines;
 pub use trace_context::TraceContext;
 pub use victims::{RouteVictims, Victims};
 pub use worker_stack::WorkerStack;

@@ -311,6 +311,12 @@ impl Profile {
     }
 }
 
+/// Adds a stall that is over to a profile, as a watch of the process itself does.
+#[cfg(feature = "outside")]
+pub fn add_to_profile(profile: &mut Profile, report: &StallReport) {
+    profile.add(report);
+}
+
 /// The name of a frame for all stacks that did not fit.
 pub(super) const OTHER: &str = "other";
 /// The name of a frame for all stalls without a stack.

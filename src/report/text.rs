@@ -5,6 +5,7 @@
 use super::cause::Cause;
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
+use super::missing::Missing;
 use super::site::of_the_poll;
 use super::stall::{Phase, StallReport};
 use std::fmt::{self, Write as _};
@@ -119,6 +120,9 @@ impl StallReport {
         }
         f.write_str(match self.certainty {
             Certainty::Certain => ", certain",
+            Certainty::Likely if self.missing.contains(&Missing::OnePoll) => {
+                ", likely: it may be several polls"
+            }
             Certainty::Likely => ", likely: the poll may have left its worker",
         })
     }
@@ -281,6 +285,12 @@ fn in_one_line(frames: &[&Frame]) -> String {
     format!("… {} frames of {}", frames.len(), owners.join(", "))
 }
 
+/// The lines of a stack as a report has them: own calls, and one line for the others.
+#[cfg(feature = "outside")]
+pub fn shown_lines(frames: &[Frame]) -> Vec<String> {
+    short_lines(frames)
+}
+
 fn is_own(frame: &Frame) -> bool {
     frame.origin == Origin::Own
 }
@@ -409,7 +419,8 @@ impl fmt::Display for Plain<'_> {
 
 /// A duration with three figures, in a unit that fits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Human(pub(crate) Duration);
+#[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
+pub struct Human(pub Duration);
 
 impl fmt::Display for Human {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,13 +4,13 @@
 //! *Must not:* touch the code itself: it may be unmapped by now. The kernel reads it.
 
 use super::unwind::{Activation, Way};
-use crate::os::memory;
+use crate::os::{Pid, memory};
 
 /// The way from code without an unwind table: known only if signal handlers return to it.
 ///
 /// The kernel's own code for it has no table on aarch64, and musl's has none anywhere.
-pub(super) fn way_without_table(at: Activation) -> Way {
-    let code = memory::read_exact(at.registers.pc, SIGNAL_RETURN.len());
+pub(super) fn way_without_table(process: Pid, at: Activation) -> Way {
+    let code = memory::read_exact(process, at.registers.pc, SIGNAL_RETURN.len());
     if at.calls && code.as_deref() == Some(&SIGNAL_RETURN) {
         Way::SignalReturn
     } else {
@@ -19,9 +19,9 @@ pub(super) fn way_without_table(at: Activation) -> Way {
 }
 
 /// Whether the instruction before this address is a call.
-pub(super) fn is_after_call(address: u64) -> bool {
+pub(super) fn is_after_call(process: Pid, address: u64) -> bool {
     let start = address.wrapping_sub(LONGEST_CALL as u64);
-    memory::read_exact(start, LONGEST_CALL).is_some_and(|code| ends_with_call(&code))
+    memory::read_exact(process, start, LONGEST_CALL).is_some_and(|code| ends_with_call(&code))
 }
 
 /// `mov $15, %eax; syscall`, with the number in 64 bits.
@@ -120,7 +120,7 @@ mod tests {
                 pc: code.as_ptr() as u64,
                 ..Default::default()
             };
-            way_without_table(Activation { registers, calls })
+            way_without_table(Pid::OWN, Activation { registers, calls })
         };
         let code = SIGNAL_RETURN;
         assert_eq!(way_at(&code, true), Way::SignalReturn);

@@ -275,10 +275,11 @@ fn entry(symbol: &Sym64<LittleEndian>) -> Option<Symbol> {
 mod tests {
     use super::*;
     use crate::capture::mapped;
+    use crate::os::Pid;
 
     /// The program, and the C library or another one beside it.
     fn files() -> (Mapped, Mapped) {
-        let (program, mut libraries) = mapped()
+        let (program, mut libraries) = mapped(Pid::OWN)
             .into_iter()
             .filter(|file| file.path.starts_with('/'))
             .partition::<Vec<_>, _>(|file| file.program);

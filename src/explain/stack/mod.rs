@@ -7,6 +7,8 @@
 mod code;
 mod debug_info;
 mod files;
+#[cfg(feature = "outside")]
+mod frame_pointer;
 mod pages;
 mod row;
 mod symbols;
@@ -15,14 +17,18 @@ mod unwind;
 
 use super::Explained;
 use super::own_code::OwnCode;
+#[cfg(feature = "outside")]
+use crate::capture::Registers;
 use crate::capture::{RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
+#[cfg(feature = "outside")]
+use crate::os::Pid;
 use crate::report::{Frame, NoStack, Origin, SIGNAL_RETURN};
 use std::path::Path;
 use std::time::Duration;
 use symbols::{Named, Symbols};
 use tables::Modules;
-use unwind::{End, walk};
+use unwind::{End, Walk, walk};
 
 /// Unwind tables and debug information unused for so long are dropped.
 const KEPT_FOR: Duration = Duration::from_secs(60);
@@ -53,10 +59,17 @@ impl Explainer {
         self.used_at = clock::now();
         self.modules.refresh();
         let walk = walk(stack, &mut self.modules);
+        Ok(self.name(&walk, own).0)
+    }
+
+    /// Names the calls of a walk. Returns also the index of the first frame of each call.
+    fn name(&mut self, walk: &Walk, own: &OwnCode) -> (Explained, Vec<usize>) {
+        let mut firsts = Vec::with_capacity(walk.addresses.len());
         let mut frames = Vec::with_capacity(walk.addresses.len());
         let mut certain = None;
         let mut missing = Vec::new();
         for (index, address) in walk.addresses.iter().enumerate() {
+            firsts.push(frames.len());
             if index == walk.certain {
                 certain = Some(frames.len());
             }
@@ -68,14 +81,49 @@ impl Explainer {
             missing.extend(named.iter().filter_map(Named::missing));
         }
         let is_proven = certain.is_none() && !frames.iter().any(is_unwinder);
-        Ok(Explained {
+        let explained = Explained {
             complete: walk.end == End::Root && is_proven,
             certain: certain.unwrap_or(frames.len()),
             frames,
             missing,
             truncated: walk.end == End::Truncated,
             lost: walk.end == End::Lost,
-        })
+        };
+        (explained, firsts)
+    }
+
+    /// Explains stacks of another process.
+    #[cfg(feature = "outside")]
+    pub(crate) fn of(process: Pid) -> Explainer {
+        Explainer {
+            modules: Modules::of(process),
+            ..Explainer::default()
+        }
+    }
+
+    /// Unwinds and names a copied stack: its registers, and its words from the stack pointer on.
+    /// `truncated` if it has more words than were copied. A frame pointer of zero is not known.
+    /// Returns also the calls.
+    #[cfg(feature = "outside")]
+    pub(crate) fn explain_copy(
+        &mut self,
+        registers: Registers,
+        (words, truncated): (&[u64], bool),
+        own: &OwnCode,
+    ) -> (Explained, Vec<OneCall>) {
+        self.used_at = clock::now();
+        self.modules.refresh();
+        let copied = (words, truncated);
+        let walk = frame_pointer::walk_without(registers, copied, &mut self.modules);
+        let (explained, firsts) = self.name(&walk, own);
+        let ends = firsts.iter().skip(1).copied();
+        let ends = ends.chain([explained.frames.len()]);
+        let calls = walk.addresses.iter().zip(firsts.iter().zip(ends));
+        let calls = calls.map(|(address, (first, end))| OneCall {
+            address: *address,
+            frames: *first..end,
+        });
+        (explained, calls.collect())
     }
 
     /// Opens the program's debug information, which is most of the cost of a first stack.
@@ -87,13 +135,35 @@ impl Explainer {
         self.symbols.frames(here, &self.modules);
     }
 
+    /// Does the same for the program of another process.
+    #[cfg(feature = "outside")]
+    pub(crate) fn prime_program(&mut self, process: Pid) {
+        self.used_at = clock::now();
+        self.modules.refresh();
+        let files = crate::capture::mapped(process);
+        let Some(program) = files.iter().find(|file| file.program) else {
+            return;
+        };
+        let somewhere = program.range.start;
+        self.modules.read_module_of(somewhere);
+        self.symbols.frames(somewhere, &self.modules);
+    }
+
     /// Drops tables and debug information that have not been used for a while. Names found stay.
     pub(crate) fn rest(&mut self) {
         if clock::now().since(self.used_at) >= KEPT_FOR {
-            self.modules = Modules::default();
+            self.modules = self.modules.forgotten();
             self.symbols.forget_files();
         }
     }
+}
+
+/// One call on a stack: an address inside of its instruction, and its frames.
+#[cfg(feature = "outside")]
+#[derive(Debug)]
+pub(crate) struct OneCall {
+    pub(crate) address: u64,
+    pub(crate) frames: std::ops::Range<usize>,
 }
 
 impl std::fmt::Debug for Explainer {

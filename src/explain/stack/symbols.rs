@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn code_without_a_file_lacks_none() {
-        let mut files = crate::capture::mapped().into_iter();
+        let mut files = crate::capture::mapped(crate::os::Pid::OWN).into_iter();
         let mut library = files.find(|file| !file.program).expect("a library");
         for path in ["[vdso]", "/memfd:code (deleted)"] {
             library.path = path.to_owned();

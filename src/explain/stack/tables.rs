@@ -1,4 +1,4 @@
-//! The modules of this process, with their unwind tables.
+//! The modules of a process, with their unwind tables.
 //!
 //! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
 //! *Must not:* contain unsafe code: the tables are the copies of `capture::modules`. The tables of
@@ -8,14 +8,16 @@ use super::code;
 use super::row::{self, Bytes, Entry};
 use super::unwind::{Activation, CopiedStack, Tables, Way};
 use crate::capture::{Mapped, Module, mapped};
+use crate::os::Pid;
 use gimli::{
     BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindContext, UnwindSection as _, Vendor,
 };
 use std::ops::Range;
 
-/// The modules of this process.
+/// The modules of a process.
 #[derive(Default)]
 pub(crate) struct Modules {
+    process: Pid,
     states: Vec<ModuleState>,
     /// Room for the rows of a table, kept from call to call.
     context: UnwindContext<usize>,
@@ -35,9 +37,26 @@ enum TableState {
 }
 
 impl Modules {
+    /// The modules of this process. None has been read.
+    #[cfg(feature = "outside")]
+    pub(crate) fn of(process: Pid) -> Modules {
+        Modules {
+            process,
+            ..Modules::default()
+        }
+    }
+
+    /// The modules of the same process. None has been read.
+    pub(crate) fn forgotten(&self) -> Modules {
+        Modules {
+            process: self.process,
+            ..Modules::default()
+        }
+    }
+
     /// Reads which files are mapped now. Files that are not mapped any more are forgotten.
     pub(crate) fn refresh(&mut self) {
-        let now = mapped();
+        let now = mapped(self.process);
         if self.states.iter().map(|state| &state.file).eq(&now) {
             return;
         }
@@ -50,6 +69,20 @@ impl Modules {
                 tables: TableState::Unread,
             }));
         }
+    }
+
+    #[cfg(feature = "outside")]
+    pub(super) fn process(&self) -> Pid {
+        self.process
+    }
+
+    /// The first instruction of the function around an address, by the unwind tables.
+    #[cfg(feature = "outside")]
+    pub(super) fn function_start(&mut self, address: u64) -> Option<u64> {
+        self.read_module_of(address);
+        let module = state_of(&self.states, address)?.module()?;
+        let function = function_at(module, address.wrapping_sub(module.bias))?;
+        Some(function.start.wrapping_add(module.bias))
     }
 
     /// The file that an address lies in, with its tables if they have been read.
@@ -107,12 +140,12 @@ impl Tables for Modules {
                 ))
             })
         });
-        by_table.unwrap_or_else(|| code::way_without_table(at))
+        by_table.unwrap_or_else(|| code::way_without_table(self.process, at))
     }
 
     fn is_return_address(&self, address: u64) -> bool {
         let inside = address.wrapping_sub(1);
-        state_of(&self.states, inside).is_some() && code::is_after_call(address)
+        state_of(&self.states, inside).is_some() && code::is_after_call(self.process, address)
     }
 }
 

@@ -138,18 +138,30 @@ fn walk_words(
     truncated: bool,
     tables: &mut impl Tables,
 ) -> Walk {
+    walk_to_end(registers, words, truncated, tables).0
+}
+
+/// Walks copied words. Returns also the call at which the walk has ended.
+pub(super) fn walk_to_end(
+    registers: Registers,
+    words: &[u64],
+    truncated: bool,
+    tables: &mut impl Tables,
+) -> (Walk, Activation) {
     let mut walker = Walker::new(registers, words, truncated, tables);
     let end = loop {
         if let Err(end) = walker.step() {
             break end;
         }
     };
-    Walk {
+    let last = walker.at;
+    let walk = Walk {
         certain: walker.certain.unwrap_or(walker.addresses.len()),
         signal_returns: walker.signal_returns,
         addresses: walker.addresses,
         end,
-    }
+    };
+    (walk, last)
 }
 
 /// A walk that goes on: the call that it has come to, and the calls before.

@@ -1,0 +1,233 @@
+//! One poll that holds its worker: its proof, its time and its stacks.
+//!
+//! *Must not:* claim more than is proven. A sleep in one call is one poll. So is a time in which
+//! the thread has not executed the instruction after the poll. Anything else is likely.
+
+use crate::os::PollEnd;
+use std::time::{Duration, Instant, SystemTime};
+use tokio_stall::outside::{
+    Doing, SleepCall, StallEvidence, ThreadLook, ThreadPlace, ThreadStack,
+};
+use tokio_stall::{Certainty, Phase, TimeSplit};
+
+/// A poll that has been seen to go on.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) evidence: StallEvidence,
+    /// The first moment for which it is proven.
+    since: Instant,
+    /// The last moment for which it is proven.
+    until: Instant,
+    proof: HoldProof,
+    /// The time before `since` that may belong to it.
+    unseen: Duration,
+    first: ThreadLook,
+    /// The time asleep that was seen as such.
+    asleep: Duration,
+    /// Whether it has slept between two looks.
+    has_dozed: bool,
+    /// The age at which the next report is due.
+    due: Duration,
+    is_announced: bool,
+    /// The age at which the next stack is due.
+    pub(crate) stack_due: Duration,
+    /// The calls slept in, each with its time.
+    slept: Vec<(SleepCall, Duration)>,
+}
+
+/// The part of the time between two looks in which the thread has slept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// All of it, in one call.
+    AllAlong,
+    /// Some of it, or nobody knows.
+    Partly,
+    /// None of it.
+    Never,
+}
+
+/// The thing that shows that it is one poll.
+#[derive(Debug)]
+enum HoldProof {
+    /// The instruction after the poll has not been executed.
+    Counted(PollEnd),
+    /// It has slept in one call all the time.
+    OneSleep,
+    /// Each stack has shown a poll at the same place.
+    Stacks,
+}
+
+/// The start of a hold.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    pub(crate) evidence: StallEvidence,
+    pub(crate) since: Instant,
+    pub(crate) now: Instant,
+    pub(crate) look: ThreadLook,
+    pub(crate) end: Option<PollEnd>,
+    /// The time before `since` that may belong to it.
+    pub(crate) unseen: Duration,
+}
+
+impl Hold {
+    pub(crate) fn begin(from: Beginning) -> Hold {
+        let sleeps = matches!(from.look.doing, Doing::Sleeps(_));
+        let proof = match from.end {
+            Some(end) => HoldProof::Counted(end),
+            None if sleeps => HoldProof::OneSleep,
+            None => HoldProof::Stacks,
+        };
+        let threshold = from.evidence.threshold;
+        let mut hold = Hold {
+            evidence: from.evidence,
+            since: from.since,
+            until: from.since,
+            proof,
+            unseen: from.unseen,
+            first: from.look,
+            asleep: Duration::ZERO,
+            has_dozed: false,
+            due: threshold,
+            is_announced: false,
+            stack_due: threshold / 2,
+            slept: Vec::new(),
+        };
+        if sleeps {
+            hold.account(from.look, Slept::AllAlong, from.now);
+        }
+        hold
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.until - self.since
+    }
+
+
+
+    /// Goes on to this look. Returns false once it is over, or not proven any more.
+    pub(crate) fn goes_on(&mut self, look: ThreadLook, slept: Slept, now: Instant) -> bool {
+        let holds = match &mut self.proof {
+            HoldProof::Counted(end) => !end.is_over(),
+            HoldProof::OneSleep => slept == Slept::AllAlong,
+            HoldProof::Stacks => matches!(look.doing, Doing::Runs),
+        };
+        if holds {
+            self.account(look, slept, now);
+        }
+        holds
+    }
+
+    /// Whether a new stack shows the same poll, as far as a stack can.
+    pub(crate) fn fits(&self, stack: &ThreadStack) -> bool {
+        match &self.proof {
+            // Parts of a poll are tokio's own work. A panic may leave it without its end.
+            HoldProof::Counted(end) => match stack.place {
+                ThreadPlace::Polling => stack.returns_to.is_none_or(|address| end.is_at(address)),
+                place => place == ThreadPlace::Scheduling,
+            },
+            HoldProof::OneSleep | HoldProof::Stacks => stack.place == ThreadPlace::Polling,
+        }
+    }
+
+    /// Adds the time since the last look, and splits the whole time anew.
+    fn account(&mut self, look: ThreadLook, slept: Slept, now: Instant) {
+        let passed = now - self.until;
+        self.until = now;
+        match slept {
+            Slept::AllAlong => self.asleep += passed,
+            Slept::Partly => self.has_dozed = true,
+            Slept::Never => {}
+        }
+        if let Doing::Sleeps(Some(call)) = look.doing {
+            self.sleeps_in(call, passed);
+        }
+        let awake = self.age().saturating_sub(self.asleep);
+        let queued = look.run_queue.saturating_sub(self.first.run_queue);
+        let queued = queued.min(awake);
+        // The kernel's figure moves in ticks. Without a sleep, the rest is all of it.
+        let seen = look.cpu.saturating_sub(self.first.cpu);
+        let cpu = match self.has_dozed {
+            true => seen.min(awake - queued),
+            false => awake - queued,
+        };
+        let time = &mut self.evidence.time;
+        (time.run_queue, time.cpu) = (queued, cpu);
+        time.asleep = self.asleep + (awake - queued - cpu);
+    }
+
+    fn sleeps_in(&mut self, call: SleepCall, time: Duration) {
+        if call.is_restarted() {
+            return;
+        }
+        match self.slept.iter().position(|(known, _)| *known == call) {
+            Some(index) => self.slept[index].1 += time,
+            None if self.slept.len() < 32 => self.slept.push((call, time)),
+            None => {}
+        }
+        let longest = self.slept.iter().max_by_key(|(_, time)| *time);
+        self.evidence.asleep_in = longest.map(|(call, _)| *call);
+    }
+
+    /// Whether a report is due, so that a stack must show that it is still a poll on its worker.
+    pub(crate) fn is_due(&self) -> bool {
+        self.age() >= self.due
+    }
+
+    /// The evidence for a report, if one is due.
+    pub(crate) fn due_report(&mut self) -> Option<&StallEvidence> {
+        let age = self.age();
+        if age < self.due {
+            return None;
+        }
+        let phase = if self.is_announced {
+            Phase::Ongoing
+        } else {
+            Phase::Began
+        };
+        self.is_announced = true;
+        while self.due <= age {
+            self.due *= 2;
+        }
+        Some(self.figures(phase, Duration::ZERO))
+    }
+
+    /// The evidence for the last report. `None` if it was never a stall.
+    pub(crate) fn ended(&mut self, now: Instant) -> Option<&StallEvidence> {
+        let unseen = now - self.until;
+        self.is_announced.then(|| self.figures(Phase::Ended, unseen))
+    }
+
+    fn figures(&mut self, phase: Phase, unseen: Duration) -> &StallEvidence {
+        let (age, error) = (self.age(), self.unseen);
+        let evidence = &mut self.evidence;
+        evidence.phase = phase;
+        evidence.certainty = match self.proof {
+            HoldProof::Counted(_) | HoldProof::OneSleep => Certainty::Certain,
+            HoldProof::Stacks => Certainty::Likely,
+        };
+        evidence.duration = age;
+        evidence.duration_error = error + unseen;
+        &self.evidence
+    }
+}
+
+/// The evidence of a poll that was first seen now.
+pub(crate) fn first_evidence(worker: usize, threshold: Duration, ago: Duration) -> StallEvidence {
+    StallEvidence {
+        id: 0,
+        phase: Phase::Began,
+        certainty: Certainty::Likely,
+        runtime: String::new(),
+        worker,
+        thread: String::new(),
+        tid: 0,
+        started_at: SystemTime::now() - ago,
+        duration: Duration::ZERO,
+        duration_error: Duration::ZERO,
+        time: TimeSplit::default(),
+        threshold,
+        asleep_in: None,
+        stacks: Vec::new(),
+        missing: Vec::new(),
+    }
+}

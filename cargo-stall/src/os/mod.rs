@@ -1,0 +1,12 @@
+//! The system calls of the observer.
+//!
+//! *Must not:* leave a thread of the other process stopped. If the observer is killed, the kernel
+//! lets go of all threads and removes its breakpoints.
+
+mod held;
+mod poll_end;
+mod stop;
+
+pub(crate) use held::start_held;
+pub(crate) use poll_end::PollEnd;
+pub(crate) use stop::stopped;

@@ -1,0 +1,536 @@
+//! One thread of the other process: its looks, its place in the runtime, and the poll that holds
+//! it.
+//!
+//! A stack is taken when the thread sleeps in one call for a tick, or has computed for a tick
+//! without a sleep. Later ones follow in longer and longer intervals while it is no worker.
+
+use crate::hold::{Beginning, Hold, Slept, first_evidence};
+use crate::os::{self, PollEnd};
+use crate::target::Target;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio_stall::{Frame, Origin};
+use tokio_stall::outside::{
+    Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook, ThreadPlace,
+    ThreadRegisters, ThreadStack, written_name,
+};
+
+/// The calls of a thread that are kept.
+const KNOWN_CALLS: usize = 4;
+
+/// How often a thread is looked at after a stop, with a millisecond between.
+const AGAIN: u32 = 100;
+
+/// A thread under observation.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    pub(crate) tid: u32,
+    pub(crate) name: String,
+    files: ObservedThread,
+    last: Option<ThreadLook>,
+    /// When the sleep that goes on was first seen.
+    asleep_since: Instant,
+    /// The last look, and the time between the two looks around the begin of the sleep.
+    looked_at: Instant,
+    asleep_unseen: Duration,
+    /// The number of sleeps at the last look at which it computed.
+    sleeps: Option<u64>,
+    /// The sleep, by its number of runs, whose stack is known.
+    known_sleep: Option<u64>,
+    /// The call that a stop of ours has interrupted.
+    stopped_in: Option<SleepCall>,
+    /// Calls that are no part of a poll, by stacks. The same call from the same place on the stack
+    /// and on the same object is the same.
+    known_calls: Vec<(SleepCall, ThreadPlace)>,
+    pub(crate) place: ThreadPlace,
+    /// The worker's number, once it has been one.
+    pub(crate) worker: Option<usize>,
+    /// The test that it runs, by its stacks.
+    test: Option<String>,
+    pub(crate) hold: Option<Hold>,
+    /// No stack is taken before this, unless it sleeps in a new call.
+    quiet_until: Instant,
+    pause: Duration,
+    is_deep: bool,
+}
+
+/// What the threads of one process share.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    pub(crate) target: Target,
+    pub(crate) process: ObservedProcess,
+    pub(crate) threshold: Duration,
+    pub(crate) workers: usize,
+    /// The tests that run, each with its thread.
+    pub(crate) tests: Vec<(u32, String)>,
+    pub(crate) stops: Stops,
+    pub(crate) stalls: u64,
+    /// Whether computing is reported without proof.
+    pub(crate) likely: bool,
+    /// How often a poll computed whose end could not be seen.
+    pub(crate) unproven: u64,
+    /// The number of stacks so far.
+    pub(crate) stacks: u64,
+    /// Whether any function of the program had a name so far.
+    pub(crate) has_names: bool,
+}
+
+/// The stops of threads so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stops {
+    pub(crate) count: u64,
+    pub(crate) total: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Stops {
+    fn add(&mut self, held: Duration) {
+        self.count += 1;
+        self.total += held;
+        self.longest = self.longest.max(held);
+    }
+}
+
+impl Sight {
+    /// The stack of a thread that sleeps in this call, without a stop. It is lost if it needs
+    /// registers that the kernel does not show.
+    pub(crate) fn sleeping_stack(&mut self, call: SleepCall) -> Option<ThreadStack> {
+        let registers = call.registers();
+        if registers.sp == 0 {
+            return None;
+        }
+        let stack = self.unwound(registers, false);
+        match stack.truncated {
+            true => Some(self.unwound(registers, true)),
+            false => Some(stack),
+        }
+    }
+
+    fn unwound(&mut self, registers: ThreadRegisters, deep: bool) -> ThreadStack {
+        let copy = self.process.copy_stack(registers.sp, deep);
+        self.explained(registers, &copy)
+    }
+
+    fn explained(
+        &mut self,
+        registers: ThreadRegisters,
+        copy: &StackCopy,
+    ) -> ThreadStack {
+        let stack = self.process.explain(registers, copy);
+        self.stacks += 1;
+        self.has_names |= stack.has_names();
+        stack
+    }
+
+    /// The stack of a thread that computes, by a stop.
+    pub(crate) fn stopped_stack(&mut self, tid: u32, deep: bool) -> io::Result<ThreadStack> {
+        let (registers, copy) = self.stopped_copy(tid, deep)?;
+        Ok(self.explained(registers, &copy))
+    }
+
+    fn stopped_copy(&mut self, tid: u32, deep: bool) -> io::Result<(ThreadRegisters, StackCopy)> {
+        let process = &self.process;
+        let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
+        let (copied, held) = os::stopped(tid, copy)?;
+        self.stops.add(held);
+        Ok(copied)
+    }
+}
+
+impl Sight {
+    /// The test that runs, if there is only one. The threads of its runtime are its own.
+    fn only_test(&self) -> Option<String> {
+        match self.tests.as_slice() {
+            [(_, test)] => Some(test.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// The test that a stack is in, as libtest names it: the outermost own function inside of the
+/// harness, without its crate. A thread's own name is cut by the kernel.
+fn test_of(frames: &[Frame]) -> Option<String> {
+    let is_harness = |frame: &Frame| {
+        let function = frame.function.as_deref();
+        function.is_some_and(|function| function.starts_with("test::"))
+    };
+    let harness = frames.iter().position(is_harness)?;
+    let own = frames[..harness].iter().rev();
+    let mut own = own.filter(|frame| frame.origin == Origin::Own);
+    let function = written_name(own.next()?)?;
+    Some(function.split_once("::")?.1.to_owned())
+}
+
+impl Tracked {
+    pub(crate) fn open(sight: &Sight, tid: u32, now: Instant) -> io::Result<Option<Tracked>> {
+        let Some(files) = sight.process.thread(tid)? else {
+            return Ok(None);
+        };
+        Ok(Some(Tracked {
+            tid,
+            name: sight.target.thread_name(tid),
+            files,
+            last: None,
+            asleep_since: now,
+            looked_at: now,
+            asleep_unseen: Duration::ZERO,
+            sleeps: None,
+            known_sleep: None,
+            stopped_in: None,
+            known_calls: Vec::new(),
+            place: ThreadPlace::Elsewhere,
+            worker: None,
+            test: None,
+            hold: None,
+            quiet_until: now,
+            pause: Duration::ZERO,
+            is_deep: false,
+        }))
+    }
+
+    /// Looks at the thread, and adds the reports that are due. Returns false once it has exited.
+    pub(crate) fn tick(
+        &mut self,
+        sight: &mut Sight,
+        now: Instant,
+        due: &mut Vec<StallEvidence>,
+    ) -> bool {
+        let Some(look) = self.look() else {
+            self.end_hold(now, due);
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
+            return false;
+        };
+        let before = self.last.replace(look);
+        let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
+        if !same_sleep {
+            self.asleep_since = now;
+            self.asleep_unseen = now - self.looked_at;
+        }
+        self.looked_at = now;
+        self.forget_test(sight, look);
+        let slept = self.slept(sight, same_sleep);
+        let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, slept, now));
+        match goes_on {
+            Some(true) => self.go_on(sight, look, now, due),
+            Some(false) => self.end_hold(now, due),
+            None if look.doing != Doing::Runs => self.meet_sleeper(sight, look, now, same_sleep),
+            None => self.meet_runner(sight, before, now),
+        }
+        true
+    }
+
+    /// Looks at the thread. A call that goes on after a stop of ours is the one that it was.
+    fn look(&mut self) -> Option<ThreadLook> {
+        let look = self.files.look()?;
+        let goes_on = self.stopped_in.filter(|before| match look.doing {
+            Doing::Sleeps(Some(now)) => now.is_restarted() && is_at(&look, *before),
+            _ => false,
+        });
+        Some(ThreadLook {
+            doing: goes_on.map_or(look.doing, |before| Doing::Sleeps(Some(before))),
+            ..look
+        })
+    }
+
+    /// Forgets the test if the thread has run since the stack that showed it: it may run the next
+    /// one.
+    fn forget_test(&mut self, sight: &mut Sight, look: ThreadLook) {
+        if self.test.is_some() && self.hold.is_none() && self.known_sleep != Some(look.runs) {
+            self.test = None;
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
+        }
+    }
+
+    /// How much of the time since the last look a thread that is held has slept.
+    fn slept(&mut self, sight: &Sight, same_sleep: bool) -> Slept {
+        if same_sleep {
+            return Slept::AllAlong;
+        }
+        if self.hold.is_none() {
+            return Slept::Partly;
+        }
+        let sleeps = sight.target.sleeps(self.tid);
+        let is_same = sleeps.is_some() && sleeps == self.sleeps;
+        self.sleeps = sleeps;
+        match is_same {
+            true => Slept::Never,
+            false => Slept::Partly,
+        }
+    }
+
+    /// A poll goes on. Further stacks are taken now and then, and the reports are made.
+    fn go_on(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        now: Instant,
+        due: &mut Vec<StallEvidence>,
+    ) {
+        let Some(age) = self.hold.as_ref().map(Hold::age) else {
+            return;
+        };
+        let stack = self.next_stack(sight, look, age);
+        let Some(hold) = &mut self.hold else {
+            return;
+        };
+        if let Some(stack) = stack {
+            if !hold.fits(&stack) {
+                // Blocking is allowed where the worker was handed over.
+                self.place = stack.place;
+                return self.end_hold(now, due);
+            }
+            hold.evidence.add(&stack, age);
+        }
+        if let Some(test) = sight.only_test().filter(|_| self.test.is_none()) {
+            hold.evidence.thread = test;
+        }
+        due.extend(hold.due_report().cloned());
+    }
+
+    /// Another stack of a poll that goes on, if one is due.
+    fn next_stack(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        age: Duration,
+    ) -> Option<ThreadStack> {
+        let is_due = |hold: &&mut Hold| age >= hold.stack_due || hold.is_due();
+        let hold = self.hold.as_mut().filter(is_due)?;
+        hold.stack_due = age + (age / 2).max(sight.threshold / 4);
+        match look.doing {
+            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
+                sight.sleeping_stack(call)
+            }
+            Doing::Runs => self.stop(sight).ok(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
+        let hold = self.hold.take();
+        due.extend(hold.and_then(|mut hold| hold.ended(now).cloned()));
+        if self.place == ThreadPlace::Polling {
+            self.place = ThreadPlace::Scheduling;
+        }
+        self.quiet_until = now;
+    }
+
+    /// The thread sleeps, maybe since the last look. Short sleeps that follow each other may be one
+    /// poll, too.
+    fn meet_sleeper(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        now: Instant,
+        same_sleep: bool,
+    ) {
+        self.sleeps = None;
+        let Doing::Sleeps(Some(call)) = look.doing else {
+            return;
+        };
+        if self.known_sleep == Some(look.runs) || now < self.quiet_until {
+            return;
+        }
+        if let Some((_, place)) = self.known_calls.iter().find(|(known, _)| *known == call) {
+            self.place = *place;
+            return;
+        }
+        if !same_sleep {
+            self.quiet_until = now + sight.threshold / 4;
+        }
+        self.explain_sleep(sight, (look, call), now, same_sleep);
+    }
+
+    /// Takes the stack of a sleep that is not known.
+    fn explain_sleep(
+        &mut self,
+        sight: &mut Sight,
+        (look, call): (ThreadLook, SleepCall),
+        now: Instant,
+        same_sleep: bool,
+    ) {
+        let Some(mut stack) = sight.sleeping_stack(call) else {
+            return;
+        };
+        let by_stop = stack.lost && same_sleep;
+        if by_stop {
+            // The kernel restarts the call, which counts as another sleep.
+            self.stopped_in = Some(call);
+            stack = self.stop(sight).unwrap_or(stack);
+        }
+        let end = self.armed(&stack);
+        let still = match by_stop {
+            true => self.asleep_again(call),
+            false => self.look().filter(|still| is_same_sleep(&look, still)),
+        };
+        // The stack belongs to this sleep if the thread is still in it.
+        let Some(still) = still else {
+            if by_stop {
+                self.quiet_until = now + sight.threshold;
+            }
+            return;
+        };
+        self.known_sleep = Some(still.runs);
+        self.last = Some(still);
+        if matches!(stack.place, ThreadPlace::Parked | ThreadPlace::IdlePool) {
+            self.known_calls.truncate(KNOWN_CALLS - 1);
+            self.known_calls.insert(0, (call, stack.place));
+        }
+        self.place_by(sight, &stack, now);
+        if stack.place == ThreadPlace::Polling {
+            let since = if by_stop { now } else { self.asleep_since };
+            let look = ThreadLook {
+                doing: look.doing,
+                ..still
+            };
+            self.begin(sight, &stack, look, since, now, end);
+        }
+    }
+
+    /// Waits until the thread sleeps in this call again after a stop. It needs a CPU for that.
+    fn asleep_again(&mut self, call: SleepCall) -> Option<ThreadLook> {
+        for _ in 0..AGAIN {
+            let look = self.look()?;
+            if is_at(&look, call) {
+                return Some(look);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    /// The thread is not in a sleep that was seen before.
+    fn meet_runner(
+        &mut self,
+        sight: &mut Sight,
+        before: Option<ThreadLook>,
+        now: Instant,
+    ) {
+        let sleeps = sight.target.sleeps(self.tid);
+        let computes = before.is_some_and(|before| before.doing == Doing::Runs)
+            && sleeps.is_some()
+            && self.sleeps == sleeps;
+        self.sleeps = sleeps;
+        if !computes || now < self.quiet_until {
+            return;
+        }
+        let Ok(stack) = self.stop(sight) else {
+            return self.rest(now, sight.threshold);
+        };
+        self.place_by(sight, &stack, now);
+        if stack.place == ThreadPlace::Polling {
+            self.suspect(sight, &stack);
+        }
+    }
+
+    /// The thread computes in a poll. From the second stack on it is proven to be the same one.
+    fn suspect(&mut self, sight: &mut Sight, first: &ThreadStack) {
+        let mut end = self.armed(first);
+        let Ok(second) = self.stop(sight) else {
+            return;
+        };
+        let now = Instant::now();
+        self.quiet_until = now + sight.threshold / 4;
+        let is_over = end.as_mut().is_some_and(PollEnd::is_over);
+        let is_same = second.place == ThreadPlace::Polling
+            && second.returns_to == first.returns_to
+            && !is_over;
+        let Some(look) = self.files.look().filter(|_| is_same) else {
+            return;
+        };
+        self.begin(sight, &second, look, now, now, end);
+    }
+
+    /// Takes the thread's stack by a stop, which the kernel counts as a sleep.
+    fn stop(&mut self, sight: &mut Sight) -> io::Result<ThreadStack> {
+        let (registers, copy) = sight.stopped_copy(self.tid, self.is_deep)?;
+        self.sleeps = sight.target.sleeps(self.tid);
+        let stack = sight.explained(registers, &copy);
+        self.is_deep |= stack.truncated;
+        Ok(stack)
+    }
+
+    fn armed(&self, stack: &ThreadStack) -> Option<PollEnd> {
+        PollEnd::of(self.tid, stack.returns_to?)
+    }
+
+    fn begin(
+        &mut self,
+        sight: &mut Sight,
+        stack: &ThreadStack,
+        look: ThreadLook,
+        since: Instant,
+        now: Instant,
+        end: Option<PollEnd>,
+    ) {
+        if end.is_none() && look.doing == Doing::Runs {
+            sight.unproven += 1;
+            if !sight.likely {
+                return;
+            }
+        }
+        // A thread that computes is looked at so often.
+        let unseen = match look.doing {
+            Doing::Sleeps(_) => self.asleep_unseen,
+            _ => sight.threshold / 4,
+        };
+        sight.stalls += 1;
+        let worker = self.worker.unwrap_or_default();
+        let mut evidence = first_evidence(worker, sight.threshold, now - since);
+        evidence.id = sight.stalls;
+        evidence.runtime.clone_from(&sight.target.name);
+        // A test's thread has its name later than the thread itself.
+        let test = self.test.clone().or_else(|| sight.only_test());
+        self.name = test.unwrap_or_else(|| sight.target.thread_name(self.tid));
+        evidence.thread.clone_from(&self.name);
+        evidence.tid = self.tid;
+        evidence.add(stack, now - since);
+        let beginning = Beginning {
+            evidence,
+            since,
+            now,
+            look,
+            unseen,
+            end,
+        };
+        self.hold = Some(Hold::begin(beginning));
+    }
+
+    fn place_by(&mut self, sight: &mut Sight, stack: &ThreadStack, now: Instant) {
+        self.place = stack.place;
+        if let Some(test) = test_of(&stack.frames) {
+            sight.tests.retain(|(tid, _)| *tid != self.tid);
+            sight.tests.push((self.tid, test.clone()));
+            self.test = Some(test);
+        }
+        if stack.place.is_worker() {
+            if self.worker.is_none() {
+                self.worker = Some(sight.workers);
+                sight.workers += 1;
+            }
+            self.pause = Duration::ZERO;
+        } else {
+            self.rest(now, sight.threshold);
+        }
+    }
+
+    /// Takes no stack for a while. The time doubles up to the threshold.
+    fn rest(&mut self, now: Instant, threshold: Duration) {
+        self.pause = (self.pause * 2).clamp(threshold / 8, threshold);
+        self.quiet_until = now + self.pause;
+    }
+}
+
+/// Whether the thread sleeps at the same place on its stack as in this call.
+fn is_at(look: &ThreadLook, call: SleepCall) -> bool {
+    match look.doing {
+        Doing::Sleeps(Some(now)) => now.registers() == call.registers(),
+        _ => false,
+    }
+}
+
+/// Whether the thread has slept in one call from one look to the next.
+fn is_same_sleep(before: &ThreadLook, after: &ThreadLook) -> bool {
+    let sleeps = |look: &ThreadLook| matches!(look.doing, Doing::Sleeps(_));
+    sleeps(before) && sleeps(after) && before.runs == after.runs
+}

@@ -1,0 +1,252 @@
+//! Real programs that know nothing of their observer. They are built by this test, and run beside
+//! it. Each stall lasts for seconds, so that a slow machine is no reason to miss it.
+
+mod support;
+
+use serde_json::Value;
+use support::{Observer, Service, dump, is_running, output_of};
+
+/// The length of a trap.
+const LONG: &str = "3000";
+
+/// Attaches to a service in a trap, and returns the first stall that is over.
+#[track_caller]
+fn first_stall(flavor: &str, trap: &str) -> Value {
+    let service = Service::start(&[flavor, trap, LONG]);
+    let mut observer = Observer::attach(service.pid(), &[]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    let text = observer.interrupt();
+    assert!(text.contains("workers watched"), "{text}");
+    assert!(is_running(service.pid()), "{flavor} {trap}");
+    stall
+}
+
+#[track_caller]
+fn assert_found(flavor: &str, trap: &str, site: &str, causes: &[&str]) {
+    let stall = first_stall(flavor, trap);
+    let shown = format!("{flavor} {trap}: {stall:#}");
+    assert_eq!(stall["site"]["function"], site, "{shown}");
+    assert!(
+        causes.iter().any(|cause| stall["cause"] == *cause),
+        "{shown}"
+    );
+    assert_eq!(stall["certainty"], "certain", "{shown}");
+    assert!(stall["duration_seconds"].as_f64() > Some(0.1), "{shown}");
+    assert!(stall["advice"].is_string(), "{shown}");
+}
+
+/// Causes of code that computes: a busy machine takes the CPU.
+const COMPUTES: &[&str] = &["cpu", "contention"];
+
+#[test]
+fn a_sleep_is_found() {
+    for flavor in ["multi", "current"] {
+        assert_found(flavor, "sleep", "programs::sleeps", &["blocked/sleep"]);
+    }
+}
+
+#[test]
+fn computing_is_found_and_proven_where_the_kernel_has_breakpoints() {
+    for flavor in ["multi", "current"] {
+        assert_found(flavor, "compute", "programs::compute", COMPUTES);
+    }
+}
+
+#[test]
+fn many_short_sleeps_in_one_poll_are_one_stall() {
+    assert_found("multi", "naps", "programs::naps", &["blocked/sleep"]);
+}
+
+#[test]
+fn a_wait_for_a_lock_is_found() {
+    assert_found("current", "lock", "programs::locks", &["blocked/lock"]);
+}
+
+#[test]
+fn a_sleep_whose_stack_needs_a_stop_is_found() {
+    // If the stop meets the call before it is seen, the kernel has forgotten its name.
+    let causes = &["blocked/sleep", "blocked/other"];
+    assert_found("multi", "hidden", "programs::hides", causes);
+}
+
+#[test]
+fn honest_programs_are_silent() {
+    for (flavor, honest) in [
+        ("multi", "idle"),
+        ("multi", "busy"),
+        ("current", "busy"),
+        ("multi", "pool"),
+        ("multi", "in_place"),
+    ] {
+        let service = Service::start(&[flavor, honest, LONG]);
+        let observer = Observer::attach(service.pid(), &["--duration", "5s"]);
+        let (reports, text) = observer.until_the_end();
+        assert!(reports.is_empty(), "{flavor} {honest}: {reports:#?}");
+        // The workers were seen. The other tests are the control for stalls.
+        assert!(!text.contains("0 workers watched"), "{honest}: {text}");
+        assert!(is_running(service.pid()));
+    }
+}
+
+#[test]
+fn a_dump_shows_workers_polls_and_closures() {
+    let service = Service::start(&["multi", "sleep", "600000"]);
+    let text = dump(service.pid());
+    assert!(
+        text.contains("worker, in a poll, asleep in clock_nanosleep"),
+        "{text}"
+    );
+    assert!(text.contains("worker, parked"), "{text}");
+    assert!(text.contains("programs::sleeps (src/lib.rs:"), "{text}");
+    assert!(text.contains("2 workers, 1 of them in a poll"), "{text}");
+    let service = Service::start(&["multi", "pool", "600000"]);
+    let text = dump(service.pid());
+    assert!(
+        text.contains("blocking pool, in a closure, computing"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_program_without_lines_has_a_site_and_one_without_names_an_error() {
+    let symbols = Service::of(
+        &support::stripped("--strip-debug"),
+        &["multi", "sleep", LONG],
+    );
+    let mut observer = Observer::attach(symbols.pid(), &[]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    assert_eq!(stall["site"]["function"], "programs::sleeps", "{stall:#}");
+    let nameless = Service::of(&support::stripped("--strip-all"), &["multi", "sleep", LONG]);
+    let (code, text) = output_of(&["dump", &nameless.pid().to_string()]);
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains("has a name, so no worker can be told"),
+        "{text}"
+    );
+    assert!(is_running(nameless.pid()));
+}
+
+#[test]
+fn errors_are_a_sentence() {
+    for (arguments, said) in [
+        (
+            &["attach", "4194304"][..],
+            "tokio-stall: there is no process 4194304",
+        ),
+        (&["dump", "none"], "`none` is not the number of a process"),
+        (&["report", "/no/such/file"], "/no/such/file: No such file"),
+        (&["attach", "2"], "process 2 "),
+    ] {
+        let (code, text) = output_of(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(said), "{arguments:?}: {text}");
+        assert_eq!(text.trim().lines().count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_process_that_ends_ends_the_observation() {
+    let service = Service::start(&["current", "sleep", "1000", "2"]);
+    let observer = Observer::attach(service.pid(), &[]);
+    let (_, text) = observer.until_the_end();
+    assert!(text.contains("watched"), "{text}");
+    // The parent has not taken its exit yet.
+    let (code, text) = output_of(&["dump", &service.pid().to_string()]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("has ended"), "{text}");
+}
+
+#[test]
+fn without_breakpoints_computing_is_likely_and_asked_for() {
+    let service = Service::start(&["multi", "compute", LONG]);
+    let attach = |options| Observer::attach_without_breakpoints(service.pid(), options);
+    let (reports, text) = attach(&["--duration", "6s"]).until_the_end();
+    assert!(reports.is_empty(), "{reports:#?}");
+    assert!(text.contains("allow `perf_event_open`"), "{text}");
+    let mut observer = attach(&["--likely"]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    assert_eq!(stall["certainty"], "likely", "{stall:#}");
+    assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
+    // One sleep is one poll, whatever is forbidden.
+    let service = Service::start(&["multi", "sleep", LONG]);
+    let mut observer = Observer::attach_without_breakpoints(service.pid(), &[]);
+    let stall = observer.find(|report| report["phase"] == "ended");
+    assert_eq!(stall["certainty"], "certain", "{stall:#}");
+}
+
+#[test]
+fn older_runtimes_are_known() {
+    for version in ["1.20", "1.38"] {
+        let program = support::program_with(version);
+        for flavor in ["multi", "current"] {
+            let service = Service::of(&program, &[flavor, "compute", LONG]);
+            let mut observer = Observer::attach(service.pid(), &[]);
+            let stall = observer.find(|report| report["phase"] == "ended");
+            assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
+            assert_eq!(stall["certainty"], "certain", "{stall:#}");
+            for honest in ["idle", "busy"] {
+                let service = Service::of(&program, &[flavor, honest, LONG]);
+                let observer = Observer::attach(service.pid(), &["--duration", "3s"]);
+                let (reports, text) = observer.until_the_end();
+                assert!(
+                    reports.is_empty(),
+                    "{version} {flavor} {honest}: {reports:#?}"
+                );
+                assert!(!text.contains("0 workers watched"), "{version}: {text}");
+            }
+        }
+    }
+}
+
+fn rounds(count: usize) {
+    let service = Service::start(&["multi", "compute", "20"]);
+    for round in 0..count {
+        let text = dump(service.pid());
+        assert!(text.contains("workers"), "{round}: {text}");
+        assert!(is_running(service.pid()), "{round}");
+    }
+    service.assert_goes_on();
+}
+
+#[test]
+fn a_detached_process_goes_on() {
+    rounds(20);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_thousand_rounds_leave_the_process_running() {
+    rounds(1000);
+}
+
+#[test]
+fn a_killed_observer_leaves_the_process_running() {
+    let service = Service::start(&["multi", "compute", "3000"]);
+    for _ in 0..5 {
+        let mut observer = Observer::attach(service.pid(), &[]);
+        observer.find(|report| report["phase"] == "began");
+        observer.kill();
+        service.assert_goes_on();
+    }
+}
+
+#[test]
+fn another_user_is_told_the_mend() {
+    let service = Service::start(&["multi", "idle", LONG]);
+    let pid = service.pid().to_string();
+    let Some((code, text)) = support::as_nobody(&["attach", &pid, "--duration", "1s"]) else {
+        eprintln!("not root, so there is no other user to be");
+        return;
+    };
+    assert_eq!(code, Some(2), "{text}");
+    let said = format!("process {pid} may not be looked at; ");
+    assert!(text.contains(&said) && text.contains("run as"), "{text}");
+}
+
+#[test]
+fn a_threshold_of_seconds_leaves_shorter_stalls_out() {
+    let service = Service::start(&["multi", "sleep", "1000"]);
+    let observer = Observer::attach(service.pid(), &["--threshold", "60s", "--duration", "4s"]);
+    let (reports, _) = observer.until_the_end();
+    assert!(reports.is_empty(), "{reports:#?}");
+}

@@ -1,0 +1,100 @@
+//! The ways to hold a worker, and the ways to be busy without it.
+
+use std::hint::black_box;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Computes for so long.
+pub fn compute(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        black_box((0..1000_u64).sum::<u64>());
+    }
+}
+
+/// Sleeps in a poll.
+pub async fn sleeps(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Computes in a poll.
+pub async fn computes(time: Duration) {
+    compute(time);
+}
+
+/// Sleeps many times in a poll.
+pub async fn naps(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Waits for a lock in a poll.
+pub async fn locks(time: Duration) {
+    let lock = Arc::new(Mutex::new(()));
+    let (theirs, (held, is_held)) = (lock.clone(), std::sync::mpsc::channel());
+    let holder = std::thread::spawn(move || {
+        let _guard = theirs.lock().unwrap();
+        held.send(()).unwrap();
+        std::thread::sleep(time);
+    });
+    is_held.recv().unwrap();
+    drop(lock.lock().unwrap());
+    holder.join().unwrap();
+}
+
+/// Many tasks with polls of a millisecond, and one that computes in pieces of one.
+pub async fn is_honestly_busy() {
+    for _ in 0..8 {
+        tokio::spawn(async {
+            loop {
+                compute(Duration::from_micros(800));
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    std::future::pending().await
+}
+
+/// Sleeps in a function that cannot be unwound without its frame pointer.
+pub async fn hides(time: Duration) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        hidden_sleep(time.as_secs());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::thread::sleep(time);
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe extern "C" {
+    fn hidden_sleep(seconds: u64);
+}
+
+// The system call has the number 35, `nanosleep`.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".globl hidden_sleep",
+    ".type hidden_sleep, @function",
+    "hidden_sleep:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "lea rsp, [rsp - 64]",
+    "mov [rsp], rdi",
+    "mov qword ptr [rsp + 8], 0",
+    "mov rdi, rsp",
+    "xor esi, esi",
+    "mov eax, 35",
+    "syscall",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size hidden_sleep, . - hidden_sleep",
+);
