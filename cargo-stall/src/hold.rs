@@ -24,9 +24,9 @@ pub(crate) struct Hold {
     first: ThreadLook,
     /// The time asleep that was seen as such.
     asleep: Duration,
-    /// Whether it has slept between two looks.
-    has_dozed: bool,
-    /// The age at which the next report is due.
+    /// The time between looks of which it has slept a part.
+    dozed: Duration,
+    /// The blamed time at which the next report is due.
     due: Duration,
     is_announced: bool,
     /// The age at which the next stack is due.
@@ -34,6 +34,9 @@ pub(crate) struct Hold {
     /// The calls slept in, each with its time.
     slept: Vec<(SleepCall, Duration)>,
 }
+
+/// The longest time between two updates of a running thread's CPU time.
+const KERNEL_TICK: Duration = Duration::from_millis(10);
 
 /// The part of the time between two looks in which the thread has slept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +89,7 @@ impl Hold {
             unseen: from.unseen,
             first: from.look,
             asleep: Duration::ZERO,
-            has_dozed: false,
+            dozed: Duration::ZERO,
             due: threshold,
             is_announced: false,
             stack_due: threshold / 2,
@@ -135,7 +138,7 @@ impl Hold {
         self.until = now;
         match slept {
             Slept::AllAlong => self.asleep += passed,
-            Slept::Partly => self.has_dozed = true,
+            Slept::Partly => self.dozed += passed,
             Slept::Never => {}
         }
         if let Doing::Sleeps(Some(call)) = look.doing {
@@ -143,16 +146,21 @@ impl Hold {
         }
         let awake = self.age().saturating_sub(self.asleep);
         let queued = look.run_queue.saturating_sub(self.first.run_queue);
-        let queued = queued.min(awake);
-        // The kernel's figure moves in ticks. Without a sleep, the rest is all of it.
-        let seen = look.cpu.saturating_sub(self.first.cpu);
-        let cpu = match self.has_dozed {
-            true => seen.min(awake - queued),
-            false => awake - queued,
-        };
+        let rest = awake - queued.min(awake);
+        // The kernel counts computing in ticks, and a wait for a CPU when it ends.
+        let seen = look.cpu.saturating_sub(self.first.cpu) + KERNEL_TICK;
+        let cpu = seen.min(rest);
+        let dozed = (rest - cpu).min(self.dozed);
         let time = &mut self.evidence.time;
-        (time.run_queue, time.cpu) = (queued, cpu);
-        time.asleep = self.asleep + (awake - queued - cpu);
+        time.cpu = cpu;
+        time.asleep = self.asleep + dozed;
+        time.run_queue = awake - cpu - dozed;
+    }
+
+    /// The time that the code itself has held the worker. A thread without a CPU holds it, too, and
+    /// that is not the code's doing.
+    fn blamed(&self) -> Duration {
+        self.evidence.time.cpu + self.evidence.time.asleep
     }
 
     fn sleeps_in(&mut self, call: SleepCall, time: Duration) {
@@ -170,13 +178,13 @@ impl Hold {
 
     /// Whether a report is due, so that a stack must show that it is still a poll on its worker.
     pub(crate) fn is_due(&self) -> bool {
-        self.age() >= self.due
+        self.blamed() >= self.due
     }
 
     /// The evidence for a report, if one is due.
     pub(crate) fn due_report(&mut self) -> Option<&StallEvidence> {
-        let age = self.age();
-        if age < self.due {
+        let blamed = self.blamed();
+        if blamed < self.due {
             return None;
         }
         let phase = if self.is_announced {
@@ -185,7 +193,7 @@ impl Hold {
             Phase::Began
         };
         self.is_announced = true;
-        while self.due <= age {
+        while self.due <= blamed {
             self.due *= 2;
         }
         Some(self.figures(phase, Duration::ZERO))

@@ -299,7 +299,7 @@ impl Tracked {
         hold.stack_due = age + (age / 2).max(sight.threshold / 4);
         match look.doing {
             Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
-                sight.sleeping_stack(call)
+                sight.sleeping_stack(call).filter(|stack| !stack.lost)
             }
             Doing::Runs => self.stop(sight).ok(),
             _ => None,
@@ -352,7 +352,12 @@ impl Tracked {
         let Some(mut stack) = sight.sleeping_stack(call) else {
             return;
         };
-        let by_stop = stack.lost && same_sleep;
+        let by_stop = stack.lost;
+        if by_stop && !same_sleep {
+            // A sleep that is over soon is not worth a stop.
+            self.quiet_until = now;
+            return;
+        }
         if by_stop {
             // The kernel restarts the call, which counts as another sleep.
             self.stopped_in = Some(call);
