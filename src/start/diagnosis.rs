@@ -69,8 +69,7 @@ pub struct SettingInForce {
     pub source: SettingSource,
 }
 
-/// The place that has given a setting. [`Guard::explain_coverage`](crate::Guard::explain_coverage)
-/// has an example.
+/// The place that has given a setting. [`Diagnosis`] has an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
