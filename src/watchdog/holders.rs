@@ -19,10 +19,9 @@ const THREADS: usize = 16;
 const AT_ONCE: usize = MAILBOXES / 2;
 /// The shortest time between two rounds of stacks.
 const ROUND_EVERY: Duration = Duration::from_secs(1);
-/// The time after which a request without an answer is withdrawn.
+/// The time after which a request without an answer is withdrawn, and the wait is judged without a
+/// stack that is yet to be explained. The first stack is slow: its debug information is read.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
-/// The time after a round for which its stacks are waited for. The first stack is slow to explain.
-const EXPLAINED_WITHIN: Duration = Duration::from_secs(3);
 
 /// The known threads of one pool. The one that has taken a probe last is the first, as it is the
 /// likeliest to be idle, and those that were asked last are at the end.
@@ -59,6 +58,13 @@ impl Holders {
         self.explained.clear();
     }
 
+    /// Asks some of the threads, unless that was done in this wait.
+    pub(super) fn ask_once(&mut self, runtime: &WatchedRuntime, after: Duration, now: Nanos) {
+        if !self.is_asked {
+            self.ask(runtime, after, now);
+        }
+    }
+
     /// Asks some of the threads for their stacks, unless this was done a moment ago. In one wait
     /// each thread is asked once: the signal interrupts system calls.
     pub(super) fn ask(&mut self, runtime: &WatchedRuntime, after: Duration, now: Nanos) {
@@ -85,6 +91,9 @@ impl Holders {
             return 0;
         }
         let some = self.unasked.min(AT_ONCE);
+        if some == 0 {
+            return 0;
+        }
         self.unasked -= some;
         self.is_asked = true;
         self.asked_at = now;
@@ -139,12 +148,22 @@ impl Holders {
     /// Whether a stack is on its way, or is yet to be asked for.
     pub(super) fn awaits(&self, now: Nanos) -> bool {
         let is_under_way = !(self.asked.is_empty() && self.explained.is_empty());
-        !self.is_asked || is_under_way && now.since(self.asked_at) < EXPLAINED_WITHIN
+        !self.is_asked || is_under_way && now.since(self.asked_at) < ANSWERS_WITHIN
     }
 }
 
 fn is_there(thread: &Addressee) -> bool {
     thread.slot.tenancy() == thread.tenancy
+}
+
+#[cfg(all(test, not(loom)))]
+impl Holders {
+    /// The explainer has done this stack.
+    pub(super) fn is_explained(&mut self, stack: PoolStack) {
+        let (answer, explained) = sync_channel(1);
+        answer.send(stack).expect("room for one");
+        self.explained.push(explained);
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -189,8 +208,30 @@ mod tests {
         assert!(!holders.awaits(second(3)), "nothing is under way");
         holders.begin();
         assert!(holders.awaits(second(3)), "none has been asked");
-        assert_eq!(holders.asked_now(second(4)), AT_ONCE);
+        assert_eq!(
+            holders.asked_now(second(3)),
+            AT_ONCE,
+            "a round of none is none"
+        );
         assert!(!holders.awaits(second(4)));
+    }
+
+    #[test]
+    fn an_explainer_that_is_stuck_is_waited_for_a_while() {
+        let (answer, explained) = sync_channel(1);
+        let second = |second: u64| Nanos(second * 1_000_000_000);
+        let mut holders = Holders {
+            explained: vec![explained],
+            is_asked: true,
+            asked_at: second(1),
+            ..Holders::default()
+        };
+        let before = Nanos(second(2).0 - 1);
+        assert!(holders.explained().is_empty() && holders.awaits(before));
+        assert!(!holders.awaits(second(2)));
+        drop(answer);
+        assert!(holders.explained().is_empty());
+        assert!(!holders.awaits(before), "it has none to give");
     }
 
     #[test]

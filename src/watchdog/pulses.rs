@@ -257,8 +257,8 @@ impl PulseState {
         }
     }
 
-    /// Whether the pool is known to be exhausted. If the wait is suspect, asks for stacks and starts
-    /// a thread of our own, to see how late the host is.
+    /// Whether the pool is known to be exhausted, as long as the wait is not announced. If the wait
+    /// is suspect, asks for stacks and starts a thread of our own, to see how late the host is.
     fn is_exhausted(&mut self, runtime: &WatchedRuntime, threshold: Duration) -> bool {
         let Some(probe) = self.probe.as_mut() else {
             return false;
@@ -270,7 +270,8 @@ impl PulseState {
         if probe.id.is_some() || !probe.evidence.is_suspect(now, threshold) {
             return false;
         }
-        self.holders.ask(runtime, now.since(probe.sent_at), now);
+        self.holders
+            .ask_once(runtime, now.since(probe.sent_at), now);
         if let Some(delay) = delay_of_a_thread() {
             probe.evidence.add_delay(delay);
         }
@@ -407,6 +408,7 @@ impl Probe {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::report::{Frame, Origin};
 
     #[test]
     fn a_runtime_that_becomes_busy_is_visited_sooner() {
@@ -462,5 +464,47 @@ mod tests {
         // Positive control: the same wait of an exhausted one.
         let expected = [Some(Phase::Began), Some(Phase::Ended)];
         assert_eq!(phases(100, &[(100, false), (9_000, true)]), expected);
+    }
+
+    /// A state whose probe waits, with the stacks of two threads that the explainer has done.
+    fn waits_with(stacks: [&str; 2], id: Option<u64>) -> PulseState {
+        let mut state = PulseState {
+            probe: Some(Probe {
+                id,
+                ..Probe::default()
+            }),
+            ..PulseState::default()
+        };
+        for innermost in stacks {
+            let frames = [innermost, "tokio::runtime::blocking::pool::Inner::run"];
+            state.holders.is_explained(PoolStack {
+                after: Duration::ZERO,
+                stack: explain::Explained {
+                    frames: frames.map(|name| Frame::of(name, Origin::Runtime)).into(),
+                    certain: frames.len(),
+                    missing: Vec::new(),
+                    complete: true,
+                    truncated: false,
+                    lost: false,
+                },
+            });
+        }
+        state.take_in_stacks();
+        state
+    }
+
+    #[test]
+    fn an_idle_thread_begins_the_wait_anew_unless_it_is_announced() {
+        let (held, idle) = ("tokio::runtime::task::raw::poll", "std::Condvar::wait");
+        let since = |state: &PulseState| state.probe.as_ref().map(|probe| probe.evidence.since);
+        let state = waits_with([held, held], None);
+        assert_eq!(state.stacks.len(), 2);
+        assert_eq!(since(&state), Some(Nanos::default()));
+        for stacks in [[held, idle], [idle, held]] {
+            let state = waits_with(stacks, None);
+            assert_eq!(state.stacks.len(), 0, "{stacks:?}");
+            assert!(since(&state) > Some(Nanos::default()), "{stacks:?}");
+        }
+        assert_eq!(waits_with([held, idle], Some(1)).stacks.len(), 1);
     }
 }
