@@ -56,10 +56,11 @@ impl Liveness {
         }
     }
 
-    /// The time from which on an exhausted blocking pool is a reason; `None`, the default, for never.
+    /// The age from which on an exhausted blocking pool is a reason; `None`, the default, for
+    /// never.
     ///
-    /// The time counts once the pool is known to be exhausted: a closure whose thread only waits for
-    /// a CPU is no reason.
+    /// Only a pool that is known to be exhausted is a reason. A closure whose thread waits for a
+    /// CPU is none.
     pub fn blocking_pool(self, after: Option<Duration>) -> Liveness {
         Liveness {
             blocking_pool: after,
@@ -67,8 +68,8 @@ impl Liveness {
         }
     }
 
-    /// Why the program should be restarted since its blocking pool has been exhausted for this long,
-    /// if it should.
+    /// Why the program should be restarted since its blocking pool has been exhausted for this
+    /// long, if it should.
     pub(crate) fn verdict_on_pool(self, runtime: &str, age: Duration) -> Option<String> {
         let too_long = self.blocking_pool.is_some_and(|limit| age >= limit);
         let seconds = age.as_secs();

@@ -96,8 +96,8 @@ pub(crate) enum PoolThread {
     Idle,
 }
 
-/// Whether a thread of a blocking pool holds the pool or is idle. `None` if the stack shows neither,
-/// as between two closures, or if the thread drives a worker.
+/// Whether a thread of a blocking pool holds the pool or is idle. `None` if the stack shows
+/// neither, as between two closures, or if the thread drives a worker.
 pub(crate) fn pool_thread(explained: &Explained) -> Option<PoolThread> {
     let frames = &explained.frames;
     let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));

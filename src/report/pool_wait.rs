@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 /// [`Builder::on_pool_wait`](crate::Builder::on_pool_wait).
 ///
 /// The detector sends an empty closure through `spawn_blocking` now and then, one at a time. If it
-/// waits for [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others. There is
-/// a report once the pool is known to be exhausted, and none if a thread of it waits for a CPU:
-/// "The blocking pool" in [the guide](crate::guide::how_it_decides) has the rule. An exhausted pool
-/// holds no worker.
+/// waits for [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others. There
+/// is a report once the pool is known to be exhausted, and none if a thread of it waits for a CPU:
+/// "The blocking pool" in [the guide](crate::guide::how_it_decides) has the rule. An exhausted
+/// pool holds no worker.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

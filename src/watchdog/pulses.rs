@@ -420,8 +420,8 @@ mod tests {
         assert_eq!(next(near, now, IDLE.pulse), near);
     }
 
-    /// The announcements of a wait, at looks of this age in milliseconds. The pool is exhausted from
-    /// an age on.
+    /// The announcements of a wait, at looks of this age in milliseconds. The pool is exhausted
+    /// from an age on.
     fn phases(exhausted_from: u64, looks: &[(u64, bool)]) -> Vec<Option<Phase>> {
         let mut probe = Probe::default();
         let phase = |&(millis, is_taken): &(u64, bool)| {
