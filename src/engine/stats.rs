@@ -113,7 +113,7 @@ impl Stats {
     }
 
     /// The time since which the blocking pool has been exhausted, if it is.
-    #[cfg(feature = "serve")]
+    #[cfg(any(feature = "serve", all(test, not(loom))))]
     pub(crate) fn pool_exhausted_since(&self) -> Option<Nanos> {
         time_in(&self.pool_exhausted_since)
     }

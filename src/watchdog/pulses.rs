@@ -507,4 +507,41 @@ mod tests {
         }
         assert_eq!(waits_with([held, idle], Some(1)).stacks.len(), 1);
     }
+
+    /// As [`Liveness`](crate::Liveness) and the reporter hear of it.
+    #[test]
+    fn an_exhausted_pool_is_news_until_the_probe_is_taken_and_a_late_host_is_none() {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let (runtime, shared) = (WatchedRuntime::for_tests(tokio.handle()), Shared::default());
+        let sent_at = Nanos(1);
+        let taken = Arc::new(OnceLock::new());
+        let probe = |looked_at| Probe {
+            sent_at,
+            taken: taken.clone(),
+            evidence: PoolEvidence::new(sent_at, Duration::ZERO),
+            looked_at,
+            ..Probe::default()
+        };
+        // The last look is as old as the wait: this thread has had no CPU either.
+        let mut state = PulseState {
+            probe: Some(probe(sent_at)),
+            ..PulseState::default()
+        };
+        let exhausted_since = || runtime.stats.pool_exhausted_since();
+        state.holders.begin();
+        assert!(state.follow_probe(&runtime, &shared).is_none());
+        assert_eq!(exhausted_since(), None);
+
+        // Positive control: the same wait beside looks in time.
+        state.probe = Some(probe(clock::now()));
+        let began = state.follow_probe(&runtime, &shared).expect("news");
+        assert_eq!((began.phase, began.since), (Phase::Began, sent_at));
+        assert_eq!(exhausted_since(), Some(sent_at));
+        assert!(taken.set(Taken::now()).is_ok());
+        let ended = state.follow_probe(&runtime, &shared).expect("news");
+        assert_eq!((ended.phase, ended.id), (Phase::Ended, began.id));
+        assert_eq!(exhausted_since(), None);
+    }
 }
