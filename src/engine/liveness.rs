@@ -56,8 +56,11 @@ impl Liveness {
         }
     }
 
-    /// The time from which on a closure that waits for a thread of the blocking pool is a reason;
-    /// `None`, the default, for never.
+    /// The age from which on an exhausted blocking pool is a reason; `None`, the default, for
+    /// never.
+    ///
+    /// Only a pool that is known to be exhausted is a reason. A closure whose thread waits for a
+    /// CPU is none.
     pub fn blocking_pool(self, after: Option<Duration>) -> Liveness {
         Liveness {
             blocking_pool: after,
@@ -65,10 +68,11 @@ impl Liveness {
         }
     }
 
-    /// Why the program should be restarted since a closure has waited for this long, if it should.
-    pub(crate) fn verdict_on_pool(self, runtime: &str, waited: Duration) -> Option<String> {
-        let too_long = self.blocking_pool.is_some_and(|limit| waited >= limit);
-        let seconds = waited.as_secs();
+    /// Why the program should be restarted since its blocking pool has been exhausted for this
+    /// long, if it should.
+    pub(crate) fn verdict_on_pool(self, runtime: &str, age: Duration) -> Option<String> {
+        let too_long = self.blocking_pool.is_some_and(|limit| age >= limit);
+        let seconds = age.as_secs();
         too_long.then(|| format!("{runtime:?}: its blocking pool has been full for {seconds} s"))
     }
 

@@ -34,7 +34,7 @@ pub use liveness::Liveness;
 #[cfg(feature = "tower")]
 pub(crate) use news::RequestsNews;
 pub(crate) use news::{
-    Message, PoolNews, PoolStackNews, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
+    Message, PoolNews, PoolStack, StackNews, StallId, StallNews, StallThread, TurnsLost, Work,
 };
 pub use others::OtherRuntime;
 #[cfg(feature = "serve")]

@@ -31,7 +31,6 @@ pub(crate) enum Message {
     /// A stack of this stall was asked for and will not come.
     NoStack(StallId, NoStack),
     PoolWait(PoolNews),
-    PoolStack(Box<PoolStackNews>),
     TurnsLost(TurnsLost),
     /// Runtimes have appeared that nobody watches. The log of this watched one names them.
     OtherRuntimes(Arc<WatchedRuntime>),
@@ -91,14 +90,14 @@ pub(crate) enum Work {
         after: Duration,
         stack: RawStack,
     },
-    /// A stack of a thread of an exhausted blocking pool.
+    /// A stack of a thread of a blocking pool that lets a closure wait, and the channel for the
+    /// answer. There is none if the stack cannot be explained.
     OfPool {
-        /// The number of the wait.
-        id: u64,
-        runtime: Arc<WatchedRuntime>,
+        watch: Arc<WatchState>,
         /// The age of the wait when the stack was asked for.
         after: Duration,
         stack: RawStack,
+        answer: SyncSender<PoolStack>,
     },
     /// A stack that a user has asked for, and the channel for the answer.
     Asked {
@@ -125,13 +124,14 @@ pub(crate) struct PoolNews {
     pub(crate) runtime: Arc<WatchedRuntime>,
     pub(crate) since: Nanos,
     pub(crate) waited: Duration,
+    /// The stacks of closures that hold the pool which have come since the last news.
+    pub(crate) stacks: Vec<PoolStack>,
 }
 
-/// A stack of a closure that holds a blocking pool, explained.
+/// A stack of a thread of a blocking pool, explained.
 #[derive(Debug)]
-pub(crate) struct PoolStackNews {
-    /// The number of the wait.
-    pub(crate) id: u64,
+pub(crate) struct PoolStack {
+    /// The age of the wait when the stack was asked for.
     pub(crate) after: Duration,
     pub(crate) stack: Explained,
 }

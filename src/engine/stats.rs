@@ -33,6 +33,8 @@ pub(crate) struct Stats {
     pub(crate) blocking_queue_wait: WaitCounter,
     /// The time at which the probe that waits for the blocking pool was sent; 0 for none.
     probe_sent_at: AtomicU64,
+    /// The time since which the blocking pool is known to be exhausted; 0 while it is not.
+    pool_exhausted_since: AtomicU64,
     /// By worker: its time by state.
     pub(crate) worker_time: Vec<TimeByState>,
     /// By worker: the turns of its loop, where they are counted.
@@ -57,6 +59,7 @@ impl Stats {
             scheduler_lag: WaitCounter::default(),
             blocking_queue_wait: WaitCounter::default(),
             probe_sent_at: AtomicU64::new(0),
+            pool_exhausted_since: AtomicU64::new(0),
             worker_time: one_each(workers),
             worker_turns: one_each(workers),
             no_turns: AtomicU8::new(0),
@@ -102,16 +105,32 @@ impl Stats {
 
     /// The time at which the probe was sent that waits for the blocking pool, if one does.
     pub(crate) fn probe_sent_at(&self) -> Option<Nanos> {
-        match self.probe_sent_at.load(Ordering::Relaxed) {
-            0 => None,
-            at => Some(Nanos(at)),
-        }
+        time_in(&self.probe_sent_at)
     }
 
     pub(crate) fn set_probe_sent_at(&self, at: Option<Nanos>) {
-        self.probe_sent_at
-            .store(at.map_or(0, |at| at.0), Ordering::Relaxed);
+        set_time(&self.probe_sent_at, at);
     }
+
+    /// The time since which the blocking pool has been exhausted, if it is.
+    #[cfg(any(feature = "serve", all(test, not(loom))))]
+    pub(crate) fn pool_exhausted_since(&self) -> Option<Nanos> {
+        time_in(&self.pool_exhausted_since)
+    }
+
+    pub(crate) fn set_pool_exhausted_since(&self, at: Option<Nanos>) {
+        set_time(&self.pool_exhausted_since, at);
+    }
+}
+
+// Relaxed: such a word is complete in itself, and publishes nothing else.
+fn time_in(word: &AtomicU64) -> Option<Nanos> {
+    let at = word.load(Ordering::Relaxed);
+    (at != 0).then_some(Nanos(at))
+}
+
+fn set_time(word: &AtomicU64, at: Option<Nanos>) {
+    word.store(at.map_or(0, |at| at.0), Ordering::Relaxed);
 }
 
 fn one_each<T: Default>(workers: usize) -> Vec<T> {

@@ -95,14 +95,40 @@ fn verdict(frames: &[Frame], complete: bool) -> Option<StackVerdict> {
     (complete && all_seen).then_some(StackVerdict::Detached)
 }
 
-/// Whether a thread of a blocking pool is inside of a closure. It may also wait for one, or drive a
-/// worker in the place of a thread that is in `block_in_place`.
-pub(crate) fn holds_pool(explained: &Explained) -> bool {
+/// A thread of a blocking pool, by its stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PoolThread {
+    /// It is inside of a closure.
+    Holds,
+    /// It waits for a closure.
+    Idle,
+}
+
+/// Whether a thread of a blocking pool holds the pool or is idle. `None` if the stack shows
+/// neither, as between two closures, or if the thread drives a worker.
+pub(crate) fn pool_thread(explained: &Explained) -> Option<PoolThread> {
     let frames = &explained.frames;
     let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));
-    let is_in_one =
-        passes("blocking::task::") || frames.iter().any(|frame| frame.origin == Origin::Own);
-    is_in_one && !passes("scheduler::multi_thread::worker::")
+    if passes("scheduler::multi_thread::worker::") {
+        return None;
+    }
+    // A closure is called through the table of its task, which no build inlines.
+    let tasks = ["blocking::task::", "runtime::task::"];
+    let is_own = |frame: &Frame| frame.origin == Origin::Own;
+    if tasks.into_iter().any(passes) || frames.iter().any(is_own) {
+        return Some(PoolThread::Holds);
+    }
+    let loops = ["blocking::pool::", "blocking::sharded::"];
+    let is_idle = explained.complete && loops.into_iter().any(passes) && waits_for_news(frames);
+    is_idle.then_some(PoolThread::Idle)
+}
+
+/// Whether the thread waits on a condition variable. Without debug information, only the call
+/// below it may have a name, which locks share.
+fn waits_for_news(frames: &[Frame]) -> bool {
+    let names = || frames.iter().filter_map(|frame| frame.function.as_deref());
+    let any = |parts: &[&str]| names().any(|name| parts.iter().any(|part| name.contains(part)));
+    any(&["Condvar"]) || any(&["futex_wait"]) && !any(&["Mutex", "lock_contended", "lock_slow"])
 }
 
 /// Whether the thread waits in the runtime's driver, or to get into it. Such a thread does not
@@ -155,6 +181,81 @@ mod tests {
             truncated: false,
             lost: false,
         })
+    }
+
+    /// The verdict of a complete stack of these functions on a thread of a blocking pool.
+    fn pool_thread_of(functions: &[&str], complete: bool) -> Option<PoolThread> {
+        pool_thread(&Explained {
+            frames: functions
+                .iter()
+                .map(
+                    |function| match crate::explain::own_code::crate_of(function) {
+                        Some("std" | "parking_lot") | None => Frame::of(function, Origin::Std),
+                        Some("dep") => Frame::of(function, Origin::Dependency),
+                        _ => frame(function),
+                    },
+                )
+                .collect(),
+            certain: functions.len(),
+            missing: Vec::new(),
+            complete,
+            truncated: false,
+            lost: false,
+        })
+    }
+
+    #[test]
+    fn a_thread_of_the_pool_holds_it_or_is_idle() {
+        let of = |functions: &[&str]| pool_thread_of(functions, true);
+        const POOL: &str = "tokio::runtime::blocking::pool::Inner::run";
+        const SHARDED: &str = "tokio::runtime::blocking::sharded::ShardedImpl::run_worker";
+        const WAIT: &str = "std::sync::poison::condvar::Condvar::wait_timeout";
+        const FUTEX: &str = "std::sys::pal::unix::futex::futex_wait";
+        const TASK: &str = "tokio::runtime::task::raw::poll";
+        let idle = [
+            &["syscall", FUTEX, WAIT, SHARDED, POOL][..],
+            &[
+                "syscall",
+                "parking_lot::condvar::Condvar::wait_until_internal",
+                POOL,
+            ],
+            // Without inlined frames.
+            &["syscall", FUTEX, POOL],
+        ];
+        for functions in idle {
+            assert_eq!(of(functions), Some(PoolThread::Idle), "{functions:?}");
+            assert_eq!(pool_thread_of(functions, false), None, "{functions:?}");
+        }
+        let holds = [
+            &["syscall", FUTEX, WAIT, "app::query", TASK, POOL][..],
+            &["syscall", FUTEX, WAIT, "dep::get", TASK, POOL],
+            &["app::query"],
+        ];
+        for functions in holds {
+            assert_eq!(of(functions), Some(PoolThread::Holds), "{functions:?}");
+        }
+        let neither = [
+            // It drives a worker, or is between two closures.
+            &["syscall", FUTEX, WAIT, PARKED, LOOP, TASK, POOL][..],
+            &[
+                "syscall",
+                FUTEX,
+                "std::sys::sync::mutex::futex::Mutex::lock_contended",
+                POOL,
+            ],
+            &[
+                "syscall",
+                "parking_lot::raw_mutex::RawMutex::lock_slow",
+                POOL,
+            ],
+            &[POOL],
+            // Not the pool's.
+            &["syscall", FUTEX, WAIT],
+            &[],
+        ];
+        for functions in neither {
+            assert_eq!(of(functions), None, "{functions:?}");
+        }
     }
 
     const LOOP: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";

@@ -12,8 +12,10 @@ use std::time::{Duration, SystemTime};
 /// [`Builder::on_pool_wait`](crate::Builder::on_pool_wait).
 ///
 /// The detector sends an empty closure through `spawn_blocking` now and then, one at a time. If it
-/// waits beyond [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others: the
-/// pool is exhausted. An exhausted pool holds no worker.
+/// waits for [`Builder::pool_threshold`](crate::Builder::pool_threshold), so do all others. There
+/// is a report once the pool is known to be exhausted, and none if a thread of it waits for a CPU:
+/// "The blocking pool" in [the guide](crate::guide::how_it_decides) has the rule. An exhausted
+/// pool holds no worker.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -33,8 +35,8 @@ pub struct PoolWaitReport {
         serde(rename = "waited_seconds", serialize_with = "super::seconds")
     )]
     pub waited: Duration,
-    /// The stacks of closures that hold the pool, of a few of its threads. Other closures may hold
-    /// it as well. None is taken before the first report of a wait.
+    /// The stacks of closures that hold the pool, of a few of its threads, as known at this report.
+    /// Other closures may hold it as well.
     pub stacks: Vec<StackSample>,
 }
 

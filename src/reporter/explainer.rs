@@ -8,7 +8,7 @@
 use crate::capture::RawStack;
 use crate::clock;
 use crate::detect::StackVerdict;
-use crate::engine::{Message, PoolStackNews, Shared, StackNews, WatchState, Work};
+use crate::engine::{Message, PoolStack, Shared, StackNews, WatchState, Work};
 use crate::explain::{self, Explained, Explainer};
 use crate::report::NoStack;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -72,16 +72,14 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             reporter.send(Message::Stack(Box::new(news))).ok();
         }
         Work::OfPool {
-            id,
-            runtime,
+            watch,
             after,
             stack,
+            answer,
         } => {
-            let stack = explain(explainer, &runtime.watch, &stack).ok();
-            // No report waits for it, so it may be left out.
-            if let Some(stack) = stack.filter(explain::holds_pool) {
-                let news = PoolStackNews { id, after, stack };
-                reporter.try_send(Message::PoolStack(Box::new(news))).ok();
+            // The wait may be over.
+            if let Ok(stack) = explain(explainer, &watch, &stack) {
+                answer.try_send(PoolStack { after, stack }).ok();
             }
         }
         Work::Asked {

@@ -23,7 +23,7 @@ pub(crate) mod worker_stacks;
 pub(crate) use sinks::guarded;
 
 use crate::clock;
-use crate::engine::{Message, PoolNews, PoolStackNews, Shared, StallId, StallNews};
+use crate::engine::{Message, PoolNews, Shared, StallId, StallNews};
 use crate::report::{Phase, StallReport};
 use case::Case;
 use pool_case::PoolCase;
@@ -77,7 +77,6 @@ impl Reporter<'_> {
                 self.has_changed(id);
             }
             Message::PoolWait(news) => self.pool_wait(news),
-            Message::PoolStack(news) => self.pool_stack(*news),
             Message::TurnsLost(news) => self.pass_on(Delivery::TurnsLost(news)),
             Message::OtherRuntimes(runtime) => self.pass_on(Delivery::OtherRuntimes(runtime)),
             #[cfg(feature = "tower")]
@@ -181,25 +180,14 @@ impl Reporter<'_> {
         // A runtime that ends leaves its wait without an end.
         let goes_on = |_: &u64, case: &mut PoolCase| !case.latest.runtime.is_gone();
         self.pool_cases.retain(goes_on);
-        let case = match self.pool_cases.remove(&id) {
-            Some(known) => known.followed_by(news),
-            None => PoolCase::new(news),
-        };
+        let known = self.pool_cases.remove(&id);
+        let case = PoolCase::followed_by(known, news);
         let report = case.report();
         if phase != Phase::Ended {
             self.pool_cases.insert(id, case);
         }
         runtime.watch.recent.lock().keep_pool_wait(report.clone());
         self.pass_on(Delivery::PoolWait { report, runtime });
-    }
-
-    /// Adds a stack to the kept report of a wait that goes on. The next one is passed on with it.
-    fn pool_stack(&mut self, news: PoolStackNews) {
-        if let Some(case) = self.pool_cases.get_mut(&news.id) {
-            case.add(news);
-            let watch = &case.latest.runtime.watch;
-            watch.recent.lock().keep_pool_wait(case.report());
-        }
     }
 }
 

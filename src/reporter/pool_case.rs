@@ -3,7 +3,7 @@
 //! *Runs on:* `stall-reporter`.
 
 use crate::clock::wall_clock;
-use crate::engine::{PoolNews, PoolStackNews};
+use crate::engine::{PoolNews, PoolStack};
 use crate::report::{PoolWaitReport, StackSample, add_stack};
 
 /// A wait that goes on.
@@ -14,29 +14,20 @@ pub(super) struct PoolCase {
 }
 
 impl PoolCase {
-    pub(super) fn new(latest: PoolNews) -> PoolCase {
-        PoolCase {
-            latest,
-            stacks: Vec::new(),
-        }
-    }
-
-    /// Takes in a later announcement.
-    pub(super) fn followed_by(self, latest: PoolNews) -> PoolCase {
-        PoolCase { latest, ..self }
-    }
-
-    pub(super) fn add(&mut self, news: PoolStackNews) {
-        add_stack(
-            &mut self.stacks,
-            StackSample {
-                after: news.after,
+    /// The wait after news of it, with what is known of it so far.
+    pub(super) fn followed_by(known: Option<PoolCase>, mut latest: PoolNews) -> PoolCase {
+        let mut stacks = known.map(|known| known.stacks).unwrap_or_default();
+        for PoolStack { after, stack } in latest.stacks.drain(..) {
+            let sample = StackSample {
+                after,
                 count: 1,
-                frames: news.stack.frames,
-                certain_frames: news.stack.certain,
-                complete: news.stack.complete,
-            },
-        );
+                frames: stack.frames,
+                certain_frames: stack.certain,
+                complete: stack.complete,
+            };
+            add_stack(&mut stacks, sample);
+        }
+        PoolCase { latest, stacks }
     }
 
     pub(super) fn report(&self) -> PoolWaitReport {

@@ -243,7 +243,7 @@ impl Routes {
             let workers = runtime.metrics.num_workers();
             let of_workers = liveness.verdict(&runtime.name, workers, &held);
             of_workers.or_else(|| {
-                let waited = now.since(runtime.stats.probe_sent_at()?);
+                let waited = now.since(runtime.stats.pool_exhausted_since()?);
                 liveness.verdict_on_pool(&runtime.name, waited)
             })
         });

@@ -244,6 +244,9 @@ impl Builder {
     /// runtimes. The pool of a `current_thread` runtime is asked only if this is called: to ask a
     /// pool that the program does not use would give it a thread, for which the runtime waits when
     /// it is dropped.
+    ///
+    /// The time in which a thread of the pool waits for a CPU does not count. Without stacks,
+    /// nothing is reported before half a second.
     pub fn pool_threshold(mut self, threshold: Duration) -> Builder {
         self.settings.pool_threshold = Some(threshold);
         self

@@ -8,6 +8,7 @@
 //! one.
 
 mod episode;
+mod exhaustion;
 mod files;
 mod holders;
 mod host;

@@ -1,13 +1,16 @@
 //! Sends pulses to the runtimes and probes to their blocking pools, and notes how long each waits.
+//! Announces a wait for a pool once the pool is known to be exhausted.
 //!
 //! *Runs on:* its own thread, `stall-pulse`. A pulse takes the runtime's queue lock, and a probe
 //! may start a thread, so the watchdog sends neither.
 //! *Must not:* be waited for. This thread may allocate, and may wait for a runtime's locks.
 
+use super::exhaustion::PoolEvidence;
 use super::holders::Holders;
 use crate::capture::Addressee;
 use crate::clock::{self, Nanos};
-use crate::engine::{Message, PoolNews, Settings, Shared, WatchedRuntime, Work};
+use crate::engine::{Message, PoolNews, PoolStack, Settings, Shared, WatchedRuntime, Work};
+use crate::explain::{self, PoolThread};
 use crate::os;
 use crate::probe::{Gathering, gather};
 use crate::report::Phase;
@@ -63,13 +66,10 @@ pub(crate) fn run(
         for runtime in watched.iter().filter(|runtime| !runtime.is_gone()) {
             let state = states.entry(runtime.id).or_default();
             let now = clock::now();
+            state.holders.send_on(runtime, explainer, now);
             let news = state.visit(runtime, shared, now).map(Message::PoolWait);
             if news.is_some_and(|news| reporter.try_send(news).is_err()) {
                 shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-            }
-            for work in state.stacks(runtime, now) {
-                // If the explainer has much to do, the report has one stack less.
-                explainer.try_send(work).ok();
             }
             wait = wait.min(state.next_visit(runtime, now));
         }
@@ -88,8 +88,8 @@ struct PulseState {
     probe_at: Nanos,
     probe: Option<Probe>,
     holders: Holders,
-    /// The number of the wait that was announced last.
-    announced: u64,
+    /// The stacks of closures that hold the pool, since the last news.
+    stacks: Vec<PoolStack>,
 }
 
 /// An empty closure for the blocking pool.
@@ -97,6 +97,8 @@ struct PulseState {
 struct Probe {
     sent_at: Nanos,
     taken: Arc<OnceLock<Taken>>,
+    evidence: PoolEvidence,
+    looked_at: Nanos,
     /// The number of the wait, once it is announced.
     id: Option<u64>,
     /// The age at which it is announced next; `None` before the first time.
@@ -173,46 +175,52 @@ impl PulseState {
     fn send_probe(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
         let mut spacing = spacing;
         if self.probe.is_none() && self.probe_at <= now && asks_pool(runtime) {
-            let spare = os::spawn("stall-spare", || ()).map(|spare| spare.join());
-            let send = |_| {
+            let send = |delay| {
                 // The pool may start a thread for it, which is the program's.
-                let send = || os::with_signals_of_the_program(|| Probe::send(runtime));
+                let send = || os::with_signals_of_the_program(|| Probe::send(runtime, delay));
                 catch_unwind(AssertUnwindSafe(send)).ok()
             };
-            self.probe = spare.ok().and_then(send);
+            self.probe = delay_of_a_thread().and_then(send);
             if self.probe.is_none() {
                 runtime.stats.no_thread.fetch_add(1, Ordering::Relaxed);
                 spacing = IDLE.probe;
             }
             let sent_at = self.probe.as_ref().map(|probe| probe.sent_at);
             runtime.stats.set_probe_sent_at(sent_at);
+            self.holders.begin();
+            self.stacks.clear();
         }
         self.probe_at = next(self.probe_at, now, spacing);
     }
 
-    /// Notes how long the probe under way has waited. From the threshold on, that is news.
+    /// Notes how long the probe under way has waited. If the pool is exhausted, that is news.
     fn follow_probe(&mut self, runtime: &Arc<WatchedRuntime>, shared: &Shared) -> Option<PoolNews> {
+        self.take_in_stacks();
+        let asked_for = runtime.watch.settings.pool_threshold;
+        let threshold = asked_for.unwrap_or(Settings::POOL_THRESHOLD);
+        let is_exhausted = self.is_exhausted(runtime, threshold);
         let probe = self.probe.as_mut()?;
         let taken_at = probe.taken.get().map(|taken| taken.at);
         let now = clock::now();
         let waited = taken_at.unwrap_or(now).since(probe.sent_at);
-        let asked_for = runtime.watch.settings.pool_threshold;
-        let phase = probe.phase(
-            waited,
-            taken_at.is_some(),
-            asked_for.unwrap_or(Settings::POOL_THRESHOLD),
-            &runtime.rules.milestones,
-        );
+        let is_taken = taken_at.is_some();
+        let milestones = &runtime.rules.milestones;
+        let phase = probe.phase(waited, is_taken, is_exhausted, threshold, milestones);
         let news = phase.map(|phase| PoolNews {
             id: *probe.id.get_or_insert_with(|| shared.next_id()),
             phase,
             runtime: runtime.clone(),
             since: probe.sent_at,
             waited,
+            stacks: std::mem::take(&mut self.stacks),
         });
-        if let Some(news) = news.as_ref().filter(|news| news.phase != Phase::Ended) {
-            self.announced = news.id;
-            self.holders.ask(news.id, runtime, waited, now);
+        match phase {
+            Some(Phase::Began) => {
+                let since = Some(probe.evidence.since);
+                runtime.stats.set_pool_exhausted_since(since);
+            }
+            Some(Phase::Ongoing) => self.holders.ask(runtime, waited, now),
+            _ => {}
         }
         if let Some(taken) = probe.taken.get() {
             if let Some(thread) = taken.thread {
@@ -220,24 +228,65 @@ impl PulseState {
             }
             runtime.stats.blocking_queue_wait.note(waited);
             runtime.stats.set_probe_sent_at(None);
+            runtime.stats.set_pool_exhausted_since(None);
             self.probe = None;
         }
         news
     }
+
+    /// Takes in the stacks that have been explained. An idle thread ends the suspicion, unless the
+    /// wait is announced.
+    fn take_in_stacks(&mut self) {
+        let Some(probe) = self.probe.as_mut() else {
+            return;
+        };
+        for of_thread in self.holders.explained() {
+            let Some(shown) = explain::pool_thread(&of_thread.stack) else {
+                continue;
+            };
+            probe.evidence.add_stack(shown, clock::now());
+            match shown {
+                PoolThread::Holds => self.stacks.push(of_thread),
+                PoolThread::Idle if probe.id.is_none() => {
+                    self.stacks.clear();
+                    self.holders.begin();
+                    break;
+                }
+                PoolThread::Idle => {}
+            }
+        }
+    }
+
+    /// Whether the pool is known to be exhausted, as long as the wait is not announced. If the wait
+    /// is suspect, asks for stacks and starts a thread of our own, to see how late the host is.
+    fn is_exhausted(&mut self, runtime: &WatchedRuntime, threshold: Duration) -> bool {
+        let Some(probe) = self.probe.as_mut() else {
+            return false;
+        };
+        let now = clock::now();
+        let late = now.since(probe.looked_at).saturating_sub(LOOK);
+        probe.looked_at = now;
+        probe.evidence.add_delay(late);
+        if probe.id.is_some() || !probe.evidence.is_suspect(now, threshold) {
+            return false;
+        }
+        self.holders
+            .ask_once(runtime, now.since(probe.sent_at), now);
+        if let Some(delay) = delay_of_a_thread() {
+            probe.evidence.add_delay(delay);
+        }
+        let awaits_stacks = self.holders.awaits(now);
+        probe.evidence.is_exhausted(now, threshold, awaits_stacks)
+    }
 }
 
-impl PulseState {
-    /// The stacks of threads that hold the pool, as far as they have come.
-    fn stacks(&mut self, runtime: &Arc<WatchedRuntime>, now: Nanos) -> Vec<Work> {
-        let answers = self.holders.answers(now).into_iter();
-        let work = answers.map(|(after, stack)| Work::OfPool {
-            id: self.announced,
-            runtime: runtime.clone(),
-            after,
-            stack,
-        });
-        work.collect()
-    }
+/// The time that a thread of our own takes to begin, to end, and to be known to have ended. `None`
+/// if the system has no thread for it.
+fn delay_of_a_thread() -> Option<Duration> {
+    let from = clock::now();
+    let spare = os::spawn("stall-spare", || ()).ok()?;
+    spare.join().ok();
+    Some(clock::now().since(from))
 }
 
 /// The gatherings of one runtime, by which the threads of its workers become known.
@@ -310,7 +359,8 @@ fn next(due: Nanos, now: Nanos, spacing: Duration) -> Nanos {
 }
 
 impl Probe {
-    fn send(runtime: &WatchedRuntime) -> Probe {
+    /// Sends a probe, just after a thread of our own has taken this long.
+    fn send(runtime: &WatchedRuntime, delay: Duration) -> Probe {
         let taken = Arc::new(OnceLock::new());
         let stamp = taken.clone();
         let sent_at = clock::now();
@@ -319,27 +369,31 @@ impl Probe {
             // Nobody else sets it.
             stamp.set(Taken::now()).ok();
         }));
+        // The start of a thread for it may have taken long, which is no wait for a busy one.
+        let handed_over_at = clock::now();
         Probe {
             sent_at,
             taken,
+            evidence: PoolEvidence::new(handed_over_at, delay),
+            looked_at: handed_over_at,
             ..Probe::default()
         }
     }
 
-    /// The phase to announce after a wait of this length, if it is time for one. The next one is
-    /// due at twice the age, or at a milestone.
+    /// The phase to announce after a wait of this length, if it is time for one. The first is due
+    /// once the pool is exhausted, the next at twice the age or at a milestone.
     fn phase(
         &mut self,
         waited: Duration,
         is_taken: bool,
+        is_exhausted: bool,
         threshold: Duration,
         milestones: &[Duration],
     ) -> Option<Phase> {
-        let is_due = waited >= self.next_age.unwrap_or(threshold);
         let phase = match (is_taken, self.next_age) {
-            (true, announced) => (announced.is_some() || is_due).then_some(Phase::Ended),
-            (false, None) => is_due.then_some(Phase::Began),
-            (false, Some(_)) => is_due.then_some(Phase::Ongoing),
+            (true, announced) => announced.map(|_| Phase::Ended),
+            (false, None) => is_exhausted.then_some(Phase::Began),
+            (false, Some(age)) => (waited >= age).then_some(Phase::Ongoing),
         }?;
         let mut doubled = threshold;
         while doubled <= waited {
@@ -354,6 +408,7 @@ impl Probe {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::report::{Frame, Origin};
 
     #[test]
     fn a_runtime_that_becomes_busy_is_visited_sooner() {
@@ -365,44 +420,128 @@ mod tests {
         assert_eq!(next(near, now, IDLE.pulse), near);
     }
 
-    #[test]
-    fn a_wait_is_announced_at_the_threshold_at_each_doubling_and_at_its_end() {
-        let threshold = Duration::from_millis(100);
-        let phases = |ages: &[(u64, bool)]| {
-            let mut probe = Probe::default();
-            let phase = |&(millis, is_taken): &(u64, bool)| {
-                let milestones = [Duration::from_millis(500)];
-                probe.phase(
-                    Duration::from_millis(millis),
-                    is_taken,
-                    threshold,
-                    &milestones,
-                )
-            };
-            ages.iter().map(phase).collect::<Vec<_>>()
+    /// The announcements of a wait, at looks of this age in milliseconds. The pool is exhausted
+    /// from an age on.
+    fn phases(exhausted_from: u64, looks: &[(u64, bool)]) -> Vec<Option<Phase>> {
+        let mut probe = Probe::default();
+        let phase = |&(millis, is_taken): &(u64, bool)| {
+            let milestones = [Duration::from_millis(500)];
+            let is_exhausted = millis >= exhausted_from && !is_taken;
+            let waited = Duration::from_millis(millis);
+            let threshold = Duration::from_millis(100);
+            probe.phase(waited, is_taken, is_exhausted, threshold, &milestones)
         };
+        looks.iter().map(phase).collect()
+    }
+
+    #[test]
+    fn a_wait_is_announced_once_exhausted_at_each_doubling_and_at_its_end() {
         let (began, ongoing, ended) = (Phase::Began, Phase::Ongoing, Phase::Ended);
-        let waits = [
-            (99, false),
-            (100, false),
-            (199, false),
-            (450, false),
-            (499, false),
-            (500, false),
-            (799, false),
-            (800, true),
+        let looks = [
+            (99, None),
+            (100, Some(began)),
+            (199, None),
+            (450, Some(ongoing)),
+            (499, None),
+            (500, Some(ongoing)),
+            (799, None),
         ];
-        let (of, rest) = (
-            [None, Some(began), None, Some(ongoing), None],
-            [Some(ongoing), None],
-        );
-        let expected = [&of[..], &rest, &[Some(ended)]].concat();
-        assert_eq!(phases(&waits), expected);
-        assert_eq!(
-            phases(&[(100, false), (101, true)]),
-            [Some(began), Some(ended)]
-        );
-        assert_eq!(phases(&[(99, true)]), [None]);
-        assert_eq!(phases(&[(100, true)]), [Some(ended)]);
+        let mut waits: Vec<_> = looks.iter().map(|(age, _)| (*age, false)).collect();
+        waits.push((800, true));
+        let mut expected: Vec<_> = looks.iter().map(|(_, phase)| *phase).collect();
+        expected.push(Some(ended));
+        assert_eq!(phases(100, &waits), expected);
+        let late = [(100, false), (350, false), (399, false), (400, false)];
+        let expected = [None, Some(began), None, Some(ongoing)];
+        assert_eq!(phases(350, &late), expected);
+    }
+
+    #[test]
+    fn a_wait_that_is_not_known_to_be_of_an_exhausted_pool_is_no_news() {
+        let never = u64::MAX;
+        assert_eq!(phases(never, &[(100, false), (9_000, false)]), [None; 2]);
+        assert_eq!(phases(never, &[(100, false), (9_000, true)]), [None; 2]);
+        // Positive control: the same wait of an exhausted one.
+        let expected = [Some(Phase::Began), Some(Phase::Ended)];
+        assert_eq!(phases(100, &[(100, false), (9_000, true)]), expected);
+    }
+
+    /// A state whose probe waits, with the stacks of two threads that the explainer has done.
+    fn waits_with(stacks: [&str; 2], id: Option<u64>) -> PulseState {
+        let mut state = PulseState {
+            probe: Some(Probe {
+                id,
+                ..Probe::default()
+            }),
+            ..PulseState::default()
+        };
+        for innermost in stacks {
+            let frames = [innermost, "tokio::runtime::blocking::pool::Inner::run"];
+            state.holders.is_explained(PoolStack {
+                after: Duration::ZERO,
+                stack: explain::Explained {
+                    frames: frames.map(|name| Frame::of(name, Origin::Runtime)).into(),
+                    certain: frames.len(),
+                    missing: Vec::new(),
+                    complete: true,
+                    truncated: false,
+                    lost: false,
+                },
+            });
+        }
+        state.take_in_stacks();
+        state
+    }
+
+    #[test]
+    fn an_idle_thread_begins_the_wait_anew_unless_it_is_announced() {
+        let (held, idle) = ("tokio::runtime::task::raw::poll", "std::Condvar::wait");
+        let since = |state: &PulseState| state.probe.as_ref().map(|probe| probe.evidence.since);
+        let state = waits_with([held, held], None);
+        assert_eq!(state.stacks.len(), 2);
+        assert_eq!(since(&state), Some(Nanos::default()));
+        for stacks in [[held, idle], [idle, held]] {
+            let state = waits_with(stacks, None);
+            assert_eq!(state.stacks.len(), 0, "{stacks:?}");
+            assert!(since(&state) > Some(Nanos::default()), "{stacks:?}");
+        }
+        assert_eq!(waits_with([held, idle], Some(1)).stacks.len(), 1);
+    }
+
+    /// As [`Liveness`](crate::Liveness) and the reporter hear of it.
+    #[test]
+    fn an_exhausted_pool_is_news_until_the_probe_is_taken_and_a_late_host_is_none() {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let (runtime, shared) = (WatchedRuntime::for_tests(tokio.handle()), Shared::default());
+        let sent_at = Nanos(1);
+        let taken = Arc::new(OnceLock::new());
+        let probe = |looked_at| Probe {
+            sent_at,
+            taken: taken.clone(),
+            evidence: PoolEvidence::new(sent_at, Duration::ZERO),
+            looked_at,
+            ..Probe::default()
+        };
+        // The last look is as old as the wait: this thread has had no CPU either.
+        let mut state = PulseState {
+            probe: Some(probe(sent_at)),
+            ..PulseState::default()
+        };
+        let exhausted_since = || runtime.stats.pool_exhausted_since();
+        state.holders.begin();
+        assert!(state.follow_probe(&runtime, &shared).is_none());
+        assert_eq!(exhausted_since(), None);
+
+        // Positive control: the same wait beside looks in time.
+        state.probe = Some(probe(clock::now()));
+        let began = state.follow_probe(&runtime, &shared).expect("news");
+        assert_eq!((began.phase, began.since), (Phase::Began, sent_at));
+        assert_eq!(exhausted_since(), Some(sent_at));
+        assert!(taken.set(Taken::now()).is_ok());
+        let ended = state.follow_probe(&runtime, &shared).expect("news");
+        assert_eq!((ended.phase, ended.id), (Phase::Ended, began.id));
+        assert_eq!(exhausted_since(), None);
     }
 }

@@ -26,8 +26,9 @@ pub(crate) const TRAP: Trap = Trap {
     routes,
 };
 
-/// So long that the detector's next probe, due every quarter of a second, waits visibly.
-const JOB: Duration = Duration::from_millis(1_200);
+/// So long that the detector's next probe, due every quarter of a second, waits visibly, also where
+/// the first stack of a debug build takes a second to explain.
+const JOB: Duration = Duration::from_millis(2_000);
 
 fn routes(setup: &Setup<'_>) -> Result<Router, Failure> {
     Ok(Router::new()
