@@ -11,7 +11,9 @@
 
 use super::advice::advise;
 use super::stack::OneCall;
-use super::{Explained, Explainer, OwnCode, SleptIn, cause, holds_pool, is_parked, tokio_names};
+use super::{
+    Explained, Explainer, OwnCode, PoolThread, SleptIn, cause, is_parked, pool_thread, tokio_names,
+};
 use crate::capture::Registers;
 use crate::os::{self, Call, Pid, ThreadFiles, ThreadState, memory};
 use crate::report::{
@@ -288,7 +290,10 @@ fn place(explained: &Explained, calls: &[OneCall]) -> (ThreadPlace, Option<u64>)
     let frames = &explained.frames[..explained.certain];
     let passes = |part: &str| tokio_names(frames).any(|name| name.contains(part));
     if !frames.iter().any(is_loop) {
-        let pool = match (passes("blocking::pool::"), holds_pool(explained)) {
+        let pool = match (
+            passes("blocking::pool::"),
+            pool_thread(explained) == Some(PoolThread::Holds),
+        ) {
             (false, _) => ThreadPlace::Elsewhere,
             (true, false) => ThreadPlace::IdlePool,
             (true, true) => ThreadPlace::BusyPool,
