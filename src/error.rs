@@ -267,6 +267,13 @@ impl StartError {
     }
 }
 
+/// For a `main` that returns `io::Result`, as that of actix-web does.
+impl From<StartError> for io::Error {
+    fn from(error: StartError) -> io::Error {
+        io::Error::other(error)
+    }
+}
+
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {

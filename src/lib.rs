@@ -142,6 +142,17 @@
 
 // On docs.rs, items have their features beside them. The model checker's builds are none.
 #![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(loom))))]
+// Where no stacks can be taken, `outside` has nothing to offer, and its parts have no use.
+#![cfg_attr(
+    all(
+        feature = "outside",
+        not(all(
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        ))
+    ),
+    allow(dead_code, unreachable_pub, unused_imports)
+)]
 
 mod clock;
 mod error;

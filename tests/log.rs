@@ -141,7 +141,7 @@ fn a_stall_is_a_warning_while_it_lasts_and_has_an_end() {
 }
 
 #[test]
-fn a_long_stall_is_an_error_and_has_three_lines() {
+fn a_long_stall_is_an_error_and_has_few_lines() {
     let log = Log::from_here();
     let stage = setup().start();
     stall(&stage, "worth_an_error", 1_300);
@@ -155,8 +155,9 @@ fn a_long_stall_is_an_error_and_has_three_lines() {
         .filter(|line| line.fields.contains("certainty"))
         .collect();
     assert_eq!(lines.last().unwrap().level, Level::ERROR);
+    // Its begin, its site if that was not known yet, the error, and its end.
     assert!(
-        lines.len() <= 3 && reports > 3,
+        lines.len() <= 4 && reports > 4,
         "{reports} reports, {lines:#?}"
     );
     let advised = lines

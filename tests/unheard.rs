@@ -74,6 +74,39 @@ fn unheard_child() {
     drop(stage);
 }
 
+#[test]
+fn misused_child() {
+    if std::env::var(CHILD).as_deref() != Ok("misused") {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    // The guard is dropped here.
+    let _ = tokio_stall::watch().unwrap();
+    drop(tokio_stall::Builder::from_env().log(false).start().unwrap());
+    let watch = tokio_stall::Builder::from_env().start().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    drop(watch);
+}
+
+#[test]
+fn a_dropped_guard_and_a_variable_that_nobody_reads_are_told() {
+    let mut command = child::command("misused_child", CHILD);
+    command
+        .env(CHILD, "misused")
+        .env("TOKIO_STALL", "threshold=20ms");
+    let output = command.output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    // Once each: the other watches are used as they should be, or are to be silent.
+    assert_eq!(errors.matches("bind it to a name").count(), 1, "{errors}");
+    assert_eq!(
+        errors.matches("`Builder::from_env()`").count(),
+        1,
+        "{errors}"
+    );
+}
+
 /// The standard error and the log of a child.
 struct Words {
     errors: String,

@@ -96,9 +96,9 @@ impl Hearing {
                 "the process has no subscriber of `tracing`; install one, as by \
                  `tracing_subscriber::fmt().init()`",
             ),
-            Hearing::Hidden => Some(
-                "the filter of the subscriber hides them; add `tokio_stall=info` to the filter",
-            ),
+            Hearing::Hidden => {
+                Some("the filter of the subscriber hides it; add `tokio_stall=info` to the filter")
+            }
             Hearing::OnlyErrors => Some(
                 "the filter of the subscriber lets errors pass and no warnings; add \
                  `tokio_stall=info` to the filter",

@@ -1,5 +1,5 @@
-//! Reports as `tracing` events: a line when a stall has begun, one if it becomes an error, one at
-//! its end.
+//! Reports as `tracing` events: a line when a stall has begun, one if its site is found later, one
+//! if it becomes an error, one at its end.
 //!
 //! *Runs on:* `stall-sinks`; `watching` on the thread that starts a watch.
 //!
@@ -10,11 +10,16 @@ use super::CASES;
 use super::limiter::Limiter;
 use super::unheard::Unheard;
 use crate::clock::Nanos;
-use crate::engine::{Coverage, ENDLESS_AFTER, Settings, TARGET, WatchState, WatchedRuntime};
+use crate::engine::{
+    Coverage, ENDLESS_AFTER, Hearing, Settings, TARGET, WatchState, WatchedRuntime,
+};
 use crate::probe::{self, SpanRef};
-use crate::report::{Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport};
+use crate::report::{
+    Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport, write_to_stderr,
+};
 use crate::turns::NoTurns;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 use tracing::Level;
 use tracing::span::Id;
@@ -40,8 +45,8 @@ struct Decision {
     has_site: bool,
     /// The age at the last event.
     age: Duration,
-    /// The advice has been given.
-    is_advised: bool,
+    /// The advice that was given last, by its hash.
+    advice: Option<u64>,
 }
 
 /// The stalls of the time after the start in which none is logged.
@@ -106,14 +111,15 @@ impl Log {
         } else {
             self.tell_of_early_stalls();
         }
-        let is_advised = self.decided.get(&report.id).is_some_and(|it| it.is_advised);
+        let advised = self.decided.get(&report.id).and_then(|it| it.advice);
         let Some(suppressed) = self.admit(&stall, watch, now) else {
             return;
         };
         report.suppressed = suppressed;
-        let advice = report.advice.as_deref().filter(|_| !is_advised);
-        if let (Some(_), Some(it)) = (advice, self.decided.get_mut(&report.id)) {
-            it.is_advised = true;
+        let advice = report.advice.as_deref();
+        let advice = advice.filter(|text| !awaits_a_stack(report) && advised != Some(hash(text)));
+        if let (Some(text), Some(it)) = (advice, self.decided.get_mut(&report.id)) {
+            it.advice = Some(hash(text));
         }
         if crate::os::debugger_attached() {
             return;
@@ -224,27 +230,25 @@ impl Log {
         }
     }
 
-    /// Whether a stall that is in the log gets another event: at its end, when it becomes an error
-    /// or certain, and at doubled ages from ten seconds on.
+    /// Whether a stall that is in the log gets another event: at its end, when its site has been
+    /// found, when it becomes an error or certain, and at doubled ages from ten seconds on.
     fn again(&mut self, what: &Loggable, known: Decision, now: Nanos) -> Option<u64> {
         let is_old = what.age >= ENDLESS_AFTER && what.age >= known.age * 2;
         let is_worse = what.level < known.level;
+        let is_found = what.has_site && !known.has_site;
         // The site may have been found since the first event.
         self.limiter_for(what).note(&what.key(), now);
         if what.phase == Phase::Ended {
             return Some(0);
         }
-        (is_worse || is_old).then(|| {
-            let level = known.level.min(what.level);
-            let age = what.age;
-            self.decided.insert(
-                what.id,
-                Decision {
-                    level,
-                    age,
-                    ..known
-                },
-            );
+        (is_worse || is_old || is_found).then(|| {
+            let decision = Decision {
+                level: known.level.min(what.level),
+                age: what.age,
+                has_site: known.has_site || what.has_site,
+                ..known
+            };
+            self.decided.insert(what.id, decision);
             0
         })
     }
@@ -261,7 +265,7 @@ impl Log {
                 level: what.level,
                 has_site: what.has_site,
                 age: what.age,
-                is_advised: false,
+                advice: None,
             };
             self.decided.insert(what.id, decision);
         }
@@ -276,7 +280,7 @@ impl Early {
             self.is_heard = settings.on_stall.is_some();
             if report.duration >= self.longest {
                 self.longest = report.duration;
-                self.headline = report.headline().to_string();
+                self.headline = text_of(report, report.advice.as_deref());
             }
         }
     }
@@ -324,6 +328,19 @@ fn text_of(report: &StallReport, advice: Option<&str>) -> String {
         Some(advice) => format!("{}. {advice}", report.headline()),
         None => report.headline().to_string(),
     }
+}
+
+/// Whether a stack may still show a better advice: without one, the advice is that of a call.
+fn awaits_a_stack(report: &StallReport) -> bool {
+    let is_to_come =
+        |missing: &Missing| matches!(missing, Missing::Stack(NoStack::NotYet | NoStack::Busy));
+    report.phase != Phase::Ended && report.missing.iter().any(is_to_come)
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The reasons why a report without a site has none.
@@ -443,6 +460,15 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         threshold_seconds = runtime.rules.threshold.as_secs_f64(),
         "watching {coverage}"
     );
+}
+
+/// Logs a warning about the way in which a watch was made, on the user's thread. Where the log is
+/// not heard, it goes to standard error.
+pub(crate) fn warn_of_use(text: &str) {
+    tracing::warn!(target: TARGET, "{text}");
+    if matches!(Hearing::last(), Hearing::NoSubscriber | Hearing::Hidden) {
+        write_to_stderr(text);
+    }
 }
 
 /// Logs that a runtime is not watched, since the environment has switched the watch off.

@@ -15,6 +15,7 @@ use crate::error::StartError;
 #[cfg(feature = "tower")]
 use crate::report::RequestReport;
 use crate::report::{PoolWaitReport, StallReport, TraceContext};
+use crate::reporter;
 #[cfg(feature = "serve")]
 use crate::serve::ServeToken;
 use crate::slot::PollTiming;
@@ -603,6 +604,15 @@ impl Builder {
     ///
     /// See [`StartError`]. After an error nothing has been started.
     pub fn start(self) -> Result<Guard, StartError> {
-        self.plan(Handle::try_current().ok())?.launch()
+        // Somebody expects an effect of it.
+        let is_unread = self.env.is_none() && self.settings.log && EnvText::read().is_some();
+        let guard = self.plan(Handle::try_current().ok())?.launch()?;
+        if is_unread {
+            reporter::log::warn_of_use(
+                "the environment variable TOKIO_STALL is set, and this watch does not read it; \
+                 start it with `Builder::from_env()`",
+            );
+        }
+        Ok(guard)
     }
 }

@@ -8,14 +8,19 @@
 use super::status::RecordingStatus;
 use super::status::{RuntimeStatus, Status, Waits, WorkerTime};
 use super::threads;
+use crate::clock::{self, Nanos};
 use crate::detect::WorkerState;
 use crate::engine::{Coverage, TimeByState, View, WaitCounter, WatchedRuntime};
 use crate::probe;
 use crate::report::{PoolWaitReport, Profile, StallReport, WorkerStack};
-use crate::reporter::worker_stacks;
+use crate::reporter::{self, worker_stacks};
 #[cfg(all(feature = "testing", not(loom)))]
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A watch that ends within this time has seen nothing.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// Keeps the watch going. The drop ends the watch, and with the last one the detector's threads.
 ///
@@ -27,6 +32,7 @@ pub struct Guard {
     pub(super) view: View,
     /// The coverage of a watch that is switched off: no thread runs for it.
     pub(super) off: Option<Vec<Coverage>>,
+    made_at: Nanos,
     /// The server ends before the watch does.
     #[cfg(feature = "serve")]
     server: Option<crate::serve::Server>,
@@ -39,6 +45,7 @@ impl Guard {
         Guard {
             view,
             off: None,
+            made_at: clock::now(),
             #[cfg(feature = "serve")]
             server: None,
             #[cfg(feature = "serve")]
@@ -225,6 +232,19 @@ fn worker_time(time: &TimeByState) -> WorkerTime {
     }
 }
 
+impl Guard {
+    /// Warns of `let _ = watch()?`, which drops the guard at once.
+    fn warn_if_dropped_at_once(&self) {
+        let is_meant = clock::now().since(self.made_at) >= AT_ONCE || std::thread::panicking();
+        if self.view.watch.settings.log && !is_meant {
+            reporter::log::warn_of_use(
+                "the watch has ended at once, since its guard was dropped; bind it to a name, as \
+                 in `let _watch = tokio_stall::watch()?;`",
+            );
+        }
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         #[cfg(feature = "serve")]
@@ -242,6 +262,7 @@ impl Drop for Guard {
             // Else the drop writes those that wait, while the runtimes are still known.
         }
         if !self.view.shared.is_inherited() && self.off.is_none() {
+            self.warn_if_dropped_at_once();
             threads::leave(&self.view.watch);
         }
     }

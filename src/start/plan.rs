@@ -7,6 +7,7 @@
 
 use super::{Builder, Guard, env, threads};
 use crate::capture;
+use crate::clock;
 use crate::detect::Rules;
 #[cfg(feature = "serve")]
 use crate::engine::recording::RecordStalls;
@@ -168,8 +169,17 @@ impl Plan {
     }
 }
 
-/// Prints what can be seen, for `TOKIO_STALL=doctor`.
+/// The longest wait for the threads of workers, before coverage is printed.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Prints what can be seen, for `TOKIO_STALL=doctor`. It waits for the threads of the workers: they
+/// may have no CPU yet.
 fn print(guard: &Guard) {
+    let is_known = |runtime: &Coverage| runtime.off || runtime.known_threads == runtime.workers;
+    let patience = clock::now().plus(PATIENCE);
+    while clock::now() < patience && !guard.coverage().iter().all(is_known) {
+        std::thread::sleep(PATIENCE / 50);
+    }
     write_to_stderr(&guard.explain_coverage().to_string());
 }
 

@@ -255,11 +255,11 @@ struct Several<'a>(&'a [BlockingCall]);
 
 impl fmt::Display for Several<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} blocking calls on the runtime's threads",
-            self.0.len()
-        )?;
+        let calls = match self.0.len() {
+            1 => "1 blocking call".to_owned(),
+            count => format!("{count} blocking calls"),
+        };
+        write!(f, "{calls} on the runtime's threads")?;
         for call in self.0 {
             write!(f, "\n\n{call}")?;
         }

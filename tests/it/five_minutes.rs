@@ -14,12 +14,64 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The lines between `// region watch` and `// endregion`.
+/// The lines between `// region watch` and `// endregion`, after the imports and the constants that
+/// they need.
 fn region(source: &str) -> String {
-    let (_, rest) = source.split_once("// region watch\n").expect("a region");
+    let (before, rest) = source.split_once("// region watch\n").expect("a region");
     let (region, _) = rest.split_once("// endregion").expect("its end");
     let lines = region.lines().filter(|line| !line.ends_with(EXAMPLE_ONLY));
-    lines.fold(String::new(), |text, line| text + line + "\n")
+    let region = lines.fold(String::new(), |text, line| text + line + "\n");
+    let named = words(&region);
+    let constants = before.lines().filter(|line| {
+        let rest = line.strip_prefix("const ");
+        rest.is_some_and(|rest| {
+            rest.split(':')
+                .next()
+                .is_some_and(|name| named.contains(name))
+        })
+    });
+    let constants: Vec<&str> = constants.collect();
+    let region = match constants[..] {
+        [] => region,
+        _ => region.replacen("\nfn ", &format!("\n{}\n\nfn ", constants.join("\n")), 1),
+    };
+    let mut imports: Vec<String> = before
+        .lines()
+        .filter_map(|line| import(line, &region))
+        .collect();
+    if !imports.is_empty() && !region.starts_with("use ") {
+        imports.push("\n".to_owned());
+    }
+    imports.concat() + &region
+}
+
+/// The names in code, comments left out.
+fn words(code: &str) -> BTreeSet<&str> {
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    let words = lines.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    words.collect()
+}
+
+/// A line of imports, with the names that the region has. Of a trait whose name is not used, it is
+/// not known whether its methods are.
+fn import(line: &str, region: &str) -> Option<String> {
+    let path = line.strip_prefix("use ")?.strip_suffix(';')?;
+    let (module, names) = path.rsplit_once("::{").unwrap_or_else(|| {
+        let (module, name) = path.rsplit_once("::").expect("a path");
+        (module, name)
+    });
+    let words = words(region);
+    let names = names.trim_end_matches('}').split(", ");
+    let used: Vec<&str> = names
+        .filter(|name| name.ends_with(" as _") || words.contains(name))
+        .collect();
+    match used[..] {
+        [] => None,
+        [name] => Some(format!("use {module}::{name};\n")),
+        _ => Some(format!("use {module}::{{{}}};\n", used.join(", "))),
+    }
 }
 
 /// A block of code in the page, and the file that the comment before it names.

@@ -225,6 +225,14 @@ pub(super) const CATALOGUE: &[Rule] = &[
         When::Computing,
         "Hash large data in `spawn_blocking`, or on rayon with a `oneshot` for the result.",
     ),
+    // A pipe looks like a file, and a long read is more often one of a pipe.
+    Rule {
+        when: When::Only(Cause::Blocked(Blocking::File)),
+        functions: "",
+        calls: &["read", "readv"],
+        advice: "Use `tokio::fs` for a file and `tokio::process` for the output of a child, or read \
+                 all of it in one `spawn_blocking`.",
+    },
     // Files in memory cost time on a CPU as well.
     Rule::calling(
         "std::fs std::sys::fs fs_err glob memmap2 tempfile walkdir fdatasync fsync open open64 \

@@ -275,6 +275,14 @@ fn computing_is_told_apart_by_the_crate_that_does_it() {
     // A decoder that waits for its input does not compute.
     let waits = "<std::fs::File as std::io::Read>::read ← flate2::bufread::gz::read_header";
     all_told(&["`tokio::fs`"], FILE, "read", &[waits]);
+    // The output of a child is a pipe.
+    let child = "<std::sys::fs::unix::File>::read ← std::io::default_read_to_end";
+    all_told(
+        &["`tokio::process`", "`spawn_blocking`"],
+        FILE,
+        "read",
+        &[child],
+    );
 }
 
 #[test]
