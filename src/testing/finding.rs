@@ -200,7 +200,7 @@ impl BlockingCall {
         match (self.cause, self.cpu_budget) {
             (Cause::Cpu, Some(budget)) => write!(
                 f,
-                "one poll computed for {}, more than its {}",
+                "one poll computed for {}, more than its budget of {}",
                 Human(self.cpu),
                 Human(budget)
             ),
@@ -344,7 +344,7 @@ mod tests {
         };
         assert_eq!(
             computed.to_string().lines().next().unwrap(),
-            "one poll computed for 30.0 ms, more than its 10.0 ms"
+            "one poll computed for 30.0 ms, more than its budget of 10.0 ms"
         );
     }
 }

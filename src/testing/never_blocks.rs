@@ -18,13 +18,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+/// The budget of a poll for which none is given. A second has room for stolen time.
+const DEFAULT_CPU_BUDGET: Duration = Duration::from_secs(1);
+
 /// Awaits `future`, and fails if one of its polls blocks the thread.
 ///
 /// A poll blocks if its thread goes to sleep in a system call of the code's own: a sleep, a lock
 /// that another thread holds, a file that is synchronised, a channel, a join, a connection, another
 /// process. The kernel's count of voluntary context switches and the time asleep decide, and never
-/// the duration of the poll. So a busy machine neither fails the test nor hides a fault. Computing
-/// does not block, but can have a [budget](NeverBlocks::cpu_budget).
+/// the duration of the poll. So a busy machine neither fails the test nor hides a fault. A poll
+/// that computes for more than a second fails, too, by the CPU time of its thread; a smaller
+/// [budget](NeverBlocks::cpu_budget) finds more.
 ///
 /// Delays by the host are listed on standard error and never fail: waits for a CPU, page faults,
 /// and locks inside of the runtime, the allocator and the kernel whose holder has no CPU. Code
@@ -111,9 +115,11 @@ pin_project! {
 impl<F> NeverBlocks<F> {
     /// Fails also if one poll computes for longer than this, by the CPU time of its thread.
     ///
-    /// By default, there is no budget. Unoptimised code takes some ten times longer than optimised
-    /// code. While the host of a virtual machine takes CPU time away, the thread's clock goes on.
-    /// The time that the kernel counts as stolen is added to the budget.
+    /// By default, the budget is a second: no honest poll takes that, and a query of a synchronous
+    /// database may. `Duration::MAX` is no budget. Unoptimised code takes some ten times longer
+    /// than optimised code. While the host of a virtual machine takes CPU time away, the thread's
+    /// clock goes on. The time that the kernel counts as stolen is added to a budget that is given
+    /// here.
     ///
     /// # Examples
     ///
@@ -166,6 +172,7 @@ impl<F: Future> Future for NeverBlocks<F> {
         let result = this.future.poll(cx);
         let (cost, first_sleep) = measurement.end();
         let budget = extended(*this.cpu_budget, &cost, stolen_before);
+        let budget = Some(budget.unwrap_or(DEFAULT_CPU_BUDGET));
         let poll = || {
             let future = std::any::type_name::<F>();
             format!(

@@ -105,7 +105,18 @@ async fn the_budget_is_of_cpu_time() {
     let beyond = assert_never_blocks(async { compute(25 * MS) }).cpu_budget(20 * MS);
     let text = failure(beyond).await.expect("more than its budget");
     assert!(text.starts_with("one poll computed for"), "{text}");
-    assert!(text.contains("more than its 20.0 ms"), "{text}");
+    assert!(text.contains("more than its budget of 20.0 ms"), "{text}");
+}
+
+/// As a query of a synchronous database that computes and does not sleep.
+#[tokio::test]
+async fn a_poll_that_computes_for_more_than_a_second_fails_without_a_budget() {
+    let long = async { compute(1_100 * MS) };
+    let text = failure(assert_never_blocks(long)).await.expect("too long");
+    assert!(text.contains("more than its budget of 1.00 s"), "{text}");
+    let long = async { compute(1_100 * MS) };
+    let allowed = assert_never_blocks(long).cpu_budget(Duration::MAX);
+    assert_eq!(failure(allowed).await, None);
 }
 
 #[tokio::test]
