@@ -7,7 +7,7 @@ use crate::text;
 use crate::tracked::{Sight, Stops};
 use std::io::Write;
 use tokio_stall::outside::{
-    Doing, Human, ObservedProcess, ThreadPlace, ThreadStack, shown_lines,
+    Doing, Human, ThreadPlace, ThreadStack, shown_lines,
 };
 
 /// One thread and its stack.
@@ -20,20 +20,7 @@ struct Dumped {
 
 pub(crate) fn dump(pid: u32, options: &Options, out: &mut impl Write) -> Result<(), Problem> {
     let target = Target::open(pid)?;
-    let process = ObservedProcess::new(target.pid, options.own.iter().cloned());
-    let mut sight = Sight {
-        target,
-        process,
-        threshold: options.threshold,
-        workers: 0,
-                tests: Vec::new(),
-        stops: Stops::default(),
-        stalls: 0,
-        likely: false,
-        unproven: 0,
-        stacks: 0,
-        has_names: false,
-    };
+    let mut sight = Sight::new(target, options.threshold, &options.own);
     sight.process.prime();
     let mut threads = Vec::new();
     for tid in sight.target.threads() {

@@ -92,6 +92,24 @@ impl Stops {
 }
 
 impl Sight {
+    /// The sight of a process of which nothing has been looked at so far.
+    pub(crate) fn new(target: Target, threshold: Duration, own: &[String]) -> Sight {
+        let process = ObservedProcess::new(target.pid, own.iter().cloned());
+        Sight {
+            target,
+            process,
+            threshold,
+            workers: 0,
+            tests: Vec::new(),
+            stops: Stops::default(),
+            stalls: 0,
+            likely: false,
+            unproven: 0,
+            stacks: 0,
+            has_names: false,
+        }
+    }
+
     /// The stack of a thread that sleeps in this call, without a stop. It is lost if it needs
     /// registers that the kernel does not show.
     pub(crate) fn sleeping_stack(&mut self, call: SleepCall) -> Option<ThreadStack> {

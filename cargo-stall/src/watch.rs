@@ -17,21 +17,8 @@ pub(crate) struct ProcessWatch {
 
 impl ProcessWatch {
     pub(crate) fn new(target: Target, threshold: Duration, own: &[String]) -> ProcessWatch {
-        let process = ObservedProcess::new(target.pid, own.iter().cloned());
         ProcessWatch {
-            sight: Sight {
-                target,
-                process,
-                threshold,
-                workers: 0,
-                tests: Vec::new(),
-                stops: Stops::default(),
-                stalls: 0,
-                likely: false,
-                unproven: 0,
-                stacks: 0,
-                has_names: false,
-            },
+            sight: Sight::new(target, threshold, own),
             threads: BTreeMap::new(),
         }
     }
