@@ -52,7 +52,7 @@ fn a_task_that_blocks_is_found_on_both_flavours() {
             failure(|| runtime.block_on(async { tokio::spawn(async { block() }).await.unwrap() }));
         let text = text.expect("it sleeps");
         assert!(
-            text.starts_with("1 blocking calls on the runtime's threads\n\nblocked its thread"),
+            text.starts_with("1 blocking call on the runtime's threads\n\nblocked its thread"),
             "{text}"
         );
         assert!(
