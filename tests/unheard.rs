@@ -74,6 +74,9 @@ fn unheard_child() {
     drop(stage);
 }
 
+/// How often the child uses the crate in the wrong way.
+const MISUSES: usize = 5;
+
 #[test]
 fn misused_child() {
     if std::env::var(CHILD).as_deref() != Ok("misused") {
@@ -81,8 +84,10 @@ fn misused_child() {
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
-    // The guard is dropped here.
-    let _ = tokio_stall::watch().unwrap();
+    // The guard is dropped at once, unless this thread loses its CPU in between.
+    for _ in 0..MISUSES {
+        let _ = tokio_stall::watch().unwrap();
+    }
     drop(tokio_stall::Builder::from_env().log(false).start().unwrap());
     let watch = tokio_stall::Builder::from_env().start().unwrap();
     std::thread::sleep(Duration::from_millis(50));
@@ -98,13 +103,11 @@ fn a_dropped_guard_and_a_variable_that_nobody_reads_are_told() {
     let output = command.output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{errors}");
-    // Once each: the other watches are used as they should be, or are to be silent.
-    assert_eq!(errors.matches("bind it to a name").count(), 1, "{errors}");
-    assert_eq!(
-        errors.matches("`Builder::from_env()`").count(),
-        1,
-        "{errors}"
-    );
+    // The other watches are used as they should be, or are to be silent.
+    let dropped = errors.matches("bind it to a name").count();
+    assert!((1..=MISUSES).contains(&dropped), "{errors}");
+    let unread = errors.matches("`Builder::from_env()`").count();
+    assert_eq!(unread, MISUSES, "{errors}");
 }
 
 /// The standard error and the log of a child.

@@ -1,4 +1,4 @@
-//! Cargo does the building and the running. Each program that it runs gets this one as its runner.
+//! Lets cargo build and run the programs, each with this one as its runner.
 //!
 //! A runner is started with the program and its arguments, in the directory and with the
 //! environment that cargo gives to the program. It leaves its reports in a folder that `cargo

@@ -1,4 +1,4 @@
-//! From arguments to work, and to an exit code.
+//! Turns arguments into work, and its end into an exit code.
 
 use crate::args::{self, Command, Options};
 use crate::problem::Problem;

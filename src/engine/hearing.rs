@@ -1,4 +1,4 @@
-//! Whether anybody hears the log: asked of the subscriber of the process.
+//! Asks the subscriber of the process whether it takes the detector's events.
 //!
 //! *Runs on:* `stall-sinks` and `stall-look` ask. Every thread may read the last answer.
 //! *Must not:* ask on another thread of the detector: a filter is the user's code. A thread of the

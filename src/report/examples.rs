@@ -5,8 +5,8 @@
 //! The parts of each report fit together, as in a real one.
 
 use super::{
-    Blocking, Cause, Certainty, Frame, Origin, Phase, PoolWaitReport, RouteVictims, Site,
-    StackSample, StallReport, TimeSplit, Victims,
+    Cause, Frame, Origin, Phase, PoolWaitReport, RouteVictims, Site, StackSample, StallReport,
+    TimeSplit, Victims,
 };
 #[cfg(feature = "tower")]
 use super::{LostTo, RequestReport};
@@ -49,34 +49,18 @@ impl StallReport {
             ..TimeSplit::default()
         };
         StallReport {
-            id: 17,
-            phase: Phase::Ongoing,
-            certainty: Certainty::Certain,
-            runtime: "api".to_owned(),
-            worker: 1,
-            thread: Some("tokio-rt-worker".to_owned()),
-            tid: Some(4711),
-            span: Some("request > get_user".to_owned()),
-            trace: None,
-            task: Some(318),
             spawned_at: None,
-            started_at: SystemTime::UNIX_EPOCH,
             duration,
-            duration_error: Duration::ZERO,
             time,
-            cause: Cause::Blocked(Blocking::Sleep),
-            asleep_in: Some("clock_nanosleep".to_owned()),
             driver_frozen: Some(Duration::ZERO),
             victims: Some(victims()),
             site: Some(site("app::handlers::get_user")),
-            dependency: None,
             stacks: vec![stack("app::handlers::get_user::{closure#0}", SLEEP)],
             representative_stack: Some(0),
             advice: Some("Sleep with `tokio::time::sleep(…).await`.".to_owned()),
             seen_here: 3,
             lost_here: duration * 3,
-            missing: Vec::new(),
-            suppressed: 0,
+            ..super::example()
         }
     }
 }

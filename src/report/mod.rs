@@ -54,7 +54,7 @@ pub use request::{LostTo, RequestReport};
 #[allow(unused_imports)] // Builds without stacks or assertions use a part of them.
 pub(crate) use site::{SIGNAL_RETURN, done_by_the_poll, of_the_poll};
 pub use split::TimeSplit;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
 pub(crate) use stderr::{write_last_words, write_to_stderr};

@@ -169,8 +169,8 @@ impl StallReport {
     }
 }
 
-/// A report of a sleep in a handler, for tests.
-#[cfg(all(test, not(loom)))]
+/// A report of a sleep in a handler, without its stack, for tests.
+#[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub(crate) fn example() -> StallReport {
     StallReport {
         id: 17,

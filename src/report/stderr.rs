@@ -1,8 +1,8 @@
-//! Text on standard error, past every logger: about a stall that does not end, and stalls that no
-//! subscriber hears.
+//! Writes text to standard error, past every logger: about a stall that does not end, and stalls
+//! that no subscriber hears.
 //!
-//! *Runs on:* `stall-sinks`, or a thread made for it if the sinks are stuck; the thread that starts
-//! a watch.
+//! *Runs on:* `stall-sinks`, or a thread made for it if the sinks are stuck; the user's threads at
+//! the start and the drop of a watch.
 //! *Must not:* use a lock or a buffer of this process.
 
 use super::StallReport;

@@ -1,7 +1,7 @@
 //! Reports as `tracing` events: a line when a stall has begun, one if its site is found later, one
 //! if it becomes an error, one at its end.
 //!
-//! *Runs on:* `stall-sinks`; `watching` on the thread that starts a watch.
+//! *Runs on:* `stall-sinks`; news of a start and of a wrong use on the user's threads.
 //!
 //! An event takes as long as the user's subscriber does. Nothing waits for `stall-sinks`. The text
 //! of an event is for people, and its fields are for machines.

@@ -1,4 +1,4 @@
-//! Standard error instead of a log that nobody hears.
+//! Writes to standard error what nobody hears in the log.
 //!
 //! *Runs on:* `stall-sinks`.
 //!
