@@ -217,8 +217,8 @@ pub mod tower {
 #[doc(hidden)]
 pub mod outside {
     pub use crate::explain::outside::{
-        Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook,
-        ThreadPlace, ThreadRegisters, ThreadStack, written_name,
+        DescribedCall, Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence,
+        ThreadLook, ThreadPlace, ThreadRegisters, ThreadStack, written_name,
     };
     pub use crate::report::{Human, KnownStalls, add_to_profile, shown_lines};
 }

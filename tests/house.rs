@@ -25,7 +25,15 @@ struct Source {
     text: String,
 }
 
+/// The folders of the two crates that are published.
+const CRATES: [&str; 2] = ["src", "cargo-stall/src"];
+
+/// The sources of both crates.
 fn sources() -> Vec<Source> {
+    CRATES.into_iter().flat_map(sources_below).collect()
+}
+
+fn sources_below(folder: &str) -> Vec<Source> {
     fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
@@ -36,12 +44,12 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();
-    collect(&root, &mut paths);
+    collect(&root.join(folder), &mut paths);
     paths.sort();
     let sources = paths.iter().map(|path| Source {
-        path: path.strip_prefix(&root).unwrap().display().to_string(),
+        path: path.strip_prefix(root).unwrap().display().to_string(),
         text: fs::read_to_string(path).unwrap(),
     });
     sources.collect()
@@ -238,13 +246,15 @@ fn functions_fit_on_a_screen_and_nine_in_ten_are_short() {
 
 #[test]
 fn a_type_has_a_name_of_its_own() {
-    let counts = Counts::of(&sources());
     // The same face where a system or a feature is missing.
     let is_twin = |path: &String| path.contains("unsupported") || path.contains("no_");
     let mut twice = Vec::new();
-    for (name, places) in &counts.types {
-        if places.iter().filter(|path| !is_twin(path)).count() > 1 {
-            twice.push(format!("{name}: {}", places.join(", ")));
+    for folder in CRATES {
+        let counts = Counts::of(&sources_below(folder));
+        for (name, places) in &counts.types {
+            if places.iter().filter(|path| !is_twin(path)).count() > 1 {
+                twice.push(format!("{name}: {}", places.join(", ")));
+            }
         }
     }
     assert!(twice.is_empty(), "{}", twice.join("\n"));
@@ -292,7 +302,8 @@ fn comments_keep_to_the_width_and_stand_alone() {
 fn a_module_says_where_it_runs() {
     for source in sources() {
         let is_test = source.path.contains("/tests/") || source.path.ends_with("loom.rs");
-        if is_test || source.path == "lib.rs" {
+        let is_root = source.path.ends_with("/lib.rs") || source.path.contains("/bin/");
+        if is_test || is_root {
             continue;
         }
         let head: String = source

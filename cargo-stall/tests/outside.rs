@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::Value;
+use std::time::Duration;
 use support::{Observer, Service, dump, is_running, output_of};
 
 /// The length of a trap.
@@ -198,8 +199,14 @@ fn older_runtimes_are_known() {
     }
 }
 
-fn rounds(count: usize) {
-    let service = Service::start(&["multi", "compute", "20"]);
+/// A process that checks all that it does, and aborts at the first error.
+fn a_watchful_process() -> Service {
+    Service::start(&["multi", "checks"])
+}
+
+/// Dumps all threads so often. Each dump stops the ones that compute.
+fn dumps(count: usize) {
+    let service = a_watchful_process();
     for round in 0..count {
         let text = dump(service.pid());
         assert!(text.contains("workers"), "{round}: {text}");
@@ -208,26 +215,69 @@ fn rounds(count: usize) {
     service.assert_goes_on();
 }
 
-#[test]
-fn a_detached_process_goes_on() {
-    rounds(20);
+/// Stops threads so often; each stop attaches to a thread, and detaches.
+fn stops(count: u64) {
+    let service = a_watchful_process();
+    let mut stops = 0;
+    while stops < count {
+        let options = ["--threshold", "10ms", "--duration", "5s"];
+        let (_, text) = Observer::attach(service.pid(), &options).until_the_end();
+        stops += stops_in(&text);
+        assert!(is_running(service.pid()), "after {stops} stops: {text}");
+        println!("{stops} stops so far; {text}");
+    }
+    service.assert_goes_on();
+}
+
+/// The number in `310 stops of a thread, …`.
+fn stops_in(text: &str) -> u64 {
+    let line = text
+        .lines()
+        .find(|line| line.contains(" stops of a thread"));
+    let number = line.and_then(|line| line.split(' ').next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no stops: {text}"))
+}
+
+/// Kills observers at any moment of their work.
+fn kills(count: u64) {
+    let service = a_watchful_process();
+    for round in 0..count {
+        let mut observer = Observer::attach(service.pid(), &["--threshold", "10ms"]);
+        observer.find(|report| report["phase"] == "began");
+        // Every moment of a tick has its turn.
+        std::thread::sleep(Duration::from_micros(round * 97 % 2_000));
+        observer.kill();
+        service.assert_goes_on();
+    }
 }
 
 #[test]
-#[ignore = "minutes"]
-fn a_thousand_rounds_leave_the_process_running() {
-    rounds(1000);
+fn a_detached_process_goes_on() {
+    dumps(20);
+    stops(100);
 }
 
 #[test]
 fn a_killed_observer_leaves_the_process_running() {
-    let service = Service::start(&["multi", "compute", "3000"]);
-    for _ in 0..5 {
-        let mut observer = Observer::attach(service.pid(), &[]);
-        observer.find(|report| report["phase"] == "began");
-        observer.kill();
-        service.assert_goes_on();
-    }
+    kills(5);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_thousand_dumps_leave_the_process_running() {
+    dumps(1_000);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn ten_thousand_stops_leave_the_process_running() {
+    stops(10_000);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_hundred_killed_observers_leave_the_process_running() {
+    kills(100);
 }
 
 #[test]

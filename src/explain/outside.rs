@@ -132,9 +132,19 @@ impl ObservedProcess {
         Ok(ThreadFiles::open_in(self.process, tid)?.map(ObservedThread))
     }
 
+    /// Looks up the descriptor of a call that a thread sleeps in now. Once the call is over, the
+    /// descriptor may be another one.
+    ///
+    /// # Cost
+    ///
+    /// For calls on any kind of descriptor, as `read`, one system call.
+    pub fn described(&self, call: SleepCall) -> DescribedCall {
+        DescribedCall(SleptIn::now_in(self.process, call.0))
+    }
+
     /// The report of a stall with all that is known of it.
     pub fn report(&self, evidence: &StallEvidence) -> StallReport {
-        evidence.report(self.process)
+        evidence.report()
     }
 }
 
@@ -211,6 +221,17 @@ impl SleepCall {
             fp: 0,
             lr: 0,
         }
+    }
+}
+
+/// A call with the kind of its descriptor at the time at which the thread slept in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescribedCall(SleptIn);
+
+impl DescribedCall {
+    /// The call.
+    pub fn call(&self) -> SleepCall {
+        SleepCall(self.0.call)
     }
 }
 
@@ -405,7 +426,7 @@ pub struct StallEvidence {
     /// The threshold.
     pub threshold: Duration,
     /// The call that it was seen asleep in longest.
-    pub asleep_in: Option<SleepCall>,
+    pub asleep_in: Option<DescribedCall>,
     /// The stacks taken of it.
     pub stacks: Vec<StackSample>,
     /// The parts that are missing.
@@ -436,13 +457,13 @@ impl StallEvidence {
         }
     }
 
-    fn report(&self, process: Pid) -> StallReport {
+    fn report(&self) -> StallReport {
         let slept = self.asleep_in.filter(|_| self.time.has_slept());
-        let slept_in = slept.map(|SleepCall(call)| SleptIn::now_in(process, call));
+        let slept_in = slept.map(|DescribedCall(slept_in)| slept_in);
         let telling = site::telling(&self.stacks);
         let frames = telling.map_or(&[][..], |index| &self.stacks[index].frames);
         let cause = cause(&self.time, self.threshold, slept_in, frames);
-        let asleep_in = slept.map(|call| call.name());
+        let asleep_in = slept.map(|described| described.call().name());
         let advice = advise(done_by_the_poll(frames), cause, asleep_in.as_deref());
         let site = site::site(frames);
         let dependency = site::dependency(frames).filter(|_| site.is_none());

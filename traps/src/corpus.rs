@@ -13,12 +13,22 @@ pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) expects: Expects,
-    /// Whether its report must have the name of its span: so it does if polls are marked.
-    pub(crate) named: bool,
+    pub(crate) detector: Detector,
     pub(crate) drive: Drive,
     pub(crate) over: Over,
     /// The trap it belongs to, unless it is a control.
     pub(crate) trap: Option<&'static str>,
+}
+
+/// The detector, and how it knows of polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detector {
+    /// Layer and wrapper mark them. A report must have the name of its span.
+    Marked,
+    /// Nothing marks them.
+    Unmarked,
+    /// `tokio-stall attach` looks at this process. Nothing of the detector is in it.
+    Outside,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -95,6 +105,15 @@ impl Diagnosis {
     }
 }
 
+impl Detector {
+    /// Whether a trap of this kind is to be reported. From outside, neither a pool without a free
+    /// thread is seen, nor each stall of less than two thresholds.
+    fn promises(self, expects: &Expects) -> bool {
+        let is_shown = matches!(expects, Expects::Stall(_));
+        self != Detector::Outside || is_shown
+    }
+}
+
 /// What the client does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Drive {
@@ -115,14 +134,17 @@ pub(crate) enum Over {
     WhenRecorded,
 }
 
-/// Everything with a name that begins with `prefix`, for polls that are `marked` or not.
-pub(crate) fn entries(prefix: &str, marked: bool) -> Vec<Entry> {
-    let traps = traps::ALL.iter().flat_map(|trap| {
+/// Everything with a name that begins with `prefix`, as far as the detector promises to see it.
+pub(crate) fn entries(prefix: &str, detector: Detector) -> Vec<Entry> {
+    let promised = traps::ALL
+        .iter()
+        .filter(|trap| detector.promises(&trap.caught));
+    let traps = promised.flat_map(|trap| {
         let caught = Entry {
             name: trap.name.to_owned(),
             kind: Kind::Trap,
             expects: trap.caught,
-            named: marked,
+            detector,
             drive: trap.drive,
             over: Over::WhenRecorded,
             trap: Some(trap.name),
@@ -145,7 +167,7 @@ pub(crate) fn entries(prefix: &str, marked: bool) -> Vec<Entry> {
         name: control.name.to_owned(),
         kind: Kind::Control,
         expects: Expects::Silence,
-        named: marked,
+        detector,
         drive: control.drive,
         over: Over::WhenAnswered,
         trap: None,

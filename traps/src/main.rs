@@ -6,6 +6,7 @@
 //! cargo run --release -p traps -- --json
 //! cargo run --release -p traps -- --only file
 //! cargo run --release -p traps -- --unmarked
+//! cargo build --release -p cargo-stall && cargo run --release -p traps -- --outside
 //! ```
 //!
 //! The service is a real axum server with two workers; a client in the same process, on a thread
@@ -18,6 +19,8 @@
 //! With `--unmarked` neither the detector's layer nor its wrapper marks a poll, as in a service
 //! that has only started the detector. No trap has a name then, and all the rest must be as right.
 //!
+//! With `--outside` there is no detector in the process. `tokio-stall attach` looks at it.
+//!
 //! ```text
 //! client ──▶ server ──▶ traps, controls ──▶ record (what really happened) ──▶ judge ──▶ output
 //!                            └──▶ tokio_stall ──▶ sightings (what was reported) ──┘
@@ -29,6 +32,7 @@ mod controls;
 mod corpus;
 mod failure;
 mod judge;
+mod observer;
 mod outcome;
 mod output;
 mod outside;
@@ -39,14 +43,18 @@ mod subscriber;
 mod traps;
 
 use crate::client::Client;
+use crate::corpus::Detector;
 use crate::failure::Failure;
 use crate::judge::Judge;
+use crate::observer::Observer;
 use crate::outcome::Summary;
 use crate::output::Output;
-use crate::sightings::{News, Sightings};
+use crate::sightings::{Desk, News, Sightings};
 use clap::Parser;
 use std::process::ExitCode;
 use std::thread;
+use tokio::runtime::Runtime;
+use tokio_stall::Guard;
 
 /// Blocks a Tokio service in every way there is, and checks that each is found.
 #[derive(Parser)]
@@ -60,6 +68,19 @@ struct Arguments {
     /// Run without layer and wrapper: nothing marks a poll
     #[arg(long)]
     unmarked: bool,
+    /// Run without the detector, and have `tokio-stall attach` look at this process
+    #[arg(long, conflicts_with = "unmarked")]
+    outside: bool,
+}
+
+impl Arguments {
+    fn detector(&self) -> Detector {
+        match (self.unmarked, self.outside) {
+            (_, true) => Detector::Outside,
+            (true, false) => Detector::Unmarked,
+            (false, false) => Detector::Marked,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -74,8 +95,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<Summary, Failure> {
-    let marked = !arguments.unmarked;
-    let entries = corpus::entries(arguments.only.as_deref().unwrap_or_default(), marked);
+    let detector = arguments.detector();
+    let marked = detector == Detector::Marked;
+    let entries = corpus::entries(arguments.only.as_deref().unwrap_or_default(), detector);
     if entries.is_empty() {
         return Err(Failure::new(
             "nothing here has a name that begins like this",
@@ -98,25 +120,36 @@ fn run(arguments: &Arguments) -> Result<Summary, Failure> {
     let routes = server::routes(&entries, &setup, marked)?;
 
     let runtime = server::runtime(marked)?;
-    let (stalls, pool_waits) = (desk.clone(), desk);
-    let _watch = tokio_stall::Builder::new()
-        .runtime("api", runtime.handle().clone())
-        .on_stall(move |report| {
-            stalls.put(News::Stall(Box::new(report.clone())));
-            output.report(report);
-        })
-        .on_pool_wait(move |report| {
-            pool_waits.put(News::PoolWait(report.clone()));
-            output.report(report);
-        })
-        .start()?;
+    let (watch, observer) = match detector {
+        Detector::Outside => (None, Some(Observer::start(&runtime, desk, output)?)),
+        Detector::Marked | Detector::Unmarked => (Some(watch(&runtime, desk, output)?), None),
+    };
     let server = server::start(&runtime, routes)?;
 
     let judge = Judge::new(Client::new(server)?, sightings, records, output);
     let client = thread::Builder::new()
         .name("client".to_owned())
         .spawn(move || judge.run(entries))?;
-    client
+    let summary = client
         .join()
-        .map_err(|_| Failure::new("the client panicked"))?
+        .map_err(|_| Failure::new("the client panicked"))?;
+    drop((watch, observer));
+    summary
+}
+
+/// Starts the detector in this process.
+fn watch(runtime: &Runtime, desk: Desk, output: Output) -> Result<Guard, Failure> {
+    let pool_waits = desk.clone();
+    let watch = tokio_stall::Builder::new()
+        .runtime("api", runtime.handle().clone())
+        .on_stall(move |report| {
+            let begun_at_the_latest = report.started_at + report.duration_error;
+            desk.put(News::Stall(Box::new(report.clone()), begun_at_the_latest));
+            output.report(report);
+        })
+        .on_pool_wait(move |report| {
+            pool_waits.put(News::PoolWait(report.clone()));
+            output.report(report);
+        });
+    Ok(watch.start()?)
 }

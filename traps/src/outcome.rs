@@ -1,6 +1,6 @@
 //! What an entry's reports are worth, and the sum of it all.
 
-use crate::corpus::{Diagnosis, Entry, Expects, Kind};
+use crate::corpus::{Detector, Diagnosis, Entry, Expects, Kind};
 use crate::record::Blocked;
 use crate::sightings::{Sighting, Subject};
 use serde::Serialize;
@@ -12,6 +12,9 @@ const TICK: Duration = Duration::from_millis(5);
 
 /// And by this part of itself, for the note in the record is made a little later than the poll began.
 const PART: f64 = 0.05;
+
+/// From outside, stalls of less than three thresholds may be reported at their end.
+const SHORT_FROM_OUTSIDE: Duration = Duration::from_millis(30);
 
 /// The blocking pool is probed this often, so a wait is seen from the next probe on.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -139,7 +142,12 @@ impl Outcome {
     }
 
     fn find_faults(&self, caught: &Sighting, faults: &mut Vec<Fault>) {
-        let is_short = matches!(self.entry.expects, Expects::ShortStall(_));
+        let is_short = match self.entry.expects {
+            Expects::ShortStall(_) => true,
+            // A poll that computes is proven up to a threshold after its begin.
+            _ if self.entry.detector == Detector::Outside => self.lasted() < SHORT_FROM_OUTSIDE,
+            _ => false,
+        };
         if !is_named(caught, &self.entry) {
             faults.push(Fault::Misnamed);
         }
@@ -170,8 +178,16 @@ impl Outcome {
             Subject::Poll => Duration::ZERO,
             Subject::Pool => PROBE_INTERVAL,
         };
-        let lasted = self.truth.map_or(Duration::ZERO, |truth| truth.lasted());
-        TICK + probe + lasted.mul_f64(PART)
+        // From outside, the begin of a poll is not seen. The report says how uncertain it is.
+        let unseen = match self.entry.detector {
+            Detector::Outside => caught.duration_error,
+            Detector::Marked | Detector::Unmarked => Duration::ZERO,
+        };
+        TICK + probe + unseen + self.lasted().mul_f64(PART)
+    }
+
+    fn lasted(&self) -> Duration {
+        self.truth.map_or(Duration::ZERO, |truth| truth.lasted())
     }
 }
 
@@ -193,7 +209,7 @@ fn take_best(sightings: &mut Vec<Sighting>, entry: &Entry, truth: Blocked) -> Op
 /// Whether the report is of the trap, and not of something else at the same time.
 fn is_of_trap(sighting: &Sighting, entry: &Entry) -> bool {
     match entry.expects.diagnosis() {
-        Some(right) if !entry.named => {
+        Some(right) if entry.detector != Detector::Marked => {
             let site = sighting.site.as_ref();
             site.is_some_and(|site| right.is_site(site))
         }
@@ -204,7 +220,7 @@ fn is_of_trap(sighting: &Sighting, entry: &Entry) -> bool {
 /// Whether the report has the names that there are. With `tokio_unstable` this includes the task.
 fn is_named(sighting: &Sighting, entry: &Entry) -> bool {
     match entry.expects.diagnosis() {
-        Some(right) if entry.named => {
+        Some(right) if entry.detector == Detector::Marked => {
             let is_task_named = sighting.task.is_some() && sighting.spawned_at.is_some();
             sighting.name() == Some(right.span) && (is_task_named || !cfg!(tokio_unstable))
         }

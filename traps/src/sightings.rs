@@ -16,7 +16,8 @@ const LAST_REPORT: Duration = Duration::from_secs(5);
 /// A report that has just come in.
 #[derive(Debug)]
 pub(crate) enum News {
-    Stall(Box<StallReport>),
+    /// A stall, and the latest moment at which it may have begun.
+    Stall(Box<StallReport>, SystemTime),
     PoolWait(PoolWaitReport),
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct Sighting {
     pub(crate) announced: Option<Instant>,
     /// How long it took, by the last report if there was one.
     pub(crate) measured: Option<Duration>,
+    /// How far off that may be, as the report has it.
+    pub(crate) duration_error: Duration,
     /// The latest report, as its user sees it.
     pub(crate) text: String,
 }
@@ -105,15 +108,16 @@ impl Sightings {
 
     fn add(&mut self, at: Instant, news: News) {
         match news {
-            News::Stall(report) => {
+            News::Stall(report, begun_at_the_latest) => {
                 let text = report.to_string();
-                let began = instant(report.started_at) + report.duration_error;
+                let began = instant(begun_at_the_latest);
                 let key = (Subject::Poll, report.id);
                 let sighting = self.sighting(key, began, at, report.phase, report.duration);
                 sighting.certain |= report.certainty == Certainty::Certain;
                 sighting.span = report.span.or(sighting.span.take());
                 sighting.task = report.task.or(sighting.task);
                 sighting.spawned_at = report.spawned_at.or(sighting.spawned_at.take());
+                sighting.duration_error = report.duration_error;
                 sighting.site = report.site;
                 sighting.cause = Some(report.cause);
                 sighting.advice = report.advice;
@@ -150,6 +154,7 @@ impl Sightings {
             began,
             announced: None,
             measured: None,
+            duration_error: Duration::ZERO,
             text: String::new(),
         });
         if phase == Phase::Ended {

@@ -1,8 +1,9 @@
 //! What watching costs a whole service: axum over loopback TCP with keep-alive at saturation, watched and unwatched
 //! in turn, while nothing stalls and while one in a hundred or in twenty requests does; and what its layers for
-//! requests cost beside each other.
+//! requests cost beside each other, and what an observer from outside costs.
 //!
 //! ```text
+//! cargo build --release -p cargo-stall    # the observer
 //! cargo run --release -p service
 //! cargo run --release -p service --features prometheus    # with a row for metrics
 //! ```
@@ -12,11 +13,13 @@
 
 #[path = "../../load/mod.rs"]
 mod load;
+mod observer;
 #[path = "../../rounds/mod.rs"]
 mod rounds;
 
 use axum::Router;
 use load::Stalls;
+use observer::Observer;
 use rounds::Row;
 use std::time::{Duration, Instant};
 use tokio_stall::Guard;
@@ -107,12 +110,23 @@ const LAYERS: &[Row] = &[
 ];
 const EMPTY_LAYER: &[usize] = &[0; LAYERS.len()];
 
+/// The same service, with no detector in it.
+const OUTSIDE: &[Row] = &[
+    row("nobody looks at it", unobserved),
+    row("**`tokio-stall attach`** looks at it", observed),
+];
+const NOBODY: &[usize] = &[0; OUTSIDE.len()];
+
+/// The figures of an observer's stops.
+const STOPS_PER_SECOND: usize = load::FIGURES;
+const MICROS_OF_A_STOP: usize = load::FIGURES + 1;
+
 const fn row(name: &'static str, measure: fn() -> Vec<f64>) -> Row {
     Row { name, measure }
 }
 
 fn main() {
-    rounds::be_the_row_asked_for(&[WITHOUT_STALLS, LAYERS, ONE_PERCENT, FIVE_PERCENT]);
+    rounds::be_the_row_asked_for(&[WITHOUT_STALLS, LAYERS, OUTSIDE, ONE_PERCENT, FIVE_PERCENT]);
 
     show("No request stalls", WITHOUT_STALLS, BASES, ROUNDS);
     println!();
@@ -122,6 +136,8 @@ fn main() {
         EMPTY_LAYER,
         ROUNDS,
     );
+    println!();
+    show_outside();
     let stall = format!("block their worker for {} ms", load::STALL.as_millis());
     println!();
     show(
@@ -152,6 +168,23 @@ fn show(title: &str, rows: &[Row], bases: &[usize], rounds: usize) {
     });
 }
 
+fn show_outside() {
+    let table = rounds::measure_in_turn(OUTSIDE, ROUNDS);
+    println!(
+        "Looked at from outside; no request stalls ({ROUNDS} rounds: median and quartiles):\n"
+    );
+    let columns = ["stops a second", "µs of a stop"];
+    load::show(&table, OUTSIDE, NOBODY, &columns, |row| {
+        let places = [STOPS_PER_SECOND, MICROS_OF_A_STOP];
+        let figures = places.map(|place| table.figure(row.name, place));
+        let shown = figures.map(|figure| match figure.median.is_nan() {
+            true => "–".to_owned(),
+            false => figure.show(1),
+        });
+        shown.to_vec()
+    });
+}
+
 fn with_empty_layer() -> Router {
     load::routes(Stalls::None).layer(layer_fn(|service| service))
 }
@@ -172,6 +205,21 @@ fn trace_up_to(level: LevelFilter) {
 fn unwatched(routes: Router) -> Vec<f64> {
     let mut figures = load::measure(&load::runtime(), routes);
     figures.push(f64::NAN);
+    figures
+}
+
+fn unobserved() -> Vec<f64> {
+    let mut figures = load::measure(&load::runtime(), load::routes(Stalls::None));
+    figures.extend([f64::NAN; 2]);
+    figures
+}
+
+fn observed() -> Vec<f64> {
+    let runtime = load::runtime();
+    let observer = Observer::start();
+    let mut figures = load::measure(&runtime, load::routes(Stalls::None));
+    let stops = observer.end();
+    figures.extend([stops.per_second, stops.micros]);
     figures
 }
 

@@ -1,6 +1,8 @@
 //! The ways to hold a worker, and the ways to be busy without it.
 
 use std::hint::black_box;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -55,6 +57,61 @@ pub async fn is_honestly_busy() {
         });
     }
     std::future::pending().await
+}
+
+/// Checks all that it does, for ever: sums in long polls, timers, and bytes through a socket. The
+/// process aborts at the first error, also at a call that was interrupted.
+pub async fn checks() {
+    std::thread::spawn(|| or_abort(echo()));
+    tokio::spawn(async {
+        loop {
+            let wanted = Duration::from_millis(3);
+            let begun = Instant::now();
+            tokio::time::sleep(wanted).await;
+            or_abort(
+                (begun.elapsed() >= wanted)
+                    .then_some(())
+                    .ok_or("a timer is early"),
+            );
+        }
+    });
+    loop {
+        let sum: u64 = (0..black_box(20_000_000_u64)).map(black_box).sum();
+        or_abort(
+            (sum == 199_999_990_000_000)
+                .then_some(())
+                .ok_or("a sum is wrong"),
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Sends bytes through a socket and compares those that come back.
+fn echo() -> std::io::Result<()> {
+    let (mut near, mut far) = UnixStream::pair()?;
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        loop {
+            let read = or_abort(far.read(&mut bytes));
+            or_abort(far.write_all(&bytes[..read]));
+        }
+    });
+    let (mut sent, mut back) = ([0; 4096], [0; 4096]);
+    for round in 0_u64.. {
+        sent.fill(round as u8);
+        near.write_all(&sent)?;
+        near.read_exact(&mut back)?;
+        or_abort((sent == back).then_some(()).ok_or("bytes are lost"));
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+fn or_abort<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| {
+        eprintln!("programs: {error:?}");
+        std::process::abort()
+    })
 }
 
 /// Sleeps in a function that cannot be unwound without its frame pointer.

@@ -1,6 +1,6 @@
 //! A service that falls into one trap: `programs FLAVOR TRAP [MILLISECONDS [ROUNDS]]`.
 
-use programs::{compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
+use programs::{checks, compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
 use std::time::Duration;
 
 async fn trap(name: String, time: Duration, rounds: u64) {
@@ -14,9 +14,12 @@ async fn trap(name: String, time: Duration, rounds: u64) {
                 "hidden" => hides(pause).await,
                 "naps" => naps(pause).await,
                 "lock" => locks(pause).await,
-                "pool" => tokio::task::spawn_blocking(move || compute(pause)).await.unwrap(),
+                "pool" => tokio::task::spawn_blocking(move || compute(pause))
+                    .await
+                    .unwrap(),
                 "in_place" => tokio::task::block_in_place(|| std::thread::sleep(pause)),
                 "busy" => is_honestly_busy().await,
+                "checks" => checks().await,
                 other => panic!("no trap is called {other}"),
             }
         };
@@ -30,7 +33,9 @@ fn main() {
     let flavor = arguments.next().expect("a flavor");
     let name = arguments.next().expect("a trap");
     let time = arguments.next().map_or(300, |time| time.parse().unwrap());
-    let rounds = arguments.next().map_or(u64::MAX, |rounds| rounds.parse().unwrap());
+    let rounds = arguments
+        .next()
+        .map_or(u64::MAX, |rounds| rounds.parse().unwrap());
     let mut builder = match flavor.as_str() {
         "multi" => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),

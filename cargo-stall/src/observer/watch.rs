@@ -1,8 +1,11 @@
 //! The loop that looks: all threads of one process, once a tick.
+//!
+//! *Runs on:* the main thread.
 
-use crate::problem::Problem;
-use crate::target::Target;
-use crate::tracked::{Sight, Stops, Tracked};
+use crate::observer::os;
+use crate::observer::problem::Problem;
+use crate::observer::target::Target;
+use crate::observer::tracked::{Sight, Stops, Tracked};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio_stall::StallReport;
@@ -58,6 +61,7 @@ impl ProcessWatch {
         let mut due: Vec<StallEvidence> = Vec::new();
         self.find_threads()?;
         let sight = &mut self.sight;
+        sight.stopping.retain(|tid| !os::is_let_go(*tid));
         self.threads
             .retain(|_, thread| thread.tick(sight, Instant::now(), &mut due));
         let reports = due.iter().map(|evidence| sight.process.report(evidence));
@@ -112,7 +116,9 @@ impl ProcessWatch {
             thread.end_hold(Instant::now(), &mut due);
         }
         let process = &self.sight.process;
-        due.iter().map(|evidence| process.report(evidence)).collect()
+        due.iter()
+            .map(|evidence| process.report(evidence))
+            .collect()
     }
 
     pub(crate) fn process(&self) -> &ObservedProcess {

@@ -1,6 +1,7 @@
 //! A child that is held before the first instruction of its program, so that its debug information
 //! is read when it begins.
 //!
+//! *Runs on:* the main thread.
 //! *Must not:* change the child. It is traced by its own wish until the program is loaded, and is
 //! let go then.
 

@@ -1,10 +1,14 @@
 //! Stops one thread for as long as its registers and its stack are read.
 //!
+//! *Runs on:* the main thread.
 //! *Must not:* attach with `PTRACE_ATTACH`, which sends a signal, or set `PTRACE_O_EXITKILL`, which
 //! would kill the thread with the observer.
 //!
 //! `PTRACE_SEIZE` and `PTRACE_INTERRUPT` stop the thread without a signal. It may be stopped by a
 //! signal of its own at that moment. The signal is then handed on.
+//!
+//! A thread that waits for a disk, or for a server of files that is gone, cannot be stopped before
+//! that is over. It is not waited for. It is let go when it stops, which is looked for each tick.
 
 #![allow(unsafe_code)]
 
@@ -13,12 +17,20 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 use tokio_stall::outside::ThreadRegisters;
 
+/// The longest wait for a thread to stop. It may have to wait for a CPU.
+const LONGEST: Duration = Duration::from_millis(20);
+
+/// Most threads stop within this time, so they are asked all the time until then.
+const SOON: Duration = Duration::from_micros(200);
+
 /// Stops a thread, calls `read` with its registers, and lets it go. Returns also how long it was
 /// held.
 ///
 /// # Errors
 ///
-/// The thread has exited, another debugger has it, or the kernel forbids it.
+/// The thread has exited, another debugger has it, or the kernel forbids it. With
+/// [`TimedOut`](io::ErrorKind::TimedOut) it could not be stopped soon, and [`is_let_go`] must be
+/// asked until it is.
 ///
 /// # Cost
 ///
@@ -32,13 +44,24 @@ pub(crate) fn stopped<R>(
     let begun = Instant::now();
     // A thread that has been seized is let go by the kernel if it exits now.
     request(libc::PTRACE_INTERRUPT, tid, 0, std::ptr::null_mut())?;
-    let signal = wait(tid)?;
+    let signal = wait_for(tid, begun + LONGEST)?;
     let read = registers(tid).map(read);
     let detached = let_go(tid, signal);
     let held = begun.elapsed();
     let read = read?;
     detached?;
     Ok((read, held))
+}
+
+/// Lets a thread go that could not be stopped soon, if it is stopped by now. Returns whether it is
+/// free, or has exited.
+pub(crate) fn is_let_go(tid: u32) -> bool {
+    let tid = tid as i32;
+    match stopped_by(tid, libc::WNOHANG) {
+        Ok(None) => false,
+        Ok(Some(signal)) => let_go(tid, signal).is_ok(),
+        Err(_) => true,
+    }
 }
 
 /// Lets a thread that is stopped go on, with the signal that it was about to take.
@@ -68,16 +91,40 @@ fn request(
 }
 
 /// Waits until the thread is stopped. Returns the signal that it was about to take, or zero.
+pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
+    loop {
+        if let Some(signal) = stopped_by(tid, 0)? {
+            return Ok(signal);
+        }
+    }
+}
+
+/// The same, up to this moment. A thread on a CPU stops within microseconds.
+fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
+    let soon = Instant::now() + SOON;
+    loop {
+        if let Some(signal) = stopped_by(tid, libc::WNOHANG)? {
+            return Ok(signal);
+        }
+        match Instant::now() {
+            now if now < soon => std::thread::yield_now(),
+            now if now < end => std::thread::sleep(SOON),
+            _ => return Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Whether the thread is stopped: the signal that it was about to take, or zero. `None` if it is
+/// not, and the options let the call return.
 ///
 /// The event is looked at and not taken: the thread may be a child of ours that has exited, and
 /// its exit is for the one who waits for children.
-pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
+fn stopped_by(tid: i32, options: libc::c_int) -> io::Result<Option<libc::c_int>> {
     let mut seen = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let events = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+    let events = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL | options;
     loop {
         // SAFETY: `seen` is a valid place for the answer.
-        let failed =
-            unsafe { libc::waitid(libc::P_PID, tid as u32, seen.as_mut_ptr(), events) };
+        let failed = unsafe { libc::waitid(libc::P_PID, tid as u32, seen.as_mut_ptr(), events) };
         let error = io::Error::last_os_error();
         match failed {
             0 => break,
@@ -86,14 +133,17 @@ pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
         }
     }
     // SAFETY: all-zero is a valid answer, and the kernel has written the fields for children.
-    let (code, status) = unsafe {
+    let (pid, code, status) = unsafe {
         let seen = seen.assume_init();
-        (seen.si_code, seen.si_status())
+        (seen.si_pid(), seen.si_code, seen.si_status())
     };
+    if pid == 0 {
+        return Ok(None);
+    }
     let is_event = status >> 8 != 0;
     match code {
-        libc::CLD_TRAPPED | libc::CLD_STOPPED if is_event => Ok(0),
-        libc::CLD_TRAPPED | libc::CLD_STOPPED => Ok(status),
+        libc::CLD_TRAPPED | libc::CLD_STOPPED if is_event => Ok(Some(0)),
+        libc::CLD_TRAPPED | libc::CLD_STOPPED => Ok(Some(status)),
         _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }

@@ -1,10 +1,12 @@
 //! The live table of `attach`: a line for each worker, drawn again over the last one.
+//!
+//! *Runs on:* the main thread.
 
-use crate::dump::words;
-use crate::target::plain;
-use crate::text::cut;
-use crate::tracked::Tracked;
-use crate::watch::ProcessWatch;
+use crate::observer::dump::words;
+use crate::observer::target::plain;
+use crate::observer::text::cut;
+use crate::observer::tracked::Tracked;
+use crate::observer::watch::ProcessWatch;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tokio_stall::outside::Human;
@@ -41,7 +43,11 @@ impl LiveTable {
     }
 
     /// Draws it, if that is due.
-    pub(crate) fn draw(&mut self, watch: &ProcessWatch, out: &mut impl Write) -> std::io::Result<()> {
+    pub(crate) fn draw(
+        &mut self,
+        watch: &ProcessWatch,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
         let now = Instant::now();
         if now < self.due {
             return Ok(());
@@ -78,7 +84,10 @@ fn line(watch: &ProcessWatch, thread: &Tracked) -> String {
         None => (String::new(), String::new()),
         Some(hold) => {
             let report = watch.process().report(&hold.evidence);
-            let site = report.site.map(|site| site.to_string()).or(report.dependency);
+            let site = report
+                .site
+                .map(|site| site.to_string())
+                .or(report.dependency);
             let cause = report.cause.as_str();
             let site = site.unwrap_or_default();
             (Human(hold.age()).to_string(), format!("{cause} {site}"))
@@ -86,5 +95,8 @@ fn line(watch: &ProcessWatch, thread: &Tracked) -> String {
     };
     let state = words(thread.place).trim_start_matches("worker, ");
     let name = plain(&thread.name);
-    format!("{number:<7} {name:<16} {state:<22} {held:>8}  {}", plain(&site))
+    format!(
+        "{number:<7} {name:<16} {state:<22} {held:>8}  {}",
+        plain(&site)
+    )
 }

@@ -1,6 +1,7 @@
 //! The end of a poll: a hardware breakpoint of `perf` on the instruction that the thread executes
 //! once the poll is over.
 //!
+//! *Runs on:* the main thread.
 //! *Must not:* write into the other process. The processor compares addresses, and the kernel
 //! counts. One thread alone has the breakpoint, and only while a poll of it is suspected.
 

@@ -1,8 +1,10 @@
 //! Turns arguments into work, and its end into an exit code.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::{self, Command, Options};
-use crate::problem::Problem;
-use crate::{attach, build, dump, merge, run};
+use crate::observer::args::{self, Command, Options};
+use crate::observer::problem::Problem;
+use crate::observer::{attach, build, dump, merge, run};
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -1,6 +1,8 @@
 //! The arguments of both programs.
+//!
+//! *Runs on:* the main thread.
 
-use crate::problem::Problem;
+use crate::observer::problem::Problem;
 use lexopt::{Arg, Parser, ValueExt as _};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -144,10 +146,7 @@ impl Options {
 }
 
 /// The arguments for cargo and for the program. Ours are taken out, up to `--`.
-fn cargo_arguments(
-    parser: &mut Parser,
-    options: &mut Options,
-) -> Result<CargoArguments, Problem> {
+fn cargo_arguments(parser: &mut Parser, options: &mut Options) -> Result<CargoArguments, Problem> {
     let mut handed_on = CargoArguments::default();
     let mut rest = parser.raw_args()?.collect::<Vec<_>>().into_iter();
     while let Some(argument) = rest.next() {
@@ -174,7 +173,13 @@ fn cargo_arguments(
 /// Whether an option among those for cargo is ours.
 fn is_ours(name: &str) -> bool {
     let ours = [
-        "threshold", "json", "own", "baseline", "junit", "sarif", "flamegraph",
+        "threshold",
+        "json",
+        "own",
+        "baseline",
+        "junit",
+        "sarif",
+        "flamegraph",
     ];
     ours.contains(&name)
 }
@@ -187,8 +192,13 @@ fn command(words: &[String]) -> Result<Command, Problem> {
         ["attach", pid] => Ok(Command::Attach(number(pid)?)),
         ["report", file] => Ok(Command::Report(file.into())),
         ["dump" | "attach"] => Err(Problem::Usage("the number of a process is missing".into())),
-        ["report"] => Err(Problem::Usage("the file with the reports is missing".into())),
-        _ => Err(Problem::Usage(format!("`{}` is no command", words.join(" ")))),
+        ["report"] => Err(Problem::Usage(
+            "the file with the reports is missing".into(),
+        )),
+        _ => Err(Problem::Usage(format!(
+            "`{}` is no command",
+            words.join(" ")
+        ))),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The stalls of one or more processes: counted by site, compared with a baseline, written out.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::Options;
-use crate::problem::Problem;
-use crate::text;
+use crate::observer::args::Options;
+use crate::observer::problem::Problem;
+use crate::observer::text;
 use std::path::Path;
 use std::time::Duration;
 use tokio_stall::outside::{Human, KnownStalls, add_to_profile};

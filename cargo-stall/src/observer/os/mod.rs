@@ -1,5 +1,6 @@
 //! The system calls of the observer.
 //!
+//! *Runs on:* the main thread.
 //! *Must not:* leave a thread of the other process stopped. If the observer is killed, the kernel
 //! lets go of all threads and removes its breakpoints.
 
@@ -9,4 +10,4 @@ mod stop;
 
 pub(crate) use held::start_held;
 pub(crate) use poll_end::PollEnd;
-pub(crate) use stop::stopped;
+pub(crate) use stop::{is_let_go, stopped};

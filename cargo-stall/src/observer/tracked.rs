@@ -1,19 +1,21 @@
 //! One thread of the other process: its looks, its place in the runtime, and the poll that holds
 //! it.
 //!
+//! *Runs on:* the main thread.
+//!
 //! A stack is taken when the thread sleeps in one call for a tick, or has computed for a tick
 //! without a sleep. Later ones follow in longer and longer intervals while it is no worker.
 
-use crate::hold::{Beginning, Hold, Slept, first_evidence};
-use crate::os::{self, PollEnd};
-use crate::target::Target;
+use crate::observer::hold::{Beginning, Hold, Slept, first_evidence};
+use crate::observer::os::{self, PollEnd};
+use crate::observer::target::Target;
 use std::io;
 use std::time::{Duration, Instant};
-use tokio_stall::{Frame, Origin};
 use tokio_stall::outside::{
-    Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook, ThreadPlace,
-    ThreadRegisters, ThreadStack, written_name,
+    Doing, ObservedProcess, ObservedThread, SleepCall, StackCopy, StallEvidence, ThreadLook,
+    ThreadPlace, ThreadRegisters, ThreadStack, written_name,
 };
+use tokio_stall::{Frame, Origin};
 
 /// The calls of a thread that are kept.
 const KNOWN_CALLS: usize = 4;
@@ -30,9 +32,11 @@ pub(crate) struct Tracked {
     last: Option<ThreadLook>,
     /// When the sleep that goes on was first seen.
     asleep_since: Instant,
-    /// The last look, and the time between the two looks around the begin of the sleep.
     looked_at: Instant,
-    asleep_unseen: Duration,
+    /// The time that may belong to a sleep, or to a poll that computes, before it was first seen.
+    unseen: Duration,
+    /// The last moment at which a poll that computes had not begun.
+    free_at: Instant,
     /// The number of sleeps at the last look at which it computed.
     sleeps: Option<u64>,
     /// The sleep, by its number of runs, whose stack is known.
@@ -64,6 +68,8 @@ pub(crate) struct Sight {
     /// The tests that run, each with its thread.
     pub(crate) tests: Vec<(u32, String)>,
     pub(crate) stops: Stops,
+    /// Threads that could not be stopped soon. They must be let go once they stop.
+    pub(crate) stopping: Vec<u32>,
     pub(crate) stalls: u64,
     /// Whether computing is reported without proof.
     pub(crate) likely: bool,
@@ -102,6 +108,7 @@ impl Sight {
             workers: 0,
             tests: Vec::new(),
             stops: Stops::default(),
+            stopping: Vec::new(),
             stalls: 0,
             likely: false,
             unproven: 0,
@@ -111,29 +118,30 @@ impl Sight {
     }
 
     /// The stack of a thread that sleeps in this call, without a stop. It is lost if it needs
-    /// registers that the kernel does not show.
-    pub(crate) fn sleeping_stack(&mut self, call: SleepCall) -> Option<ThreadStack> {
+    /// registers that the kernel does not show. `None` once the thread `is_awake`: its stack may
+    /// have changed while it was copied.
+    pub(crate) fn sleeping_stack(
+        &mut self,
+        call: SleepCall,
+        mut is_awake: impl FnMut() -> bool,
+    ) -> Option<ThreadStack> {
         let registers = call.registers();
         if registers.sp == 0 {
             return None;
         }
-        let stack = self.unwound(registers, false);
+        let mut unwound = |deep| {
+            let copy = self.process.copy_stack(registers.sp, deep);
+            let is_valid = !is_awake();
+            is_valid.then(|| self.explained(registers, &copy))
+        };
+        let stack = unwound(false)?;
         match stack.truncated {
-            true => Some(self.unwound(registers, true)),
+            true => unwound(true),
             false => Some(stack),
         }
     }
 
-    fn unwound(&mut self, registers: ThreadRegisters, deep: bool) -> ThreadStack {
-        let copy = self.process.copy_stack(registers.sp, deep);
-        self.explained(registers, &copy)
-    }
-
-    fn explained(
-        &mut self,
-        registers: ThreadRegisters,
-        copy: &StackCopy,
-    ) -> ThreadStack {
+    fn explained(&mut self, registers: ThreadRegisters, copy: &StackCopy) -> ThreadStack {
         let stack = self.process.explain(registers, copy);
         self.stacks += 1;
         self.has_names |= stack.has_names();
@@ -149,13 +157,16 @@ impl Sight {
     fn stopped_copy(&mut self, tid: u32, deep: bool) -> io::Result<(ThreadRegisters, StackCopy)> {
         let process = &self.process;
         let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
-        let (copied, held) = os::stopped(tid, copy)?;
+        let stopped = os::stopped(tid, copy);
+        let is_late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+        if stopped.as_ref().is_err_and(is_late) {
+            self.stopping.push(tid);
+        }
+        let (copied, held) = stopped?;
         self.stops.add(held);
         Ok(copied)
     }
-}
 
-impl Sight {
     /// The test that runs, if there is only one. The threads of its runtime are its own.
     fn only_test(&self) -> Option<String> {
         match self.tests.as_slice() {
@@ -191,7 +202,8 @@ impl Tracked {
             last: None,
             asleep_since: now,
             looked_at: now,
-            asleep_unseen: Duration::ZERO,
+            unseen: Duration::ZERO,
+            free_at: now,
             sleeps: None,
             known_sleep: None,
             stopped_in: None,
@@ -220,14 +232,20 @@ impl Tracked {
         };
         let before = self.last.replace(look);
         let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
+        let looked_before = std::mem::replace(&mut self.looked_at, now);
         if !same_sleep {
             self.asleep_since = now;
-            self.asleep_unseen = now - self.looked_at;
+            self.unseen = now - looked_before;
         }
-        self.looked_at = now;
+        if look.doing != Doing::Runs || before.is_none_or(|before| before.doing != Doing::Runs) {
+            self.free_at = looked_before;
+        }
         self.forget_test(sight, look);
         let slept = self.slept(sight, same_sleep);
-        let goes_on = self.hold.as_mut().map(|hold| hold.goes_on(look, slept, now));
+        let goes_on = self
+            .hold
+            .as_mut()
+            .map(|hold| hold.goes_on(&sight.process, look, slept, now));
         match goes_on {
             Some(true) => self.go_on(sight, look, now, due),
             Some(false) => self.end_hold(now, due),
@@ -316,9 +334,9 @@ impl Tracked {
         let hold = self.hold.as_mut().filter(is_due)?;
         hold.stack_due = age + (age / 2).max(sight.threshold / 4);
         match look.doing {
-            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
-                sight.sleeping_stack(call).filter(|stack| !stack.lost)
-            }
+            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => self
+                .sleeping_stack(sight, look, call)
+                .filter(|stack| !stack.lost),
             Doing::Runs => self.stop(sight).ok(),
             _ => None,
         }
@@ -326,6 +344,7 @@ impl Tracked {
 
     pub(crate) fn end_hold(&mut self, now: Instant, due: &mut Vec<StallEvidence>) {
         let hold = self.hold.take();
+        self.free_at = hold.as_ref().map_or(self.free_at, Hold::until);
         due.extend(hold.and_then(|mut hold| hold.ended(now).cloned()));
         if self.place == ThreadPlace::Polling {
             self.place = ThreadPlace::Scheduling;
@@ -367,7 +386,7 @@ impl Tracked {
         now: Instant,
         same_sleep: bool,
     ) {
-        let Some(mut stack) = sight.sleeping_stack(call) else {
+        let Some(mut stack) = self.sleeping_stack(sight, look, call) else {
             return;
         };
         let by_stop = stack.lost;
@@ -381,18 +400,14 @@ impl Tracked {
             self.stopped_in = Some(call);
             stack = self.stop(sight).unwrap_or(stack);
         }
-        let end = self.armed(&stack);
         let still = match by_stop {
             true => self.asleep_again(call),
             false => self.look().filter(|still| is_same_sleep(&look, still)),
         };
-        // The stack belongs to this sleep if the thread is still in it.
         let Some(still) = still else {
-            if by_stop {
-                self.quiet_until = now + sight.threshold;
-            }
-            return;
+            return self.meet_woken(sight, &stack, by_stop, now);
         };
+        let end = self.armed(&stack);
         self.known_sleep = Some(still.runs);
         self.last = Some(still);
         if matches!(stack.place, ThreadPlace::Parked | ThreadPlace::IdlePool) {
@@ -410,6 +425,40 @@ impl Tracked {
         }
     }
 
+    /// The sleep is over, and its poll may go on: a thread may sleep often in one, and the first
+    /// stack of a place takes long to explain.
+    fn meet_woken(&mut self, sight: &mut Sight, stack: &ThreadStack, by_stop: bool, now: Instant) {
+        if by_stop {
+            self.quiet_until = now + sight.threshold;
+        } else if stack.place == ThreadPlace::Polling {
+            self.place_by(sight, stack, now);
+            self.suspect(sight, stack, now);
+        }
+    }
+
+    /// The stack of a sleep, without a stop. `None` if the thread has woken up.
+    fn sleeping_stack(
+        &mut self,
+        sight: &mut Sight,
+        look: ThreadLook,
+        call: SleepCall,
+    ) -> Option<ThreadStack> {
+        let is_awake = || {
+            let still = self.files.look();
+            !still.is_some_and(|still| is_same_sleep(&look, &still))
+        };
+        sight.sleeping_stack(call, is_awake)
+    }
+
+    /// The stack of now: without a stop if the thread sleeps.
+    fn stack_of_now(&mut self, sight: &mut Sight) -> Option<ThreadStack> {
+        let look = self.look()?;
+        match look.doing {
+            Doing::Sleeps(Some(call)) => self.sleeping_stack(sight, look, call),
+            _ => self.stop(sight).ok(),
+        }
+    }
+
     /// Waits until the thread sleeps in this call again after a stop. It needs a CPU for that.
     fn asleep_again(&mut self, call: SleepCall) -> Option<ThreadLook> {
         for _ in 0..AGAIN {
@@ -423,12 +472,7 @@ impl Tracked {
     }
 
     /// The thread is not in a sleep that was seen before.
-    fn meet_runner(
-        &mut self,
-        sight: &mut Sight,
-        before: Option<ThreadLook>,
-        now: Instant,
-    ) {
+    fn meet_runner(&mut self, sight: &mut Sight, before: Option<ThreadLook>, now: Instant) {
         let sleeps = sight.target.sleeps(self.tid);
         let computes = before.is_some_and(|before| before.doing == Doing::Runs)
             && sleeps.is_some()
@@ -441,15 +485,18 @@ impl Tracked {
             return self.rest(now, sight.threshold);
         };
         self.place_by(sight, &stack, now);
-        if stack.place == ThreadPlace::Polling {
-            self.suspect(sight, &stack);
+        match stack.place {
+            ThreadPlace::Polling => self.suspect(sight, &stack, now),
+            _ => self.free_at = now,
         }
     }
 
-    /// The thread computes in a poll. From the second stack on it is proven to be the same one.
-    fn suspect(&mut self, sight: &mut Sight, first: &ThreadStack) {
+    /// A stack shows a poll, and may be old. A second one, taken once the end of the poll is
+    /// counted, proves that it is the same poll from now on. The time before belongs to it, too,
+    /// and is not proven.
+    fn suspect(&mut self, sight: &mut Sight, first: &ThreadStack, met: Instant) {
         let mut end = self.armed(first);
-        let Ok(second) = self.stop(sight) else {
+        let Some(second) = self.stack_of_now(sight) else {
             return;
         };
         let now = Instant::now();
@@ -459,8 +506,10 @@ impl Tracked {
             && second.returns_to == first.returns_to
             && !is_over;
         let Some(look) = self.files.look().filter(|_| is_same) else {
+            self.free_at = met;
             return;
         };
+        self.unseen = now - self.free_at;
         self.begin(sight, &second, look, now, now, end);
     }
 
@@ -492,11 +541,6 @@ impl Tracked {
                 return;
             }
         }
-        // A thread that computes is looked at so often.
-        let unseen = match look.doing {
-            Doing::Sleeps(_) => self.asleep_unseen,
-            _ => sight.threshold / 4,
-        };
         sight.stalls += 1;
         let worker = self.worker.unwrap_or_default();
         let mut evidence = first_evidence(worker, sight.threshold, now - since);
@@ -513,10 +557,10 @@ impl Tracked {
             since,
             now,
             look,
-            unseen,
+            unseen: self.unseen,
             end,
         };
-        self.hold = Some(Hold::begin(beginning));
+        self.hold = Some(Hold::begin(&sight.process, beginning));
     }
 
     fn place_by(&mut self, sight: &mut Sight, stack: &ThreadStack, now: Instant) {

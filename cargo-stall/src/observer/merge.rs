@@ -1,9 +1,11 @@
 //! `tokio-stall report`: sums up a log of reports, one JSON object a line.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::Options;
-use crate::findings::{Findings, counted};
-use crate::problem::Problem;
-use crate::text;
+use crate::observer::args::Options;
+use crate::observer::findings::{Findings, counted};
+use crate::observer::problem::Problem;
+use crate::observer::text;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write};
@@ -49,11 +51,7 @@ struct Minute {
     lost: Duration,
 }
 
-pub(crate) fn report(
-    path: &Path,
-    options: &Options,
-    out: &mut impl Write,
-) -> Result<(), Problem> {
+pub(crate) fn report(path: &Path, options: &Options, out: &mut impl Write) -> Result<(), Problem> {
     let mut findings = Findings::default();
     let mut minutes: BTreeMap<u64, Minute> = BTreeMap::new();
     // Of a stall that was cut off, the last report counts.
@@ -109,7 +107,11 @@ fn write_text(
     }
     let folded = findings.profile().folded(FoldedBy::Microseconds);
     if !folded.is_empty() {
-        writeln!(out, "\nstacks, with microseconds lost:\n{}", text::shown(&folded))?;
+        writeln!(
+            out,
+            "\nstacks, with microseconds lost:\n{}",
+            text::shown(&folded)
+        )?;
     }
     Ok(())
 }
@@ -136,7 +138,11 @@ fn date_of(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -144,6 +150,7 @@ fn date_of(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_minute_has_its_date() {
@@ -164,9 +171,12 @@ mod tests {
     #[test]
     fn a_log_is_summed_up_by_site() {
         let line = |id: u32, phase: &str, seconds: f64, started: u32| {
-            format!(
-                r#"{{"id":{id},"phase":"{phase}","runtime":"api","duration_seconds":{seconds},"cause":"cpu","started_at":{started},"site":{{"function":"app::f","file":null,"line":null}}}}"#
-            )
+            let site = json!({"function": "app::f", "file": null, "line": null});
+            let report = json!({
+                "id": id, "phase": phase, "runtime": "api", "duration_seconds": seconds,
+                "cause": "cpu", "started_at": started, "site": site,
+            });
+            report.to_string()
         };
         let log = [
             line(1, "began", 0.1, 60),
@@ -185,7 +195,10 @@ mod tests {
     #[test]
     fn a_line_that_is_no_report_is_an_error_with_its_number() {
         let error = summed("\n{\"cause\":\"cpu\"}\n").unwrap_err();
-        assert!(error.contains("line 2: missing field `duration_seconds`"), "{error}");
+        assert!(
+            error.contains("line 2: missing field `duration_seconds`"),
+            "{error}"
+        );
         assert_eq!(summed("").unwrap(), "no stalls\n");
     }
 }

@@ -1,6 +1,8 @@
 //! The process that is looked at: whether it can be, its threads and its name.
+//!
+//! *Runs on:* the main thread.
 
-use crate::problem::Problem;
+use crate::observer::problem::Problem;
 use std::fs;
 use std::io;
 use std::num::NonZeroU32;
@@ -116,7 +118,9 @@ impl Target {
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = status.lines();
-    lines.find_map(|line| line.strip_prefix(name)).map(str::trim)
+    lines
+        .find_map(|line| line.strip_prefix(name))
+        .map(str::trim)
 }
 
 /// Checks the beginning of an ELF file: its class, and its processor.
@@ -128,7 +132,11 @@ fn check_head(head: &[u8; 20], pid: u32) -> Result<(), Problem> {
         return Err(Problem::ThirtyTwoBit(pid));
     }
     let machine = u16::from_le_bytes([head[18], head[19]]);
-    let ours = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+    let ours = if cfg!(target_arch = "x86_64") {
+        62
+    } else {
+        183
+    };
     match machine == ours {
         true => Ok(()),
         false => Err(Problem::Foreign(pid)),
@@ -159,7 +167,11 @@ mod tests {
 
     #[test]
     fn programs_of_other_machines_are_told_apart() {
-        let ours = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+        let ours = if cfg!(target_arch = "x86_64") {
+            62
+        } else {
+            183
+        };
         assert!(check_head(&head(2, ours), 7).is_ok());
         let said = |head: [u8; 20]| check_head(&head, 7).unwrap_err().to_string();
         assert!(said(head(1, 3)).contains("32 bits"));

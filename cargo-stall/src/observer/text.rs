@@ -1,6 +1,8 @@
 //! Text that is shown: names of the other program cannot steer the terminal.
+//!
+//! *Runs on:* the main thread.
 
-use crate::target::plain;
+use crate::observer::target::plain;
 use std::fmt::Display;
 
 /// A text of several lines, in which control characters other than the ends of lines are replaced.
@@ -13,7 +15,11 @@ pub(crate) fn shown(text: &impl Display) -> String {
 /// A text cut to so many characters.
 pub(crate) fn cut(text: &str, most: usize) -> String {
     match text.chars().count() > most {
-        true => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        true => text
+            .chars()
+            .take(most.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
         false => text.to_owned(),
     }
 }

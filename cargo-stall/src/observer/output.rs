@@ -1,11 +1,13 @@
 //! Stalls for programs that read them: JUnit, SARIF, and the lines of GitHub Actions.
 //!
+//! *Runs on:* the main thread.
+//!
 //! All names come from the other program. Each format has its own escape.
 
-use crate::findings::{Ended, Findings, write};
-use crate::problem::Problem;
-use crate::target::plain;
-use crate::text;
+use crate::observer::findings::{Ended, Findings, write};
+use crate::observer::problem::Problem;
+use crate::observer::target::plain;
+use crate::observer::text;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -15,9 +17,16 @@ use tokio_stall::StallReport;
 pub(crate) fn stall_of_test(ended: &Ended) -> String {
     let report = &ended.report;
     let test = report.thread.as_deref().unwrap_or("a thread");
-    let counts = if ended.counts() { "" } else { " (does not count)" };
+    let counts = if ended.counts() {
+        ""
+    } else {
+        " (does not count)"
+    };
     let (test, program) = (plain(test), plain(&report.runtime));
-    format!("{test} in {program} blocked a worker{counts}\n{}", text::shown(report))
+    format!(
+        "{test} in {program} blocked a worker{counts}\n{}",
+        text::shown(report)
+    )
 }
 
 /// The place in the source, below the current directory if it is there.
@@ -39,7 +48,10 @@ pub(crate) fn github(findings: &Findings) -> String {
         let message = escaped(&stall_of_test(ended), false);
         match place(&ended.report) {
             Some((file, line)) => {
-                format!("::{kind} file={},line={line}::{message}\n", escaped(&file, true))
+                format!(
+                    "::{kind} file={},line={line}::{message}\n",
+                    escaped(&file, true)
+                )
             }
             None => format!("::{kind}::{message}\n"),
         }
@@ -49,7 +61,10 @@ pub(crate) fn github(findings: &Findings) -> String {
 
 /// A text in a line of GitHub Actions. Properties have two more characters that separate.
 fn escaped(text: &str, property: bool) -> String {
-    let text = text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    let text = text
+        .replace('%', "%25")
+        .replace('\r', "%0D")
+        .replace('\n', "%0A");
     match property {
         true => text.replace(':', "%3A").replace(',', "%2C"),
         false => text,
@@ -141,7 +156,10 @@ mod tests {
     #[test]
     fn lines_for_github_cannot_be_broken_by_names() {
         let lines = github(&findings());
-        assert!(lines.starts_with("::error file=/x%2Cy/src/a.rs,line=7::a,b::c"), "{lines}");
+        assert!(
+            lines.starts_with("::error file=/x%2Cy/src/a.rs,line=7::a,b::c"),
+            "{lines}"
+        );
         assert_eq!(lines.matches('\n').count(), 1);
         assert!(!lines.contains('\u{1b}'));
     }
@@ -152,7 +170,10 @@ mod tests {
         let (junit, sarif) = (folder.path().join("j.xml"), folder.path().join("s.json"));
         write_junit(&findings(), &junit).unwrap();
         let text = std::fs::read_to_string(junit).unwrap();
-        assert!(text.contains("failures=\"1\"") && text.contains("&lt;app&gt;"), "{text}");
+        assert!(
+            text.contains("failures=\"1\"") && text.contains("&lt;app&gt;"),
+            "{text}"
+        );
         write_sarif(&findings(), &sarif).unwrap();
         let sarif: Value = serde_json::from_slice(&std::fs::read(sarif).unwrap()).unwrap();
         let result = &sarif["runs"][0]["results"][0];

@@ -1,12 +1,14 @@
 //! `tokio-stall attach`: watches a process until it ends, or for a time.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::Options;
-use crate::findings::Findings;
-use crate::problem::Problem;
-use crate::table::LiveTable;
-use crate::target::Target;
-use crate::text;
-use crate::watch::ProcessWatch;
+use crate::observer::args::Options;
+use crate::observer::findings::Findings;
+use crate::observer::problem::Problem;
+use crate::observer::table::LiveTable;
+use crate::observer::target::Target;
+use crate::observer::text;
+use crate::observer::watch::ProcessWatch;
 use std::io::{IsTerminal as _, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,11 +78,7 @@ fn check_names(watch: &ProcessWatch, pid: u32, begun: Instant) -> Result<(), Pro
 }
 
 /// Writes a report: JSON in a line, or text.
-pub(crate) fn show(
-    report: &StallReport,
-    json: bool,
-    out: &mut impl Write,
-) -> Result<(), Problem> {
+pub(crate) fn show(report: &StallReport, json: bool, out: &mut impl Write) -> Result<(), Problem> {
     if json {
         let line = serde_json::to_string(report).map_err(std::io::Error::from)?;
         writeln!(out, "{line}")?;
@@ -107,7 +105,10 @@ fn finish(
     let (workers, stops) = (watch.workers().count(), watch.stops());
     let watched = Human(begun.elapsed());
     // With `--json`, standard output has nothing but reports.
-    let mut text = format!("{workers} workers watched for {watched}: {}", findings.summary());
+    let mut text = format!(
+        "{workers} workers watched for {watched}: {}",
+        findings.summary()
+    );
     if stops.count > 0 {
         let each = Human(stops.total / u32::try_from(stops.count).unwrap_or(u32::MAX));
         let longest = Human(stops.longest);

@@ -1,11 +1,13 @@
 //! Lets cargo build and run the programs, each with this one as its runner.
 //!
+//! *Runs on:* the main thread.
+//!
 //! A runner is started with the program and its arguments, in the directory and with the
 //! environment that cargo gives to the program. It leaves its reports in a folder that `cargo
 //! stall` reads at the end.
 
-use crate::args::CargoArguments;
-use crate::problem::Problem;
+use crate::observer::args::CargoArguments;
+use crate::observer::problem::Problem;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -51,7 +53,10 @@ fn triples(cargo: &OsString, arguments: &[OsString]) -> Result<Vec<String>, Prob
     let text = String::from_utf8_lossy(&output.stdout);
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
     let mut triples: Vec<String> = host.into_iter().map(str::to_owned).collect();
-    let arguments: Vec<_> = arguments.iter().map(|each| each.to_string_lossy()).collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|each| each.to_string_lossy())
+        .collect();
     for (index, argument) in arguments.iter().enumerate() {
         let given = match argument.strip_prefix("--target") {
             Some("") => arguments.get(index + 1).map(ToString::to_string),

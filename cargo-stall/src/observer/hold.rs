@@ -1,12 +1,14 @@
 //! One poll that holds its worker: its proof, its time and its stacks.
 //!
+//! *Runs on:* the main thread.
 //! *Must not:* claim more than is proven. A sleep in one call is one poll. So is a time in which
 //! the thread has not executed the instruction after the poll. Anything else is likely.
 
-use crate::os::PollEnd;
+use crate::observer::os::PollEnd;
 use std::time::{Duration, Instant, SystemTime};
 use tokio_stall::outside::{
-    Doing, SleepCall, StallEvidence, ThreadLook, ThreadPlace, ThreadStack,
+    DescribedCall, Doing, ObservedProcess, SleepCall, StallEvidence, ThreadLook, ThreadPlace,
+    ThreadStack,
 };
 use tokio_stall::{Certainty, Phase, TimeSplit};
 
@@ -32,7 +34,7 @@ pub(crate) struct Hold {
     /// The age at which the next stack is due.
     pub(crate) stack_due: Duration,
     /// The calls slept in, each with its time.
-    slept: Vec<(SleepCall, Duration)>,
+    slept: Vec<(DescribedCall, Duration)>,
 }
 
 /// The longest time between two updates of a running thread's CPU time.
@@ -73,7 +75,7 @@ pub(crate) struct Beginning {
 }
 
 impl Hold {
-    pub(crate) fn begin(from: Beginning) -> Hold {
+    pub(crate) fn begin(process: &ObservedProcess, from: Beginning) -> Hold {
         let sleeps = matches!(from.look.doing, Doing::Sleeps(_));
         let proof = match from.end {
             Some(end) => HoldProof::Counted(end),
@@ -96,26 +98,35 @@ impl Hold {
             slept: Vec::new(),
         };
         if sleeps {
-            hold.account(from.look, Slept::AllAlong, from.now);
+            hold.account(process, from.look, Slept::AllAlong, from.now);
         }
         hold
+    }
+
+    /// The last moment for which it is proven.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
     }
 
     pub(crate) fn age(&self) -> Duration {
         self.until - self.since
     }
 
-
-
     /// Goes on to this look. Returns false once it is over, or not proven any more.
-    pub(crate) fn goes_on(&mut self, look: ThreadLook, slept: Slept, now: Instant) -> bool {
+    pub(crate) fn goes_on(
+        &mut self,
+        process: &ObservedProcess,
+        look: ThreadLook,
+        slept: Slept,
+        now: Instant,
+    ) -> bool {
         let holds = match &mut self.proof {
             HoldProof::Counted(end) => !end.is_over(),
             HoldProof::OneSleep => slept == Slept::AllAlong,
             HoldProof::Stacks => matches!(look.doing, Doing::Runs),
         };
         if holds {
-            self.account(look, slept, now);
+            self.account(process, look, slept, now);
         }
         holds
     }
@@ -123,6 +134,8 @@ impl Hold {
     /// Whether a new stack shows the same poll, as far as a stack can.
     pub(crate) fn fits(&self, stack: &ThreadStack) -> bool {
         match &self.proof {
+            // A stack that is not followed to its root does not show that the poll is over.
+            HoldProof::Counted(_) if !stack.complete && !stack.place.is_worker() => true,
             // Parts of a poll are tokio's own work. A panic may leave it without its end.
             HoldProof::Counted(end) => match stack.place {
                 ThreadPlace::Polling => stack.returns_to.is_none_or(|address| end.is_at(address)),
@@ -133,7 +146,7 @@ impl Hold {
     }
 
     /// Adds the time since the last look, and splits the whole time anew.
-    fn account(&mut self, look: ThreadLook, slept: Slept, now: Instant) {
+    fn account(&mut self, process: &ObservedProcess, look: ThreadLook, slept: Slept, now: Instant) {
         let passed = now - self.until;
         self.until = now;
         match slept {
@@ -142,7 +155,7 @@ impl Hold {
             Slept::Never => {}
         }
         if let Doing::Sleeps(Some(call)) = look.doing {
-            self.sleeps_in(call, passed);
+            self.sleeps_in(process, call, passed);
         }
         let awake = self.age().saturating_sub(self.asleep);
         let queued = look.run_queue.saturating_sub(self.first.run_queue);
@@ -163,13 +176,17 @@ impl Hold {
         self.evidence.time.cpu + self.evidence.time.asleep
     }
 
-    fn sleeps_in(&mut self, call: SleepCall, time: Duration) {
+    fn sleeps_in(&mut self, process: &ObservedProcess, call: SleepCall, time: Duration) {
         if call.is_restarted() {
             return;
         }
-        match self.slept.iter().position(|(known, _)| *known == call) {
+        match self
+            .slept
+            .iter()
+            .position(|(known, _)| known.call() == call)
+        {
             Some(index) => self.slept[index].1 += time,
-            None if self.slept.len() < 32 => self.slept.push((call, time)),
+            None if self.slept.len() < 32 => self.slept.push((process.described(call), time)),
             None => {}
         }
         let longest = self.slept.iter().max_by_key(|(_, time)| *time);
@@ -202,7 +219,8 @@ impl Hold {
     /// The evidence for the last report. `None` if it was never a stall.
     pub(crate) fn ended(&mut self, now: Instant) -> Option<&StallEvidence> {
         let unseen = now - self.until;
-        self.is_announced.then(|| self.figures(Phase::Ended, unseen))
+        self.is_announced
+            .then(|| self.figures(Phase::Ended, unseen))
     }
 
     fn figures(&mut self, phase: Phase, unseen: Duration) -> &StallEvidence {

@@ -1,14 +1,14 @@
 //! `tokio-stall dump`: the stacks of all threads of a runtime now.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::Options;
-use crate::problem::Problem;
-use crate::target::{Target, plain};
-use crate::text;
-use crate::tracked::{Sight, Stops};
+use crate::observer::args::Options;
+use crate::observer::problem::Problem;
+use crate::observer::target::{Target, plain};
+use crate::observer::text;
+use crate::observer::tracked::{Sight, Stops};
 use std::io::Write;
-use tokio_stall::outside::{
-    Doing, Human, ThreadPlace, ThreadStack, shown_lines,
-};
+use tokio_stall::outside::{Doing, Human, ThreadPlace, ThreadStack, shown_lines};
 
 /// One thread and its stack.
 struct Dumped {
@@ -47,7 +47,9 @@ pub(crate) fn dump(pid: u32, options: &Options, out: &mut impl Write) -> Result<
 
 fn write_end(threads: &[Dumped], stops: Stops, out: &mut impl Write) -> std::io::Result<()> {
     let number = |wanted: fn(ThreadPlace) -> bool| {
-        let stacks = threads.iter().filter_map(|thread| thread.stack.as_ref().ok());
+        let stacks = threads
+            .iter()
+            .filter_map(|thread| thread.stack.as_ref().ok());
         stacks.filter(|stack| wanted(stack.place)).count()
     };
     let workers = number(ThreadPlace::is_worker);
@@ -72,13 +74,15 @@ fn write_end(threads: &[Dumped], stops: Stops, out: &mut impl Write) -> std::io:
 /// One thread's stack; `None` if it has exited.
 fn dumped(sight: &mut Sight, tid: u32) -> Result<Option<Dumped>, Problem> {
     let name = sight.target.thread_name(tid);
-    let look = sight.process.thread(tid)?.and_then(|mut thread| thread.look());
-    let Some(look) = look else {
+    let Some(mut thread) = sight.process.thread(tid)? else {
+        return Ok(None);
+    };
+    let Some(look) = thread.look() else {
         return Ok(None);
     };
     let (doing, stack) = match look.doing {
         Doing::Sleeps(Some(call)) => {
-            let stack = match sight.sleeping_stack(call) {
+            let stack = match sight.sleeping_stack(call, || thread.look() != Some(look)) {
                 Some(stack) if stack.lost => stopped(sight, tid)?,
                 Some(stack) => Ok(stack),
                 None => Err("it has just woken up".to_owned()),

@@ -1,4 +1,6 @@
 //! The errors of the programs: a sentence each, with the mend.
+//!
+//! *Runs on:* the main thread.
 
 use std::fmt;
 use std::io;
@@ -90,7 +92,8 @@ fn mend() -> &'static str {
     let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
     match yama.as_deref().map(str::trim) {
         Ok("1") => {
-            "yama allows parents alone (`kernel.yama.ptrace_scope` is 1): run as root, or set it to 0"
+            "yama allows parents alone (`kernel.yama.ptrace_scope` is 1): run as root, or set it \
+             to 0"
         }
         Ok("2") => "yama allows administrators alone: run as root",
         Ok("3") => "yama allows nobody until the next boot: set `kernel.yama.ptrace_scope` to 0",

@@ -1,16 +1,18 @@
 //! `cargo stall test` and `cargo stall run`: one program under observation, and the sum of all.
+//!
+//! *Runs on:* the main thread.
 
-use crate::args::{CargoArguments, Options};
-use crate::attach::show;
-use crate::build::{self, ReportFolder};
-use crate::findings::Findings;
-use crate::merge;
-use crate::output;
-use crate::os;
-use crate::problem::Problem;
-use crate::target::Target;
-use crate::text;
-use crate::watch::ProcessWatch;
+use crate::observer::args::{CargoArguments, Options};
+use crate::observer::attach::show;
+use crate::observer::build::{self, ReportFolder};
+use crate::observer::findings::Findings;
+use crate::observer::merge;
+use crate::observer::os;
+use crate::observer::output;
+use crate::observer::problem::Problem;
+use crate::observer::target::Target;
+use crate::observer::text;
+use crate::observer::watch::ProcessWatch;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt as _;
