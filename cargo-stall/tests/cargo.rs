@@ -68,6 +68,23 @@ fn a_program_that_blocks_fails_and_an_honest_one_does_not() {
 }
 
 #[test]
+fn threads_that_exit_in_a_stop_do_not_hold_a_child_back() {
+    let churns = [
+        "run",
+        "--threshold",
+        "10ms",
+        "--quiet",
+        "--",
+        "multi",
+        "churns",
+        "2000",
+        "1",
+    ];
+    let (code, text) = run(&mut cargo_stall(&churns));
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
 fn a_program_that_fails_hands_its_code_on() {
     let (code, text) = run(&mut cargo_stall(&[
         "run", "--quiet", "--", "current", "no_trap",

@@ -158,6 +158,17 @@ fn a_process_that_ends_ends_the_observation() {
 }
 
 #[test]
+fn threads_that_exit_in_a_stop_do_not_hold_their_process_back() {
+    for _ in 0..3 {
+        let service = Service::start(&["multi", "churns", "2000", "1"]);
+        let observer = Observer::attach(service.pid(), &["--threshold", "10ms"]);
+        // It ends when the process does.
+        let (_, text) = observer.until_the_end();
+        assert!(stops_in(&text) > 0, "{text}");
+    }
+}
+
+#[test]
 fn without_breakpoints_computing_is_likely_and_asked_for() {
     let service = Service::start(&["multi", "compute", LONG]);
     let attach = |options| Observer::attach_without_breakpoints(service.pid(), options);

@@ -68,8 +68,8 @@ pub(crate) struct Sight {
     /// The tests that run, each with its thread.
     pub(crate) tests: Vec<(u32, String)>,
     pub(crate) stops: Stops,
-    /// Threads that could not be stopped soon. They must be let go once they stop.
-    pub(crate) stopping: Vec<u32>,
+    /// Threads that may be seized still, since they could not be stopped. They must be let go.
+    pub(crate) seized: Vec<u32>,
     pub(crate) stalls: u64,
     /// Whether computing is reported without proof.
     pub(crate) likely: bool,
@@ -108,7 +108,7 @@ impl Sight {
             workers: 0,
             tests: Vec::new(),
             stops: Stops::default(),
-            stopping: Vec::new(),
+            seized: Vec::new(),
             stalls: 0,
             likely: false,
             unproven: 0,
@@ -158,9 +158,8 @@ impl Sight {
         let process = &self.process;
         let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
         let stopped = os::stopped(tid, copy);
-        let is_late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
-        if stopped.as_ref().is_err_and(is_late) {
-            self.stopping.push(tid);
+        if stopped.is_err() && !self.seized.contains(&tid) {
+            self.seized.push(tid);
         }
         let (copied, held) = stopped?;
         self.stops.add(held);

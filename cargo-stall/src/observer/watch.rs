@@ -61,7 +61,7 @@ impl ProcessWatch {
         let mut due: Vec<StallEvidence> = Vec::new();
         self.find_threads()?;
         let sight = &mut self.sight;
-        sight.stopping.retain(|tid| !os::is_let_go(*tid));
+        sight.seized.retain(|tid| !os::is_let_go(*tid));
         self.threads
             .retain(|_, thread| thread.tick(sight, Instant::now(), &mut due));
         let reports = due.iter().map(|evidence| sight.process.report(evidence));

@@ -9,6 +9,9 @@
 //!
 //! A thread that waits for a disk, or for a server of files that is gone, cannot be stopped before
 //! that is over. It is not waited for. It is let go when it stops, which is looked for each tick.
+//!
+//! A thread that exits while it is seized stays until its exit is taken, and its process stays with
+//! it. Whoever gets an error of [`stopped`] asks [`is_let_go`] until that is so.
 
 #![allow(unsafe_code)]
 
@@ -28,9 +31,8 @@ const SOON: Duration = Duration::from_micros(200);
 ///
 /// # Errors
 ///
-/// The thread has exited, another debugger has it, or the kernel forbids it. With
-/// [`TimedOut`](io::ErrorKind::TimedOut) it could not be stopped soon, and [`is_let_go`] must be
-/// asked until it is.
+/// The thread exits, another debugger has it, the kernel forbids it, or it could not be stopped
+/// soon. It may be seized still.
 ///
 /// # Cost
 ///
@@ -42,7 +44,6 @@ pub(crate) fn stopped<R>(
     let tid = tid as i32;
     seize(tid)?;
     let begun = Instant::now();
-    // A thread that has been seized is let go by the kernel if it exits now.
     request(libc::PTRACE_INTERRUPT, tid, 0, std::ptr::null_mut())?;
     let signal = wait_for(tid, begun + LONGEST)?;
     let read = registers(tid).map(read);
@@ -53,15 +54,43 @@ pub(crate) fn stopped<R>(
     Ok((read, held))
 }
 
-/// Lets a thread go that could not be stopped soon, if it is stopped by now. Returns whether it is
-/// free, or has exited.
+/// Lets a thread go that is seized still: if it is stopped by now, or has exited. Returns whether
+/// it is free.
 pub(crate) fn is_let_go(tid: u32) -> bool {
     let tid = tid as i32;
-    match stopped_by(tid, libc::WNOHANG) {
+    match event(tid, libc::WNOHANG) {
+        Ok(Some(Event::Stopped(signal))) => let_go(tid, signal).is_ok(),
+        Ok(Some(Event::Exited)) => {
+            take_exit(tid);
+            true
+        }
         Ok(None) => false,
-        Ok(Some(signal)) => let_go(tid, signal).is_ok(),
+        // It is not seized.
         Err(_) => true,
     }
+}
+
+/// Takes the exit of a thread, so that its process can end. The exit of a child of ours is for the
+/// one who waits for children.
+fn take_exit(tid: i32) {
+    if is_child(tid) {
+        return;
+    }
+    let mut seen = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let exits = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: `seen` is a valid place for the answer.
+    unsafe { libc::waitid(libc::P_PID, tid as u32, seen.as_mut_ptr(), exits) };
+}
+
+/// Whether this is the main thread of a child of this process.
+fn is_child(tid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let is = |name: &str, number: String| {
+        let mut lines = status.lines();
+        let field = lines.find_map(|line| line.strip_prefix(name));
+        field.is_some_and(|field| field.trim() == number)
+    };
+    is("Tgid:", tid.to_string()) && is("PPid:", std::process::id().to_string())
 }
 
 /// Lets a thread that is stopped go on, with the signal that it was about to take.
@@ -93,7 +122,7 @@ fn request(
 /// Waits until the thread is stopped. Returns the signal that it was about to take, or zero.
 pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
     loop {
-        if let Some(signal) = stopped_by(tid, 0)? {
+        if let Some(signal) = stop_of(tid, 0)? {
             return Ok(signal);
         }
     }
@@ -103,7 +132,7 @@ pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
 fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     let soon = Instant::now() + SOON;
     loop {
-        if let Some(signal) = stopped_by(tid, libc::WNOHANG)? {
+        if let Some(signal) = stop_of(tid, libc::WNOHANG)? {
             return Ok(signal);
         }
         match Instant::now() {
@@ -114,12 +143,25 @@ fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     }
 }
 
-/// Whether the thread is stopped: the signal that it was about to take, or zero. `None` if it is
-/// not, and the options let the call return.
-///
-/// The event is looked at and not taken: the thread may be a child of ours that has exited, and
-/// its exit is for the one who waits for children.
-fn stopped_by(tid: i32, options: libc::c_int) -> io::Result<Option<libc::c_int>> {
+/// The signal that a stopped thread was about to take, or zero. `None` if it is not stopped.
+fn stop_of(tid: i32, options: libc::c_int) -> io::Result<Option<libc::c_int>> {
+    match event(tid, options)? {
+        Some(Event::Stopped(signal)) => Ok(Some(signal)),
+        Some(Event::Exited) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        None => Ok(None),
+    }
+}
+
+/// A thing that has happened to a seized thread.
+enum Event {
+    /// It is stopped, and was about to take this signal, or none: zero.
+    Stopped(libc::c_int),
+    Exited,
+}
+
+/// The thread's event, if there is one. It is looked at and not taken. With `WNOHANG` it is not
+/// waited for.
+fn event(tid: i32, options: libc::c_int) -> io::Result<Option<Event>> {
     let mut seen = MaybeUninit::<libc::siginfo_t>::zeroed();
     let events = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::__WALL | options;
     loop {
@@ -141,11 +183,11 @@ fn stopped_by(tid: i32, options: libc::c_int) -> io::Result<Option<libc::c_int>>
         return Ok(None);
     }
     let is_event = status >> 8 != 0;
-    match code {
-        libc::CLD_TRAPPED | libc::CLD_STOPPED if is_event => Ok(Some(0)),
-        libc::CLD_TRAPPED | libc::CLD_STOPPED => Ok(Some(status)),
-        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    }
+    Ok(Some(match code {
+        libc::CLD_TRAPPED | libc::CLD_STOPPED if is_event => Event::Stopped(0),
+        libc::CLD_TRAPPED | libc::CLD_STOPPED => Event::Stopped(status),
+        _ => Event::Exited,
+    }))
 }
 
 fn registers(tid: i32) -> io::Result<ThreadRegisters> {
@@ -182,5 +224,93 @@ fn of_set(set: &libc::user_regs_struct) -> ThreadRegisters {
         sp: set.sp,
         fp: set.regs[29],
         lr: set.regs[30],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command, Stdio};
+    use std::thread;
+
+    /// In a process of the test below, makes this the program.
+    const PROGRAM: &str = "TOKIO_STALL_TEST_PROGRAM";
+
+    #[test]
+    fn a_program_that_ends_when_its_input_does() {
+        if std::env::var_os(PROGRAM).is_some() {
+            let seized = thread::Builder::new().name("seized".to_owned());
+            seized
+                .spawn(|| thread::sleep(Duration::from_secs(600)))
+                .unwrap();
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+        }
+    }
+
+    fn program() -> Child {
+        let this = thread::current();
+        let name = this.name().unwrap().rsplit_once("::").unwrap().0;
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg(format!("{name}::a_program_that_ends_when_its_input_does"));
+        command.env(PROGRAM, "1");
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn seized_thread(pid: u32) -> Option<u32> {
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .ok()?
+            .flatten();
+        let task = tasks.find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name == "seized\n")
+        })?;
+        task.file_name().to_str()?.parse().ok()
+    }
+
+    fn is_zombie(pid: u32) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .contains(") Z ")
+    }
+
+    #[test]
+    fn a_thread_that_exits_while_it_is_seized_lets_its_process_end() {
+        let mut child = program();
+        let tid = until(|| seized_thread(child.id()));
+        seize(tid as i32).unwrap();
+        assert!(!is_let_go(tid));
+        drop(child.stdin.take());
+        until(|| is_zombie(child.id()).then_some(()));
+        // The control: the seized thread holds its process back.
+        assert!(child.try_wait().unwrap().is_none());
+        assert!(is_let_go(tid));
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn the_exit_of_a_child_is_left_to_its_parent() {
+        let mut child = program();
+        let tid = child.id();
+        until(|| seized_thread(tid));
+        seize(tid as i32).unwrap();
+        drop(child.stdin.take());
+        until(|| is_zombie(tid).then_some(()));
+        assert!(is_let_go(tid));
+        assert!(child.wait().unwrap().success());
     }
 }

@@ -86,6 +86,22 @@ pub async fn checks() {
     }
 }
 
+/// Threads that compute for some milliseconds and exit, all the time, and at the end of the process.
+pub async fn churns(time: Duration) {
+    let begun = Instant::now();
+    for _ in 0..8 {
+        std::thread::spawn(|| {
+            loop {
+                let short = std::thread::spawn(|| compute(Duration::from_millis(3)));
+                short.join().unwrap();
+            }
+        });
+    }
+    while begun.elapsed() < time {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Sends bytes through a socket and compares those that come back.
 fn echo() -> std::io::Result<()> {
     let (mut near, mut far) = UnixStream::pair()?;

@@ -1,6 +1,6 @@
 //! A service that falls into one trap: `programs FLAVOR TRAP [MILLISECONDS [ROUNDS]]`.
 
-use programs::{checks, compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
+use programs::{checks, churns, compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
 use std::time::Duration;
 
 async fn trap(name: String, time: Duration, rounds: u64) {
@@ -20,6 +20,7 @@ async fn trap(name: String, time: Duration, rounds: u64) {
                 "in_place" => tokio::task::block_in_place(|| std::thread::sleep(pause)),
                 "busy" => is_honestly_busy().await,
                 "checks" => checks().await,
+                "churns" => churns(pause).await,
                 other => panic!("no trap is called {other}"),
             }
         };
