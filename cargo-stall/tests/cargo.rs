@@ -68,6 +68,22 @@ fn a_program_that_blocks_fails_and_an_honest_one_does_not() {
 }
 
 #[test]
+fn each_test_of_nextest_is_a_process_with_its_name() {
+    let version = Command::new(env!("CARGO")).args(["nextest", "--version"]).output();
+    if !version.is_ok_and(|version| version.status.success()) {
+        eprintln!("NOT CHECKED: cargo-nextest is not installed");
+        return;
+    }
+    let (code, text) = run(&mut cargo_stall(&["nextest", "--test", "suite", "--no-fail-fast"]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("4 passed"), "{text}");
+    for name in ["sleeps_in_a_poll", "waits_for_a_lock_on_a_worker"] {
+        assert!(text.contains(&format!("{name} in suite-")), "{text}");
+    }
+    assert!(text.contains("cargo-stall: 2 stalls"), "{text}");
+}
+
+#[test]
 fn threads_that_exit_in_a_stop_do_not_hold_a_child_back() {
     let churns = [
         "run",

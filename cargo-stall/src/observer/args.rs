@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Run(CargoArguments),
     /// Builds tests as `cargo test` would, and runs them.
     Test(CargoArguments),
+    /// The same with `cargo nextest run`.
+    Nextest(CargoArguments),
 }
 
 /// The arguments that are handed on: those for cargo, and those for the program.
@@ -71,6 +73,7 @@ Finds the code that blocks the Tokio event loops of a program, from outside and 
   tokio-stall dump PID         shows the stacks of all workers and blocking threads now
   tokio-stall report FILE      sums up reports, one JSON object a line, by site
   cargo stall test [ARGS]      builds and runs tests as `cargo test ARGS` does, under observation
+  cargo stall nextest [ARGS]   the same for `cargo nextest run ARGS`
   cargo stall run [ARGS]       the same for `cargo run ARGS`
 
 Options, before ARGS:
@@ -100,14 +103,15 @@ pub(crate) fn parse(
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok((Command::Help, options)),
             Arg::Short('V') | Arg::Long("version") => return Ok((Command::Version, options)),
-            Arg::Value(word) if words.is_empty() && (word == "test" || word == "run") => {
-                let kind = word.string()?;
+            Arg::Value(word) => {
+                let word = word.string()?;
+                let Some(command) = command_of_cargo(&word).filter(|_| words.is_empty()) else {
+                    words.push(word);
+                    continue;
+                };
                 let handed_on = cargo_arguments(&mut parser, &mut options)?;
-                let is_test = kind == "test";
-                let command = if is_test { Command::Test } else { Command::Run };
                 return Ok((command(handed_on), options));
             }
-            Arg::Value(word) => words.push(word.string()?),
             Arg::Long(name) => {
                 let name = name.to_owned();
                 if !options.read(&name, &mut parser)? {
@@ -118,6 +122,16 @@ pub(crate) fn parse(
         }
     }
     Ok((command(&words)?, options))
+}
+
+/// The command that has cargo build and run.
+fn command_of_cargo(word: &str) -> Option<fn(CargoArguments) -> Command> {
+    match word {
+        "test" => Some(Command::Test),
+        "nextest" => Some(Command::Nextest),
+        "run" => Some(Command::Run),
+        _ => None,
+    }
 }
 
 impl Options {
@@ -251,6 +265,21 @@ mod tests {
         assert_eq!(handed_on.program, ["--nocapture", "--json"]);
         assert!(options.json);
         assert_eq!(options.threshold, Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_program_and_each_runner_of_tests_is_a_command() {
+        for (line, expected) in [
+            ("run app", Command::Run as fn(_) -> _),
+            ("test app", Command::Test),
+            ("nextest app", Command::Nextest),
+        ] {
+            let handed_on = CargoArguments {
+                cargo: vec!["app".into()],
+                program: Vec::new(),
+            };
+            assert_eq!(parsed(line).unwrap().0, expected(handed_on));
+        }
     }
 
     #[test]

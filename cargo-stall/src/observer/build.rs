@@ -26,13 +26,13 @@ pub(crate) const OWN: &str = "TOKIO_STALL_OWN";
 
 /// Runs cargo with this program as the runner. Returns how it has ended.
 pub(crate) fn cargo(
-    subcommand: &str,
+    subcommand: &[&str],
     arguments: &CargoArguments,
     variables: &[(&str, OsString)],
 ) -> Result<ExitStatus, Problem> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
-    command.arg(subcommand);
+    command.args(subcommand);
     for triple in triples(&cargo, &arguments.cargo)? {
         command.arg("--config").arg(runner_of(&triple)?);
     }

@@ -44,8 +44,11 @@ fn carry_out((command, options): (Command, Options)) -> Result<u8, Problem> {
         Command::Dump(pid) => dump::dump(pid, &options, &mut out)?,
         Command::Attach(pid) => attach::attach(pid, &options, &mut out)?,
         Command::Report(path) => merge::report(&path, &options, &mut out)?,
-        Command::Run(arguments) => return run::cargo("run", &arguments, &options, &mut out),
-        Command::Test(arguments) => return run::cargo("test", &arguments, &options, &mut out),
+        Command::Run(arguments) => return run::cargo(&["run"], &arguments, &options, &mut out),
+        Command::Test(arguments) => return run::cargo(&["test"], &arguments, &options, &mut out),
+        Command::Nextest(arguments) => {
+            return run::cargo(&["nextest", "run"], &arguments, &options, &mut out);
+        }
     }
     Ok(0)
 }

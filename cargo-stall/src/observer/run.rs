@@ -105,7 +105,7 @@ fn code(status: ExitStatus) -> u8 {
 
 /// Has cargo build and run, and sums up. Returns the exit code.
 pub(crate) fn cargo(
-    subcommand: &str,
+    subcommand: &[&str],
     arguments: &CargoArguments,
     options: &Options,
     out: &mut impl Write,

@@ -42,9 +42,9 @@ pub(super) const CATALOGUE: &[Rule] = &[
         When::Only(Cause::Suspended),
         "Leave the code as it is: the whole process stood still, as if stopped, suspended or migrated.",
     ),
-    // A panic or an error with a backtrace looks up the symbols of all its frames.
+    // A panic or an error with a backtrace looks up the symbols of all its frames. Others wait for it.
     Rule::calling(
-        "backtrace std::backtrace std::backtrace_rs",
+        "backtrace std::backtrace std::backtrace_rs std::sys::backtrace::lock",
         When::Code,
         "Leave `RUST_BACKTRACE` unset, or make no backtraces here: looking up their symbols is slow.",
     ),

@@ -272,6 +272,8 @@ fn computing_is_told_apart_by_the_crate_that_does_it() {
     }
     let backtrace = "std::backtrace_rs::symbolize::gimli::resolve ← std::panicking::default_hook";
     all_told(&["RUST_BACKTRACE"], CPU, "", &[backtrace]);
+    let waits = "std::sys::backtrace::lock ← std::panicking::default_hook";
+    all_told(&["RUST_BACKTRACE"], LOCK, "futex", &[waits]);
     // A decoder that waits for its input does not compute.
     let waits = "<std::fs::File as std::io::Read>::read ← flate2::bufread::gz::read_header";
     all_told(&["`tokio::fs`"], FILE, "read", &[waits]);
