@@ -23,9 +23,6 @@ use tokio_stall::outside::ThreadRegisters;
 /// The longest wait for a thread to stop. It may have to wait for a CPU.
 const LONGEST: Duration = Duration::from_millis(20);
 
-/// Most threads stop within this time, so they are asked all the time until then.
-const SOON: Duration = Duration::from_micros(200);
-
 /// Stops a thread, calls `read` with its registers, and lets it go. Returns also how long it was
 /// held.
 ///
@@ -128,18 +125,36 @@ pub(super) fn wait(tid: i32) -> io::Result<libc::c_int> {
     }
 }
 
-/// The same, up to this moment. A thread on a CPU stops within microseconds.
+/// The same, up to this moment.
 fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
-    let soon = Instant::now() + SOON;
+    let children = blocked_sigchld();
     loop {
         if let Some(signal) = stop_of(tid, libc::WNOHANG)? {
             return Ok(signal);
         }
-        match Instant::now() {
-            now if now < soon => std::thread::yield_now(),
-            now if now < end => std::thread::sleep(SOON),
-            _ => return Err(io::ErrorKind::TimedOut.into()),
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        let left = libc::timespec {
+            tv_sec: left.as_secs() as libc::time_t,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // A stop sends `SIGCHLD`. This wakes up at once, where a sleep would hold the thread longer.
+        // SAFETY: both pointers are valid for the call, and none is asked for the signal's details.
+        unsafe { libc::sigtimedwait(&raw const children, std::ptr::null_mut(), &raw const left) };
+    }
+}
+
+/// Blocks `SIGCHLD` in this thread, so that it can be waited for. Nobody else here wants it.
+fn blocked_sigchld() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the first call makes the set valid, and the others get it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        set.assume_init()
     }
 }
 
