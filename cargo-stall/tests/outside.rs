@@ -159,13 +159,18 @@ fn a_process_that_ends_ends_the_observation() {
 
 #[test]
 fn threads_that_exit_in_a_stop_do_not_hold_their_process_back() {
-    for _ in 0..3 {
-        let service = Service::start(&["multi", "churns", "2000", "1"]);
+    let mut stops = 0;
+    for _ in 0..20 {
+        let service = Service::start(&["multi", "churns", "4000", "1"]);
         let observer = Observer::attach(service.pid(), &["--threshold", "10ms"]);
         // It ends when the process does.
         let (_, text) = observer.until_the_end();
-        assert!(stops_in(&text) > 0, "{text}");
+        stops += stops_in(&text);
+        if stops >= 10 {
+            return;
+        }
     }
+    panic!("only {stops} stops");
 }
 
 #[test]
@@ -230,14 +235,17 @@ fn dumps(count: usize) {
 fn stops(count: u64) {
     let service = a_watchful_process();
     let mut stops = 0;
-    while stops < count {
+    for _ in 0..count.max(20) {
+        if stops >= count {
+            return service.assert_goes_on();
+        }
         let options = ["--threshold", "10ms", "--duration", "5s"];
         let (_, text) = Observer::attach(service.pid(), &options).until_the_end();
         stops += stops_in(&text);
         assert!(is_running(service.pid()), "after {stops} stops: {text}");
         println!("{stops} stops so far; {text}");
     }
-    service.assert_goes_on();
+    panic!("only {stops} stops");
 }
 
 /// The number in `310 stops of a thread, …`.
@@ -246,7 +254,7 @@ fn stops_in(text: &str) -> u64 {
         .lines()
         .find(|line| line.contains(" stops of a thread"));
     let number = line.and_then(|line| line.split(' ').next()?.parse().ok());
-    number.unwrap_or_else(|| panic!("no stops: {text}"))
+    number.unwrap_or_default()
 }
 
 /// Kills observers at any moment of their work.

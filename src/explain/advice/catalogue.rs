@@ -42,7 +42,8 @@ pub(super) const CATALOGUE: &[Rule] = &[
         When::Only(Cause::Suspended),
         "Leave the code as it is: the whole process stood still, as if stopped, suspended or migrated.",
     ),
-    // A panic or an error with a backtrace looks up the symbols of all its frames. Others wait for it.
+    // A panic or an error with a backtrace looks up the symbols of all its frames. Other panics
+    // wait for that.
     Rule::calling(
         "backtrace std::backtrace std::backtrace_rs std::sys::backtrace::lock",
         When::Code,

@@ -20,8 +20,9 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 use tokio_stall::outside::ThreadRegisters;
 
-/// The longest wait for a thread to stop. It may have to wait for a CPU.
-const LONGEST: Duration = Duration::from_millis(20);
+/// The longest wait for a thread to stop. It may have to wait for a CPU, longer than a thread of a
+/// busy machine mostly does.
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// Stops a thread, calls `read` with its registers, and lets it go. Returns also how long it was
 /// held.
@@ -140,8 +141,9 @@ fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
             tv_sec: left.as_secs() as libc::time_t,
             tv_nsec: left.subsec_nanos().into(),
         };
-        // A stop sends `SIGCHLD`. This wakes up at once, where a sleep would hold the thread longer.
-        // SAFETY: both pointers are valid for the call, and none is asked for the signal's details.
+        // A stop sends `SIGCHLD`, which wakes this thread at once. A sleep would hold the other one
+        // for longer.
+        // SAFETY: both pointers are valid for the call, and the signal's details are not asked for.
         unsafe { libc::sigtimedwait(&raw const children, std::ptr::null_mut(), &raw const left) };
     }
 }

@@ -86,13 +86,13 @@ pub async fn checks() {
     }
 }
 
-/// Threads that compute for some milliseconds and exit, all the time, and at the end of the process.
+/// Threads that compute for a moment and exit, all the time, also at the end of the process.
 pub async fn churns(time: Duration) {
     let begun = Instant::now();
     for _ in 0..8 {
         std::thread::spawn(|| {
             loop {
-                let short = std::thread::spawn(|| compute(Duration::from_millis(3)));
+                let short = std::thread::spawn(|| compute(Duration::from_millis(30)));
                 short.join().unwrap();
             }
         });
