@@ -304,7 +304,11 @@ impl fmt::Display for Coverage {
             "{:?}: {} {workers}; polls: {}; span names: {}; thread evidence: {}",
             self.runtime,
             self.workers,
-            if self.all_polls { "all" } else { "marked ones" },
+            match (self.all_polls, self.turns) {
+                (true, _) => "all",
+                (false, true) => "all, with names where marked",
+                (false, false) => "marked ones",
+            },
             if self.spans { "yes" } else { "no" },
             match (self.thread_evidence, self.calls) {
                 (true, true) => "yes",

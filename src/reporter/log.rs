@@ -128,7 +128,7 @@ impl Log {
         let text = text_of(report, advice);
         emit(report, parent, stall.level, &text);
         if settings.on_stall.is_none() {
-            self.unheard.tell(stall.level, &text);
+            self.unheard.tell(stall.level, &with_missing(text, report));
         }
     }
 
@@ -365,6 +365,14 @@ fn missing(report: &StallReport) -> Option<String> {
     (report.site.is_none() && !missing.is_empty()).then(|| missing.join("; "))
 }
 
+/// The text for standard error, which has no fields beside it.
+fn with_missing(text: String, report: &StallReport) -> String {
+    match missing(report) {
+        Some(why) => format!("{text} ({why})"),
+        None => text,
+    }
+}
+
 /// Seconds, to the microsecond.
 fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e6
@@ -485,4 +493,19 @@ pub(crate) fn served_to_all(address: std::net::SocketAddr) {
         "stacks and spans are served at {address} to all who reach it: set \
          `Builder::serve_token`, or choose a loopback address"
     );
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::report::example;
+
+    #[test]
+    fn a_line_on_standard_error_says_why_it_has_no_site() {
+        let mut report = example();
+        assert_eq!(with_missing("blocked".to_owned(), &report), "blocked");
+        report.missing = vec![Missing::NoDebugInfo];
+        let line = with_missing("blocked".to_owned(), &report);
+        assert_eq!(line, format!("blocked ({})", Missing::NoDebugInfo));
+    }
 }
