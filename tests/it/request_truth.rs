@@ -341,7 +341,8 @@ fn a_service_that_does_not_block_has_no_victims() {
     let requests = measured.load(0);
     for request in requests.values() {
         measured.bounds(&request.route).assert_holds(request);
-        assert!(request.lost.is_empty(), "{request}");
+        let seen = || measured.service.stage.seen.all();
+        assert!(request.lost.is_empty(), "{request}\n{:#?}", seen());
     }
     measured.service.stage.seen.assert_nothing();
     // Positive control.
