@@ -77,6 +77,12 @@ impl Log {
         self.wait(|line| line.fields.contains(text))
     }
 
+    /// The last line of a stall with this span. The tests share one log.
+    #[track_caller]
+    fn wait_for_end_of(&self, span: &str) -> Line {
+        self.wait(|line| line.fields.contains("was blocked for") && line.fields.contains(span))
+    }
+
     fn lines_with(&self, text: &str) -> usize {
         let lines = self.lines();
         let with_text = lines.iter().filter(|line| line.fields.contains(text));
@@ -137,7 +143,7 @@ fn a_stall_is_a_warning_while_it_lasts_and_has_an_end() {
     ] {
         assert!(warning.fields.contains(field), "{field} in {warning:?}");
     }
-    log.wait_for("was blocked for");
+    log.wait_for_end_of("worth_a_warning");
 }
 
 #[test]
@@ -145,14 +151,14 @@ fn a_long_stall_is_an_error_and_has_few_lines() {
     let log = Log::from_here();
     let stage = setup().start();
     stall(&stage, "worth_an_error", 1_300);
-    log.wait_for("was blocked for");
+    log.wait_for_end_of("worth_an_error");
     let reports = stage.seen.all();
     let of_it = |report: &&StallReport| report.span.as_deref() == Some("worth_an_error");
     let reports = reports.iter().filter(of_it).count();
     let lines = log.lines();
     let lines: Vec<_> = lines
         .iter()
-        .filter(|line| line.fields.contains("certainty"))
+        .filter(|line| line.fields.contains("worth_an_error"))
         .collect();
     assert_eq!(lines.last().unwrap().level, Level::ERROR);
     // Its begin, its site if that was not known yet, the error, and its end.
@@ -232,7 +238,7 @@ fn a_site_that_stalls_again_is_counted_instead() {
     let log = Log::from_here();
     let stage = setup().start();
     stall(&stage, "again", 100);
-    log.wait_for("was blocked for");
+    log.wait_for_end_of("again");
     let lines = log.lines_with("span=\"again\"");
     for _ in 0..3 {
         stall(&stage, "again", 60);

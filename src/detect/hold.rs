@@ -31,6 +31,8 @@ pub(super) struct Hold {
     pub(super) period: Period,
     /// The host's part of the time.
     host: Duration,
+    /// CPU time that is not blamed, since the thread had not answered a signal (D232).
+    unanswered: Duration,
     calls: Calls,
     sleep: Option<Sleep>,
     /// One sleep has lasted for the threshold.
@@ -202,6 +204,7 @@ impl Hold {
             earliest: period.since,
             period,
             host: Duration::ZERO,
+            unanswered: Duration::ZERO,
             calls: Calls::default(),
             sleep: None,
             long_sleep: false,
@@ -243,10 +246,11 @@ impl Hold {
     /// Takes in one more sample of the hold.
     pub(super) fn extend(&mut self, step: &Advance, rules: &Rules) {
         self.ticks += 1;
-        let Some(interval) = &step.interval else {
+        let Some(interval) = step.interval else {
             return;
         };
         let sample = &step.sample;
+        let interval = &self.without_unanswered(sample, interval, rules);
         self.widest = self.widest.max(interval.length);
         self.host += interval.host;
         self.has_core = sample.turn.is_some_and(|turn| turn.has_core);
@@ -259,6 +263,22 @@ impl Hold {
                 self.long_sleep |= self.one_sleep() >= self.enough(rules);
             }
         }
+    }
+
+    /// Takes CPU time out of the blame if the thread has not answered a signal by its end (D232).
+    fn without_unanswered(
+        &mut self,
+        sample: &Sample,
+        interval: Interval,
+        rules: &Rules,
+    ) -> Interval {
+        if !sample.unanswered {
+            return interval;
+        }
+        let left = rules.threshold.saturating_sub(self.unanswered);
+        let excused = interval.computed().min(left);
+        self.unanswered += excused;
+        interval.with_more_of_the_host(excused)
     }
 
     /// Begins again at the end of `allow_blocking`, which was between two ticks (D80).

@@ -280,6 +280,7 @@ mod tests {
                     clock: None,
                     preempted: false,
                     signalled: false,
+                    unanswered: false,
                     throttled: Duration::ZERO,
                     turn: None,
                     settled: true,

@@ -116,6 +116,9 @@ pub(crate) struct Sample {
     pub(crate) preempted: bool,
     /// We have signalled the thread since the last sample, and it has taken the signal.
     pub(crate) signalled: bool,
+    /// The thread was asked for a stack before the last sample, or just after it, and has not
+    /// answered. One that executes its own code answers at once.
+    pub(crate) unanswered: bool,
     /// Time for which a CPU quota has held the process back so far, on all CPUs together.
     pub(crate) throttled: Duration,
 }
@@ -368,6 +371,14 @@ impl Interval {
 
     pub(super) fn blamed(&self) -> Duration {
         self.length - self.host
+    }
+
+    /// The same, with this much more of it the host's.
+    pub(super) fn with_more_of_the_host(self, time: Duration) -> Interval {
+        Interval {
+            host: self.host + time.min(self.blamed()),
+            ..self
+        }
     }
 
     /// The part that is blamed if the thread may have waited for a CPU since an earlier moment.

@@ -306,7 +306,7 @@ impl fmt::Display for Coverage {
             self.workers,
             match (self.all_polls, self.turns) {
                 (true, _) => "all",
-                (false, true) => "all, with names where marked",
+                (false, true) => "marked and unmarked ones",
                 (false, false) => "marked ones",
             },
             if self.spans { "yes" } else { "no" },

@@ -336,20 +336,37 @@ fn folded_name(name: &str) -> String {
 }
 
 /// Removes the fields: `request{id=7} > get_user` → `request > get_user`. The set of their values
-/// is unbounded.
+/// is unbounded. A parameter of a route stays: `GET /orders/{id}`.
 pub(super) fn without_fields(span: &str) -> String {
-    let mut depth = 0_usize;
-    span.chars()
-        .filter(|character| {
-            let outside = depth == 0;
-            match character {
-                '{' => depth += 1,
-                '}' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            outside && *character != '{'
-        })
-        .collect()
+    let mut kept = String::with_capacity(span.len());
+    let mut rest = span;
+    while let Some((before, after)) = rest.split_once('{') {
+        kept.push_str(before);
+        // Fields that were cut off have no end.
+        let end = end_of_group(after).unwrap_or(after.len());
+        let group = &after[..end];
+        if kept.ends_with('/') && !group.contains('=') {
+            kept.push('{');
+            kept.push_str(group);
+            kept.push('}');
+        }
+        rest = after.get(end + 1..).unwrap_or_default();
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// The place of the brace that closes a group which is open at the beginning of a text.
+fn end_of_group(text: &str) -> Option<usize> {
+    let mut depth = 1_usize;
+    text.bytes().position(|byte| {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    })
 }
 
 #[cfg(all(test, not(loom)))]
@@ -425,10 +442,16 @@ mod tests {
 
     #[test]
     fn fields_of_spans_are_left_out() {
-        assert_eq!(
-            without_fields("request{id=7 to={a}} > get_user"),
-            "request > get_user"
-        );
+        for (span, without) in [
+            ("request{id=7 to={a}} > get_user", "request > get_user"),
+            ("request{id=7 > get_user", "request"),
+            ("request > GET /orders/{id}", "request > GET /orders/{id}"),
+            ("POST /{a}/{*rest}{id=7}", "POST /{a}/{*rest}"),
+            ("at /{id=7}", "at /"),
+            ("", ""),
+        ] {
+            assert_eq!(without_fields(span), without);
+        }
     }
 
     #[test]

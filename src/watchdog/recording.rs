@@ -330,6 +330,7 @@ mod tests {
             blind: false,
             preempted: false,
             signalled: false,
+            unanswered: false,
             throttled: Duration::ZERO,
         }
     }

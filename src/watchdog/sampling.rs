@@ -71,6 +71,8 @@ pub(super) struct Sampling {
     answered_early: bool,
     /// The sleep that the last stack was taken in.
     slept: Option<SampledSleep>,
+    /// The thread has blocked the signal, or another handler takes it.
+    is_deaf: bool,
 }
 
 /// A stack that has been asked for.
@@ -138,6 +140,13 @@ impl Sampling {
         self.answered_early || pending.is_some_and(|pending| pending.sent.request.is_answered())
     }
 
+    /// Whether the thread has not taken a signal that was sent a tick ago or earlier. A thread that
+    /// never takes it has not failed to.
+    pub(super) fn is_unanswered(&self) -> bool {
+        let pending = self.pending.as_ref();
+        pending.is_some_and(|pending| !pending.sent.request.is_answered()) && !self.is_deaf
+    }
+
     /// Whether a stack has been asked for and has not come yet.
     pub(super) fn is_waiting(&self) -> bool {
         self.pending.is_some()
@@ -170,7 +179,9 @@ impl Sampling {
         if !is_over && pending.ticks != SLOW {
             return None;
         }
-        let sampled = Sampled::of(&pending.stall, Err(pending.sent.why_unanswered()));
+        let why = pending.sent.why_unanswered();
+        self.is_deaf = why != NoStack::NotAnswered;
+        let sampled = Sampled::of(&pending.stall, Err(why));
         self.pending.take_if(|_| is_over);
         Some(sampled)
     }
@@ -179,7 +190,10 @@ impl Sampling {
     fn answer(&mut self) -> Option<(RawStack, Stall)> {
         let pending = self.pending.take()?;
         match pending.sent.request.collect() {
-            Ok(stack) => Some((stack, pending.stall)),
+            Ok(stack) => {
+                self.is_deaf = false;
+                Some((stack, pending.stall))
+            }
             Err(request) => {
                 let sent = SentRequest {
                     request,

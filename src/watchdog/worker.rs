@@ -143,6 +143,7 @@ impl WorkerWatch {
         let signalled = self.sampling.is_answered();
         let sample = Sample {
             signalled,
+            unanswered: self.sampling.is_unanswered(),
             usually_late: host.usually_late,
             own_wait: host.own_wait,
             preempted: host.preempted,

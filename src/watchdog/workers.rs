@@ -337,6 +337,7 @@ impl Worker {
             own_wait: None,
             preempted: false,
             signalled: false,
+            unanswered: false,
             throttled: Duration::ZERO,
         }
     }

@@ -187,6 +187,30 @@ fn missing_time_of_a_thread_that_never_slept_is_not_blamed() {
     assert!(stolen(true).is_some(), "24 ms, and it was seen asleep");
 }
 
+#[test]
+fn time_in_which_a_signal_is_not_taken_is_not_blamed_for_up_to_a_threshold() {
+    // The kernel counts it as CPU time, and the host of a virtual machine may have had the CPU.
+    let computes = |unanswered: &[bool]| {
+        let mut world = World::polling_since(5);
+        let ticks = unanswered.iter().map(|unanswered| {
+            world.unanswered = *unanswered;
+            began(&world.compute(TICK)).map(|stall| stall.duration)
+        });
+        ticks.flatten().next()
+    };
+    // A tick is half of the threshold. The stack is asked for at the first one.
+    let answered = computes(&[false; 8]).expect("positive control");
+    assert_eq!(computes(&[false, true, true]), None);
+    // A thread that takes no signal for longer computes in the kernel. By D84 a tick more is needed.
+    let kernel = [&[false][..], &[true; 8]].concat();
+    assert_eq!(computes(&kernel), Some(answered + THRESHOLD + TICK));
+    // A sleep is blamed, whether it is interrupted or not.
+    let mut world = World::polling_since(5);
+    world.unanswered = true;
+    let (_, found) = world.until_found(|world| world.sleep(TICK));
+    assert_eq!(began(&found).map(|stall| stall.duration), Some(answered));
+}
+
 /// A world in which nothing is known of threads, and waits end with a clock of 64 Hz. Returns the
 /// first report of a marked poll, which is in the middle of `stopped` milliseconds of standstill.
 fn on_a_coarse_timer(usually_late: Duration, stopped: Option<u64>) -> Option<Stall> {

@@ -67,6 +67,7 @@ struct World {
     preempted: bool,
     clock: Option<Duration>,
     signalled: bool,
+    unanswered: bool,
     throttled: Duration,
     /// Stacks are taken here, and a test gives their verdicts by [`World::show`].
     stacks: bool,
@@ -109,6 +110,7 @@ impl World {
             clock: None,
             preempted: false,
             signalled: false,
+            unanswered: false,
             throttled: Duration::ZERO,
             stacks: false,
             is_explaining: false,
@@ -264,6 +266,7 @@ impl World {
             preempted: self.preempted,
             clock: self.clock,
             signalled: std::mem::take(&mut self.signalled),
+            unanswered: self.unanswered,
             blind: self.blind,
             throttled: self.throttled,
         };

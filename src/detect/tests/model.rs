@@ -165,6 +165,7 @@ fn seen(step: &Played, now: u64) -> Sample {
             },
         }),
         signalled: false,
+        unanswered: false,
         blind: false,
         throttled: Duration::ZERO,
     }
