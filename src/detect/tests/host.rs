@@ -201,7 +201,7 @@ fn time_in_which_a_signal_is_not_taken_is_not_blamed_for_up_to_a_threshold() {
     // A tick is half of the threshold. The stack is asked for at the first one.
     let answered = computes(&[false; 8]).expect("positive control");
     assert_eq!(computes(&[false, true, true]), None);
-    // A thread that takes no signal for longer computes in the kernel. By D84 a tick more is needed.
+    // A thread that takes no signal for longer computes in the kernel. By D84 it takes a tick more.
     let kernel = [&[false][..], &[true; 8]].concat();
     assert_eq!(computes(&kernel), Some(answered + THRESHOLD + TICK));
     // A sleep is blamed, whether it is interrupted or not.
