@@ -219,16 +219,33 @@ fn stalls_of_the_start_are_told_when_it_is_over() {
     }
 }
 
+/// Stalls for 15 ms until that is reported: a busy machine may hide one.
+#[track_caller]
+fn reported_short_stall(stage: &Stage) -> StallReport {
+    let is_end = |report: &StallReport| {
+        report.phase == Phase::Ended && report.span.as_deref() == Some("short")
+    };
+    for _ in 0..100 {
+        stall(stage, "short", 15);
+        std::thread::sleep(Duration::from_millis(100));
+        if let Some(end) = stage.seen.all().into_iter().find(is_end) {
+            return end;
+        }
+    }
+    panic!("none of 100 is reported: {:#?}", stage.seen.all());
+}
+
 #[test]
 fn a_short_stall_is_reported_and_not_logged() {
     let log = Log::from_here();
     let stage = setup().start();
-    stall(&stage, "short", 15);
-    let short = stage.seen.wait_for_end_of("short");
+    let short = reported_short_stall(&stage);
     // Positive control, and later than a line about the short one.
     stall(&stage, "long", 100);
     log.wait_for("span=\"long\"");
-    let too_long = short.duration >= Duration::from_millis(40);
+    let is_long = |report: &StallReport| report.duration >= Duration::from_millis(40);
+    let of_it = |report: &&StallReport| report.span == short.span;
+    let too_long = stage.seen.all().iter().filter(of_it).any(is_long);
     assert!(log.lines_with("short") == 0 || too_long, "{short}");
 }
 
