@@ -69,12 +69,19 @@ fn a_program_that_blocks_fails_and_an_honest_one_does_not() {
 
 #[test]
 fn each_test_of_nextest_is_a_process_with_its_name() {
-    let version = Command::new(env!("CARGO")).args(["nextest", "--version"]).output();
+    let version = Command::new(env!("CARGO"))
+        .args(["nextest", "--version"])
+        .output();
     if !version.is_ok_and(|version| version.status.success()) {
         eprintln!("NOT CHECKED: cargo-nextest is not installed");
         return;
     }
-    let (code, text) = run(&mut cargo_stall(&["nextest", "--test", "suite", "--no-fail-fast"]));
+    let (code, text) = run(&mut cargo_stall(&[
+        "nextest",
+        "--test",
+        "suite",
+        "--no-fail-fast",
+    ]));
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("4 passed"), "{text}");
     for name in ["sleeps_in_a_poll", "waits_for_a_lock_on_a_worker"] {
