@@ -399,6 +399,8 @@ impl Tracked {
             self.stopped_in = Some(call);
             stack = self.stop(sight).unwrap_or(stack);
         }
+        // Before the look: a sleep that goes on at it has seen the whole count.
+        let end = self.armed(&stack);
         let still = match by_stop {
             true => self.asleep_again(call),
             false => self.look().filter(|still| is_same_sleep(&look, still)),
@@ -406,7 +408,6 @@ impl Tracked {
         let Some(still) = still else {
             return self.meet_woken(sight, &stack, by_stop, now);
         };
-        let end = self.armed(&stack);
         self.known_sleep = Some(still.runs);
         self.last = Some(still);
         if matches!(stack.place, ThreadPlace::Parked | ThreadPlace::IdlePool) {

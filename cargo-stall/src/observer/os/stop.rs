@@ -8,7 +8,7 @@
 //! signal of its own at that moment. The signal is then handed on.
 //!
 //! A thread that waits for a disk, or for a server of files that is gone, cannot be stopped before
-//! that is over. It is not waited for. It is let go when it stops, which is looked for each tick.
+//! that is over. It is waited for 100 ms at most. Each tick looks whether it can be let go.
 //!
 //! A thread that exits while it is seized stays until its exit is taken, and its process stays with
 //! it. Whoever gets an error of [`stopped`] asks [`is_let_go`] until that is so.
