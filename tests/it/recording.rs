@@ -1,7 +1,7 @@
 //! The flight recorder: what came before a stall can be seen while it lasts, and is kept in a file.
 
 use crate::support::scraped::get;
-use crate::support::stage::{Stage, sleeps};
+use crate::support::stage::Stage;
 use crate::support::{Held, wait_until};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -335,7 +335,7 @@ fn a_directory_that_is_lost_is_counted_and_the_watch_goes_on() {
     wait_until("a file", || {
         path.is_dir() && recorded_in(&path).contains(&ended.id)
     });
-    stage.run_stalling("goes on", sleeps(Duration::from_millis(20)));
+    stage.stall();
 }
 
 #[test]
