@@ -71,6 +71,32 @@ fn a_sleep_whose_stack_needs_a_stop_is_found() {
 }
 
 #[test]
+fn a_wait_that_nothing_ends_is_found() {
+    // Elsewhere the program only sleeps.
+    let cause = match cfg!(target_arch = "x86_64") {
+        true => "blocked/process",
+        false => "blocked/sleep",
+    };
+    assert_found("multi", "waits", "programs::waits", &[cause]);
+}
+
+/// Its stack needs the frame pointer, which only a stop would show.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_thread_that_cannot_be_stopped_holds_nobody_up() {
+    let service = Service::start(&["multi", "waits_hidden", LONG]);
+    let observer = Observer::attach(service.pid(), &["--duration", "5s"]);
+    let (reports, text) = observer.until_the_end();
+    assert!(text.contains("2 workers watched"), "{text}");
+    assert!(reports.is_empty(), "a stall needs a stack: {reports:#?}");
+    assert!(text.contains("could not be stopped"), "{text}");
+    // It is not held back: the next wait begins.
+    let text = dump(service.pid());
+    assert!(text.contains("3 threads in all"), "{text}");
+    assert!(is_running(service.pid()));
+}
+
+#[test]
 fn honest_programs_are_silent() {
     for (flavor, honest) in [
         ("multi", "idle"),

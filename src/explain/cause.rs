@@ -125,7 +125,9 @@ fn waits_for_a_process(frames: &[Frame]) -> bool {
 
 /// Whether the stack passes through the start of a thread: that and a process begin with one call.
 fn starts_a_thread(frames: &[Frame]) -> bool {
-    let names = frames.iter().filter_map(|frame| frame.function.as_deref());
+    // A worker's thread has itself been started, further out.
+    let frames = done_by_the_poll(frames).iter();
+    let names = frames.filter_map(|frame| frame.function.as_deref());
     let mut names = names.take_while(|name| !name.contains("std::process::"));
     names.any(|name| name.contains("pthread_create") || name.contains("std::thread::"))
 }
@@ -220,6 +222,7 @@ mod tests {
             [
                 Frame::of("clone3", Origin::System),
                 Frame::of(name, Origin::Std),
+                Frame::of("app::handler", Origin::Own),
             ]
         };
         let kind = |name| {
@@ -232,6 +235,15 @@ mod tests {
         );
         assert_eq!(kind("pthread_create@@GLIBC_2.34"), Blocking::Other);
         assert_eq!(kind("std::process::Command::spawn"), Blocking::Process);
+        // The start of the worker's own thread is not the poll's doing.
+        let frames = [
+            Frame::of("vfork", Origin::System),
+            Frame::of("app::handler", Origin::Own),
+            Frame::of("tokio::runtime::task::raw::poll", Origin::Runtime),
+            Frame::of("std::thread::lifecycle::spawn_unchecked", Origin::Std),
+        ];
+        let call = slept_in(libc::SYS_clone, 0, Descriptor::Other);
+        assert_eq!(blocking(call, &frames), Blocking::Process);
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Log {
         let text = text_of(report, advice);
         emit(report, parent, stall.level, &text);
         if settings.on_stall.is_none() {
-            self.unheard.tell(stall.level, &with_missing(text, report));
+            self.unheard.tell(stall.level, &with_fields(text, report));
         }
     }
 
@@ -366,10 +366,11 @@ fn missing(report: &StallReport) -> Option<String> {
 }
 
 /// The text for standard error, which has no fields beside it.
-fn with_missing(text: String, report: &StallReport) -> String {
+fn with_fields(text: String, report: &StallReport) -> String {
+    let id = report.id;
     match missing(report) {
-        Some(why) => format!("{text} ({why})"),
-        None => text,
+        Some(why) => format!("{text} (stall #{id}; {why})"),
+        None => format!("{text} (stall #{id})"),
     }
 }
 
@@ -501,11 +502,13 @@ mod tests {
     use crate::report::example;
 
     #[test]
-    fn a_line_on_standard_error_says_why_it_has_no_site() {
+    fn a_line_on_standard_error_has_the_number_and_the_reason_without_a_site() {
         let mut report = example();
-        assert_eq!(with_missing("blocked".to_owned(), &report), "blocked");
+        report.id = 3;
+        let line = |report: &StallReport| with_fields("blocked".to_owned(), report);
+        assert_eq!(line(&report), "blocked (stall #3)");
         report.missing = vec![Missing::NoDebugInfo];
-        let line = with_missing("blocked".to_owned(), &report);
-        assert_eq!(line, format!("blocked ({})", Missing::NoDebugInfo));
+        let why = Missing::NoDebugInfo;
+        assert_eq!(line(&report), format!("blocked (stall #3; {why})"));
     }
 }

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_stall::tower::{RequestLayer, RequestReport};
-use tokio_stall::{Phase, StallReport};
+use tokio_stall::{Blocking, Cause, Phase, StallReport};
 use tower::Layer as _;
 use truth::{Timed, Truth};
 
@@ -111,6 +111,19 @@ impl Measured {
         reports
             .map(|report| (report.route.clone(), report))
             .collect()
+    }
+
+    /// No poll is reported but those of these spans.
+    ///
+    /// The handlers and both measurements take locks. On a busy machine their holder may be without
+    /// a CPU for longer than the threshold; then a poll really waits for a lock.
+    #[track_caller]
+    fn assert_blocked_only_in(&self, spans: &BTreeSet<String>) {
+        for report in self.service.stage.seen.all() {
+            let span = report.span.as_deref().unwrap_or_default();
+            let waits = report.cause == Cause::Blocked(Blocking::Lock);
+            assert!(waits || spans.contains(span), "false alarm: {report:#?}");
+        }
     }
 
     fn bounds(&self, route: &str) -> Bounds {
@@ -307,10 +320,7 @@ fn assert_truth(workers: usize) {
         .sum();
     // With one worker, some request is ready while it is blocked.
     assert!(victims > 0 || workers > 1, "nobody was held up");
-    for report in measured.service.stage.seen.all() {
-        let span = report.span.as_deref().unwrap_or_default();
-        assert!(spans.contains(span), "false alarm: {report:#?}");
-    }
+    measured.assert_blocked_only_in(&spans);
 }
 
 #[test]
@@ -344,7 +354,7 @@ fn a_service_that_does_not_block_has_no_victims() {
         let seen = || measured.service.stage.seen.all();
         assert!(request.lost.is_empty(), "{request}\n{:#?}", seen());
     }
-    measured.service.stage.seen.assert_nothing();
+    measured.assert_blocked_only_in(&BTreeSet::new());
     // Positive control.
     ask(measured.service.address, "/blocks/0");
     let ended = measured.service.stage.seen.wait_for_end_of("GET /blocks/0");

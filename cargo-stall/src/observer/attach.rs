@@ -117,6 +117,13 @@ fn finish(
             stops.count
         );
     }
+    if stops.failed > 0 {
+        text += &format!(
+            "\n{} times a thread could not be stopped for its stack: it waits for a disk, for a \
+             child, or for a CPU",
+            stops.failed
+        );
+    }
     if let Some(why) = watch.unproven() {
         text += &format!("\n{why}");
     }

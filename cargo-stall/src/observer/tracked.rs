@@ -87,6 +87,8 @@ pub(crate) struct Stops {
     pub(crate) count: u64,
     pub(crate) total: Duration,
     pub(crate) longest: Duration,
+    /// How often a thread could not be stopped in time.
+    pub(crate) failed: u64,
 }
 
 impl Stops {
@@ -158,8 +160,12 @@ impl Sight {
         let process = &self.process;
         let copy = |registers: ThreadRegisters| (registers, process.copy_stack(registers.sp, deep));
         let stopped = os::stopped(tid, copy);
-        if stopped.is_err() && !self.seized.contains(&tid) {
-            self.seized.push(tid);
+        if let Err(error) = &stopped {
+            let is_late = error.kind() == io::ErrorKind::TimedOut;
+            self.stops.failed += u64::from(is_late);
+            if !self.seized.contains(&tid) {
+                self.seized.push(tid);
+            }
         }
         let (copied, held) = stopped?;
         self.stops.add(held);

@@ -64,6 +64,12 @@ struct RowRules<'a> {
 impl RowRules<'_> {
     fn caller(&self, row: &UnwindTableRow<usize>, returns_to: Register) -> Result<Registers, Way> {
         let cfa = match row.cfa() {
+            // No frame is at zero. The frame pointer of a thread that sleeps is not always known.
+            CfaRule::RegisterAndOffset { register, .. }
+                if *register == processor::FRAME_POINTER && self.registers.fp == 0 =>
+            {
+                return Err(Way::NoFramePointer);
+            }
             CfaRule::RegisterAndOffset { register, offset } => {
                 self.register(*register)?.wrapping_add_signed(*offset)
             }
@@ -230,15 +236,16 @@ mod tests {
 
     /// The way from a function with this row, on a stack of these words.
     fn way_by(instructions: &[u8], words: &[u64], calls: bool) -> Way {
+        way_from(registers(), instructions, words, calls)
+    }
+
+    fn way_from(registers: Registers, instructions: &[u8], words: &[u64], calls: bool) -> Way {
         let table = table_of(instructions);
         let mut frames = EhFrame::new(&table, LittleEndian);
         frames.set_vendor(gimli::Vendor::AArch64);
         let bases = BaseAddresses::default().set_eh_frame(0);
         let entry = frames.fde_for_address(&bases, FUNCTION, EhFrame::cie_from_offset);
-        let at = Activation {
-            registers: registers(),
-            calls,
-        };
+        let at = Activation { registers, calls };
         way(
             &entry.expect("the table is well-formed"),
             (&frames, &bases),
@@ -297,6 +304,15 @@ mod tests {
         assert_eq!(way_by(&not_copied, &WORDS, true), Way::Beyond);
         let backwards = [CFA, SP, 0, SAVED | RA, 1];
         assert_eq!(way_by(&backwards, &WORDS, true), Way::Astray);
+        let by_frame_pointer = [CFA, FP, 16, SAVED | RA, 1];
+        let unknown = Registers {
+            fp: 0,
+            ..registers()
+        };
+        assert_eq!(
+            way_from(unknown, &by_frame_pointer, &WORDS, false),
+            Way::NoFramePointer
+        );
     }
 
     #[cfg(target_arch = "aarch64")]

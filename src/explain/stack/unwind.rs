@@ -72,6 +72,8 @@ pub(super) enum Way {
     Beyond,
     /// There is no code at this address, or its rule leads backwards.
     Astray,
+    /// The rule needs the frame pointer, which is not known.
+    NoFramePointer,
 }
 
 /// The words of a stack, read by the address that each had.
@@ -203,7 +205,7 @@ impl<'a, T: Tables> Walker<'a, T> {
             Way::Unexplained => self.guess()?,
             // A call comes from code. The innermost address may be anywhere.
             Way::Astray if self.addresses.len() == 1 => self.guess()?,
-            Way::Astray => return Err(End::Lost),
+            Way::Astray | Way::NoFramePointer => return Err(End::Lost),
             Way::Beyond => return Err(self.end_of_words()),
         };
         self.at = next;
@@ -269,7 +271,7 @@ impl<'a, T: Tables> Walker<'a, T> {
                 Way::Root | Way::SignalReturn => return true,
                 Way::Unexplained => return at != first,
                 Way::Beyond => return self.truncated,
-                Way::Caller(_) | Way::Astray => return false,
+                Way::Caller(_) | Way::Astray | Way::NoFramePointer => return false,
             };
         }
         true

@@ -135,7 +135,10 @@ fn wait_for(tid: i32, end: Instant) -> io::Result<libc::c_int> {
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "it could not be stopped: it waits for a disk, for a child, or for a CPU",
+            ));
         }
         let left = libc::timespec {
             tv_sec: left.as_secs() as libc::time_t,

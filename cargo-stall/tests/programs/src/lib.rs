@@ -140,9 +140,31 @@ pub async fn hides(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// Waits for a child that has this process's memory: no signal and no stop ends that.
+pub async fn waits(time: Duration) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        wait_for_child(time.as_secs());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::thread::sleep(time);
+}
+
+/// As `hides`, in such a wait.
+pub async fn waits_hidden(time: Duration) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        hidden_wait_for_child(time.as_secs());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::thread::sleep(time);
+}
+
 #[cfg(target_arch = "x86_64")]
 unsafe extern "C" {
     fn hidden_sleep(seconds: u64);
+    fn wait_for_child(seconds: u64);
+    fn hidden_wait_for_child(seconds: u64);
 }
 
 // The system call has the number 35, `nanosleep`.
@@ -170,4 +192,66 @@ std::arch::global_asm!(
     "ret",
     ".cfi_endproc",
     ".size hidden_sleep, . - hidden_sleep",
+);
+
+// The system calls are `vfork` (58), in the child `nanosleep` (35) and `exit` (60), and then `wait4`
+// (61). The child uses this stack, too, while its parent waits.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".macro wait_for_a_child",
+    "mov [rsp], rdi",
+    "mov qword ptr [rsp + 8], 0",
+    "mov eax, 58",
+    "syscall",
+    "test eax, eax",
+    "jnz 2f",
+    "mov rdi, rsp",
+    "xor esi, esi",
+    "mov eax, 35",
+    "syscall",
+    "xor edi, edi",
+    "mov eax, 60",
+    "syscall",
+    "2:",
+    "mov edi, eax",
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r10d, r10d",
+    "mov eax, 61",
+    "syscall",
+    ".endm",
+    ".globl wait_for_child",
+    ".type wait_for_child, @function",
+    "wait_for_child:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "sub rsp, 16",
+    ".cfi_def_cfa_offset 32",
+    "wait_for_a_child",
+    "add rsp, 16",
+    ".cfi_def_cfa_offset 16",
+    "pop rbp",
+    ".cfi_def_cfa_offset 8",
+    "ret",
+    ".cfi_endproc",
+    ".size wait_for_child, . - wait_for_child",
+    ".globl hidden_wait_for_child",
+    ".type hidden_wait_for_child, @function",
+    "hidden_wait_for_child:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "lea rsp, [rsp - 64]",
+    "wait_for_a_child",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size hidden_wait_for_child, . - hidden_wait_for_child",
 );

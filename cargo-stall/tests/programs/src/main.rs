@@ -1,6 +1,9 @@
 //! A service that falls into one trap: `programs FLAVOR TRAP [MILLISECONDS [ROUNDS]]`.
 
-use programs::{checks, churns, compute, computes, hides, is_honestly_busy, locks, naps, sleeps};
+use programs::{
+    checks, churns, compute, computes, hides, is_honestly_busy, locks, naps, sleeps, waits,
+    waits_hidden,
+};
 use std::time::Duration;
 
 async fn trap(name: String, time: Duration, rounds: u64) {
@@ -12,6 +15,8 @@ async fn trap(name: String, time: Duration, rounds: u64) {
                 "sleep" => sleeps(pause).await,
                 "compute" => computes(pause).await,
                 "hidden" => hides(pause).await,
+                "waits" => waits(pause).await,
+                "waits_hidden" => waits_hidden(pause).await,
                 "naps" => naps(pause).await,
                 "lock" => locks(pause).await,
                 "pool" => tokio::task::spawn_blocking(move || compute(pause))
