@@ -4,9 +4,9 @@
 
 use crate::observer::args::Options;
 use crate::observer::problem::Problem;
+use crate::observer::sight::{Sight, Stops};
 use crate::observer::target::{Target, plain};
 use crate::observer::text;
-use crate::observer::tracked::{Sight, Stops};
 use std::io::Write;
 use tokio_stall::outside::{Doing, Human, ThreadPlace, ThreadStack, shown_lines};
 

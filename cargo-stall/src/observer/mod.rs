@@ -28,6 +28,7 @@ mod os;
 mod output;
 mod problem;
 mod run;
+mod sight;
 mod table;
 mod target;
 mod text;

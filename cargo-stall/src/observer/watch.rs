@@ -4,8 +4,9 @@
 
 use crate::observer::os;
 use crate::observer::problem::Problem;
+use crate::observer::sight::{Sight, Stops};
 use crate::observer::target::Target;
-use crate::observer::tracked::{Sight, Stops, Tracked};
+use crate::observer::tracked::Tracked;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio_stall::StallReport;
