@@ -42,6 +42,8 @@ impl Browser {
             .args(["--no-first-run", "--disable-dev-shm-usage"])
             .args(["--remote-debugging-port=0", "about:blank"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
+            // Files of its own, which it leaves when it is killed.
+            .env("TMPDIR", profile.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
