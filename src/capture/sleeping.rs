@@ -256,10 +256,13 @@ mod tests {
     fn a_sleep_is_found_and_computing_is_not() {
         let mut timer = timer();
         for _ in 0..20 {
+            let sleeps = own_sleeps();
             timer.begin();
             let start = crate::os::own_usage().unwrap().cpu;
             while crate::os::own_usage().unwrap().cpu - start < Duration::from_millis(1) {}
-            assert!(timer.end().is_none(), "a thread that computes");
+            // Other threads of the process may hold it up in a page fault, which is a sleep.
+            let found = timer.end().is_some();
+            assert!(!found || own_sleeps() != sleeps, "a thread that computes");
             timer.begin();
             std::thread::sleep(Duration::from_millis(1));
             let stack = timer.end().expect("a thread that sleeps");
