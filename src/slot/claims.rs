@@ -28,17 +28,32 @@ pub(crate) fn collect_claims(drivers: &mut Claims) {
 mod tests {
     use super::super::{all, mine};
     use super::*;
+    use std::sync::Barrier;
+
+    /// More threads than have claimed a worker at one time, in any test of this process: some of
+    /// them have a slot that nobody has claimed a worker with.
+    const MANY: usize = 64;
 
     #[test]
     fn a_thread_without_a_worker_is_not_visited() {
-        let visited = claimers().count();
-        let threads: Vec<_> = (0..8)
-            .map(|_| std::thread::spawn(|| mine().is_some()))
-            .collect();
-        for thread in threads {
-            assert!(thread.join().unwrap(), "it has a slot");
-        }
-        assert!(all().next().is_some());
-        assert_eq!(claimers().count(), visited);
+        // All live until they have been looked for.
+        let (ready, done) = (Barrier::new(MANY + 1), Barrier::new(MANY + 1));
+        let address = |slot: &'static Slot| std::ptr::from_ref(slot).addr();
+        let lives = || {
+            let slot = address(mine().expect("it has a slot"));
+            ready.wait();
+            done.wait();
+            slot
+        };
+        let (known, visited, slots) = std::thread::scope(|scope| {
+            let threads = [(); MANY].map(|()| scope.spawn(lives));
+            ready.wait();
+            let known: Vec<_> = all().map(address).collect();
+            let visited: Vec<_> = claimers().map(address).collect();
+            done.wait();
+            (known, visited, threads.map(|thread| thread.join().unwrap()))
+        });
+        assert!(slots.iter().all(|slot| known.contains(slot)));
+        assert!(slots.iter().any(|slot| !visited.contains(slot)));
     }
 }
