@@ -297,7 +297,10 @@ fn a_long_stall_leaves_a_file_and_a_short_one_leaves_none() {
         Some(&("held", Some(ended.id))),
         "nothing came after: {lane:?}"
     );
-    assert!(stage.watch.status().recordings.written >= 2);
+    // A file is counted after it is there.
+    wait_until("both writes are counted", || {
+        stage.watch.status().recordings.written >= 2
+    });
     // Two files are kept, the newest.
     let ids = [(); 2].map(|()| long_stall(&stage, |_| ()).id);
     wait_until("the oldest goes", || {
