@@ -142,8 +142,11 @@ const BLOCKING: &[Case] = cases! {
     "a file that is synchronised" => {
         let path = file(&format!("synced_{:?}", std::thread::current().id()));
         let mut file = std::fs::File::create(path).unwrap();
-        file.write_all(&[1; 4096]).unwrap();
-        file.sync_all().unwrap();
+        // A thread that loses its CPU just before it would wait finds that the disk is done.
+        for _ in 0..8 {
+            file.write_all(&[1; 4096]).unwrap();
+            file.sync_all().unwrap();
+        }
     };
     "a join" => std::thread::spawn(|| std::thread::sleep(20 * MS)).join().unwrap();
     "a blocking channel" => {
