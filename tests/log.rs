@@ -249,6 +249,27 @@ fn a_short_stall_is_reported_and_not_logged() {
     assert!(log.lines_with("short") == 0 || too_long, "{short}");
 }
 
+#[test]
+fn many_short_stalls_have_one_line_together() {
+    let log = Log::from_here();
+    let none_by_itself = |builder: tokio_stall::Builder| {
+        builder
+            .warn_after(Duration::from_secs(100))
+            .error_after(Duration::from_secs(200))
+    };
+    let stage = setup().settings(none_by_itself).start();
+    wait_until("a second of short stalls", || {
+        stall(&stage, "many", 20);
+        log.lines_with("unlogged_stalls=") > 0
+    });
+    let sum = log.wait_for("unlogged_stalls=");
+    assert_eq!(sum.level, Level::WARN);
+    for field in ["runtime=\"main\"", "site=", "sleeps", "unlogged_seconds=1"] {
+        assert!(sum.fields.contains(field), "{field} in {sum:?}");
+    }
+    assert_eq!(log.lines_with("phase="), 0, "none by itself");
+}
+
 /// The next line of another site has the number.
 #[test]
 fn a_site_that_stalls_again_is_counted_instead() {

@@ -246,10 +246,15 @@ impl Coverage {
 
     fn of_workers(&self) -> Option<String> {
         let unknown = self.workers.saturating_sub(self.known_threads);
+        // The worker of a `current_thread` runtime is the thread that drives it.
+        let is_driven = match self.block_on {
+            true => "nobody drives the runtime, or these",
+            false => "these",
+        };
         (unknown > 0).then(|| {
             format!(
-                "the threads of {unknown} of {} workers are not known yet, since these have been \
-                 blocked or had no CPU",
+                "the threads of {unknown} of {} workers are not known yet, since {is_driven} have \
+                 been blocked or had no CPU",
                 self.workers
             )
         })

@@ -186,3 +186,65 @@ impl fmt::Display for NoStack {
         })
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// All reasons. A new one is added here, and to the page.
+    fn all() -> Vec<Missing> {
+        let no_stack = [
+            NoStack::Off,
+            NoStack::Unsupported,
+            NoStack::SignalTaken,
+            NoStack::SignalBlocked,
+            NoStack::NotAnswered,
+            NoStack::NotYet,
+            NoStack::MovedOn,
+            NoStack::ThreadUnknown,
+            NoStack::ThreadGone,
+            NoStack::RateLimited,
+            NoStack::Forbidden,
+            NoStack::SignalForbidden,
+            NoStack::NoMaps,
+            NoStack::NoExplainer,
+            NoStack::Busy,
+        ];
+        let others = [
+            Missing::Unmarked,
+            Missing::MovedOn,
+            Missing::TooDeep,
+            Missing::Truncated,
+            Missing::Lost,
+            Missing::GuessedCalls,
+            Missing::GuessedSite,
+            Missing::NoOwnCode,
+            Missing::NoDebugInfo,
+            Missing::ModuleReplaced,
+            Missing::ModuleUnreadable,
+            Missing::SplitDebugInfo,
+            Missing::LargeDebugInfo,
+            Missing::OnePoll,
+        ];
+        let no_stack = no_stack.into_iter().map(Missing::Stack);
+        no_stack.chain(others).collect()
+    }
+
+    #[test]
+    fn each_reason_is_explained_in_the_documentation() {
+        let page = include_str!("../../docs/reading-a-report.md");
+        let cells = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+        let cells: Vec<_> = cells.collect();
+        for missing in all() {
+            let text = missing.to_string();
+            let is_there = |cell: &&str| cell.len() > 20 && text.starts_with(*cell);
+            assert_eq!(
+                cells.iter().filter(|cell| is_there(cell)).count(),
+                1,
+                "{text}"
+            );
+        }
+    }
+}

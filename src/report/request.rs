@@ -95,7 +95,8 @@ impl fmt::Display for RequestReport {
             f,
             "{route} took {total}: {own} own, {ready} ready and not polled, {waiting} waiting"
         )?;
-        if !self.driver_frozen.is_zero() {
+        // Moments say nothing.
+        if self.driver_frozen > self.total / 100 {
             let frozen = Human(self.driver_frozen);
             write!(f, " ({frozen} of it with a frozen driver)")?;
         }

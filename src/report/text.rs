@@ -25,7 +25,7 @@ impl<'a> Headline<'a> {
     fn reason(&self) -> Option<String> {
         let report = self.0;
         let parts = Why(report).parts();
-        let cause = parts.iter().find(|part| part.is_of(report.cause));
+        let cause = parts.iter().find(|part| part.is_cause_of(report));
         let most = |part: &&TimePart| part.time * 2 >= report.time.total();
         match (cause, parts.first().filter(most)) {
             (Some(cause), Some(most)) if cause.time < most.time => {
@@ -322,8 +322,11 @@ struct TimePart {
 }
 
 impl TimePart {
-    fn is_of(&self, cause: Cause) -> bool {
-        Spent::of(cause) == Some(self.kind)
+    fn is_cause_of(&self, report: &StallReport) -> bool {
+        match waits_for_the_host(report) {
+            true => self.kind == Spent::Asleep,
+            false => Spent::of(report.cause) == Some(self.kind),
+        }
     }
 }
 
@@ -350,6 +353,11 @@ impl Spent {
     }
 }
 
+/// Whether it slept for a lock, and the host is the cause: the lock's holder had no CPU (D192).
+fn waits_for_the_host(report: &StallReport) -> bool {
+    report.cause == Cause::Contention && report.time.asleep > report.time.host()
+}
+
 /// Parts below this share of the whole time are left out.
 const LEAST_SHARE: f64 = 0.01;
 
@@ -358,10 +366,13 @@ impl Why<'_> {
         let StallReport {
             time, asleep_in, ..
         } = self.0;
-        let asleep = match asleep_in {
+        let mut asleep = match asleep_in {
             Some(call) => format!("asleep in {call}"),
             None => "asleep".to_owned(),
         };
+        if waits_for_the_host(self.0) {
+            asleep += " for a lock whose holder has no CPU";
+        }
         let stopped = "with the whole process stopped";
         let parts = [
             (Spent::Computing, time.cpu, "computing"),
@@ -507,6 +518,28 @@ mod tests {
              task      318, spawned at src/main.rs:20\n  \
              thread    tokio-rt-worker (4711)"
         );
+    }
+
+    #[test]
+    fn a_wait_for_a_thread_without_a_cpu_says_so() {
+        let mut report = crate::report::example();
+        report.phase = Phase::Ongoing;
+        report.duration = Duration::from_millis(127);
+        report.cause = Cause::Contention;
+        report.asleep_in = Some("futex".to_owned());
+        report.time = crate::report::TimeSplit {
+            asleep: Duration::from_millis(120),
+            run_queue: Duration::from_millis(7),
+            ..Default::default()
+        };
+        let headline = report.headline().to_string();
+        let said = "held up by the host for 127 ms so far: asleep in futex for a lock whose holder \
+                    has no CPU, ";
+        assert!(headline.contains(said), "{headline}");
+        // Where it had none itself, it says that.
+        std::mem::swap(&mut report.time.asleep, &mut report.time.run_queue);
+        let headline = report.headline().to_string();
+        assert!(headline.contains("so far: without a CPU, "), "{headline}");
     }
 
     #[test]

@@ -88,16 +88,25 @@ impl fmt::Display for InShort<'_> {
 impl fmt::Display for Victims {
     /// `held up 37 requests, 14.1 s together, 380 ms at most: GET /users/{id} (30), …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.in_short().fmt(f)?;
+        let mut parts = Vec::new();
+        if self.requests > 0 || self.waiting == 0 && self.frozen == 0 {
+            parts.push(self.in_short().to_string());
+        }
         if self.requests > 0 {
-            write!(f, ", {} at most", Human(self.longest))?;
+            parts[0] += &format!(", {} at most", Human(self.longest));
         }
+        let of_requests = if parts.is_empty() { " requests" } else { "" };
         if self.waiting > 0 {
-            write!(f, "; {} wait now", self.waiting)?;
+            parts.push(format!("{}{of_requests} wait now", self.waiting));
         }
+        let of_requests = if parts.is_empty() { " requests" } else { "" };
         if self.frozen > 0 {
-            write!(f, "; {} waited beside a frozen driver", self.frozen)?;
+            parts.push(format!(
+                "{}{of_requests} waited beside a frozen driver",
+                self.frozen
+            ));
         }
+        f.write_str(&parts.join("; "))?;
         for (index, route) in self.routes.iter().enumerate() {
             let before = if index == 0 { ": " } else { ", " };
             write!(f, "{before}{} ({})", route.route, route.requests)?;
@@ -128,5 +137,18 @@ mod tests {
                     5 waited beside a frozen driver: GET /users/{id} (30)";
         assert_eq!(victims.to_string(), text);
         assert_eq!(Victims::default().to_string(), "held up 0 requests");
+        let waiting = Victims {
+            waiting: 2,
+            frozen: 3,
+            ..Victims::default()
+        };
+        let text = "2 requests wait now; 3 waited beside a frozen driver";
+        assert_eq!(waiting.to_string(), text);
+        let frozen = Victims {
+            frozen: 3,
+            ..Victims::default()
+        };
+        let text = "3 requests waited beside a frozen driver";
+        assert_eq!(frozen.to_string(), text);
     }
 }

@@ -9,13 +9,14 @@
 use super::CASES;
 use super::limiter::Limiter;
 use super::unheard::Unheard;
+use super::unlogged::Unlogged;
 use crate::clock::Nanos;
 use crate::engine::{
     Coverage, ENDLESS_AFTER, Hearing, Settings, TARGET, WatchState, WatchedRuntime,
 };
 use crate::probe::{self, SpanRef};
 use crate::report::{
-    Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport, write_to_stderr,
+    Certainty, Missing, NoStack, Phase, PoolWaitReport, StallReport, Victims, write_to_stderr,
 };
 use crate::turns::NoTurns;
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ pub(crate) struct Log {
     decided: HashMap<u64, Decision>,
     unheard: Unheard,
     early: Early,
+    unlogged: Unlogged,
 }
 
 /// The decision about one stall, and the last event of it.
@@ -113,7 +115,7 @@ impl Log {
         }
         let advised = self.decided.get(&report.id).and_then(|it| it.advice);
         let Some(suppressed) = self.admit(&stall, watch, now) else {
-            return;
+            return self.leave_out(report, settings, watch.started_at, now);
         };
         report.suppressed = suppressed;
         let advice = report.advice.as_deref();
@@ -129,6 +131,36 @@ impl Log {
         emit(report, parent, stall.level, &text);
         if settings.on_stall.is_none() {
             self.unheard.tell(stall.level, &with_fields(text, report));
+        }
+    }
+
+    /// Counts a stall that is not logged, and logs their sum if it is worth it.
+    fn leave_out(
+        &mut self,
+        report: &StallReport,
+        settings: &Settings,
+        started_at: Nanos,
+        now: Nanos,
+    ) {
+        if !settings.log || settings.is_in_grace(started_at, now) {
+            return;
+        }
+        let sum = self.unlogged.note(report, now);
+        let Some(sum) = sum.filter(|_| !crate::os::debugger_attached()) else {
+            return;
+        };
+        let most = sum.most.as_ref();
+        tracing::warn!(
+            target: TARGET,
+            unlogged_stalls = sum.stalls,
+            unlogged_seconds = seconds(sum.total),
+            runtime = most.map(|most| most.runtime.as_str()),
+            span = most.and_then(|most| most.span.as_deref()),
+            site = most.and_then(|most| most.site.as_deref()),
+            "{sum}"
+        );
+        if settings.on_stall.is_none() {
+            self.unheard.tell(Level::WARN, &sum.to_string());
         }
     }
 
@@ -386,7 +418,9 @@ fn part(time: Duration) -> f64 {
 
 fn emit(report: &StallReport, parent: Option<Id>, level: Level, text: &str) {
     let frozen = report.driver_frozen.filter(|frozen| !frozen.is_zero());
-    let victims = report.victims.as_ref().filter(|victims| victims.is_any());
+    let victims = report.victims.as_ref();
+    let held_up = victims.filter(|victims| victims.requests > 0);
+    let number = |count: fn(&Victims) -> u64| victims.map(count).filter(|count| *count > 0);
     let asleep_in = report.asleep_in.as_deref();
     let time = report.time;
     // A level is part of an event's static description, so each needs its own.
@@ -414,8 +448,10 @@ fn emit(report: &StallReport, parent: Option<Id>, level: Level, text: &str) {
                 host_seconds = part(time.host()),
                 asleep_in = asleep_in.filter(|_| time.asleep * 20 >= report.duration),
                 driver_frozen_seconds = frozen.map(part),
-                victims = victims.map(|victims| victims.requests),
-                victims_seconds = victims.map(|victims| part(victims.total)),
+                victims = held_up.map(|victims| victims.requests),
+                victims_seconds = held_up.map(|victims| part(victims.total)),
+                victims_waiting = number(|victims| victims.waiting),
+                victims_frozen = number(|victims| victims.frozen),
                 missing = missing(report),
                 suppressed = Some(report.suppressed).filter(|stalls| *stalls > 0),
                 "{text}"

@@ -17,6 +17,7 @@ mod requests;
 pub(crate) mod sinks;
 mod traces;
 mod unheard;
+mod unlogged;
 pub(crate) mod worker_stacks;
 
 #[cfg(feature = "metrics")]

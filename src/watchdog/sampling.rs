@@ -28,6 +28,10 @@ const BURST: u32 = 32;
 /// The time after which one more stack is allowed. Eight a second cost less than a hundredth of a
 /// core to take and explain.
 const SPACING: Duration = Duration::from_millis(125);
+/// The stacks that are kept for long stalls: many short ones at one place would leave none.
+const RESERVE: u32 = 8;
+/// The thresholds from which on a stall is long.
+const LONG: u32 = 4;
 
 /// Ticks after which the reason for a missing answer is reported.
 const SLOW: u32 = 2;
@@ -47,7 +51,13 @@ impl Allowance {
         }
     }
 
-    fn take(&mut self, now: Nanos) -> bool {
+    /// Takes one stack for this stall, if there is one left.
+    pub(super) fn take_for(&mut self, stall: &Stall, threshold: Duration, now: Nanos) -> bool {
+        self.take(now, stall.duration >= threshold * LONG)
+    }
+
+    /// Takes one stack, for a stall that is long or not.
+    fn take(&mut self, now: Nanos, is_long: bool) -> bool {
         while self.left < BURST && now.since(self.counted_at) >= SPACING {
             self.left += 1;
             self.counted_at = self.counted_at.plus(SPACING);
@@ -55,7 +65,7 @@ impl Allowance {
         if self.left == BURST {
             self.counted_at = now;
         }
-        let allowed = self.left > 0;
+        let allowed = self.left > if is_long { 0 } else { RESERVE };
         self.left -= u32::from(allowed);
         allowed
     }
@@ -249,11 +259,10 @@ impl SentRequest {
     pub(super) fn send(
         driver: Option<&WorkerThread>,
         signal: Result<i32, NoStack>,
-        allowance: &mut Allowance,
-        now: Nanos,
+        is_allowed: impl FnOnce() -> bool,
     ) -> Result<SentRequest, NoStack> {
         let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
-        if !allowance.take(now) {
+        if !is_allowed() {
             return Err(NoStack::RateLimited);
         }
         let addressee = Addressee {
@@ -358,11 +367,30 @@ mod tests {
     fn the_allowance_is_used_up_and_grows_again() {
         let start = Nanos(1_000_000_000);
         let mut allowance = Allowance::new(start);
-        let taken = |allowance: &mut Allowance, now| {
-            (0..100).filter(|_| allowance.take(now)).count() as u32
+        let taken = |allowance: &mut Allowance, now, is_long| {
+            (0..100).filter(|_| allowance.take(now, is_long)).count() as u32
         };
-        assert_eq!(taken(&mut allowance, start), BURST);
-        assert_eq!(taken(&mut allowance, start.plus(SPACING * 3)), 3);
-        assert_eq!(taken(&mut allowance, start.plus(SPACING * 1000)), BURST);
+        assert_eq!(taken(&mut allowance, start, true), BURST);
+        let later = start.plus(SPACING * 3);
+        assert_eq!(taken(&mut allowance, later, true), 3);
+        let later = start.plus(SPACING * 1000);
+        assert_eq!(taken(&mut allowance, later, true), BURST);
+    }
+
+    #[test]
+    fn short_stalls_leave_some_stacks_to_long_ones() {
+        let start = Nanos(1_000_000_000);
+        let mut allowance = Allowance::new(start);
+        let mut taken = |milliseconds| {
+            let stall = Stall {
+                duration: Duration::from_millis(milliseconds),
+                ..stall(1)
+            };
+            let threshold = Duration::from_millis(10);
+            let all = (0..100).filter(|_| allowance.take_for(&stall, threshold, start));
+            all.count() as u32
+        };
+        assert_eq!(taken(39), BURST - RESERVE);
+        assert_eq!(taken(40), RESERVE);
     }
 }

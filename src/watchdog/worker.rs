@@ -194,8 +194,10 @@ impl WorkerWatch {
         let going_on = stalls.find(|(phase, _)| *phase != Some(Phase::Ended));
         let refused = going_on.and_then(|(_, stall)| {
             let (driver, signal) = (self.worker.driver(), runtime.watch.signal);
+            let threshold = runtime.rules.threshold;
+            let is_allowed = || context.allowance.take_for(&stall, threshold, sample.at);
             self.sampling.ask(stall, sample.thread, || {
-                SentRequest::send(driver, signal, context.allowance, sample.at)
+                SentRequest::send(driver, signal, is_allowed)
             })
         });
         for sampled in [collected, refused].into_iter().flatten() {

@@ -30,6 +30,13 @@ pub(super) const CATALOGUE: &[Rule] = &[
         calls: &["futex"],
         advice: "Give the process more CPU: the thread that holds the allocator's lock waits for one.",
     },
+    Rule {
+        when: When::Only(Cause::Contention),
+        functions: "",
+        calls: &["futex"],
+        advice: "Give the process more CPU, or take other work off this machine: the code was ready \
+                 to run, or the thread that holds a lock of tokio was.",
+    },
     Rule::anything(
         When::Only(Cause::Contention),
         "Give the process more CPU, or take other work off this machine: the code was ready to run.",
@@ -224,7 +231,8 @@ pub(super) const CATALOGUE: &[Rule] = &[
         "blake2 blake3 crc crc32fast digest hmac md5 md_5 sha1 sha2 sha3 tiger twox_hash \
          whirlpool xxhash_rust blake3_*",
         When::Computing,
-        "Hash large data in `spawn_blocking`, or on rayon with a `oneshot` for the result.",
+        "Hash large data, or many times over, in `spawn_blocking`, or on rayon with a `oneshot` for the \
+         result.",
     ),
     // A pipe looks like a file, and a long read is more often one of a pipe.
     Rule {
