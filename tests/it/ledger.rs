@@ -155,9 +155,15 @@ fn small_naps_are_seen_as_blocked_time() {
     let scene = Scene::start();
     let begin = Page::next(&scene.napping);
     let (number, took) = (scene.naps.number(), scene.naps.took());
-    std::thread::sleep(WINDOW);
-    let napped = NAP * (scene.naps.number() - number);
-    let passed = begin.until(&Page::next(&scene.napping));
+    // On a busy machine there are few naps in a window.
+    let windows = std::iter::repeat_with(|| {
+        std::thread::sleep(WINDOW);
+        let napped = NAP * (scene.naps.number() - number);
+        (napped, begin.until(&Page::next(&scene.napping)))
+    });
+    let is_enough = |time: WorkerTime| time.blocked > Duration::from_millis(50);
+    let mut windows = windows.take(30);
+    let (napped, passed) = windows.find(|(_, passed)| is_enough(passed.time)).unwrap();
     let took = scene.naps.took() - took;
 
     passed.assert_adds_up();
@@ -168,7 +174,6 @@ fn small_naps_are_seen_as_blocked_time() {
     println!("napped {napped:?} or more, {took:?} or less; found {blocked:?}; may hide {hidden:?}");
     assert!(blocked + hidden >= napped);
     assert!(blocked < took + took / 20);
-    assert!(blocked > Duration::from_millis(50));
     scene.napping.seen.assert_nothing_certain();
 }
 
