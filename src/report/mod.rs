@@ -59,7 +59,6 @@ pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
 pub(crate) use stderr::{write_last_words, write_to_stderr};
 pub use text::Headline;
-#[cfg(all(any(feature = "testing", feature = "outside"), not(loom)))]
 #[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
 pub use text::Human;
 #[cfg(feature = "outside")]
