@@ -166,7 +166,7 @@ pub(crate) fn read_in(process: Pid, address: u64, to: &mut [u8]) -> usize {
 
 /// Copies from `address` into `to` by one system call, which a signal handler may make. Returns the
 /// number of bytes copied. `Err` if nothing can be read or if the call is forbidden, by `errno`.
-#[cfg_attr(not(feature = "testing"), allow(dead_code))] // Assertions for tests call it.
+#[cfg_attr(not(all(feature = "testing", feature = "stacks")), allow(dead_code))] // Assertions call it.
 pub(crate) fn read_by_call(address: u64, to: &mut [u8]) -> Result<usize, ()> {
     copy_by_call(Pid::OWN, address, to)
 }

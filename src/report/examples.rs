@@ -4,9 +4,11 @@
 //!
 //! The parts of each report fit together, as in a real one.
 
+#[cfg(feature = "tower")]
+use super::Cause;
 use super::{
-    Cause, Frame, Origin, Phase, PoolWaitReport, RouteVictims, Site, StackSample, StallReport,
-    TimeSplit, Victims,
+    Frame, Origin, Phase, PoolWaitReport, RouteVictims, Site, StackSample, StallReport, TimeSplit,
+    Victims,
 };
 #[cfg(feature = "tower")]
 use super::{LostTo, RequestReport};

@@ -155,6 +155,7 @@ impl Board {
     }
 
     /// News that found no room so far.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))] // Metrics show it.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
