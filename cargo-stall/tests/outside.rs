@@ -84,16 +84,12 @@ fn a_wait_that_nothing_ends_is_found() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_thread_that_cannot_be_stopped_holds_nobody_up() {
-    let service = Service::start(&["multi", "waits_hidden", LONG]);
-    let observer = Observer::attach(service.pid(), &["--duration", "5s"]);
+    let service = Service::start(&["multi", "waits_hidden", LONG, "2"]);
+    let observer = Observer::attach(service.pid(), &[]);
+    // The observer ends when the process does, which would not end if it were held back.
     let (reports, text) = observer.until_the_end();
-    assert!(text.contains("2 workers watched"), "{text}");
     assert!(reports.is_empty(), "a stall needs a stack: {reports:#?}");
     assert!(text.contains("could not be stopped"), "{text}");
-    // It is not held back: the next wait begins.
-    let text = dump(service.pid());
-    assert!(text.contains("3 threads in all"), "{text}");
-    assert!(is_running(service.pid()));
 }
 
 #[test]

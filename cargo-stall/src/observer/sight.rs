@@ -1,4 +1,4 @@
-//! What is known of the whole process: its files, its tests, and what looking at it has cost.
+//! The observed process as a whole: its files, its tests, and the stops of its threads so far.
 //!
 //! *Runs on:* the main thread.
 //!

@@ -132,32 +132,17 @@ fn or_abort<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
 
 /// Sleeps in a function that cannot be unwound without its frame pointer.
 pub async fn hides(time: Duration) {
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        hidden_sleep(time.as_secs());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::thread::sleep(time);
+    unsafe { hidden_sleep(time.as_secs()) }
 }
 
 /// Waits for a child that has this process's memory: no signal and no stop ends that.
 pub async fn waits(time: Duration) {
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        wait_for_child(time.as_secs());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::thread::sleep(time);
+    unsafe { wait_for_child(time.as_secs()) }
 }
 
 /// As `hides`, in such a wait.
 pub async fn waits_hidden(time: Duration) {
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        hidden_wait_for_child(time.as_secs());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::thread::sleep(time);
+    unsafe { hidden_wait_for_child(time.as_secs()) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -166,6 +151,14 @@ unsafe extern "C" {
     fn wait_for_child(seconds: u64);
     fn hidden_wait_for_child(seconds: u64);
 }
+
+/// Elsewhere, all three are a sleep.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn hidden_sleep(seconds: u64) {
+    std::thread::sleep(Duration::from_secs(seconds));
+}
+#[cfg(not(target_arch = "x86_64"))]
+use {hidden_sleep as hidden_wait_for_child, hidden_sleep as wait_for_child};
 
 // The system call has the number 35, `nanosleep`.
 #[cfg(target_arch = "x86_64")]
