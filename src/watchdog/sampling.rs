@@ -265,13 +265,19 @@ impl SentRequest {
         if !is_allowed() {
             return Err(NoStack::RateLimited);
         }
-        let addressee = Addressee {
-            slot: driver.slot,
-            tenancy: driver.tenancy,
-        };
+        SentRequest::to(
+            Addressee {
+                slot: driver.slot,
+                tenancy: driver.tenancy,
+            },
+            signal,
+        )
+    }
+
+    fn to(addressee: Addressee, signal: i32) -> Result<SentRequest, NoStack> {
         Ok(SentRequest {
+            tid: addressee.slot.tid(),
             request: Request::send(addressee, signal)?,
-            tid: driver.slot.tid(),
             signal,
         })
     }
@@ -361,6 +367,36 @@ mod tests {
         assert_eq!(refused.stack.err(), Some(NoStack::RateLimited));
         assert!(sampling.is_idle());
         assert!(sampling.collect(None).is_none());
+    }
+
+    #[cfg(all(
+        feature = "stacks",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
+    #[test]
+    fn a_thread_that_blocks_the_signal_has_not_failed_to_answer() {
+        const SIGNAL: i32 = capture::DEFAULT_SIGNAL;
+        capture::install(SIGNAL).unwrap();
+        // A thread of ours blocks all signals.
+        let thread = os::spawn("test", || {
+            let slot = crate::slot::mine().expect("a slot");
+            let tenancy = slot.tenancy();
+            let send = || SentRequest::to(Addressee { slot, tenancy }, SIGNAL);
+            let mut sampling = Sampling::default();
+            assert!(sampling.ask(stall(1), None, send).is_none());
+            assert!(sampling.is_unanswered(), "the reason is not known yet");
+            let collected = (0..SLOW).find_map(|_| sampling.collect(Some(1)));
+            let why = collected.expect("a reason").stack.err();
+            assert_eq!(why, Some(NoStack::SignalBlocked));
+            assert!(!sampling.is_unanswered());
+            os::let_through(SIGNAL);
+            let answer = sampling.collect(Some(1)).expect("an answer");
+            assert!(answer.stack.is_ok());
+            assert!(sampling.ask(stall(1), None, send).is_none());
+            assert!(sampling.is_unanswered(), "it has been seen to answer");
+        });
+        thread.unwrap().join().unwrap();
     }
 
     #[test]
