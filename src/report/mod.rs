@@ -24,6 +24,7 @@ mod recent;
 mod request;
 pub(crate) mod site;
 mod split;
+mod stack_lines;
 mod stacks;
 mod stall;
 mod stderr;
@@ -54,6 +55,8 @@ pub use request::{LostTo, RequestReport};
 #[allow(unused_imports)] // Builds without stacks or assertions use a part of them.
 pub(crate) use site::{SIGNAL_RETURN, done_by_the_poll, of_the_poll};
 pub use split::TimeSplit;
+#[cfg(feature = "outside")]
+pub use stack_lines::shown_lines;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub(crate) use stall::example;
 pub use stall::{Phase, StallReport};
@@ -61,8 +64,6 @@ pub(crate) use stderr::{write_last_words, write_to_stderr};
 pub use text::Headline;
 #[cfg_attr(not(feature = "outside"), allow(unreachable_pub))]
 pub use text::Human;
-#[cfg(feature = "outside")]
-pub use text::shown_lines;
 pub use trace_context::TraceContext;
 pub use victims::{RouteVictims, Victims};
 pub use worker_stack::WorkerStack;

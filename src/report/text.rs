@@ -6,7 +6,7 @@ use super::cause::Cause;
 use super::certainty::Certainty;
 use super::frame::{Frame, Origin, StackSample};
 use super::missing::Missing;
-use super::site::of_the_poll;
+use super::stack_lines::StackLines;
 use super::stall::{Phase, StallReport};
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -88,7 +88,7 @@ impl fmt::Display for StallReport {
             write!(f, "\n  victims   {victims}")?;
         }
         if let Some(stack) = self.shown_stack() {
-            Stack(stack, self.stacks.len()).fmt(f)?;
+            StackLines(stack, self.stacks.len()).fmt(f)?;
         }
         if let Some((module, build_id)) = self.unnamed_module() {
             write!(f, "\n  build id  {build_id} ({module})")?;
@@ -209,90 +209,6 @@ impl StallReport {
             stalls => write!(f, "\n  unlogged  {stalls} stalls since the last one shown"),
         }
     }
-}
-
-/// The text of one stack, and the number of different stacks. Only frames of the user's own code
-/// are shown, and the call that it made; the alternate form shows all.
-struct Stack<'a>(&'a StackSample, usize);
-
-/// The most frames shown of a stack without own code.
-const WITHOUT_OWN: usize = 6;
-
-impl fmt::Display for Stack<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Stack(sample, stacks) = self;
-        let lines = match f.alternate() {
-            true => sample.frames.iter().map(ToString::to_string).collect(),
-            false => short_lines(&sample.frames),
-        };
-        for (index, line) in lines.iter().enumerate() {
-            match index {
-                0 => write!(f, "\n  stack     {line}")?,
-                _ => write!(f, "\n            {line}")?,
-            }
-        }
-        let after = Human(sample.after);
-        write!(f, "\n            taken at +{after}")?;
-        match (sample.count, stacks) {
-            (1, 1) => Ok(()),
-            (count, 1) => write!(f, ", {count} times the same"),
-            (1, stacks) => write!(f, ", one of {stacks} different stacks"),
-            (count, stacks) => write!(f, ", {count} times; one of {stacks} different stacks"),
-        }
-    }
-}
-
-/// The lines for these frames: own calls, and one line for the others.
-fn short_lines(frames: &[Frame]) -> Vec<String> {
-    let own = of_the_poll(frames).iter().position(is_own);
-    let is_shown = |index: usize| match own {
-        Some(own) => index + 1 == own || index >= own && is_own(&frames[index]),
-        None => index < WITHOUT_OWN,
-    };
-    let mut lines = Vec::new();
-    let mut others: Vec<&Frame> = Vec::new();
-    let end = of_the_poll(frames).len();
-    for (index, frame) in frames.iter().enumerate() {
-        match is_shown(index) && (index < end || own.is_none()) {
-            true => lines.push(frame.to_string()),
-            false => others.push(frame),
-        }
-    }
-    match others.as_slice() {
-        [] => {}
-        [only] => lines.push(only.to_string()),
-        others => lines.push(in_one_line(others)),
-    }
-    lines
-}
-
-/// Writes `… 23 frames of std, tokio`.
-fn in_one_line(frames: &[&Frame]) -> String {
-    let mut owners: Vec<&str> = Vec::new();
-    for frame in frames {
-        let owner = match frame.origin {
-            Origin::Own => "your code outside of the poll",
-            Origin::Dependency => "dependencies",
-            Origin::Std => "std",
-            Origin::Runtime => "tokio",
-            Origin::Detector => "tokio-stall",
-            Origin::System => "the system",
-        };
-        if !owners.contains(&owner) {
-            owners.push(owner);
-        }
-    }
-    format!("… {} frames of {}", frames.len(), owners.join(", "))
-}
-
-/// The lines of a stack as a report has them: own calls, and one line for the others.
-#[cfg(feature = "outside")]
-pub fn shown_lines(frames: &[Frame]) -> Vec<String> {
-    short_lines(frames)
-}
-
-fn is_own(frame: &Frame) -> bool {
-    frame.origin == Origin::Own
 }
 
 impl StallReport {
@@ -540,50 +456,6 @@ mod tests {
         std::mem::swap(&mut report.time.asleep, &mut report.time.run_queue);
         let headline = report.headline().to_string();
         assert!(headline.contains("so far: without a CPU, "), "{headline}");
-    }
-
-    #[test]
-    fn a_stack_is_short_or_whole() {
-        let mut frames = vec![
-            frame("memcpy", Origin::System, None),
-            frame("serde_json::to_string", Origin::Dependency, None),
-            frame("app::handler", Origin::Own, None),
-            frame("tower::call", Origin::Dependency, None),
-            frame("app::middleware", Origin::Own, None),
-            frame("core::poll", Origin::Std, None),
-            frame("tokio::runtime::task::poll", Origin::Runtime, None),
-            frame("app::main", Origin::Own, None),
-        ];
-        let short = [
-            "serde_json::to_string",
-            "app::handler",
-            "app::middleware",
-            "… 5 frames of the system, dependencies, std, tokio, your code outside of the poll",
-        ];
-        assert_eq!(short_lines(&frames), short);
-        let report = StallReport {
-            stacks: vec![StackSample {
-                after: Duration::ZERO,
-                count: 1,
-                certain_frames: frames.len(),
-                frames: frames.clone(),
-                complete: true,
-            }],
-            representative_stack: Some(0),
-            ..report()
-        };
-        let (short, whole) = (report.to_string(), format!("{report:#}"));
-        for frame in &frames {
-            let name = frame.function.as_deref().unwrap();
-            assert!(whole.contains(name), "{whole}");
-        }
-        assert!(!whole.contains('…') && !short.contains("memcpy"));
-        // Without own code there is no better choice than the innermost calls.
-        frames.retain(|frame| frame.origin != Origin::Own);
-        frames.extend(vec![frame("tokio::runtime::run", Origin::Runtime, None); 3]);
-        let lines = short_lines(&frames);
-        assert_eq!((lines.len(), lines[0].as_str()), (7, "memcpy"));
-        assert_eq!(lines[6], "… 2 frames of tokio");
     }
 
     #[test]
