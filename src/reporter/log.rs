@@ -7,6 +7,7 @@
 //! of an event is for people, and its fields are for machines.
 
 use super::CASES;
+use super::early::Early;
 use super::limiter::Limiter;
 use super::unheard::Unheard;
 use super::unlogged::Unlogged;
@@ -49,16 +50,6 @@ struct Decision {
     age: Duration,
     /// The advice that was given last, by its hash.
     advice: Option<u64>,
-}
-
-/// The stalls of the time after the start in which none is logged.
-#[derive(Debug, Default)]
-struct Early {
-    stalls: u64,
-    longest: Duration,
-    headline: String,
-    /// A callback has had them.
-    is_heard: bool,
 }
 
 /// The parts of a report that decide whether it is logged.
@@ -109,7 +100,8 @@ impl Log {
             site: site_of(report),
         };
         if settings.log && settings.is_in_grace(watch.started_at, now) {
-            self.early.note(report, settings);
+            let text = || text_of(report, report.advice.as_deref());
+            self.early.note(report, settings, text);
         } else {
             self.tell_of_early_stalls();
         }
@@ -119,7 +111,7 @@ impl Log {
         };
         report.suppressed = suppressed;
         let advice = report.advice.as_deref();
-        let advice = advice.filter(|text| !awaits_a_stack(report) && advised != Some(hash(text)));
+        let advice = advice.filter(|text| !may_change(report) && advised != Some(hash(text)));
         if let (Some(text), Some(it)) = (advice, self.decided.get_mut(&report.id)) {
             it.advice = Some(hash(text));
         }
@@ -305,35 +297,6 @@ impl Log {
     }
 }
 
-impl Early {
-    fn note(&mut self, report: &StallReport, settings: &Settings) {
-        if report.phase == Phase::Ended && report.duration >= settings.warn_after {
-            self.stalls += 1;
-            self.is_heard = settings.on_stall.is_some();
-            if report.duration >= self.longest {
-                self.longest = report.duration;
-                self.headline = text_of(report, report.advice.as_deref());
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Early {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Early {
-            stalls, headline, ..
-        } = self;
-        let (are, longest) = match stalls {
-            1 => ("stall of the start was", ": "),
-            _ => ("stalls of the start were", "; the longest: "),
-        };
-        write!(
-            f,
-            "{stalls} {are} not logged (`Builder::startup_grace`){longest}{headline}"
-        )
-    }
-}
-
 /// The place that the limit counts: runtime, site, span and cause.
 fn site_of(report: &StallReport) -> String {
     let site = report.site.as_ref().map(ToString::to_string);
@@ -362,11 +325,13 @@ fn text_of(report: &StallReport, advice: Option<&str>) -> String {
     }
 }
 
-/// Whether a stack may still show a better advice: without one, the advice is that of a call.
-fn awaits_a_stack(report: &StallReport) -> bool {
+/// Whether there may still be a better advice. Without a stack it is that of a call. A stall that
+/// has waited for a CPU may yet be the code's.
+fn may_change(report: &StallReport) -> bool {
     let is_to_come =
         |missing: &Missing| matches!(missing, Missing::Stack(NoStack::NotYet | NoStack::Busy));
-    report.phase != Phase::Ended && report.missing.iter().any(is_to_come)
+    let awaits_a_stack = report.missing.iter().any(is_to_come);
+    report.phase != Phase::Ended && (awaits_a_stack || report.cause.is_host())
 }
 
 fn hash(text: &str) -> u64 {
@@ -535,7 +500,7 @@ pub(crate) fn served_to_all(address: std::net::SocketAddr) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::report::example;
+    use crate::report::{Cause, example};
 
     #[test]
     fn a_line_on_standard_error_has_the_number_and_the_reason_without_a_site() {
@@ -546,5 +511,19 @@ mod tests {
         report.missing = vec![Missing::NoDebugInfo];
         let why = Missing::NoDebugInfo;
         assert_eq!(line(&report), format!("blocked (stall #3; {why})"));
+    }
+    #[test]
+    fn an_advice_waits_for_a_better_one() {
+        let mut report = example();
+        report.phase = Phase::Began;
+        assert!(!may_change(&report));
+        report.missing = vec![Missing::Stack(NoStack::NotYet)];
+        assert!(may_change(&report), "a stack is to come");
+        report.missing.clear();
+        report.cause = Cause::Contention;
+        assert!(may_change(&report), "a wait for a CPU so far");
+        report.phase = Phase::Ended;
+        report.missing = vec![Missing::Stack(NoStack::NotYet)];
+        assert!(!may_change(&report), "nothing is to come after the end");
     }
 }

@@ -5,6 +5,7 @@
 //! `stall-explainer` the second, so that figures and `recent()` go on while these are held up.
 
 mod case;
+mod early;
 pub(crate) mod explainer;
 #[cfg(feature = "tower")]
 mod lateness;
