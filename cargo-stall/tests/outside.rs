@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Observer, Service, dump, is_running, output_of};
 
 /// The length of a trap.
@@ -114,20 +114,31 @@ fn honest_programs_are_silent() {
 #[test]
 fn a_dump_shows_workers_polls_and_closures() {
     let service = Service::start(&["multi", "sleep", "600000"]);
-    let text = dump(service.pid());
-    assert!(
-        text.contains("worker, in a poll, asleep in clock_nanosleep"),
-        "{text}"
+    dump_until(
+        service.pid(),
+        &[
+            "worker, in a poll, asleep in clock_nanosleep",
+            "worker, parked",
+            "programs::sleeps (src/lib.rs:",
+            "2 workers, 1 of them in a poll",
+        ],
     );
-    assert!(text.contains("worker, parked"), "{text}");
-    assert!(text.contains("programs::sleeps (src/lib.rs:"), "{text}");
-    assert!(text.contains("2 workers, 1 of them in a poll"), "{text}");
     let service = Service::start(&["multi", "pool", "600000"]);
-    let text = dump(service.pid());
-    assert!(
-        text.contains("blocking pool, in a closure, computing"),
-        "{text}"
-    );
+    dump_until(service.pid(), &["blocking pool, in a closure, computing"]);
+}
+
+/// Dumps a process until the text has all of these. On a busy machine a thread may be on its way to
+/// where it belongs.
+#[track_caller]
+fn dump_until(pid: u32, wanted: &[&str]) {
+    let begun = Instant::now();
+    loop {
+        let text = dump(pid);
+        if wanted.iter().all(|wanted| text.contains(wanted)) {
+            return;
+        }
+        assert!(begun.elapsed() < support::PATIENCE, "{wanted:?} in {text}");
+    }
 }
 
 #[test]
@@ -158,12 +169,18 @@ fn errors_are_a_sentence() {
         ),
         (&["dump", "none"], "`none` is not the number of a process"),
         (&["report", "/no/such/file"], "/no/such/file: No such file"),
-        (&["attach", "2"], "process 2 "),
     ] {
         let (code, text) = output_of(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {text}");
         assert!(text.contains(said), "{arguments:?}: {text}");
         assert_eq!(text.trim().lines().count(), 1, "{text}");
+    }
+    // In a container there may be no thread of the kernel.
+    let second = std::fs::read_to_string("/proc/2/comm");
+    if second.is_ok_and(|name| name == "kthreadd\n") {
+        let (code, text) = output_of(&["attach", "2"]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("process 2 "), "{text}");
     }
 }
 
@@ -214,25 +231,34 @@ fn without_breakpoints_computing_is_likely_and_asked_for() {
 }
 
 #[test]
-fn older_runtimes_are_known() {
-    for version in ["1.20", "1.38"] {
-        let program = support::program_with(version);
-        for flavor in ["multi", "current"] {
-            let service = Service::of(&program, &[flavor, "compute", LONG]);
-            let mut observer = Observer::attach(service.pid(), &[]);
-            let stall = observer.find(|report| report["phase"] == "ended");
-            assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
-            assert_eq!(stall["certainty"], "certain", "{stall:#}");
-            for honest in ["idle", "busy"] {
-                let service = Service::of(&program, &[flavor, honest, LONG]);
-                let observer = Observer::attach(service.pid(), &["--duration", "3s"]);
-                let (reports, text) = observer.until_the_end();
-                assert!(
-                    reports.is_empty(),
-                    "{version} {flavor} {honest}: {reports:#?}"
-                );
-                assert!(!text.contains("0 workers watched"), "{version}: {text}");
-            }
+fn the_oldest_tokio_is_known() {
+    assert_known("1.20");
+}
+
+#[test]
+fn a_later_tokio_is_known() {
+    assert_known("1.38");
+}
+
+/// Programs with this tokio are told apart: those that stall, and honest ones.
+#[track_caller]
+fn assert_known(version: &str) {
+    let program = support::program_with(version);
+    for flavor in ["multi", "current"] {
+        let service = Service::of(&program, &[flavor, "compute", LONG]);
+        let mut observer = Observer::attach(service.pid(), &[]);
+        let stall = observer.find(|report| report["phase"] == "ended");
+        assert_eq!(stall["site"]["function"], "programs::compute", "{stall:#}");
+        assert_eq!(stall["certainty"], "certain", "{stall:#}");
+        for honest in ["idle", "busy"] {
+            let service = Service::of(&program, &[flavor, honest, LONG]);
+            let observer = Observer::attach(service.pid(), &["--duration", "3s"]);
+            let (reports, text) = observer.until_the_end();
+            assert!(
+                reports.is_empty(),
+                "{version} {flavor} {honest}: {reports:#?}"
+            );
+            assert!(!text.contains("0 workers watched"), "{version}: {text}");
         }
     }
 }

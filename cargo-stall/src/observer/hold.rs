@@ -37,7 +37,7 @@ pub(crate) struct Hold {
     slept: Vec<(DescribedCall, Duration)>,
 }
 
-/// The longest time between two updates of a running thread's CPU time.
+/// The longest time between two updates of a running thread's CPU time in `/proc`.
 const KERNEL_TICK: Duration = Duration::from_millis(10);
 
 /// The part of the time between two looks in which the thread has slept.
@@ -78,7 +78,10 @@ impl Hold {
     pub(crate) fn begin(process: &ObservedProcess, from: Beginning) -> Hold {
         let sleeps = matches!(from.look.doing, Doing::Sleeps(_));
         let proof = match from.end {
-            Some(end) => HoldProof::Counted(end),
+            Some(mut end) => {
+                end.begins();
+                HoldProof::Counted(end)
+            }
             None if sleeps => HoldProof::OneSleep,
             None => HoldProof::Stacks,
         };
@@ -98,7 +101,7 @@ impl Hold {
             slept: Vec::new(),
         };
         if sleeps {
-            hold.account(process, from.look, Slept::AllAlong, from.now);
+            hold.account(process, from.look, None, Slept::AllAlong, from.now);
         }
         hold
     }
@@ -120,13 +123,17 @@ impl Hold {
         slept: Slept,
         now: Instant,
     ) -> bool {
+        let mut on_cpu = None;
         let holds = match &mut self.proof {
-            HoldProof::Counted(end) => !end.is_over(),
+            HoldProof::Counted(end) => {
+                on_cpu = end.on_cpu();
+                on_cpu.is_some()
+            }
             HoldProof::OneSleep => slept == Slept::AllAlong,
             HoldProof::Stacks => matches!(look.doing, Doing::Runs),
         };
         if holds {
-            self.account(process, look, slept, now);
+            self.account(process, look, on_cpu, slept, now);
         }
         holds
     }
@@ -145,8 +152,16 @@ impl Hold {
         }
     }
 
-    /// Adds the time since the last look, and splits the whole time anew.
-    fn account(&mut self, process: &ObservedProcess, look: ThreadLook, slept: Slept, now: Instant) {
+    /// Adds the time since the last look, and splits the whole time anew. `on_cpu` is the thread's
+    /// time on a CPU if the end of the poll is counted.
+    fn account(
+        &mut self,
+        process: &ObservedProcess,
+        look: ThreadLook,
+        on_cpu: Option<Duration>,
+        slept: Slept,
+        now: Instant,
+    ) {
         let passed = now - self.until;
         self.until = now;
         match slept {
@@ -160,14 +175,20 @@ impl Hold {
         let awake = self.age().saturating_sub(self.asleep);
         let queued = look.run_queue.saturating_sub(self.first.run_queue);
         let rest = awake - queued.min(awake);
-        // The kernel counts computing in ticks, and a wait for a CPU when it ends.
-        let seen = look.cpu.saturating_sub(self.first.cpu) + KERNEL_TICK;
-        let cpu = seen.min(rest);
+        let cpu = on_cpu.unwrap_or_else(|| look.cpu.saturating_sub(self.first.cpu));
+        let cpu = cpu.min(rest);
         let dozed = (rest - cpu).min(self.dozed);
+        let left = rest - cpu - dozed;
+        // `/proc` counts computing in ticks. A wait for a CPU is counted when it ends.
+        let may_be_computed = match on_cpu {
+            Some(_) => Duration::ZERO,
+            None => left.min(KERNEL_TICK),
+        };
         let time = &mut self.evidence.time;
         time.cpu = cpu;
         time.asleep = self.asleep + dozed;
-        time.run_queue = awake - cpu - dozed;
+        time.unknown = may_be_computed;
+        time.run_queue = awake - cpu - dozed - may_be_computed;
     }
 
     /// The time that the code itself has held the worker. A thread without a CPU holds it, too, and

@@ -384,7 +384,7 @@ impl Tracked {
         };
         let now = Instant::now();
         self.quiet_until = now + sight.threshold / 4;
-        let is_over = end.as_mut().is_some_and(PollEnd::is_over);
+        let is_over = end.as_mut().is_some_and(|end| end.on_cpu().is_none());
         let is_same = second.place == ThreadPlace::Polling
             && second.returns_to == first.returns_to
             && !is_over;

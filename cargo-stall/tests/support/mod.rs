@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A test fails after so long without what it waits for.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The folder of the package with the programs.
 pub fn package() -> PathBuf {
@@ -213,8 +213,12 @@ impl Observer {
     }
 
     fn start(mut command: Command, pid: u32, options: &[&str]) -> Observer {
+        // It ends the wait for a report that does not come.
+        let end = ["--duration", "120s"];
+        let is_endless = !options.contains(&end[0]);
         let mut child = command
             .args(["attach", &pid.to_string(), "--json"])
+            .args(end.iter().filter(|_| is_endless))
             .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -224,7 +228,7 @@ impl Observer {
         Observer { child, said }
     }
 
-    /// The first report that is wanted. A watchdog ends the wait.
+    /// The first report that is wanted.
     #[track_caller]
     pub fn find(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
