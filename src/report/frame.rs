@@ -39,7 +39,8 @@ pub struct Frame {
     /// The function, demangled, as in `app::handlers::get_user::{closure#0}`. `<signal handler
     /// called>` stands between the handler of a signal and the code that it interrupted.
     pub function: Option<String>,
-    /// The source file, as in the debug information.
+    /// The source file. That of own code is as in the message of a panic: below the root of the
+    /// workspace, `crates/store/src/lib.rs`. Others are as in the debug information.
     pub file: Option<String>,
     /// The line in it.
     pub line: Option<u32>,
@@ -122,7 +123,8 @@ impl fmt::Display for SourcePlace<'_> {
 pub struct Site {
     /// The function as in the source, `app::handlers::get_user`, also for an `async fn`.
     pub function: String,
-    /// The source file, as in the debug information. `None` without debug information.
+    /// The source file, as in the message of a panic: below the root of the workspace. `None`
+    /// without debug information.
     pub file: Option<String>,
     /// The line in it.
     pub line: Option<u32>,
@@ -296,8 +298,12 @@ fn balanced(text: &str) -> Option<usize> {
     None
 }
 
-/// The part of a path that a reader needs: it begins with the package's directory.
+/// The part of a path that a reader needs: it begins with the package's directory. Paths of own
+/// code are as the compiler was given them, and need no cut.
 fn short(path: &str) -> &str {
+    if !path.starts_with('/') {
+        return path;
+    }
     let fetched = ["/registry/src/", "/git/checkouts/"]
         .iter()
         .find_map(|place| path.split_once(place));
@@ -398,6 +404,8 @@ mod tests {
                 "/rustc/abc/library/std/src/thread/mod.rs",
                 "std/src/thread/mod.rs",
             ),
+            ("crates/store/src/lib.rs", "crates/store/src/lib.rs"),
+            ("serde-1.0.228/src/lib.rs", "serde-1.0.228/src/lib.rs"),
             ("sqlite3.c", "sqlite3.c"),
         ] {
             assert_eq!(short(path), shown);

@@ -8,7 +8,7 @@
 use super::files::{Elf, Unnamed};
 use super::pages::Reader;
 use crate::capture::Mapped;
-use addr2line::{Context, LookupContinuation as _, LookupResult, SplitDwarfLoad};
+use addr2line::{Context, LookupContinuation, LookupResult, SplitDwarfLoad};
 use gimli::{AbbreviationsCacheStrategy, Dwarf, DwarfPackage, Reader as _, SectionId};
 use std::ffi::OsString;
 use std::ops::Range;
@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub(super) struct DebugFrame {
     pub(super) function: Option<String>,
     pub(super) file: Option<String>,
+    /// The start of the part of the path that the compiler was given.
+    pub(super) given_at: usize,
     pub(super) line: Option<u32>,
 }
 
@@ -123,27 +125,48 @@ fn calls(
     address: u64,
     split: &mut Split,
 ) -> Result<Vec<DebugFrame>, gimli::Error> {
-    let mut lookup = context.find_frames(address);
-    let mut frames = loop {
-        match lookup {
-            LookupResult::Output(frames) => break frames?,
-            LookupResult::Load { load, continuation } => {
-                lookup = continuation.resume(split.load(&load));
-            }
-        }
-    };
+    let mut frames = found(context.find_frames(address), split)?;
+    let unit = found(context.find_dwarf_and_unit(address), split);
+    let directory = unit.and_then(|unit| unit.comp_dir.clone());
+    let directory = directory.and_then(|path| Some(path.to_string_lossy().ok()?.into_owned()));
     let mut calls = Vec::new();
     while let Some(frame) = frames.next()? {
         let name = frame.function.as_ref();
         let name = name.and_then(|name| name.raw_name().ok());
         let place = frame.location.as_ref();
+        let file = place.and_then(|place| place.file).map(str::to_owned);
         calls.push(DebugFrame {
             function: name.map(std::borrow::Cow::into_owned),
-            file: place.and_then(|place| place.file).map(str::to_owned),
+            given_at: given_at(file.as_deref(), directory.as_deref()),
+            file,
             line: place.and_then(|place| place.line),
         });
     }
     Ok(calls)
+}
+
+/// The result of a lookup, for which split debug information is loaded.
+fn found<L: LookupContinuation<Buf = Reader>>(
+    mut lookup: LookupResult<L>,
+    split: &mut Split,
+) -> L::Output {
+    loop {
+        match lookup {
+            LookupResult::Output(output) => return output,
+            LookupResult::Load { load, continuation } => {
+                lookup = continuation.resume(split.load(&load));
+            }
+        }
+    }
+}
+
+/// The start of the part of a path that the compiler was given, if it ran in this directory.
+fn given_at(file: Option<&str>, directory: Option<&str>) -> usize {
+    let inside = file.zip(directory).and_then(|(file, directory)| {
+        let inside = file.strip_prefix(directory)?.strip_prefix('/')?;
+        Some(file.len() - inside.len())
+    });
+    inside.unwrap_or(0)
 }
 
 /// Debug information that was split off at compilation.

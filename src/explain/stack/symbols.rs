@@ -9,7 +9,7 @@ use super::files::Unnamed;
 use super::tables::{Modules, function_at};
 use crate::capture::{Mapped, Module};
 use crate::explain::own_code::{OwnCode, is_own_path};
-use crate::report::{Frame, Missing};
+use crate::report::{Frame, Missing, Origin};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -188,6 +188,8 @@ fn frames(
 pub(crate) struct Named {
     function: Option<String>,
     file: Option<String>,
+    /// The start of the part of the file's path that the compiler was given.
+    given_at: usize,
     line: Option<u32>,
     module: Option<String>,
     offset: u64,
@@ -205,6 +207,7 @@ impl Named {
         Named {
             function: call.function.map(|name| demangled(&name)),
             file: call.file,
+            given_at: call.given_at,
             line: call.line,
             inlined: true,
             ..Named::nameless(address, Some(module))
@@ -222,6 +225,7 @@ impl Named {
         Named {
             function: None,
             file: None,
+            given_at: 0,
             line: None,
             module: module.map(|module| module.name.clone()),
             offset: address,
@@ -249,14 +253,19 @@ impl Named {
         let is_believed =
             |file: &&str| !self.may_be_inlined_line || function.is_none() || is_own_path(file);
         let file = self.file.as_deref().filter(is_believed);
+        let origin = own.origin(function, file, self.in_program);
+        let as_given = |file: &str| match origin == Origin::Own && is_own_path(file) {
+            true => file[self.given_at..].to_owned(),
+            false => file.to_owned(),
+        };
         Frame {
             function: self.function.clone(),
-            file: file.map(str::to_owned),
+            file: file.map(as_given),
             line: self.line.filter(|_| file.is_some()),
             module: self.module.clone(),
             offset: self.offset,
             build_id: self.build_id.clone(),
-            origin: own.origin(function, file, self.in_program),
+            origin,
             inlined: self.inlined,
         }
     }
@@ -274,7 +283,6 @@ fn demangled(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Origin;
 
     #[inline(always)]
     fn inner(number: u64) -> u64 {
@@ -390,8 +398,34 @@ mod tests {
         DebugFrame {
             function: function.map(str::to_owned),
             file: Some(file.to_owned()),
+            given_at: 0,
             line: Some(7),
         }
+    }
+
+    #[test]
+    fn own_files_are_told_as_the_compiler_was_given_them() {
+        let own = OwnCode::new([]);
+        let given_at = |function, file, given_at| {
+            let call = DebugFrame {
+                given_at,
+                ..call(Some(function), file)
+            };
+            let named = frames(vec![call], None, None, 8, &facts());
+            named[0].frame(&own).file.expect("a file")
+        };
+        let in_workspace = "/home/me/shop/crates/store/src/lib.rs";
+        let told = given_at("store::save", in_workspace, "/home/me/shop/".len());
+        assert_eq!(told, "crates/store/src/lib.rs");
+        let registry = "/home/me/.cargo/registry/src/index.crates.io-1949/sha2-0.10.8";
+        let fetched = format!("{registry}/src/a.rs");
+        let told = given_at("sha2::hash", &fetched, registry.len() + 1);
+        assert_eq!(told, fetched, "a dependency's");
+        // This test is of a package in a workspace.
+        let (modules, mut symbols) = (this_program(), Symbols::default());
+        let named = symbols.frames(outer as *const () as u64, &modules);
+        let this = OwnCode::new([env!("CARGO_CRATE_NAME").to_owned()]);
+        assert_eq!(named[0].frame(&this).file.as_deref(), Some(file!()));
     }
 
     #[test]
