@@ -78,15 +78,14 @@ impl Sightings {
         (Sightings { arrivals, seen }, Desk(sender))
     }
 
-    /// Collects reports until all has been said about what was over at `over`.
-    pub(crate) async fn settle(&mut self, over: Instant) {
+    /// Collects reports until all has been said about what was over at `over`. Where a report is
+    /// due, it is waited for.
+    pub(crate) async fn settle(&mut self, over: Instant, is_due: bool) {
         let mut last_arrival = over;
         loop {
-            let deadline = if self
-                .seen
-                .values()
-                .any(|sighting| sighting.measured.is_none())
-            {
+            let mut seen = self.seen.values();
+            let is_unfinished = seen.any(|sighting| sighting.measured.is_none());
+            let deadline = if is_unfinished || is_due && self.seen.is_empty() {
                 over + LAST_REPORT
             } else {
                 (last_arrival.max(over) + QUIET).min(over + LAST_REPORT)
