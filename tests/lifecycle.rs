@@ -29,6 +29,8 @@ fn round(runtime: &Runtime, with_stall: bool) {
     runtime.block_on(async {
         let (watch, seen) = support::seen::Seen::watch();
         if with_stall {
+            // Nothing marks the stall: the thread of each worker must be known.
+            support::threads_known(&watch).await;
             seen.stall_until_told().await;
             seen.wait_for_an_end();
         }

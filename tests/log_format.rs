@@ -181,7 +181,10 @@ fn events_have_the_fields_of_the_document() {
         .iter()
         .filter(|stall| stall["fields"]["message"].to_string().contains("await"));
     assert!(advised.count() <= 1, "{stalls:#?}");
-    assert!(stalls.len() <= 2, "began and ended: {stalls:#?}");
+    // Began and ended; and between them its site, if that was found late.
+    let is_found_late = stalls[0]["fields"]["site"].is_null();
+    let most = 2 + usize::from(is_found_late);
+    assert!(stalls.len() <= most, "{stalls:#?}");
     log.assert_declared("certainty", "A stall");
 
     let (release, held) = support::Held::new();

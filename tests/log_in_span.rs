@@ -10,15 +10,12 @@ use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData
 use serde_json::Value;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::stage::Stage;
-use support::wait_until;
+use support::{FOREVER, wait_until};
 use tokio_stall::TraceContext;
 use tracing::{Instrument as _, info_span};
 use tracing_subscriber::prelude::*;
-
-/// Over the age from which stalls are logged.
-const LONG: Duration = Duration::from_millis(150);
 
 /// The lines of a log, as a file would have them.
 #[derive(Clone, Default)]
@@ -48,23 +45,28 @@ impl Lines {
 
     /// The events of stalls with this span, once the last one has come.
     fn stalls_in(&self, span: &str) -> Vec<Value> {
-        let is_its = |line: &&Value| line["fields"]["span"] == span;
-        let ended = |line: &Value| line["fields"]["phase"] == "ended";
-        wait_until("the last event", || {
-            self.stalls().iter().filter(is_its).any(ended)
-        });
-        let stalls = self.stalls();
-        stalls.iter().filter(is_its).cloned().collect()
+        wait_until("the last event", || self.has_ended(span));
+        let mut stalls = self.stalls();
+        stalls.retain(|line| line["fields"]["span"] == span);
+        stalls
+    }
+
+    fn has_ended(&self, span: &str) -> bool {
+        let mut stalls = self.stalls().into_iter();
+        stalls.any(|line| line["fields"]["span"] == span && line["fields"]["phase"] == "ended")
     }
 }
 
-/// A handler that blocks, in the span of a request that goes on for a while.
-async fn request(number: u64) {
-    let handler = async { std::thread::sleep(LONG) };
+/// A handler that blocks until that is in the log, in the span of a request that goes on until the
+/// last event.
+async fn request(number: u64, log: Lines) {
+    let handler = async { wait_until("an event", || !log.stalls().is_empty()) };
     let request = async {
         handler.instrument(info_span!("handler", number)).await;
-        // The span is open until the last event.
-        tokio::time::sleep(LONG).await;
+        let deadline = Instant::now() + FOREVER;
+        while !log.has_ended("request > handler") && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     };
     request.instrument(info_span!("request")).await;
 }
@@ -103,7 +105,7 @@ fn the_event_of_a_stall_is_in_its_span() {
     let stage = setup
         .settings(|builder| builder.startup_grace(Duration::ZERO).traces(trace_of))
         .start();
-    stage.run(request(7));
+    stage.run(request(7, lines.clone()));
     let stalls = lines.stalls_in("request > handler");
     for stall in &stalls {
         assert_eq!(stall["target"], "tokio_stall");

@@ -36,6 +36,8 @@ fn the_exporter_answers_while_its_runtime_is_blocked() {
         scraped.sum("tokio_stall_workers", &[]) == 2.0
     });
 
+    // Nothing marks these polls: the thread of each worker must be known.
+    support::wait_for_threads(&stage.watch);
     let (release, held) = Held::new();
     for _ in 0..2 {
         let (worker, pool) = (held.clone(), held.clone());

@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Receiver};
 use support::child::alone;
 use support::signal::{is_handled, mask};
 use support::stage::{Setup, Stage};
+use support::wait_until;
 use tokio_stall::{
     Builder, Frame, FutureExt as _, Missing, NoStack, Stacks, StallReport, StartError,
 };
@@ -307,7 +308,8 @@ fn a_signal_from_somebody_else_does_nothing() {
         assert!(ended.stacks[0].complete, "{ended:#?}");
         send();
         stall(&stage, is_in_blocks);
-        assert!(stage.watch.worker_stacks()[0].frames.is_ok());
+        // A thread without a CPU does not answer in time.
+        wait_until("a stack", || stage.watch.worker_stacks()[0].frames.is_ok());
     });
 }
 
@@ -338,7 +340,9 @@ fn the_handler_of_another_signal_gives_no_advice() {
         let signal = frames.iter().position(is_signal_return);
         assert!(signal.is_some_and(|at| at > 2), "{told:#?}");
         // Positive control: the same wait, and the poll's own.
-        let own = stall(&stage, is_in_blocks);
+        let of_the_code = |report: &StallReport| is_in_blocks(report) && !report.cause.is_host();
+        let own = stage.block_until("stalls", of_the_code, |until_told| blocks(&until_told));
+        let own = own.told;
         let advice = own.advice.as_deref().expect("a wait for a channel");
         assert!(advice.contains("channel"), "{own}");
         assert!(!own.stacks[0].frames.iter().any(is_signal_return));

@@ -61,6 +61,6 @@ fn marks_are_left_if_call_and_file_are_forbidden() {
         // Computing without a mark looks like a row.
         stage.run(async { compute(LONG) });
         stage.seen.assert_nothing();
-        stage.silent_beside(async { compute(LONG) });
+        stage.silent_beside(|| async { compute(LONG) });
     });
 }

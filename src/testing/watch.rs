@@ -67,7 +67,7 @@ use tokio::runtime::Handle;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let stalls = tokio_stall::testing::watch();
-/// # let long = if cfg!(target_os = "linux") { 50 } else { 3000 };
+/// # let long = if cfg!(target_os = "linux") { 250 } else { 3000 };
 /// # let sleep = async move { std::thread::sleep(Duration::from_millis(long)) };
 /// # #[cfg(any())]
 /// let sleep = async { std::thread::sleep(Duration::from_millis(50)) };
@@ -205,7 +205,7 @@ impl Watch {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let stalls = tokio_stall::testing::watch();
-    /// # let long = if cfg!(target_os = "linux") { 50 } else { 3000 };
+    /// # let long = if cfg!(target_os = "linux") { 250 } else { 3000 };
     /// for _ in 0..2 {
     ///     # let sleep = async move { std::thread::sleep(Duration::from_millis(long)) };
     ///     # #[cfg(any())]
@@ -247,7 +247,7 @@ impl Watch {
     /// # async fn main() {
     /// let mut stalls = tokio_stall::testing::watch();
     /// # let (long, cause) = if cfg!(target_os = "linux") {
-    /// #     (50, Cause::Blocked(Blocking::Sleep))
+    /// #     (250, Cause::Blocked(Blocking::Sleep))
     /// # } else {
     /// #     (3000, Cause::Unknown)
     /// # };

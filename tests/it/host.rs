@@ -18,7 +18,7 @@ fn stopped_child() {
     stage.block_on(short_polls(400));
     let false_alarms = stage.seen.certain();
     // Positive control: the same child does see a stall of its own.
-    stage.certain_control(sleeps(Duration::from_millis(100)));
+    stage.certain_control(|| sleeps(Duration::from_millis(100)));
     let pid = getpid().as_raw_nonzero();
     assert!(false_alarms.is_empty(), "process {pid}: {false_alarms:#?}");
     println!("no false alarm in the child");

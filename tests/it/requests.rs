@@ -114,10 +114,10 @@ fn requests_that_were_ready_during_a_stall_are_its_victims_and_no_others() {
     let culprit = handlers.get("/blocks");
     let began = handlers.stalled();
     // The only worker is blocked. From now on these requests are ready.
-    let woken = Instant::now();
     answers
         .into_iter()
         .for_each(|answer| answer.send(()).expect("it waits"));
+    let woken = Instant::now();
     wait_until("a report that counts those who wait", || {
         let reports = handlers.service.stage.seen.all();
         let waiting = |report: &StallReport| report.victims.as_ref().map(|v| v.waiting);

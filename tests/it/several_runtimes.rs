@@ -8,7 +8,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_stall::{FutureExt as _, Phase, StallReport};
 
-const LONG: Duration = Duration::from_millis(80);
+/// On a busy machine the signal of a stack, or a late watchdog, takes some of a sleep's blame away.
+const LONG: Duration = Duration::from_secs(1);
 
 /// A `current_thread` runtime, driven by a thread of its own until it is dropped.
 struct Ui {

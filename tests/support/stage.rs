@@ -1,7 +1,7 @@
 //! One runtime, its watch, and the reports of this watch.
 
 use super::seen::Seen;
-use super::{FOREVER, wait_for_threads};
+use super::{FOREVER, wait_for_threads, wait_until};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
@@ -106,10 +106,14 @@ impl Stage {
         )
     }
 
-    /// Nothing is reported so far, and nothing but this control is reported in the end.
+    /// Nothing is reported so far, and nothing but this control is reported in the end. Returns a
+    /// last report of the control.
     #[track_caller]
-    pub fn silent_beside(&self, control: impl Future<Output = ()> + Send + 'static) -> StallReport {
-        let ended = self.run_stalling("control", control);
+    pub fn silent_beside<F>(&self, control: impl Fn() -> F) -> StallReport
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let ended = self.control(control, |_| true);
         let mut others = self.seen.all();
         others.retain(|report| report.span.as_deref() != Some("control"));
         assert!(others.is_empty(), "false alarm: {others:#?}");
@@ -118,16 +122,33 @@ impl Stage {
 
     /// Runs a control, of which there must be a report that is certain. Returns the last one.
     #[track_caller]
-    pub fn certain_control(
+    pub fn certain_control<F>(&self, control: impl Fn() -> F) -> StallReport
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.control(control, |report| report.certainty == Certainty::Certain)
+    }
+
+    /// Runs a control until its end is reported in a way that fits. On a busy machine one may be
+    /// over before the watchdog runs.
+    #[track_caller]
+    fn control<F>(
         &self,
-        control: impl Future<Output = ()> + Send + 'static,
-    ) -> StallReport {
-        self.run(control.watched("control"));
-        self.seen.wait(|report| {
-            report.phase == Phase::Ended
-                && report.certainty == Certainty::Certain
-                && report.span.as_deref() == Some("control")
-        })
+        control: impl Fn() -> F,
+        fits: impl Fn(&StallReport) -> bool,
+    ) -> StallReport
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let is_it = |report: &StallReport| {
+            let has_ended = report.phase == Phase::Ended;
+            has_ended && report.span.as_deref() == Some("control") && fits(report)
+        };
+        wait_until("a report of the control", || {
+            self.run(control().watched("control"));
+            self.seen.all().iter().any(is_it)
+        });
+        self.seen.all().into_iter().find(is_it).unwrap()
     }
 
     /// Takes so many stacks of workers that are in one of these functions.
