@@ -26,7 +26,7 @@
 //!   in        request > POST /rebuild
 //!   why       blocked/sleep: asleep in clock_nanosleep 297 ms
 //!   driver    was frozen for 300 ms: no socket and no timer of this runtime moved
-//!   victims   held up 8 requests, 2.38 s together, 299 ms at most; …
+//!   victims   held up 8 requests, 2.38 s together, 299 ms at most: GET /users/{id} (8)
 //!   stack     std::thread::functions::sleep (std/src/thread/functions.rs:289)
 //!             axum::cache::rebuild (src/bin/axum.rs:26)
 //!             axum::rebuild (src/bin/axum.rs:52)

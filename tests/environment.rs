@@ -152,6 +152,36 @@ fn the_doctor_is_printed_at_the_start() {
     );
 }
 
+/// A program that starts in a poll, as one in `#[tokio::main(flavor = "current_thread")]` does.
+#[test]
+fn in_a_poll_child() {
+    if !child::is_here(CHILD) {
+        return;
+    }
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let watch = Builder::from_env().start().unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for allowed in watch.status().allowed {
+            println!("allowed: {} {}", allowed.reason, allowed.count);
+        }
+        for stall in watch.recent() {
+            println!("stall: {stall}");
+        }
+    });
+}
+
+/// It waits for the thread of the worker, which is this one.
+#[test]
+fn the_wait_of_the_doctor_is_no_stall() {
+    let mut command = child::command("in_a_poll_child", CHILD);
+    let output = command.env("TOKIO_STALL", "doctor").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_has(&said, &["allowed: TOKIO_STALL=doctor 1"]);
+    assert!(!said.contains("stall: "), "{said}");
+}
+
 #[test]
 fn a_wrong_setting_is_an_error_of_the_start() {
     let wrong = "error: the environment variable TOKIO_STALL";

@@ -88,6 +88,8 @@ pub(crate) enum Work {
         worker: usize,
         /// The age of the stall when the stack was asked for.
         after: Duration,
+        /// The thread was in the call that the stall has slept in longest.
+        asleep: bool,
         stack: RawStack,
     },
     /// A stack of a thread of a blocking pool that lets a closure wait, and the channel for the
@@ -113,6 +115,8 @@ pub(crate) struct StackNews {
     pub(crate) id: StallId,
     /// The age of the stall when the stack was asked for.
     pub(crate) after: Duration,
+    /// The thread was in the call that the stall has slept in longest.
+    pub(crate) asleep: bool,
     pub(crate) stack: Result<Explained, NoStack>,
 }
 

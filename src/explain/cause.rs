@@ -266,6 +266,7 @@ mod tests {
         assert_eq!(kind(libc::SYS_read, Descriptor::Other), Blocking::Other);
         assert_eq!(kind(libc::SYS_fsync, Descriptor::Other), Blocking::File);
         assert_eq!(kind(libc::SYS_futex, Descriptor::Other), Blocking::Lock);
+        assert_eq!(kind(libc::SYS_flock, Descriptor::Other), Blocking::Lock);
         assert_eq!(kind(libc::SYS_wait4, Descriptor::Other), Blocking::Process);
         assert_eq!(blocking(None, &[]), Blocking::Other);
     }

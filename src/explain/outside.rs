@@ -120,6 +120,7 @@ impl ObservedProcess {
             frames: explained.frames,
             place,
             returns_to,
+            asleep: false,
         }
     }
 
@@ -256,6 +257,8 @@ pub struct ThreadStack {
     /// In a poll: an instruction that the thread executes once the poll is over, and not before.
     /// `None` if the stack does not show one.
     pub returns_to: Option<u64>,
+    /// Whether it was taken while the thread slept, without a stop.
+    pub asleep: bool,
 }
 
 impl ThreadStack {
@@ -442,6 +445,7 @@ impl StallEvidence {
             frames: stack.frames.clone(),
             certain_frames: stack.certain_frames,
             complete: stack.complete,
+            asleep: stack.asleep,
         };
         add_stack(&mut self.stacks, sample);
         let gaps = [
@@ -460,7 +464,7 @@ impl StallEvidence {
     fn report(&self) -> StallReport {
         let slept = self.asleep_in.filter(|_| self.time.has_slept());
         let slept_in = slept.map(|DescribedCall(slept_in)| slept_in);
-        let telling = site::telling(&self.stacks);
+        let telling = site::telling(&self.stacks, self.time.asleep > self.time.cpu);
         let frames = telling.map_or(&[][..], |index| &self.stacks[index].frames);
         let cause = cause(&self.time, self.threshold, slept_in, frames);
         let asleep_in = slept.map(|described| described.call().name());

@@ -3,7 +3,8 @@
 //! *Runs on:* `stall-explainer`; in tests also a thread that measures itself.
 //!
 //! With debug information the path decides. Cargo compiles fetched crates below `registry/src` or
-//! `git/checkouts`. Paths of the standard library begin with `/rustc/`. Other paths are the user's.
+//! `git/checkouts`, and build scripts put code into a directory of their own. Paths of the standard
+//! library begin with `/rustc/`. Other paths are the user's.
 //! Without debug information the name of the crate decides: own are the crate that the program is
 //! named after, and those given to `own_crates`.
 
@@ -18,7 +19,7 @@
     allow(dead_code)
 )]
 
-use crate::report::Origin;
+use crate::report::{Origin, made_by_a_build_script};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -196,8 +197,11 @@ fn is_std_path(file: &str) -> bool {
         || file.starts_with("library/")
 }
 
-/// Whether this file was fetched by cargo, or vendored.
+/// Whether this file was fetched by cargo, vendored, or made by a build script.
 fn is_fetched(file: &str) -> bool {
+    if made_by_a_build_script(file).is_some() {
+        return true;
+    }
     ["/registry/src/", "/git/checkouts/", "/vendor/"]
         .iter()
         .any(|place| file.contains(place))
@@ -258,6 +262,8 @@ mod tests {
             origin("hyper::run", Some("/src/vendor/hyper/src/a.rs")),
             Origin::Dependency
         );
+        let made = "/home/me/app/target/debug/build/chat-0123456789abcdef/out/chat.v1.rs";
+        assert_eq!(origin("chat::v1::call", Some(made)), Origin::Dependency);
         assert_eq!(
             origin(
                 "std::thread::sleep",

@@ -89,7 +89,7 @@ calls! {
     SYS_fcntl "fcntl" Descriptor
     SYS_fcntl64 "fcntl" Descriptor
     SYS_fdatasync "fdatasync" File
-    SYS_flock "flock" File
+    SYS_flock "flock" Lock
     SYS_fork "fork" Process
     SYS_fsync "fsync" File
     SYS_ftruncate "ftruncate" File

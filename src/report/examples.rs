@@ -155,6 +155,7 @@ fn stack(own: &str, innermost: (&str, Origin)) -> StackSample {
         certain_frames: frames.len(),
         frames,
         complete: true,
+        asleep: false,
     }
 }
 
@@ -205,7 +206,7 @@ mod tests {
         let report = StallReport::example();
         assert_eq!(report.time.total(), report.duration);
         assert_eq!(
-            of_stack::telling(&report.stacks),
+            of_stack::telling(&report.stacks, false),
             report.representative_stack
         );
         assert_eq!(of_stack::site(&report.stacks[0].frames), report.site);

@@ -18,7 +18,7 @@ pub enum Origin {
     /// The user: a member of their workspace, or a crate given to
     /// [`Builder::own_crates`](crate::Builder::own_crates).
     Own,
-    /// A dependency.
+    /// A dependency, or code that a build script has made.
     Dependency,
     /// Rust's standard library.
     Std,
@@ -188,6 +188,9 @@ pub struct StackSample {
     pub certain_frames: usize,
     /// Whether the stack was followed to the root of its thread, with no frame guessed.
     pub complete: bool,
+    /// Whether the thread was in the call that the stall has slept in longest, so that the stack
+    /// shows that call. `false` also if that is not known.
+    pub asleep: bool,
 }
 
 impl StackSample {
@@ -314,6 +317,9 @@ fn short(path: &str) -> &str {
     if let Some(of_std) = path.strip_prefix("/rust/deps/").or_else(library) {
         return of_std;
     }
+    if let Some(made) = made_by_a_build_script(path) {
+        return made;
+    }
     let directories = ["/examples/", "/tests/", "/benches/"];
     let directory = || {
         directories
@@ -322,6 +328,18 @@ fn short(path: &str) -> &str {
     };
     let at = path.rfind("/src/").or_else(directory);
     at.map_or(path, |at| &path[at + 1..])
+}
+
+/// The path inside of the directory in which a build script puts code, `OUT_DIR`. Cargo has it at
+/// `target/debug/build/chat-0123456789abcdef/out`.
+pub(crate) fn made_by_a_build_script(path: &str) -> Option<&str> {
+    let mut places = path.match_indices("/build/");
+    places.find_map(|(at, found)| {
+        let (package, inside) = path[at + found.len()..].split_once("/out/")?;
+        let (_, hash) = package.rsplit_once('-')?;
+        let is_hash = hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash.then_some(inside)
+    })
 }
 
 #[cfg(all(test, not(loom)))]
@@ -405,6 +423,11 @@ mod tests {
                 "std/src/thread/mod.rs",
             ),
             ("crates/store/src/lib.rs", "crates/store/src/lib.rs"),
+            (
+                "/build/app/target/debug/build/chat-0123456789abcdef/out/chat.v1.rs",
+                "chat.v1.rs",
+            ),
+            ("/home/me/build/app-of-mine/src/out/a.rs", "src/out/a.rs"),
             ("serde-1.0.228/src/lib.rs", "serde-1.0.228/src/lib.rs"),
             ("sqlite3.c", "sqlite3.c"),
         ] {

@@ -23,6 +23,7 @@ mod recent;
 #[cfg(feature = "tower")]
 mod request;
 pub(crate) mod site;
+mod site_table;
 mod split;
 mod stack_lines;
 mod stacks;
@@ -42,8 +43,8 @@ pub use cause::{Blocking, Cause};
 pub use certainty::Certainty;
 #[cfg(all(feature = "flamegraph", feature = "serve"))]
 pub(crate) use flamegraph::draw;
-pub(crate) use frame::add_stack;
 pub use frame::{Frame, Origin, Site, StackSample};
+pub(crate) use frame::{add_stack, made_by_a_build_script};
 pub use missing::{Missing, NoStack};
 pub use pool_wait::PoolWaitReport;
 #[cfg(feature = "outside")]

@@ -43,7 +43,7 @@ pub struct PoolWaitReport {
 impl PoolWaitReport {
     /// The line of own code in which closures that hold the pool were found most often.
     pub fn site(&self) -> Option<Site> {
-        let index = site::telling(&self.stacks)?;
+        let index = site::telling(&self.stacks, false)?;
         site::site(&self.stacks[index].frames)
     }
 }

@@ -413,6 +413,7 @@ mod tests {
             frames,
             certain_frames: 1,
             complete: true,
+            asleep: false,
         }
     }
 

@@ -96,6 +96,8 @@ struct WrittenStack {
     certain_frames: usize,
     #[serde(default)]
     complete: bool,
+    #[serde(default)]
+    asleep: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -201,6 +203,7 @@ impl WrittenStack {
             certain_frames: self.certain_frames.min(self.frames.len()),
             frames: self.frames.into_iter().map(WrittenFrame::frame).collect(),
             complete: self.complete,
+            asleep: self.asleep,
         }
     }
 }
@@ -278,6 +281,7 @@ mod tests {
             frames: vec![Frame::of("app::run", Origin::Own)],
             certain_frames: 1,
             complete: true,
+            asleep: true,
         }];
         report.representative_stack = Some(0);
         let text = serde_json::to_string(&report).unwrap();

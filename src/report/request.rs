@@ -86,7 +86,11 @@ pub struct LostTo {
     pub cause: Option<Cause>,
 }
 
+/// The most stalls of a request that its text shows.
+const SHOWN: usize = 5;
+
 impl fmt::Display for RequestReport {
+    /// Writes a line of the request, and one for each of the stalls that held it up most.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { route, .. } = self;
         let (total, own) = (Human(self.total), Human(self.own));
@@ -100,9 +104,14 @@ impl fmt::Display for RequestReport {
             let frozen = Human(self.driver_frozen);
             write!(f, " ({frozen} of it with a frozen driver)")?;
         }
-        self.lost
-            .iter()
-            .try_for_each(|lost| write!(f, "\n  {lost}"))
+        let (shown, others) = self.lost.split_at(self.lost.len().min(SHOWN));
+        shown.iter().try_for_each(|lost| write!(f, "\n  {lost}"))?;
+        let lost: Duration = others.iter().map(|lost| lost.lost).sum();
+        match others.len() {
+            0 => Ok(()),
+            1 => write!(f, "\n  {} behind 1 more stall", Human(lost)),
+            stalls => write!(f, "\n  {} behind {stalls} more stalls", Human(lost)),
+        }
     }
 }
 
@@ -156,5 +165,14 @@ mod tests {
                     14.0 ms waiting\n  379 ms behind stall #17, blocked/sleep, \
                     app::cache::rebuild (src/cache.rs:42), in POST /rebuild";
         assert_eq!(report.to_string(), text);
+        // A stream meets many.
+        let lost = report.lost[0].clone();
+        let many = RequestReport {
+            lost: vec![lost; 7],
+            ..report
+        };
+        let text = many.to_string();
+        assert_eq!(text.lines().count(), 1 + 5 + 1);
+        assert!(text.ends_with("\n  758 ms behind 2 more stalls"), "{text}");
     }
 }

@@ -66,17 +66,24 @@ pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
 
 /// The index of the representative stack: the earliest at the site found most often. Computing
 /// stalls rarely show the same stack twice, but the same site.
-pub(crate) fn telling(stacks: &[StackSample]) -> Option<usize> {
+///
+/// A stall that is mostly `asleep` is shown by a stack of its sleep, and another one by a stack
+/// besides: a poll that computes before it sleeps may be met in both.
+pub(crate) fn telling(stacks: &[StackSample], asleep: bool) -> Option<usize> {
+    let is_fitting = |stack: &&StackSample| stack.asleep == asleep;
+    let has_fitting = stacks.iter().any(|stack| is_fitting(&stack));
+    let is_candidate = |stack: &&StackSample| !has_fitting || is_fitting(stack);
     let sites: Vec<_> = stacks.iter().map(|stack| site(&stack.frames)).collect();
     let found = |site: &Option<Site>| -> u32 {
         let same = stacks.iter().zip(&sites);
-        same.filter(|(_, other)| *other == site)
+        same.filter(|(stack, other)| is_candidate(stack) && *other == site)
             .map(|(stack, _)| stack.count)
             .sum()
     };
-    let by_site = sites.iter().enumerate().rev();
-    by_site
-        .max_by_key(|(_, site)| (site.is_some(), found(site)))
+    let candidates = stacks.iter().zip(&sites).enumerate().rev();
+    candidates
+        .filter(|(_, (stack, _))| is_candidate(stack))
+        .max_by_key(|(_, (_, site))| (site.is_some(), found(site)))
         .map(|(index, _)| index)
 }
 
@@ -145,5 +152,29 @@ mod tests {
         assert_eq!(kept("lsddrr"), "lsdd", "nothing of their own");
         assert_eq!(kept("lssodl"), "lsso", "a scheduler without names");
         assert_eq!(kept("lrrl"), "l", "between two polls");
+    }
+    #[test]
+    fn a_sleep_is_shown_by_a_stack_of_it() {
+        let sample = |function: &str, asleep, count| StackSample {
+            after: std::time::Duration::ZERO,
+            count,
+            frames: stack(&[(function, 'o')]),
+            certain_frames: 1,
+            complete: true,
+            asleep,
+        };
+        let both = [
+            sample("app::computes", false, 3),
+            sample("app::sleeps", true, 1),
+        ];
+        assert_eq!(telling(&both, true), Some(1));
+        assert_eq!(telling(&both, false), Some(0));
+        // There is no other.
+        assert_eq!(telling(&both[..1], true), Some(0));
+        assert_eq!(telling(&[], true), None);
+        // A stack of a library's sleep, and not of own code besides.
+        let mut library = sample("library::waits", true, 1);
+        library.frames[0].origin = Origin::Dependency;
+        assert_eq!(telling(&[both[0].clone(), library], true), Some(1));
     }
 }

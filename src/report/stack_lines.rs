@@ -140,6 +140,7 @@ mod tests {
                 certain_frames: frames.len(),
                 frames: frames.clone(),
                 complete: true,
+                asleep: false,
             }],
             representative_stack: Some(0),
             ..report()

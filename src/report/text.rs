@@ -40,7 +40,8 @@ impl<'a> Headline<'a> {
         let is_over = self.0.phase == Phase::Ended;
         match (self.0.certainty, self.0.phase) {
             _ if self.0.cause.is_host() && is_over => "was held up by the host for",
-            _ if self.0.cause.is_host() => "held up by the host for",
+            // It may still turn out to be the code's.
+            _ if self.0.cause.is_host() => "held for",
             (Certainty::Certain, Phase::Ended) => "was blocked for",
             (Certainty::Certain, _) => "blocked for",
             (Certainty::Likely, Phase::Ended) => "was probably blocked for",
@@ -330,7 +331,7 @@ impl fmt::Display for Why<'_> {
 
 /// A name that the program has given, with its control characters escaped: a terminal obeys them.
 #[derive(Clone, Copy, Debug)]
-struct Plain<'a>(&'a str);
+pub(super) struct Plain<'a>(pub(super) &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -410,6 +411,7 @@ mod tests {
             certain_frames: frames.len(),
             frames,
             complete: true,
+            asleep: false,
         }];
         report.advice = Some("use tokio::time::sleep(…).await".to_owned());
         report.representative_stack = Some(0);
@@ -449,7 +451,7 @@ mod tests {
             ..Default::default()
         };
         let headline = report.headline().to_string();
-        let said = "held up by the host for 127 ms so far: asleep in futex for a lock whose holder \
+        let said = "held for 127 ms so far: asleep in futex for a lock whose holder \
                     has no CPU, ";
         assert!(headline.contains(said), "{headline}");
         // Where it had none itself, it says that.
@@ -478,7 +480,12 @@ mod tests {
         report.cause = Cause::Contention;
         assert_eq!(
             report.headline().to_string(),
-            "worker 1 of \"api\" held up by the host for 127 ms so far: without a CPU, in request > get_user"
+            "worker 1 of \"api\" held for 127 ms so far: without a CPU, in request > get_user"
+        );
+        report.phase = Phase::Ended;
+        assert_eq!(
+            report.headline().to_string(),
+            "worker 1 of \"api\" was held up by the host for 127 ms: without a CPU, in request > get_user"
         );
         let why = "why       contention: without a CPU 100 ms (mostly the host)";
         assert!(report.to_string().contains(why), "{report}");

@@ -86,32 +86,38 @@ impl fmt::Display for InShort<'_> {
 }
 
 impl fmt::Display for Victims {
-    /// `held up 37 requests, 14.1 s together, 380 ms at most: GET /users/{id} (30), …`
+    /// `held up 37 requests, 14.1 s together, 380 ms at most: GET /users/{id} (30); 2 wait now`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         if self.requests > 0 || self.waiting == 0 && self.frozen == 0 {
             parts.push(self.in_short().to_string());
         }
         if self.requests > 0 {
-            parts[0] += &format!(", {} at most", Human(self.longest));
+            let routes = self.routes.iter();
+            let routes = routes.map(|it| format!("{} ({})", it.route, it.requests));
+            let routes: Vec<String> = routes.collect();
+            let colon = if routes.is_empty() { "" } else { ": " };
+            let (longest, routes) = (Human(self.longest), routes.join(", "));
+            parts[0] += &format!(", {longest} at most{colon}{routes}");
         }
-        let of_requests = if parts.is_empty() { " requests" } else { "" };
+        let requests = |count, is_first: bool| match (is_first, count) {
+            (false, _) => String::new(),
+            (true, 1) => " request".to_owned(),
+            (true, _) => " requests".to_owned(),
+        };
         if self.waiting > 0 {
-            parts.push(format!("{}{of_requests} wait now", self.waiting));
+            let wait = if self.waiting == 1 { "waits" } else { "wait" };
+            let requests = requests(self.waiting, parts.is_empty());
+            parts.push(format!("{}{requests} {wait} now", self.waiting));
         }
-        let of_requests = if parts.is_empty() { " requests" } else { "" };
         if self.frozen > 0 {
+            let requests = requests(self.frozen, parts.is_empty());
             parts.push(format!(
-                "{}{of_requests} waited beside a frozen driver",
+                "{}{requests} waited beside a frozen driver",
                 self.frozen
             ));
         }
-        f.write_str(&parts.join("; "))?;
-        for (index, route) in self.routes.iter().enumerate() {
-            let before = if index == 0 { ": " } else { ", " };
-            write!(f, "{before}{} ({})", route.route, route.requests)?;
-        }
-        Ok(())
+        f.write_str(&parts.join("; "))
     }
 }
 
@@ -133,8 +139,8 @@ mod tests {
                 total: Duration::from_secs(12),
             }],
         };
-        let text = "held up 37 requests, 14.1 s together, 380 ms at most; 2 wait now; \
-                    5 waited beside a frozen driver: GET /users/{id} (30)";
+        let text = "held up 37 requests, 14.1 s together, 380 ms at most: GET /users/{id} (30); \
+                    2 wait now; 5 waited beside a frozen driver";
         assert_eq!(victims.to_string(), text);
         assert_eq!(Victims::default().to_string(), "held up 0 requests");
         let waiting = Victims {
@@ -144,11 +150,14 @@ mod tests {
         };
         let text = "2 requests wait now; 3 waited beside a frozen driver";
         assert_eq!(waiting.to_string(), text);
-        let frozen = Victims {
-            frozen: 3,
+        let mut few = Victims {
+            frozen: 1,
             ..Victims::default()
         };
-        let text = "3 requests waited beside a frozen driver";
-        assert_eq!(frozen.to_string(), text);
+        let text = "1 request waited beside a frozen driver";
+        assert_eq!(few.to_string(), text);
+        few.waiting = 1;
+        let text = "1 request waits now; 1 waited beside a frozen driver";
+        assert_eq!(few.to_string(), text);
     }
 }

@@ -63,13 +63,13 @@ impl Case {
     pub(super) fn add(&mut self, news: StackNews) {
         self.answered += 1;
         match news.stack {
-            Ok(explained) => self.keep(news.after, explained),
+            Ok(explained) => self.keep(news.after, news.asleep, explained),
             Err(why) => self.has_no_stack(why),
         }
     }
 
     /// Keeps a stack. One that is there already is counted.
-    fn keep(&mut self, after: Duration, explained: Explained) {
+    fn keep(&mut self, after: Duration, asleep: bool, explained: Explained) {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
@@ -86,6 +86,7 @@ impl Case {
                 frames: explained.frames,
                 certain_frames: explained.certain,
                 complete: explained.complete,
+                asleep,
             },
         );
     }
@@ -136,7 +137,8 @@ impl Case {
     pub(super) fn report(&self) -> Option<StallReport> {
         let news = self.latest.as_ref()?;
         let phase = news.phase?;
-        let telling = site::telling(&self.stacks);
+        let time = &news.live.stall.split;
+        let telling = site::telling(&self.stacks, time.asleep > time.cpu);
         let frames = telling.map_or(&[][..], |index| &self.stacks[index].frames);
         let mut report = news.live.report(phase, self.slept_in, frames);
         self.add_names(news, &mut report);

@@ -61,12 +61,18 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             runtime,
             worker,
             after,
+            asleep,
             stack,
         } => {
             let stack = explain(explainer, &runtime.watch, &stack);
             let shown = stack.as_ref().ok().and_then(explain::shown);
             runtime.verdicts[worker].put(id, shown.unwrap_or(StackVerdict::Inconclusive));
-            let news = StackNews { id, after, stack };
+            let news = StackNews {
+                id,
+                after,
+                asleep,
+                stack,
+            };
             // Waits for room, since the reporter waits for an answer to each stack. The send fails
             // only at the end, when the reporter is gone.
             reporter.send(Message::Stack(Box::new(news))).ok();

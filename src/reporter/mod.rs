@@ -323,6 +323,7 @@ mod tests {
         StackNews {
             id: StallId(id),
             after: Duration::from_millis(20),
+            asleep: false,
             stack: Ok(Explained {
                 frames: vec![frame],
                 certain: 1,

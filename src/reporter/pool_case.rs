@@ -24,6 +24,7 @@ impl PoolCase {
                 frames: stack.frames,
                 certain_frames: stack.certain,
                 complete: stack.complete,
+                asleep: false,
             };
             add_stack(&mut stacks, sample);
         }

@@ -1,4 +1,4 @@
-//! `/stalls/folded` and `/debug/pprof/stall`: one profile in two formats.
+//! `/stalls/sites`, `/stalls/folded` and `/debug/pprof/stall`: one profile in three formats.
 //!
 //! *Runs on:* the thread `stall-serve`.
 //!
@@ -16,12 +16,19 @@ const PPROF: &str = "application/octet-stream";
 /// The profiles, each as it was last rendered.
 #[derive(Default)]
 pub(super) struct Profiles {
+    sites: CachedAnswer,
     by_time: CachedAnswer,
     by_samples: CachedAnswer,
     pprof: CachedAnswer,
 }
 
 impl Profiles {
+    /// A line for each site.
+    pub(super) fn sites(&self, view: &View) -> Answer {
+        let text = self.sites.get(|| format!("{}\n", view.profile()));
+        response(StatusCode::OK, TEXT, text)
+    }
+
     /// Stacks as lines.
     pub(super) fn folded(&self, view: &View, query: Option<&str>) -> Answer {
         let Some(by) = unit(query) else {

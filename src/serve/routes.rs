@@ -45,6 +45,7 @@ tokio-stall
 /metrics             for Prometheus
 /health/live         200, or 503 and why the program should be restarted
 /stalls              stalls going on and recent ones, as JSON
+/stalls/sites        the sites that took most time, a line each
 /stalls/folded       stacks of stalls for a flame graph, by microseconds lost; ?by=samples
 /stalls/flamegraph   the same as a picture, with the feature `flamegraph`; ?by=samples
 /debug/pprof/stall   stalls for tools that read pprof, such as `go tool pprof`
@@ -146,6 +147,7 @@ impl Routes {
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
             ("/health/live", _) => self.health(),
             ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
+            ("/stalls/sites", _) => self.profiles.sites(&self.view),
             ("/stalls/folded", query) => self.profiles.folded(&self.view, query),
             #[cfg(feature = "flamegraph")]
             ("/stalls/flamegraph", query) => self.flamegraph.get(&self.view, query),

@@ -203,8 +203,8 @@ fn seen(about: &str, coverage: &Coverage) -> String {
         "polls" => "every poll of every task is marked",
         "spans" if probe::has_seen_spans() => "the layer is installed, and spans reach it",
         "spans" => {
-            "the layer is installed, and no span has reached it so far; if the program makes spans \
-             while it works, a filter hides them, or they are more verbose than INFO \
+            "the layer is installed; no span has reached it yet, as is usual at the start. If that \
+             is so later, a filter hides them, or they are more verbose than INFO \
              (`StallLayer::with_max_level`), as those of `TraceLayer` are"
         }
         "causes" => "the system shows whether a thread sleeps, computes or waits for a CPU",

@@ -16,6 +16,7 @@ use crate::engine::{
     read_filter_of_environment,
 };
 use crate::error::StartError;
+use crate::probe::allow_blocking;
 use crate::report::{NoStack, write_to_stderr};
 use crate::reporter;
 #[cfg(feature = "serve")]
@@ -173,14 +174,16 @@ impl Plan {
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Prints what can be seen, for `TOKIO_STALL=doctor`. It waits for the threads of the workers: they
-/// may have no CPU yet.
+/// may have no CPU yet. A program that starts in a poll does not block for that time.
 fn print(guard: &Guard) {
     let is_known = |runtime: &Coverage| runtime.off || runtime.known_threads == runtime.workers;
     let patience = clock::now().plus(PATIENCE);
-    while clock::now() < patience && !guard.coverage().iter().all(is_known) {
-        std::thread::sleep(PATIENCE / 50);
-    }
-    write_to_stderr(&guard.explain_coverage().to_string());
+    allow_blocking("TOKIO_STALL=doctor", || {
+        while clock::now() < patience && !guard.coverage().iter().all(is_known) {
+            std::thread::sleep(PATIENCE / 50);
+        }
+        write_to_stderr(&guard.explain_coverage().to_string());
+    });
 }
 
 #[cfg(feature = "serve")]

@@ -221,10 +221,11 @@ impl BlockingCall {
         }
         write!(
             f,
-            "\n  why       {}: asleep {} in {} sleeps, computing {}; without a CPU {}, which does not count",
+            "\n  why       {}: asleep {} in {} sleep{}, computing {}; without a CPU {}, which does not count",
             self.cause,
             Human(self.asleep),
             self.sleeps,
+            if self.sleeps == 1 { "" } else { "s" },
             Human(self.cpu),
             Human(self.run_queue)
         )

@@ -125,6 +125,8 @@ pub(super) struct Sampled {
     pub(super) serial: u64,
     /// The age of the stall when the stack was asked for.
     pub(super) after: Duration,
+    /// The thread was in the call that the stall has slept in longest.
+    pub(super) asleep: bool,
     pub(super) stack: Result<RawStack, NoStack>,
 }
 
@@ -133,6 +135,9 @@ impl Sampled {
         Sampled {
             serial: stall.serial,
             after: stall.duration,
+            asleep: stack
+                .as_ref()
+                .is_ok_and(|stack| is_in_its_call(stack, stall)),
             stack,
         }
     }
@@ -301,11 +306,14 @@ fn is_of(stack: &RawStack, stall: &Stall, over: bool) -> bool {
     if let HeldBy::Mark(poll) = stall.held_by {
         return stack.epoch() == poll.epoch;
     }
-    let returns_from_it = stall.call.is_some_and(|call| {
-        let (pc, sp) = stack.position();
-        (call.pc, call.sp) == (pc, sp)
-    });
-    !over || returns_from_it
+    !over || is_in_its_call(stack, stall)
+}
+
+/// Whether the thread was about to return from the call that the stall has slept in.
+fn is_in_its_call(stack: &RawStack, stall: &Stall) -> bool {
+    stall
+        .call
+        .is_some_and(|call| (call.pc, call.sp) == stack.position())
 }
 
 #[cfg(all(test, not(loom)))]

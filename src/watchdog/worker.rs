@@ -218,6 +218,7 @@ impl WorkerWatch {
                 runtime: runtime.clone(),
                 worker,
                 after: sampled.after,
+                asleep: sampled.asleep,
                 stack,
             };
             out.explain(work).inspect_err(|_| verdict.expect_no_more())

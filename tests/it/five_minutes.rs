@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 const PAGE: &str = "docs/five-minutes.md";
+/// The code of a program begins so. Other code is compiled as part of the documentation.
+const OF_A_PROGRAM: &str = "```rust,ignore";
 /// Ends a line of a region that is not for the page.
 const EXAMPLE_ONLY: &str = "// example only";
 
@@ -116,7 +118,7 @@ fn written(page: &str) -> String {
         if !is_replaced {
             writeln!(written, "{line}").unwrap();
         }
-        if line.starts_with("```rust") {
+        if line == OF_A_PROGRAM {
             written.push_str(&region(&read(file.take().expect("a file"))));
             is_replaced = true;
         }
@@ -139,7 +141,7 @@ fn the_code_of_the_page_is_that_of_the_programs() {
     let blocks = blocks(&page);
     let code: Vec<_> = blocks
         .iter()
-        .filter(|block| block.language.starts_with("rust"))
+        .filter(|block| OF_A_PROGRAM.strip_prefix("```") == Some(&block.language))
         .collect();
     assert!(code.len() >= 8, "only {} blocks of code", code.len());
     for block in code {

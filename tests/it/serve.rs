@@ -221,6 +221,11 @@ fn stalls_are_served_as_folded_stacks() {
     drop(release);
     service.stage.seen.wait_for_an_end();
     std::thread::sleep(Duration::from_millis(150));
+    let sites = service.ask("/stalls/sites").body;
+    assert!(
+        sites.contains(" × ") && sites.contains(" in all"),
+        "{sites}"
+    );
     let folded = service.ask("/stalls/folded").body;
     let line = folded.lines().next().expect("a stack");
     assert!(line.starts_with("folded;"), "{line}");

@@ -4,11 +4,10 @@
 
 use crate::observer::args::Options;
 use crate::observer::problem::Problem;
-use crate::observer::text;
 use std::path::Path;
 use std::time::Duration;
 use tokio_stall::outside::{Human, KnownStalls, add_to_profile};
-use tokio_stall::{Certainty, FoldedBy, Phase, Profile, SiteTotals, StallReport};
+use tokio_stall::{Certainty, FoldedBy, Phase, Profile, StallReport};
 
 /// The most stalls that are kept with their stacks.
 const KEPT: usize = 10_000;
@@ -81,7 +80,7 @@ impl Findings {
         &self.profile
     }
 
-    /// The table of sites, most time first; a sentence if there are none.
+    /// The number of stalls, and the sites that took most time; a sentence if there are none.
     pub(crate) fn summary(&self) -> String {
         let sites = self.profile.sites();
         if sites.is_empty() {
@@ -90,7 +89,7 @@ impl Findings {
         let stalls: u64 = sites.iter().map(|site| site.count).sum();
         let lost: Duration = sites.iter().map(|site| site.total).sum();
         let mut lines = vec![format!("{}, {} lost", counted(stalls), Human(lost))];
-        lines.extend(sites.iter().map(line));
+        lines.push(self.profile.to_string());
         if self.dropped > 0 {
             lines.push(format!("{} of them without details", self.dropped));
         }
@@ -135,18 +134,4 @@ pub(crate) fn counted(stalls: u64) -> String {
         1 => "1 stall".to_owned(),
         more => format!("{more} stalls"),
     }
-}
-
-fn line(site: &SiteTotals) -> String {
-    let place = match &site.site {
-        Some(place) => text::shown(place),
-        None => "no site".to_owned(),
-    };
-    format!(
-        "{:>6} × {:<18} {:>9} in all, {:>9} at most   {place}",
-        site.count,
-        site.cause.as_str(),
-        Human(site.total).to_string(),
-        Human(site.longest).to_string(),
-    )
 }

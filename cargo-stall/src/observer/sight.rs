@@ -86,7 +86,10 @@ impl Sight {
         let mut unwound = |deep| {
             let copy = self.process.copy_stack(registers.sp, deep);
             let is_valid = !is_awake();
-            is_valid.then(|| self.explained(registers, &copy))
+            is_valid.then(|| ThreadStack {
+                asleep: true,
+                ..self.explained(registers, &copy)
+            })
         };
         let stack = unwound(false)?;
         match stack.truncated {

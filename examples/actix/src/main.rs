@@ -39,9 +39,9 @@ mod start;
 // region watch
 fn serve() -> Result<(Arc<Guard>, Server, SocketAddr), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
-    let watch = tokio_stall::Builder::new().on_stall(|stall| {
+    let watch = tokio_stall::Builder::from_env().on_stall(|stall| {
         if stall.phase == Phase::Ended {
-            println!("{stall}");
+            eprintln!("{stall}");
         }
     });
     let watch = Arc::new(watch.start()?);

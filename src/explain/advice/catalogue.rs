@@ -234,6 +234,11 @@ pub(super) const CATALOGUE: &[Rule] = &[
         "Hash large data, or many times over, in `spawn_blocking`, or on rayon with a `oneshot` for the \
          result.",
     ),
+    Rule::calling(
+        "std::fs::File::lock* std::sys::fs::*::lock* fd_lock file_lock fs2 fs4 flock",
+        When::Waiting,
+        "Take the file's lock in `spawn_blocking`, or try it, and `tokio::time::sleep` between tries.",
+    ),
     // A pipe looks like a file, and a long read is more often one of a pipe.
     Rule {
         when: When::Only(Cause::Blocked(Blocking::File)),

@@ -92,6 +92,20 @@ fn file_work_is_told_to_go_elsewhere_whether_it_waits_or_computes() {
 }
 
 #[test]
+fn a_lock_of_a_file_is_told_to_be_tried() {
+    all_told(
+        &["file's lock", "`spawn_blocking`"],
+        LOCK,
+        "flock",
+        &[
+            "flock ← std::sys::fs::unix::File::lock ← std::fs::File::lock",
+            "__flock ← <std::fs::File>::lock_shared",
+            "flock ← fs4::lock_exclusive",
+        ],
+    );
+}
+
+#[test]
 fn sockets_and_names_are_told_the_ones_of_tokio() {
     all_told(
         &["`tokio::net`"],

@@ -69,11 +69,11 @@ fn observe() -> Result<tokio_stall::Guard, tokio_stall::StartError> {
         .with(tokio_stall::layer().with_max_level(LevelFilter::DEBUG))
         .with(tracing_subscriber::fmt::layer().with_filter(LevelFilter::INFO))
         .init();
-    tokio_stall::Builder::new()
-        .on_slow_request(SLOW, |request| println!("{request}"))
+    tokio_stall::Builder::from_env()
+        .on_slow_request(SLOW, |request| eprintln!("{request}"))
         .on_stall(|stall| {
             if stall.phase == Phase::Ended {
-                println!("{stall}");
+                eprintln!("{stall}");
             }
         })
         .start()

@@ -47,11 +47,11 @@ mod start;
 // region watch
 fn observe() -> Result<tokio_stall::Guard, tokio_stall::StartError> {
     tracing_subscriber::fmt().init();
-    tokio_stall::Builder::new()
-        .on_slow_request(Duration::from_millis(50), |request| println!("{request}"))
+    tokio_stall::Builder::from_env()
+        .on_slow_request(Duration::from_millis(50), |request| eprintln!("{request}"))
         .on_stall(|stall| {
             if stall.phase == Phase::Ended {
-                println!("{stall}");
+                eprintln!("{stall}");
             }
         })
         .start()

@@ -12,7 +12,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();
-    let watch = tokio_stall::Builder::new()
+    let watch = tokio_stall::Builder::from_env()
         .startup_grace(Duration::ZERO) // by default, the first 2 s are not logged
         .start()?;
     run().await?;
