@@ -142,9 +142,10 @@ const BLOCKING: &[Case] = cases! {
     "a file that is synchronised" => {
         let path = file(&format!("synced_{:?}", std::thread::current().id()));
         let mut file = std::fs::File::create(path).unwrap();
-        // A thread that loses its CPU just before it would wait finds that the disk is done.
-        for _ in 0..8 {
-            file.write_all(&[1; 4096]).unwrap();
+        // A disk takes its time for so much. With a few kilobytes, a thread that loses its CPU just
+        // before it would wait may find that the disk is done.
+        for _ in 0..4 {
+            file.write_all(&[1; 1 << 21]).unwrap();
             file.sync_all().unwrap();
         }
     };
