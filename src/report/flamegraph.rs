@@ -33,11 +33,11 @@ impl Profile {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tokio_stall::FoldedBy;
     ///
-    /// # let folder = std::env::temp_dir();
+    /// # let folder = tempfile::tempdir()?;
+    /// # let folder = folder.path();
     /// let watch = tokio_stall::watch()?;
     /// let picture = watch.profile().flamegraph("my service", FoldedBy::Microseconds);
     /// std::fs::write(folder.join("stalls.svg"), picture)?;
-    /// # std::fs::remove_file(folder.join("stalls.svg"))?;
     /// # Ok(())
     /// # }
     /// ```

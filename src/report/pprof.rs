@@ -136,12 +136,12 @@ impl Profile {
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = std::env::temp_dir();
+    /// # let folder = tempfile::tempdir()?;
+    /// # let folder = folder.path();
     /// let watch = tokio_stall::watch()?;
     /// std::thread::sleep(std::time::Duration::from_millis(20));
     /// // Later: `go tool pprof -top stalls.pb.gz`.
     /// std::fs::write(folder.join("stalls.pb.gz"), watch.profile().pprof())?;
-    /// # std::fs::remove_file(folder.join("stalls.pb.gz"))?;
     /// # Ok(())
     /// # }
     /// ```

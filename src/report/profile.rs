@@ -234,11 +234,11 @@ impl Profile {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let watch = tokio_stall::watch()?;
     /// let folded = watch.profile().folded(FoldedBy::Microseconds);
-    /// # let path = std::env::temp_dir().join("tokio-stall-doc.folded");
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("stalls.folded");
     /// # #[cfg(any())]
     /// let path = "stalls.folded"; // for `inferno-flamegraph` and other tools
     /// std::fs::write(&path, folded)?;
-    /// # std::fs::remove_file(path)?;
     /// # Ok(())
     /// # }
     /// ```
