@@ -30,16 +30,12 @@ impl Page {
     fn next(stage: &Stage) -> Page {
         let before = Page::now(stage);
         wait_until("an addition to the ledger", || Page::now(stage) != before);
-        Page(Instant::now(), Page::whole(stage))
-    }
-
-    /// The ledger between two additions: the states are added one after the other.
-    fn whole(stage: &Stage) -> WorkerTime {
+        // The states are added one after the other, so the page between two additions is wanted.
         loop {
-            let time = Page::now(stage);
+            let (at, time) = (Instant::now(), Page::now(stage));
             std::thread::sleep(Duration::from_millis(10));
             if Page::now(stage) == time {
-                return time;
+                return Page(at, time);
             }
         }
     }

@@ -33,14 +33,15 @@ fn redacted(text: &str) -> String {
         while let Some(word) = words.next() {
             let is_figure = word.parse::<f64>().is_ok()
                 && words.peek().is_some_and(|unit| {
-                    ["s", "ms", "µs", "sleeps,"]
+                    ["s", "ms", "µs", "sleep"]
                         .iter()
                         .any(|known| unit.starts_with(known))
                 });
             out.push_str(if is_figure { "N" } else { word });
             out.push(' ');
         }
-        out.trim_end().replace("N µs", "N ms")
+        let out = out.trim_end().replace("N µs", "N ms");
+        out.replace("N sleep,", "N sleeps,")
     });
     lines.collect::<Vec<_>>().join("\n")
 }
