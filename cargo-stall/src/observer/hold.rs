@@ -180,6 +180,7 @@ impl Hold {
         let dozed = (rest - cpu).min(self.dozed);
         let left = rest - cpu - dozed;
         // `/proc` counts computing in ticks. A wait for a CPU is counted when it ends.
+        // Without a breakpoint nobody knows which of both it is, and neither is blamed.
         let may_be_computed = match on_cpu {
             Some(_) => Duration::ZERO,
             None => left.min(KERNEL_TICK),

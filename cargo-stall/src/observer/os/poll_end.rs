@@ -1,5 +1,5 @@
-//! The end of a poll: a hardware breakpoint of `perf` on the instruction that the thread executes
-//! once the poll is over.
+//! The end of a poll, and the time on a CPU until then: a hardware breakpoint of `perf` on the
+//! instruction that the thread executes once the poll is over.
 //!
 //! *Runs on:* the main thread.
 //! *Must not:* write into the other process. The processor compares addresses, and the kernel
