@@ -114,13 +114,6 @@ impl Period {
         self.doubtful &= interval.shows == Shows::Preemption || interval.computed().is_zero();
         self.split = self.split.plus(interval.split);
     }
-
-    /// Adds the time between the last sample and the end to the split.
-    pub(super) fn add_tail(&mut self, tail: Duration, interval: Option<Interval>) {
-        if let Some(interval) = interval {
-            self.split = self.split.plus(interval.split.part(tail));
-        }
-    }
 }
 
 /// The sleep that a thread has been in since it was first seen in it.
@@ -254,15 +247,22 @@ impl Hold {
         self.widest = self.widest.max(interval.length);
         self.host += interval.host;
         self.has_core = sample.turn.is_some_and(|turn| turn.has_core);
-        let resumed = sample.slot.and_then(|slot| slot.allowed_until);
-        match resumed.filter(|resumed| *resumed > self.period.since) {
-            Some(resumed) => self.resume(resumed, sample, interval),
+        match self.begun_since(step) {
+            Some(begun) => self.begin_again(begun, sample, interval),
             None => {
                 self.period.add(interval);
                 self.follow_sleep(sample, interval.blamed(), interval.split.asleep);
                 self.long_sleep |= self.one_sleep() >= self.enough(rules);
             }
         }
+    }
+
+    /// The moment since the last look from which on the hold counts: the end of `allow_blocking`,
+    /// or the begin of a poll that began between the look at its thread and the look at its mark.
+    fn begun_since(&self, step: &Advance) -> Option<Nanos> {
+        let resumed = step.sample.slot.and_then(|slot| slot.allowed_until);
+        let late = Some(self.period.since).filter(|since| *since > step.last_seen());
+        resumed.filter(|until| *until > self.period.since).or(late)
     }
 
     /// Takes CPU time out of the blame if the thread has not answered a signal by its end (D232).
@@ -281,12 +281,12 @@ impl Hold {
         interval.with_more_of_the_host(excused)
     }
 
-    /// Begins again at the end of `allow_blocking`, which was between two ticks (D80).
-    fn resume(&mut self, resumed: Nanos, sample: &Sample, interval: &Interval) {
-        let age = sample.at.since(resumed);
-        self.earliest = resumed;
-        self.period.since = resumed;
-        self.period.blamed = age.min(interval.blamed());
+    /// Counts from a moment between two ticks on (D80). The host's part may lie after it.
+    fn begin_again(&mut self, begun: Nanos, sample: &Sample, interval: &Interval) {
+        let age = sample.at.since(begun);
+        self.earliest = begun;
+        self.period.since = begun;
+        self.period.blamed = age.saturating_sub(interval.host);
         self.period.split = interval.split.part(age);
         self.sleep = None;
     }

@@ -474,8 +474,8 @@ impl Detector {
         let last_seen = step.last_seen();
         let end = middle(last_seen, step.sample.at);
         let measured = measured_end(&self.ends, hold.held_by);
-        let tail = measured.unwrap_or(end.0).since(last_seen);
-        hold.period.add_tail(tail, step.interval);
+        let tail = step.split(last_seen, measured.unwrap_or(end.0));
+        hold.period.split = hold.period.split.plus(tail);
         match (hold.held_by, hold.announced) {
             (HeldBy::Mark(_), Some(Announced { certainty, .. })) => {
                 let closing = Closing {
@@ -509,10 +509,7 @@ impl Detector {
     /// Ends a marked poll that was not announced. It ended between two ticks, and the rest of it is
     /// blamed only as far as the host allows. Its stall waits for the busy counter (D32).
     fn finish_unannounced(&mut self, mut hold: Hold, end: Nanos, step: &Advance) {
-        let host = step
-            .interval
-            .map_or(Duration::ZERO, |interval| interval.host);
-        hold.period.blamed += end.since(step.last_seen()).saturating_sub(host);
+        hold.period.blamed += step.blamed(step.last_seen(), end);
         if hold.period.blamed < hold.enough(&self.rules) {
             return;
         }

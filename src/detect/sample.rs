@@ -245,6 +245,26 @@ impl Advance {
         self.last.unwrap_or(self.sample).at
     }
 
+    /// The most that the code can have had of this time: the host's part may lie anywhere in the
+    /// step.
+    pub(super) fn blamed(&self, since: Nanos, until: Nanos) -> Duration {
+        let host = self.interval.unwrap_or_default().host;
+        self.seen(since, until).saturating_sub(host)
+    }
+
+    /// The split of this time.
+    pub(super) fn split(&self, since: Nanos, until: Nanos) -> TimeSplit {
+        let seen = self.seen(since, until);
+        let split = self.interval.unwrap_or_default().split.part(seen);
+        split.plus(TimeSplit::unknown(until.since(since) - seen))
+    }
+
+    /// The part of this time that lies between the two looks at the thread. The record of a poll
+    /// may be read later than that, if the watchdog loses its CPU in between (D239).
+    fn seen(&self, since: Nanos, until: Nanos) -> Duration {
+        until.min(self.sample.at).since(since.max(self.last_seen()))
+    }
+
     /// Whether this thread had the worker at both looks.
     pub(super) fn stays_on(&self, thread: Thread) -> bool {
         let has_it = |sample: &Sample| {

@@ -143,14 +143,14 @@ impl Detector {
     /// The period of a recorded poll, if it was long and began after the last sample. An older one
     /// was a hold of the detector.
     fn unseen_period(&self, record: &LongPoll, step: &Advance) -> Option<Period> {
-        let (since, last, interval) = (record.started?, step.last?, step.interval?);
-        let duration = record.ended.since(since);
-        let is_long = duration.saturating_sub(interval.host) >= self.rules.threshold;
+        let (since, last) = (record.started?, step.last?);
+        let blamed = step.blamed(since, record.ended);
+        let is_long = blamed >= self.rules.threshold;
         (is_long && since >= last.at).then(|| Period {
             since,
-            blamed: duration,
+            blamed,
             doubtful: false,
-            split: interval.split.part(duration),
+            split: step.split(since, record.ended),
             busy_before: last.after.busy,
         })
     }

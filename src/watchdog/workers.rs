@@ -307,6 +307,7 @@ impl Worker {
         looks: &mut Looks,
         room: &Room,
     ) -> Sample {
+        let mark_before = self.mark();
         let (thread, at) = self.look_at_thread(metrics, room);
         let before = counters(metrics, self.index);
         let slot = self.driver().map(WorkerThread::seen);
@@ -316,9 +317,11 @@ impl Worker {
         self.quiet = after.parks % 2 == 1 && last == Some(after);
         let turn = self.turn.filter(|_| slot.is_some());
         self.last_turn = turn.map(|turn| turn.id);
-        let same_mark = slot.is_none_or(|slot| self.epoch == Some(slot.epoch));
+        let is_same = |mark: Option<u64>| slot.is_none_or(|slot| mark == Some(slot.epoch));
         let clock = if thread.is_none() { self.clock() } else { None };
-        let settled = turn.is_none() || same_mark && self.is_still(looks, metrics, at);
+        // A mark is of the thread as it was looked at if it stood before that, too.
+        let settled = is_same(mark_before)
+            && (turn.is_none() || is_same(self.epoch) && self.is_still(looks, metrics, at));
         Sample {
             at,
             // The process may have been stopped since the tick woke; so lateness is taken here.
@@ -340,6 +343,12 @@ impl Worker {
             unanswered: false,
             throttled: Duration::ZERO,
         }
+    }
+
+    /// The epoch of the driver's slot.
+    fn mark(&self) -> Option<u64> {
+        let driver = self.driver()?;
+        Some(driver.slot.line.observe().epoch)
     }
 
     /// The CPU time of the thread that drives the worker.

@@ -275,3 +275,54 @@ fn blocking_allowed_between_two_ticks_starts_the_count_again() {
     assert_eq!(world.compute(TICK), []);
     assert_eq!(began(&world.compute(TICK)).unwrap().since, at(13));
 }
+
+#[test]
+fn blocking_allowed_until_after_the_look_at_the_thread_does_not_count() {
+    // D80. The watchdog lost its CPU between its looks at the thread and at the mark.
+    let slept_beyond = |allowed: u64, own: u64| {
+        let mut world = World::polling_since(5);
+        world.sleep(TICK);
+        world.slot().allowed_until = Some(at(world.now + 5 + allowed));
+        world.sleep(TICK);
+        world.sleep(ms(allowed + own))
+    };
+    assert_eq!(slept_beyond(15, 9), []);
+    assert!(began(&slept_beyond(15, 10)).is_some());
+}
+
+#[test]
+fn a_wait_for_a_cpu_after_allowed_blocking_is_not_blamed() {
+    let waited_after = |allowed: u64| {
+        let mut world = World::polling_since(5);
+        world.sleep(TICK);
+        world.slot().allowed_until = Some(at(world.now + allowed));
+        world.thread.as_mut().unwrap().run_queue += ms(12);
+        world.sleep(ms(allowed + 12))
+    };
+    assert_eq!(waited_after(15), []);
+    let mut world = World::polling_since(5);
+    world.sleep(TICK);
+    world.slot().allowed_until = Some(at(world.now + 15));
+    assert!(
+        began(&world.sleep(ms(27))).is_some(),
+        "without the wait it slept itself"
+    );
+}
+
+#[test]
+fn a_poll_that_began_after_the_look_at_its_thread_counts_from_its_begin() {
+    // D239. Its mark was read late, since the watchdog had lost its CPU.
+    let after = |computing: u64, waiting: u64| {
+        let mut world = World::parked().wake().with_turns();
+        world.compute(ms(5));
+        world.begin_poll(Some(at(20)));
+        world.compute(TICK);
+        let thread = world.thread.as_mut().unwrap();
+        thread.cpu += ms(10 + computing);
+        thread.run_queue += ms(waiting);
+        thread.state = ThreadState::OnCpu;
+        world.pass(ms(10 + computing + waiting))
+    };
+    assert_eq!(after(2, 10), [], "the poll before computed, too");
+    assert!(began(&after(12, 0)).is_some());
+}

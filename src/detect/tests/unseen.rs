@@ -51,3 +51,53 @@ fn a_poll_that_is_over_waits_for_its_stack_while_that_is_being_explained() {
     assert!(ended(&after_a_long_wait(true)).is_some());
     assert_eq!(after_a_long_wait(false), []);
 }
+
+#[test]
+fn a_record_that_is_read_long_after_the_sample_blames_nobody_for_the_time_between() {
+    // D239. The watchdog loses its CPU between its look at the thread and its look at the record.
+    let ended_at = |started: u64, end: u64, looked_at: u64| {
+        let mut world = World::parked().wake().with_turns();
+        world.compute(ms(5));
+        let poll = PollKey {
+            thread: THREAD,
+            epoch: 1,
+        };
+        world.slot().epoch += 2;
+        world.slot().started = Some(at(started));
+        world.record(poll, at(end));
+        world.next_turn();
+        let mut found = world.compute(ms(looked_at - 5));
+        world.publish(ms(end));
+        for _ in 0..3 {
+            world.counters.parks += 2;
+            world.next_turn();
+            found.extend(world.compute(TICK));
+        }
+        found
+    };
+    assert!(ended(&ended_at(6, 26, 30)).is_some());
+    assert_eq!(ended_at(6, 26, 10), [], "it goes on after the look");
+    assert_eq!(ended_at(12, 32, 10), [], "it begins after the look");
+    let stall = ended(&ended_at(6, 26, 20)).expect("14 ms were looked at");
+    assert_eq!(stall.duration, ms(20));
+    assert_eq!((stall.split.cpu, stall.split.unknown), (ms(14), ms(6)));
+}
+
+#[test]
+fn the_end_of_a_poll_that_lies_after_the_sample_blames_nobody_for_the_time_between() {
+    // D239.
+    let ended_at = |end: u64, looked_at: u64| {
+        let mut world = World::polling_since(5).with_turns();
+        world.compute(ms(3));
+        world.end_poll(Some(at(end)));
+        let mut found = world.compute(ms(looked_at - 8));
+        world.publish(ms(end));
+        for _ in 0..3 {
+            world.counters.parks += 2;
+            found.extend(world.compute(TICK));
+        }
+        found
+    };
+    assert!(ended(&ended_at(20, 21)).is_some());
+    assert_eq!(ended_at(40, 12), []);
+}
