@@ -1,4 +1,4 @@
-//! The errors of a start, each with its mend.
+//! The errors of a start, each with its fix.
 //!
 //! *Runs on:* the thread that calls `start`.
 
@@ -9,7 +9,7 @@ use std::{fmt, io};
 ///
 /// Only the start can fail. A running detector sees less instead, which
 /// [`Coverage`](crate::Coverage) and [`Status`](crate::Status) show. `Display` writes the problem
-/// and its mend. So does `Debug`, which is what a program shows whose `main` returns the error.
+/// and its fix. So does `Debug`, which is what a program shows whose `main` returns the error.
 #[non_exhaustive]
 pub enum StartError {
     /// `watch()`, or a builder without `runtime(…)`, was called outside of a runtime.
@@ -100,11 +100,11 @@ pub enum StartError {
     Thread(io::Error),
 }
 
-/// The mend for an address that cannot be served at.
+/// The fix for an address that cannot be served at.
 #[cfg(feature = "serve")]
 const NO_ADDRESS: &str = "give `Builder::serve` an address of this machine and a port that is \
                           free, or port 0 to have one chosen";
-/// The mend for a directory that cannot be written to.
+/// The fix for a directory that cannot be written to.
 #[cfg(feature = "serve")]
 const NO_TOKEN: &str = "give `Builder::serve_token` 16 to 256 random letters and digits, as from \
                         `openssl rand -hex 16`";
@@ -116,7 +116,7 @@ const NO_DIRECTORY: &str = "give `Builder::record_stalls` a directory that this 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.problem(f)?;
-        write!(f, ": {}", self.mend())
+        write!(f, ": {}", self.fix())
     }
 }
 
@@ -207,7 +207,7 @@ impl StartError {
     }
 
     /// The change that lets the watch start.
-    fn mend(&self) -> &str {
+    fn fix(&self) -> &str {
         match self {
             StartError::NoRuntime => {
                 "call `tokio_stall::watch()` inside `#[tokio::main]` or a task, or name the runtime \
@@ -218,7 +218,7 @@ impl StartError {
                  default)"
             }
             StartError::TickOutOfRange { .. } => {
-                "leave out `Builder::tick` to have half the threshold, or choose a tick between the two"
+                "leave out `Builder::tick`, or choose a tick between the two"
             }
             StartError::RuntimeWatchedTwice { .. } => {
                 "keep the first guard, or drop it before starting again"
@@ -250,7 +250,7 @@ impl StartError {
             #[cfg(feature = "serve")]
             StartError::Serve { .. }
             | StartError::Recordings { .. }
-            | StartError::ServeTokenUnusable { .. } => self.mend_of_the_server(),
+            | StartError::ServeTokenUnusable { .. } => self.fix_of_the_server(),
             StartError::EnvUnusable { why, .. } => why,
             StartError::EnvNotUnicode => "unset it, or give it as in TOKIO_STALL=threshold=20ms",
             StartError::Thread(_) => "raise the limit on threads",
@@ -258,7 +258,7 @@ impl StartError {
     }
 
     #[cfg(feature = "serve")]
-    fn mend_of_the_server(&self) -> &'static str {
+    fn fix_of_the_server(&self) -> &'static str {
         match self {
             StartError::Serve { .. } => NO_ADDRESS,
             StartError::Recordings { .. } => NO_DIRECTORY,

@@ -38,8 +38,9 @@
 //!   thread    tokio-rt-worker (5931)
 //! ```
 //!
-//! [`guide::reading_a_report`] explains each line. Line numbers need `debug = 1` in
-//! `[profile.release]`.
+//! [`guide::reading_a_report`] explains each line. Functions and lines need `debug = 1` in
+//! `[profile.release]`, and a program that is not stripped. [`guide::five_minutes`] has the set-up
+//! for axum, tonic, actix-web, commands, sqlx, tests, OpenTelemetry and other exporters.
 //!
 //! # Three tiers
 //!

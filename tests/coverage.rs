@@ -227,7 +227,7 @@ fn half_of_the_evidence_is_called_half() {
         assert!(half.to_string().contains("thread evidence: without calls"));
         assert_gap(&half, "calls", "PR_SET_DUMPABLE");
         assert_eq!(gap(&half, "causes"), None);
-        // The mend helps.
+        // The fix helps.
         set_dumpable(1);
         wait_until("a round with calls", || coverage(&stage).calls);
     });

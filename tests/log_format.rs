@@ -175,7 +175,12 @@ fn events_have_the_fields_of_the_document() {
         (&"tokio_stall".into(), &"WARN".into())
     );
     assert_eq!(fields["trace_id"], "a trace");
-    assert!(fields["span"].as_str().unwrap().contains("job > request"));
+    assert!(
+        fields["in_span"]
+            .as_str()
+            .unwrap()
+            .contains("job > request")
+    );
     // Once a stall.
     let advised = stalls
         .iter()

@@ -47,13 +47,13 @@ impl Lines {
     fn stalls_in(&self, span: &str) -> Vec<Value> {
         wait_until("the last event", || self.has_ended(span));
         let mut stalls = self.stalls();
-        stalls.retain(|line| line["fields"]["span"] == span);
+        stalls.retain(|line| line["fields"]["in_span"] == span);
         stalls
     }
 
     fn has_ended(&self, span: &str) -> bool {
         let mut stalls = self.stalls().into_iter();
-        stalls.any(|line| line["fields"]["span"] == span && line["fields"]["phase"] == "ended")
+        stalls.any(|line| line["fields"]["in_span"] == span && line["fields"]["phase"] == "ended")
     }
 }
 
@@ -147,7 +147,7 @@ fn the_event_of_a_stall_is_in_its_span() {
     let log = lines.clone();
     let outside = move || {
         let mut stalls = log.stalls().into_iter();
-        stalls.find(|line| line["fields"]["span"].is_null())
+        stalls.find(|line| line["fields"]["in_span"].is_null())
     };
     let is_logged = outside.clone();
     stage.run(async move {

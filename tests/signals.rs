@@ -183,8 +183,8 @@ fn a_taken_signal_that_is_asked_for_is_an_error() {
             matches!(taken, StartError::SignalTaken { signal } if signal == libc::SIGUSR1),
             "{taken:?}"
         );
-        for mend in ["Stacks::Signal", "Stacks::Off"] {
-            assert!(taken.to_string().contains(mend), "{taken}");
+        for fix in ["Stacks::Signal", "Stacks::Off"] {
+            assert!(taken.to_string().contains(fix), "{taken}");
         }
         assert_eq!(installed(libc::SIGUSR1), address(foreign));
         // Positive control: the same signal once it is free.
@@ -221,8 +221,8 @@ fn an_unusable_signal_is_an_error() {
                 matches!(unusable, StartError::SignalUnusable { signal: s } if s == signal),
                 "{signal}: {unusable:?}"
             );
-            for mend in ["Builder::stacks", "SIGRTMIN"] {
-                assert!(unusable.to_string().contains(mend), "{unusable}");
+            for fix in ["Builder::stacks", "SIGRTMIN"] {
+                assert!(unusable.to_string().contains(fix), "{unusable}");
             }
         }
         // Positive control: the first that is free, and the last.

@@ -1,4 +1,4 @@
-//! Bad input has an error of its own, with its mend in the text, and starts nothing.
+//! Bad input has an error of its own, with its fix in the text, and starts nothing.
 //!
 //! A program of its own: the detector's threads belong to the process.
 #![cfg(target_os = "linux")]

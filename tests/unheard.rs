@@ -1,4 +1,4 @@
-//! A stall that no subscriber hears is on standard error, with the mend; unless that is meant.
+//! A stall that no subscriber hears is on standard error, with the fix; unless that is meant.
 //!
 //! A program of its own: a subscriber and an environment belong to a process, and each test starts
 //! one.
@@ -134,9 +134,9 @@ fn said_with(kind: &str, filter: Option<&str>) -> Words {
     words
 }
 
-/// The first stall is there, with one mend. The second stall is at the same site.
+/// The first stall is there, with one fix. The second stall is at the same site.
 #[track_caller]
-fn assert_told(words: &Words, mend: &str) {
+fn assert_told(words: &Words, fix: &str) {
     let errors = &words.errors;
     assert!(
         errors.contains("tokio-stall: worker 0 of \"api\""),
@@ -149,7 +149,7 @@ fn assert_told(words: &Words, mend: &str) {
         1,
         "{errors}"
     );
-    assert!(errors.contains(mend), "{errors}");
+    assert!(errors.contains(fix), "{errors}");
 }
 
 #[track_caller]
@@ -191,7 +191,7 @@ fn a_filter_for_the_own_modules_hides_a_stall_by_mistake() {
     }
 }
 
-/// Without `RUST_LOG` such a filter lets errors pass. The first headline has the mend, and that is
+/// Without `RUST_LOG` such a filter lets errors pass. The first headline has the fix, and that is
 /// all.
 #[test]
 fn a_filter_for_errors_is_told_of_once() {

@@ -348,7 +348,7 @@ fn a_hundred_killed_observers_leave_the_process_running() {
 }
 
 #[test]
-fn another_user_is_told_the_mend() {
+fn another_user_is_told_the_fix() {
     let service = Service::start(&["multi", "idle", LONG]);
     let pid = service.pid().to_string();
     let Some((code, text)) = support::as_nobody(&["attach", &pid, "--duration", "1s"]) else {

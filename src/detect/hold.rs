@@ -114,6 +114,16 @@ impl Period {
         self.doubtful &= interval.shows == Shows::Preemption || interval.computed().is_zero();
         self.split = self.split.plus(interval.split);
     }
+
+    /// Blames the code for the time from the last sample to the end, as far as it was looked at.
+    pub(super) fn add_end(&mut self, end: Nanos, step: &Advance) {
+        let blamed = step.blamed(self.since, end);
+        self.blamed += if self.doubtful {
+            blamed.min(step.interval.unwrap_or_default().computed())
+        } else {
+            blamed
+        };
+    }
 }
 
 /// The sleep that a thread has been in since it was first seen in it.
@@ -178,9 +188,12 @@ impl Hold {
             HeldBy::Mark(_) | HeldBy::Poll(..) => step.interval.and_then(|step| step.last_sleep),
             HeldBy::Visit(_) | HeldBy::CountedOut => None,
         };
-        let latest = exact.unwrap_or(sample.at.minus(asleep.unwrap_or_default()));
+        let resumed = sample.slot.and_then(|slot| slot.allowed_until);
+        let earliest = exact.unwrap_or(step.last_seen().max(resumed.unwrap_or_default()));
+        let asleep_since = sample.at.minus(asleep.unwrap_or_default());
+        let latest = exact.unwrap_or(asleep_since.max(earliest));
         let mut hold = Hold {
-            earliest: exact.unwrap_or(step.last_seen()),
+            earliest,
             has_core: sample.turn.is_some_and(|turn| turn.has_core),
             task: sample.turn.map_or(0, |turn| turn.id.task),
             ..Hold::new(serial, held_by, Period::back_to(latest, step))
@@ -248,7 +261,13 @@ impl Hold {
         self.host += interval.host;
         self.has_core = sample.turn.is_some_and(|turn| turn.has_core);
         match self.begun_since(step) {
-            Some(begun) => self.begin_again(begun, sample, interval),
+            Some(begun) => {
+                let step = Advance {
+                    interval: Some(*interval),
+                    ..*step
+                };
+                self.count_from(begun, sample.at, &step);
+            }
             None => {
                 self.period.add(interval);
                 self.follow_sleep(sample, interval.blamed(), interval.split.asleep);
@@ -281,13 +300,14 @@ impl Hold {
         interval.with_more_of_the_host(excused)
     }
 
-    /// Counts from a moment between two ticks on (D80). The host's part may lie after it.
-    fn begin_again(&mut self, begun: Nanos, sample: &Sample, interval: &Interval) {
-        let age = sample.at.since(begun);
+    /// Counts from a moment between two ticks on (D80), until this one.
+    pub(super) fn count_from(&mut self, begun: Nanos, until: Nanos, step: &Advance) {
+        let shows = step.interval.unwrap_or_default().shows;
         self.earliest = begun;
         self.period.since = begun;
-        self.period.blamed = age.saturating_sub(interval.host);
-        self.period.split = interval.split.part(age);
+        self.period.blamed = step.blamed(begun, until);
+        self.period.doubtful = shows == Shows::Preemption;
+        self.period.split = step.split(begun, until);
         self.sleep = None;
     }
 
@@ -401,9 +421,16 @@ fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
         HeldBy::Poll(..) => step.sample.begun(step.last.as_ref()),
         HeldBy::Visit(_) | HeldBy::CountedOut => None,
     };
+    // Of another poll, it is not known whether blocking was allowed in it or in one before it.
+    let is_known = step.last.is_some_and(|last| match held_by {
+        HeldBy::Mark(poll) => last.marked() == Some(poll),
+        HeldBy::Poll(_, poll) => last.turn.is_some_and(|turn| turn.id == poll),
+        HeldBy::Visit(_) | HeldBy::CountedOut => false,
+    });
+    let known_since = measured.or(is_known.then_some(step.last_seen()));
     let resumed = slot.and_then(|slot| slot.allowed_until);
-    let not_before = measured.unwrap_or(step.last_seen());
-    resumed.filter(|until| *until > not_before).or(measured)
+    let resumed = resumed.filter(|until| known_since.is_some_and(|since| *until > since));
+    resumed.or(measured)
 }
 
 /// The first age beyond this one that is a doubling of the threshold, or a milestone.

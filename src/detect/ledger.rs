@@ -284,6 +284,7 @@ mod tests {
                     throttled: Duration::ZERO,
                     turn: None,
                     settled: true,
+                    still: true,
                 },
                 moved_at: at,
                 rules: Rules {

@@ -37,7 +37,7 @@ use crate::slot::LongPoll;
 use crate::turns::{PollId, Stage};
 use belief::{Sign, Whose, belief};
 use hold::{Announced, Hold, Period, middle};
-use sample::{Advance, Ends, measured_end};
+use sample::{Advance, Ends, record_of};
 use std::time::Duration;
 use unseen::{Proof, Unconfirmed};
 
@@ -164,7 +164,7 @@ impl Detector {
         for (serial, shown) in &look.stacks {
             self.show(*serial, *shown);
         }
-        let unseen = self.sort_records(&look.records);
+        let unseen = self.sort_records(look);
         self.is_explaining = look.is_explaining;
         let step = self.step_to(&look.sample);
         let mut findings = self.follow(&step);
@@ -273,17 +273,16 @@ impl Detector {
     }
 
     /// Keeps the ends of the polls that are followed, and returns the records of the others.
-    fn sort_records(&mut self, records: &[(PollKey, LongPoll)]) -> Vec<(PollKey, LongPoll)> {
+    fn sort_records(&mut self, look: &Look) -> Vec<(PollKey, LongPoll)> {
         // A poll that ended just after its sample was taken is still a hold: it is seen to be over
         // at the next tick.
-        let (followed, unseen): (Vec<_>, Vec<_>) = records
-            .iter()
-            .copied()
-            .partition(|(poll, _)| self.follows(*poll));
+        let met = look.sample.marked();
+        let records = look.records.iter().copied();
+        let (followed, unseen): (Vec<_>, Vec<_>) =
+            records.partition(|(poll, _)| self.follows(*poll) || met == Some(*poll));
         let known = self.ends.iter().flatten().copied();
         let known: Vec<_> = known.filter(|(poll, _)| self.follows(*poll)).collect();
-        let new = followed.iter().map(|(poll, record)| (*poll, record.ended));
-        let mut ends = new.chain(known);
+        let mut ends = followed.into_iter().chain(known);
         self.ends = [ends.next(), ends.next()];
         unseen
     }
@@ -352,14 +351,15 @@ impl Detector {
     fn holder(&self, sample: &Sample) -> Option<HeldBy> {
         let is_allowed = sample.slot.is_some_and(|slot| slot.allowed);
         let is_elsewhere = sample.turn.is_some_and(|turn| !turn.has_core);
-        if sample.after.is_parked() || is_allowed || is_elsewhere || !sample.settled {
+        if sample.after.is_parked() || is_allowed || is_elsewhere {
             return None;
         }
         let is_old = |hold: Hold| hold.held_by == HeldBy::CountedOut || hold.announced.is_none();
+        // Marks that come and go during the look do not matter for it.
         if self.counted_out(sample) && self.hold.is_none_or(is_old) {
             return Some(HeldBy::CountedOut);
         }
-        Some(match (sample.slot, sample.turn) {
+        sample.settled.then(|| match (sample.slot, sample.turn) {
             (Some(slot), _) if slot.in_poll() => HeldBy::Mark(slot.poll()),
             (Some(slot), Some(turn)) => HeldBy::Poll(slot.thread, turn.id),
             (slot, _) => HeldBy::Visit(slot.map(|slot| slot.poll())),
@@ -473,8 +473,8 @@ impl Detector {
     fn finish(&mut self, mut hold: Hold, step: &Advance) -> Option<Finding> {
         let last_seen = step.last_seen();
         let end = middle(last_seen, step.sample.at);
-        let measured = measured_end(&self.ends, hold.held_by);
-        let tail = step.split(last_seen, measured.unwrap_or(end.0));
+        let record = record_of(&self.ends, hold.held_by);
+        let tail = step.split(last_seen, record.map_or(end.0, |record| record.ended));
         hold.period.split = hold.period.split.plus(tail);
         match (hold.held_by, hold.announced) {
             (HeldBy::Mark(_), Some(Announced { certainty, .. })) => {
@@ -484,10 +484,10 @@ impl Detector {
                     end,
                 };
                 self.closing = Some(Box::new(closing));
-                measured.and_then(|_| self.close())
+                record.and_then(|_| self.close())
             }
             (HeldBy::Mark(_), None) => {
-                self.finish_unannounced(hold, measured?, step);
+                self.finish_unannounced(hold, &record?, step);
                 None
             }
             _ if hold.awaits_the_verdict_of_a_sleep(&self.rules) => {
@@ -508,8 +508,12 @@ impl Detector {
 
     /// Ends a marked poll that was not announced. It ended between two ticks, and the rest of it is
     /// blamed only as far as the host allows. Its stall waits for the busy counter (D32).
-    fn finish_unannounced(&mut self, mut hold: Hold, end: Nanos, step: &Advance) {
-        hold.period.blamed += step.blamed(step.last_seen(), end);
+    fn finish_unannounced(&mut self, mut hold: Hold, record: &LongPoll, step: &Advance) {
+        let resumed = record.allowed_until;
+        match resumed.filter(|resumed| *resumed > hold.period.since) {
+            Some(resumed) => hold.count_from(resumed, record.ended, step),
+            None => hold.period.add_end(record.ended, step),
+        }
         if hold.period.blamed < hold.enough(&self.rules) {
             return;
         }
@@ -518,7 +522,7 @@ impl Detector {
         } else {
             Proof::Stack(hold.shown)
         };
-        let stall = hold.stall_until(end, Duration::ZERO, Certainty::Certain);
+        let stall = hold.stall_until(record.ended, Duration::ZERO, Certainty::Certain);
         let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before, proof);
         self.unconfirmed.push(unconfirmed);
     }
@@ -545,8 +549,8 @@ impl Detector {
     /// Ends the stall of a poll that was announced and is over.
     fn close(&mut self) -> Option<Finding> {
         let closing = *self.closing.take()?;
-        let measured = measured_end(&self.ends, closing.hold.held_by);
-        let (end, error) = measured.map_or(closing.end, |end| (end, Duration::ZERO));
+        let record = record_of(&self.ends, closing.hold.held_by);
+        let (end, error) = record.map_or(closing.end, |record| (record.ended, Duration::ZERO));
         let stall = closing.hold.stall_until(end, error, closing.certainty);
         Some(Finding::Ended(stall))
     }

@@ -25,6 +25,13 @@ pub(crate) struct Rules {
     pub(crate) always_driven: bool,
 }
 
+impl Rules {
+    /// The watchdog's lateness from which on it is evidence that the process stood still (D81).
+    pub(crate) fn least_late(&self) -> Duration {
+        self.threshold / 2
+    }
+}
+
 /// A worker's published counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
@@ -103,9 +110,11 @@ pub(crate) struct Sample {
     pub(crate) slot: Option<SlotSeen>,
     /// The poll of that thread, as memory shows it.
     pub(crate) turn: Option<Turn>,
-    /// All parts of the look belong together: no mark began or ended during it, and memory shows
-    /// the same poll.
+    /// All parts of the look belong together: no mark began or ended during it, the worker neither
+    /// parked nor woke, and memory shows the same poll.
     pub(crate) settled: bool,
+    /// Memory shows the same poll after the look, or shows none.
+    pub(crate) still: bool,
     pub(crate) thread: Option<ThreadEvidence>,
     /// The CPU time of a thread of which the system shows no more than that.
     pub(crate) clock: Option<Duration>,
@@ -201,18 +210,19 @@ impl Sample {
             (None, None) => true,
             _ => false,
         };
-        let settled = self.settled && next.settled;
-        settled && self.after == next.after && loops(self) == loops(next) && turn_stands
+        let still = self.still && next.still;
+        still && self.after == next.after && loops(self) == loops(next) && turn_stands
     }
 }
 
-/// The measured ends of up to two polls: the one that holds the worker, and the one before.
-pub(super) type Ends = [Option<(PollKey, Nanos)>; 2];
+/// The records of up to two polls: the one that holds the worker, and the one before.
+pub(super) type Ends = [Option<(PollKey, LongPoll)>; 2];
 
-/// The end of a poll, if its thread has measured it.
-pub(super) fn measured_end(ends: &Ends, held_by: HeldBy) -> Option<Nanos> {
-    let of_this = |(poll, end): &(PollKey, Nanos)| (HeldBy::Mark(*poll) == held_by).then_some(*end);
-    ends.iter().flatten().find_map(of_this)
+/// The record of a poll, if its thread has measured its end.
+pub(super) fn record_of(ends: &Ends, held_by: HeldBy) -> Option<LongPoll> {
+    let mut ends = ends.iter().flatten();
+    let record = ends.find(|(poll, _)| HeldBy::Mark(*poll) == held_by);
+    record.map(|(_, record)| *record)
 }
 
 /// The step from the last sample, if there is one, to this one.
@@ -437,7 +447,7 @@ impl Late {
     /// wait for a CPU is no stop, and is not blamed either. A process that is stopped and continued
     /// on a busy machine has both, and the kernel counts the wait only when it is over.
     fn of(sample: &Sample, rules: &Rules, length: Duration) -> Late {
-        let is_evidence = |late: Duration| late >= rules.threshold / 2;
+        let is_evidence = |late: Duration| late >= rules.least_late();
         let counted = if is_evidence(sample.late.saturating_sub(sample.usually_late)) {
             sample.late.min(length)
         } else {

@@ -143,10 +143,13 @@ impl Detector {
     /// The period of a recorded poll, if it was long and began after the last sample. An older one
     /// was a hold of the detector.
     fn unseen_period(&self, record: &LongPoll, step: &Advance) -> Option<Period> {
-        let (since, last) = (record.started?, step.last?);
+        let (started, last) = (record.started?, step.last?);
+        let since = record
+            .allowed_until
+            .map_or(started, |until| until.max(started));
         let blamed = step.blamed(since, record.ended);
         let is_long = blamed >= self.rules.threshold;
-        (is_long && since >= last.at).then(|| Period {
+        (is_long && started >= last.at).then(|| Period {
             since,
             blamed,
             doubtful: false,

@@ -58,7 +58,7 @@ pub struct Coverage {
     pub no_stacks: Option<NoStack>,
     /// Whether the program's file has debug information, so that sites have lines.
     pub lines: bool,
-    /// The reason why sites have no lines, and the mend.
+    /// The reason why sites have no lines, and the fix.
     pub no_lines: Option<&'static str>,
     /// Whether the future given to `block_on` is watched: on a `current_thread` runtime, whose
     /// worker polls it. On a multi-thread runtime it runs on a thread that is no worker, and so
@@ -73,7 +73,7 @@ pub struct Coverage {
     /// `tokio_stall`. Otherwise stalls are on standard error, unless the filter is meant to hide
     /// them or a callback has them.
     pub log: bool,
-    /// The reason why the log is not heard, and the mend.
+    /// The reason why the log is not heard, and the fix.
     pub no_log: Option<&'static str>,
     /// The runtimes of this process that poll marked tasks, and that nobody watches. They are known
     /// by their marks, some seconds after these begin. A runtime without marks is not known.
@@ -87,7 +87,7 @@ pub struct Coverage {
 pub struct Gap {
     /// The thing, by the label that the metric `tokio_stall_coverage` has for it.
     pub sees: &'static str,
-    /// The reason, and the mend if there is one.
+    /// The reason, and the fix if there is one.
     pub why: String,
 }
 
@@ -199,7 +199,7 @@ impl Coverage {
         }
     }
 
-    /// The things that are not seen, each with the reason and the mend.
+    /// The things that are not seen, each with the reason and the fix.
     ///
     /// # Examples
     ///
@@ -222,7 +222,7 @@ impl Coverage {
         self.parts().into_iter().filter_map(gap).collect()
     }
 
-    /// All that can be seen, by label. For a thing that is not seen, the reason and the mend.
+    /// All that can be seen, by label. For a thing that is not seen, the reason and the fix.
     pub(crate) fn parts(&self) -> [(&'static str, Option<String>); 11] {
         let unless = |seen: bool, why: &str| (!seen).then(|| why.to_owned());
         let parts = [

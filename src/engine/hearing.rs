@@ -87,7 +87,7 @@ impl Hearing {
         answer
     }
 
-    /// The reason why warnings are not heard, and the mend.
+    /// The reason why warnings are not heard, and the fix.
     pub(crate) fn why_not(self) -> Option<&'static str> {
         match self {
             Hearing::Heard => None,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_but_the_meant_one_has_a_mend() {
+    fn each_reason_but_the_meant_one_has_a_fix() {
         for hearing in [Hearing::NoSubscriber, Hearing::Hidden, Hearing::OnlyErrors] {
             let why = hearing.why_not().expect("a reason");
             assert!(why.contains("install") || why.contains("add"), "{why}");

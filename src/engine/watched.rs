@@ -119,8 +119,9 @@ impl WatchedRuntime {
 /// The verdict of a stack, from the explainer to the watchdog.
 #[derive(Debug, Default)]
 pub(crate) struct VerdictCell {
-    /// The number of the stall, and three bits.
-    verdict: AtomicU64,
+    /// The number of the stall, and three bits; 0 if there is none. Several come at once when the
+    /// first debug information has been read.
+    verdicts: [AtomicU64; 8],
     /// Stacks that the explainer has been sent, and whose verdict is to come.
     owed: AtomicU32,
 }
@@ -158,18 +159,22 @@ impl VerdictCell {
             StackVerdict::Inconclusive => VerdictCell::INCONCLUSIVE,
             StackVerdict::Doubtful => VerdictCell::DOUBTFUL,
         };
-        // Relaxed: the word is complete in itself, and publishes nothing else.
-        self.verdict.store(id.0 << 3 | bits, Ordering::Relaxed);
+        // Relaxed: a word is complete in itself, and publishes nothing else. Only the explainer
+        // puts verdicts in, and the last one gives way if there are too many.
+        let [others @ .., last] = &self.verdicts;
+        let mut others = others.iter();
+        let free = others.find(|word| word.load(Ordering::Relaxed) == 0);
+        free.unwrap_or(last)
+            .store(id.0 << 3 | bits, Ordering::Relaxed);
         // Release: pairs with the Acquire in `is_owed`.
         self.owed.fetch_sub(1, Ordering::Release);
     }
 
     pub(crate) fn take(&self) -> Option<(StallId, StackVerdict)> {
-        // A load first: the cell is nearly always empty, and a swap would take the cache line.
-        if self.verdict.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let word = self.verdict.swap(0, Ordering::Relaxed);
+        // Loads first: the cell is nearly always empty, and a swap would take the cache line.
+        let mut words = self.verdicts.iter();
+        let full = words.find(|word| word.load(Ordering::Relaxed) != 0)?;
+        let word = full.swap(0, Ordering::Relaxed);
         let verdict = match word & 7 {
             VerdictCell::DRIVING => StackVerdict::Driving,
             VerdictCell::DETACHED => StackVerdict::Detached,
@@ -246,5 +251,17 @@ mod tests {
         assert!(!cell.is_owed());
         assert_eq!(cell.take(), Some((StallId(7), StackVerdict::Doubtful)));
         assert_eq!(cell.take(), None);
+    }
+
+    #[test]
+    fn verdicts_that_come_between_two_looks_are_all_kept() {
+        let cell = VerdictCell::default();
+        let verdicts = (1..=8).map(|number| (StallId(number), StackVerdict::Driving));
+        for (id, verdict) in verdicts.clone() {
+            cell.expect();
+            cell.put(id, verdict);
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| cell.take()).collect();
+        assert_eq!(taken, verdicts.collect::<Vec<_>>());
     }
 }

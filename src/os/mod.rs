@@ -107,7 +107,7 @@ impl HiddenEvidence {
         self != HiddenEvidence::Calls
     }
 
-    /// The reason and the mend in a sentence.
+    /// The reason and the fix in a sentence.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             HiddenEvidence::System => "this system shows no states of threads; Linux does",

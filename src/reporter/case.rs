@@ -10,7 +10,7 @@ use crate::engine::{StackNews, StallNews, WatchState};
 use crate::explain::{Explained, SleptIn, advice};
 use crate::probe::SpanRef;
 use crate::report::{
-    Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, add_stack, site,
+    Cause, Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, add_stack, site,
 };
 use crate::slot::Slot;
 use std::time::Duration;
@@ -223,13 +223,23 @@ impl Case {
     }
 }
 
-/// The user's own advice if one fits, else that of the table.
+/// The user's own advice if one fits, else that of the table. A stall that is mostly the host's has
+/// a part of the code as well, and a known function is worth a word about it.
 fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
     let poll = site::done_by_the_poll(frames);
     let call = report.asleep_in.as_deref();
-    let own = watch.settings.advice.find(poll);
-    own.or_else(|| advice::advise(poll, report.cause, call))
-        .map(str::to_owned)
+    if let Some(own) = watch.settings.advice.find(poll) {
+        return Some(own.to_owned());
+    }
+    let advice = advice::advise(poll, report.cause, call)?;
+    let time = &report.time;
+    let is_of_the_host = report.cause.is_host() && time.host() > time.cpu + time.asleep;
+    // Without a cause, functions alone decide.
+    let code = is_of_the_host.then(|| advice::advise(poll, Cause::Unknown, call));
+    Some(match code.flatten() {
+        Some(code) => format!("{advice} For the code's own part: {code}"),
+        None => advice.to_owned(),
+    })
 }
 
 #[cfg(all(test, not(loom)))]
@@ -237,7 +247,7 @@ mod tests {
     use super::super::tests::{Stage, stack};
     use super::*;
     use crate::FutureExt;
-    use crate::report::Origin;
+    use crate::report::{Origin, TimeSplit};
 
     fn missing(case: &Case) -> Vec<Missing> {
         case.report().expect("a report").missing
@@ -315,6 +325,35 @@ mod tests {
         assert_eq!(missing_with(&[]), [Missing::NoDebugInfo]);
         let twice = [Missing::ModuleReplaced, Missing::ModuleReplaced];
         assert_eq!(missing_with(&twice), [Missing::ModuleReplaced]);
+    }
+
+    #[test]
+    fn a_stall_of_the_host_has_an_advice_for_the_code_as_well() {
+        let stage = Stage::new();
+        let advice = |cpu, run_queue| {
+            let mut case = Case::default();
+            let mut news = stage.news(1, Some(Phase::Began));
+            news.live.stall.split = TimeSplit {
+                cpu: Duration::from_millis(cpu),
+                run_queue: Duration::from_millis(run_queue),
+                ..TimeSplit::default()
+            };
+            case.take(news);
+            let mut read = stack(1, "app::handler");
+            let explained = read.stack.as_mut().expect("a stack");
+            explained
+                .frames
+                .insert(0, Frame::of("std::fs::read", Origin::Std));
+            case.add(read);
+            case.report().expect("a report").advice.expect("an advice")
+        };
+        let (code, host) = (advice(20, 0), advice(20, 100));
+        assert!(code.starts_with("Use `tokio::fs`"), "{code}");
+        assert!(host.starts_with("Give the process more CPU"), "{host}");
+        assert!(
+            host.ends_with(&format!("For the code's own part: {code}")),
+            "{host}"
+        );
     }
 
     #[test]

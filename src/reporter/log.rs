@@ -147,7 +147,7 @@ impl Log {
             unlogged_stalls = sum.stalls,
             unlogged_seconds = seconds(sum.total),
             runtime = most.map(|most| most.runtime.as_str()),
-            span = most.and_then(|most| most.span.as_deref()),
+            in_span = most.and_then(|most| most.span.as_deref()),
             site = most.and_then(|most| most.site.as_deref()),
             "{sum}"
         );
@@ -402,7 +402,7 @@ fn emit(report: &StallReport, parent: Option<Id>, level: Level, text: &str) {
                 cause = report.cause.as_str(),
                 site = report.site.as_ref().map(tracing::field::display),
                 dependency = report.dependency,
-                span = report.span,
+                in_span = report.span,
                 trace_id = report.trace.as_ref().map(|trace| trace.trace_id.as_str()),
                 span_id = report.trace.as_ref().map(|trace| trace.span_id.as_str()),
                 task = report.task,
@@ -458,7 +458,7 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
         runtime = runtime.name,
         workers = coverage.workers,
         all_polls = coverage.all_polls,
-        spans = coverage.spans,
+        span_names = coverage.spans,
         thread_evidence = coverage.thread_evidence,
         stacks = coverage.stacks,
         lines = coverage.lines,

@@ -13,7 +13,7 @@ use tracing::Level;
 /// The lines that the log has shown to nobody.
 #[derive(Debug, Default)]
 pub(super) struct Unheard {
-    /// The mend has been written.
+    /// The fix has been written.
     hinted: bool,
 }
 
@@ -28,7 +28,7 @@ impl Unheard {
     }
 }
 
-/// The lines for an event. A filter for errors may be meant, so it gets the mend, once.
+/// The lines for an event. A filter for errors may be meant, so it gets the fix, once.
 fn lines(hearing: Hearing, level: Level, hinted: bool, text: &str) -> Vec<String> {
     let is_silent = match hearing {
         Hearing::NoSubscriber | Hearing::Hidden => true,
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mend_is_written_once() {
+    fn the_fix_is_written_once() {
         for hearing in [Hearing::NoSubscriber, Hearing::Hidden] {
             let first = lines(hearing, Level::WARN, false, "blocked\nhere");
             assert_eq!((first.len(), first[0].as_str()), (2, "blocked\\nhere"));

@@ -214,14 +214,14 @@ impl RecordingWriter {
                 target: "tokio_stall",
                 "a stall could not be recorded in {directory} ({error}): {}; further errors of \
                  this kind are only counted, in `Status`",
-                mend(error.kind())
+                fix(error.kind())
             );
         };
         os::with_signals_of_the_program(|| guarded(&self.view.shared, log));
     }
 }
 
-fn mend(kind: ErrorKind) -> &'static str {
+fn fix(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "free some space, or keep fewer recordings"

@@ -230,6 +230,7 @@ impl Slot {
             let poll = LongPoll {
                 epoch,
                 started,
+                allowed_until: self.line.observe().allowed_until,
                 ended,
                 name: 0,
             };

@@ -109,6 +109,8 @@ pub(crate) struct LongPoll {
     pub(crate) epoch: u64,
     /// Its start, if that was measured.
     pub(crate) started: Option<Nanos>,
+    /// The time at which the thread last left `allow_blocking`, in this poll or before it.
+    pub(crate) allowed_until: Option<Nanos>,
     pub(crate) ended: Nanos,
     /// Index into the table of names; 0 for none.
     pub(crate) name: u32,

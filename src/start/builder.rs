@@ -498,8 +498,8 @@ impl Builder {
     /// over.
     ///
     /// `f` runs on the thread `stall-sinks`, which also logs. While it runs, later reports wait;
-    /// when 256 wait, further ones are dropped and counted. A panic of `f` is counted. Calls are
-    /// not limited as logs are.
+    /// when 256 wait, further ones are dropped and counted. A panic of `f` is counted; with
+    /// `panic = "abort"` it ends the program. Calls are not limited as logs are.
     ///
     /// # Examples
     ///
@@ -538,7 +538,8 @@ impl Builder {
     ///
     /// `find` runs on the thread `stall-sinks`, once for each report until it has found a trace. It
     /// may wait for the locks of a span: meanwhile later reports wait, as for
-    /// [`on_stall`](Self::on_stall). A panic of it is counted.
+    /// [`on_stall`](Self::on_stall). A panic of it is counted; with `panic = "abort"` it ends the
+    /// program.
     pub fn traces(
         mut self,
         find: impl Fn(&Id, &Dispatch) -> Option<TraceContext> + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! The things that the detector sees and does not see in this process, with reasons and mends.
+//! The things that the detector sees and does not see in this process, with reasons and fixes.
 //!
 //! *Runs on:* the user's threads.
 //!
@@ -52,7 +52,7 @@ pub struct Observation {
     pub about: &'static str,
     /// Whether it works.
     pub works: bool,
-    /// The facts; for a thing that does not work the reason and the mend.
+    /// The facts; for a thing that does not work the reason and the fix.
     pub text: String,
 }
 

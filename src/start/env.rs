@@ -400,7 +400,7 @@ const UNITS: [(&str, u64); 7] = [
     ("h", 3_600_000_000_000),
 ];
 
-/// The mend for a wrong duration.
+/// The fix for a wrong duration.
 const NO_DURATION: &str = "give a number and a unit, as in 500us, 20ms, 1.5s or 2m";
 
 /// Reads `20ms`, `1.5s`. Digits below a nanosecond are cut off.

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_are_refused_with_their_mend() {
+    fn wrong_settings_are_refused_with_their_fix() {
         let builder = Builder::new;
         let too_small = "set `Builder::threshold` to 0.1 ms or more";
         let out_of_range = "leave out `Builder::tick`";
@@ -313,7 +313,7 @@ mod tests {
         } else {
             ("no stacks can be taken", "leave out `Builder::stacks`")
         };
-        for (builder, problem, mend) in [
+        for (builder, problem, fix) in [
             (
                 builder().threshold(Duration::from_micros(99)),
                 "the threshold is 99µs, less than 0.1 ms",
@@ -347,7 +347,7 @@ mod tests {
         ] {
             let text = builder.plan(None).unwrap_err().to_string();
             assert!(text.starts_with(problem), "{text}");
-            assert!(text[problem.len()..].contains(mend), "{text}");
+            assert!(text[problem.len()..].contains(fix), "{text}");
         }
     }
 

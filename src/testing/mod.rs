@@ -13,7 +13,7 @@
 //! | a whole `#[tokio::test]` | [`watch()`] | all workers, from 10 ms on, with full reports |
 //!
 //! None of them sees other tests of the same process. Intended blocking is wrapped in
-//! [`allow_blocking`](crate::probe::allow_blocking). Existing code that cannot be mended at once
+//! [`allow_blocking`](crate::probe::allow_blocking). Existing code that cannot be fixed at once
 //! goes into a [`baseline()`].
 //!
 //! # How is it decided?

@@ -26,6 +26,9 @@ static LEARNED: OnceLock<Learned> = OnceLock::new();
 /// The time for which words are left alone after they have failed a check.
 const DISTRUST: Duration = Duration::from_secs(1);
 
+/// Two clocks are read at once if no more time than this passes between them.
+const AT_ONCE: Duration = Duration::from_micros(200);
+
 /// The number of pulses that may be polled in one turn, as far as two looks at different moments
 /// can show.
 const PULSES_IN_A_TURN: u64 = 2;
@@ -75,13 +78,22 @@ impl Looks {
     }
 
     /// Reads all pieces that were asked for, in one system call.
+    ///
+    /// The clocks come first: what a look finds is then no older than it seems, if the watchdog
+    /// loses its CPU meanwhile. If it loses it between the two clocks, they are taken again.
     pub(crate) fn read(&mut self) {
+        const TRIES: usize = 3;
+        for _ in 0..TRIES {
+            self.at = crate::clock::now();
+            self.monotonic = monotonic();
+            if crate::clock::now().since(self.at) < AT_ONCE {
+                break;
+            }
+        }
         memory::read_all(&mut self.pieces);
-        self.at = crate::clock::now();
-        self.monotonic = monotonic();
     }
 
-    /// The time of the last reading.
+    /// The time before the last reading.
     pub(crate) fn read_at(&self) -> Nanos {
         self.at
     }
@@ -147,11 +159,12 @@ pub(crate) struct Track {
     /// The thread, and the address of its context.
     context: Option<((usize, u64), u64)>,
     asked: Option<Asked>,
-    /// The turn last seen, its thread, and the number of pulses that this thread had received when
-    /// it began.
+    /// The turn last seen, its thread, and the number of pulses that this thread had received after
+    /// the look that met it first.
     last: Option<(u32, (usize, u64), u64)>,
-    /// The turn in which the worker was last seen parked.
-    parked_in: Option<u32>,
+    /// The turn in which the worker was last seen parked, and the time at which it had resumed
+    /// before that.
+    parked_in: Option<(u32, (u64, u32))>,
     /// Turns counted so far.
     counted: u64,
     distrusted_until: Option<Nanos>,
@@ -251,17 +264,19 @@ impl Track {
     }
 
     /// Takes the words that were read. `published` is the number of parks and unparks that tokio
-    /// had published, by the last look before the reading and by one after it. Returns `None` if
-    /// another look is needed, and `Some(None)` if there is no turn.
+    /// had published, by the last look before the reading and by one after it; `pulses` is the
+    /// number of pulses of the thread after it. Returns `None` if another look is needed, and
+    /// `Some(None)` if there is no turn.
     pub(crate) fn take(
         &mut self,
         looks: &Looks,
         published: RangeInclusive<u64>,
+        pulses: u64,
     ) -> Option<Option<Turn>> {
         let (Ok(layout), Some(asked)) = (self.layout, self.asked.take()) else {
             return Some(None);
         };
-        match self.look(layout, &asked, looks, published) {
+        match self.look(layout, &asked, looks, published, pulses) {
             Ok(turn) => Some(Some(turn)),
             Err(Miss::Gone) => Some(None),
             Err(Miss::Moved) => None,
@@ -285,6 +300,7 @@ impl Track {
         asked: &Asked,
         looks: &Looks,
         published: RangeInclusive<u64>,
+        pulses: u64,
     ) -> Result<Turn, Miss> {
         let near = AnchorWords::of(&looks.pieces[asked.near], layout).ok_or(Miss::Gone)?;
         let held = self.held_core(&near, asked, looks)?;
@@ -292,8 +308,8 @@ impl Track {
         let has_core = self.core == Some(held);
         // The worker's own count may be one ahead of the published one.
         let parks = *published.start()..=published.end().saturating_add(1);
-        if !parks.contains(&core.parks) || self.stands_still_with_pulses(core.turn, asked, has_core)
-        {
+        let is_counted = !self.stands_still_with_pulses(core.turn, asked, pulses, has_core);
+        if !parks.contains(&core.parks) || !is_counted {
             return Err(Miss::Misbehaved);
         }
         self.distrusted_until = None;
@@ -344,27 +360,36 @@ impl Track {
     /// Remembers the turn of a parked worker. Returns whether this is the first poll since then.
     fn is_first_since_parked(&mut self, layout: &Layout, id: PollId, core: &CoreWords) -> bool {
         if core.parks % 2 == 1 {
-            self.parked_in = Some(core.turn);
+            self.parked_in = Some((core.turn, core.resumed));
         }
-        let parked_in = self.parked_in;
-        parked_in.is_some_and(|parked| layout.is_first(id, parked))
+        // Right after a worker has woken, its word is still that of the time before.
+        self.parked_in
+            .is_some_and(|(parked, resumed)| layout.is_first(id, parked) && core.resumed != resumed)
     }
 
     /// Counts the turns. Returns whether they stand still while this thread polls pulses, each of
     /// which takes a turn.
-    fn stands_still_with_pulses(&mut self, turn: u32, asked: &Asked, has_core: bool) -> bool {
+    fn stands_still_with_pulses(
+        &mut self,
+        turn: u32,
+        asked: &Asked,
+        pulses: u64,
+        has_core: bool,
+    ) -> bool {
         match &mut self.last {
-            Some((last, thread, pulses)) if *last == turn => {
+            Some((last, thread, at_first)) if *last == turn => {
                 if *thread != asked.thread || !has_core {
-                    (*thread, *pulses) = (asked.thread, asked.pulses);
+                    (*thread, *at_first) = (asked.thread, pulses);
                 }
-                asked.pulses.saturating_sub(*pulses) > PULSES_IN_A_TURN
+                // The turn was seen after these.
+                asked.pulses.saturating_sub(*at_first) > PULSES_IN_A_TURN
             }
             last => {
                 if let Some((before, ..)) = last {
                     self.counted += u64::from(turn.wrapping_sub(*before));
                 }
-                *last = Some((turn, asked.thread, asked.pulses));
+                // It may have begun after the thread was asked for.
+                *last = Some((turn, asked.thread, pulses));
                 false
             }
         }
@@ -574,7 +599,9 @@ mod tests {
                 looks.clear();
                 self.track.ask(&self.slot, 1, &mut looks);
                 looks.read();
-                if let Some(turn) = self.track.take(&looks, self.published..=self.published) {
+                let published = self.published..=self.published;
+                let pulses = self.slot.loops();
+                if let Some(turn) = self.track.take(&looks, published, pulses) {
                     return turn;
                 }
             }
@@ -660,6 +687,25 @@ mod tests {
     }
 
     #[test]
+    fn pulses_before_a_turn_is_met_are_of_the_turns_before() {
+        let mut world = World::new(true);
+        world.look();
+        world.memory.turn += 1;
+        // The thread goes on between the two looks of a tick.
+        let mut looks = Looks::default();
+        world.track.ask(&world.slot, 1, &mut looks);
+        for _ in 0..=PULSES_IN_A_TURN {
+            world.slot.reset_marks();
+        }
+        looks.read();
+        let published = world.published..=world.published;
+        let taken = world.track.take(&looks, published, world.slot.loops());
+        assert!(taken.is_some_and(|turn| turn.is_some()));
+        assert!(world.look().is_some());
+        assert_eq!(world.track.missing(), None);
+    }
+
+    #[test]
     fn a_poll_is_known_from_its_beginning_if_it_is_the_first_since_the_worker_woke() {
         for (multi_thread, turns, task) in [(true, 1, 7), (false, 0, 0)] {
             let mut world = World::new(multi_thread);
@@ -668,6 +714,7 @@ mod tests {
             (world.memory.parks, world.published) = (6, 6);
             world.memory.turn += turns;
             world.memory.task = task;
+            assert_eq!(world.look().unwrap().begun, None, "the word is not new yet");
             world.memory.resumed = monotonic();
             let before = crate::clock::now();
             let begun = world.look().unwrap().begun.expect("it has just begun");

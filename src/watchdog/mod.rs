@@ -134,12 +134,24 @@ struct TickContext<'a> {
     /// `None` if every worker of every runtime rested when the tick began: then claims have not
     /// been collected either.
     host: Option<HostTime>,
+    own_wait: &'a mut OwnWait,
     out: &'a Out,
     allowance: &'a mut Allowance,
     /// For a look at one worker.
     looks: &'a mut Looks,
     room: &'a Room,
     news: News,
+}
+
+impl TickContext<'_> {
+    /// The watchdog's wait for a CPU since the last tick, up to now. It may have lost its CPU since
+    /// this tick began.
+    fn own_wait_by_now(&mut self) -> Option<Duration> {
+        let more = self.own_wait.since_last_time(clock::now());
+        let host = self.host.as_mut()?;
+        host.own_wait = host.own_wait.zip(more).map(|(wait, more)| wait + more);
+        host.own_wait
+    }
 }
 
 /// The findings of one tick.
@@ -235,6 +247,7 @@ impl Watchdog {
             due,
             now,
             host,
+            own_wait: &mut self.own_wait,
             out: &self.out,
             allowance: &mut self.stacks,
             looks: &mut self.looks[0],

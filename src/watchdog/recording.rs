@@ -320,6 +320,7 @@ mod tests {
             }),
             turn: None,
             settled: true,
+            still: true,
             thread: Some(ThreadEvidence {
                 cpu: Duration::ZERO,
                 run_queue: Duration::ZERO,

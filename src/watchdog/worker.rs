@@ -116,9 +116,10 @@ impl WorkerWatch {
         let cell = &runtime.verdicts[self.worker.index()];
         // Before the cell is emptied: a verdict that is not owed any more is in it.
         let is_explaining = cell.is_owed();
-        let verdict = cell.take();
-        self.stacks
-            .extend(verdict.and_then(|(id, shown)| Some((self.episodes.serial_of(id)?, shown))));
+        while let Some((id, shown)) = cell.take() {
+            let serial = self.episodes.serial_of(id);
+            self.stacks.extend(serial.map(|serial| (serial, shown)));
+        }
         let sample = self.sample(runtime, host, context);
         self.enter_in_ledger(runtime, &sample);
         let findings = self.detector.observe(&Look {
@@ -141,16 +142,22 @@ impl WorkerWatch {
         // The signal is checked before the thread is looked at. One that is taken in between costs
         // the proof of one sleep, and no more.
         let signalled = self.sampling.is_answered();
+        let seen = self
+            .worker
+            .sample(&runtime.metrics, context.due, context.looks, context.room);
+        let own_wait = if seen.late >= runtime.rules.least_late() {
+            context.own_wait_by_now()
+        } else {
+            host.own_wait
+        };
         let sample = Sample {
             signalled,
             unanswered: self.sampling.is_unanswered(),
             usually_late: host.usually_late,
-            own_wait: host.own_wait,
+            own_wait,
             preempted: host.preempted,
             throttled: host.throttled,
-            ..self
-                .worker
-                .sample(&runtime.metrics, context.due, context.looks, context.room)
+            ..seen
         };
         let previous = self.detector.last();
         if previous.is_none_or(|previous| previous.after != sample.after) {

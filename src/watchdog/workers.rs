@@ -240,7 +240,8 @@ impl Worker {
     pub(crate) fn take(&mut self, looks: &Looks, metrics: &RuntimeMetrics) -> bool {
         self.read_at = looks.read_at();
         let published = self.parks..=counters(metrics, self.index).parks;
-        let Some(turn) = self.track.take(looks, published) else {
+        let pulses = self.driver.as_ref().map_or(0, |driver| driver.slot.loops());
+        let Some(turn) = self.track.take(looks, published, pulses) else {
             return true;
         };
         // A slot that has a new owner may have been read half before the change and half after it.
@@ -307,8 +308,9 @@ impl Worker {
         looks: &mut Looks,
         room: &Room,
     ) -> Sample {
-        let mark_before = self.mark();
-        let (thread, at) = self.look_at_thread(metrics, room);
+        let (parks, epoch) = (self.parks, self.epoch);
+        let mark = self.mark();
+        let (thread, clock, at) = self.look_at_thread(metrics, room);
         let before = counters(metrics, self.index);
         let slot = self.driver().map(WorkerThread::seen);
         let after = counters(metrics, self.index);
@@ -318,10 +320,11 @@ impl Worker {
         let turn = self.turn.filter(|_| slot.is_some());
         self.last_turn = turn.map(|turn| turn.id);
         let is_same = |mark: Option<u64>| slot.is_none_or(|slot| mark == Some(slot.epoch));
-        let clock = if thread.is_none() { self.clock() } else { None };
+        // Words that were read from a parked worker may look like those of its next poll.
+        let is_of_the_turn = is_same(epoch) && parks == after.parks;
+        let still = turn.is_none() || self.is_still(looks, metrics, at);
         // A mark is of the thread as it was looked at if it stood before that, too.
-        let settled = is_same(mark_before)
-            && (turn.is_none() || is_same(self.epoch) && self.is_still(looks, metrics, at));
+        let settled = still && is_same(mark) && (turn.is_none() || is_of_the_turn);
         Sample {
             at,
             // The process may have been stopped since the tick woke; so lateness is taken here.
@@ -331,6 +334,7 @@ impl Worker {
             after,
             turn,
             settled,
+            still,
             slot,
             thread,
             clock,
@@ -352,7 +356,7 @@ impl Worker {
     }
 
     /// The CPU time of the thread that drives the worker.
-    fn clock(&self) -> Option<Duration> {
+    fn cpu_time(&self) -> Option<Duration> {
         let driver = self.driver()?;
         let clock = os::cpu_clock(driver.slot.tid());
         clock.filter(|_| driver.tenancy == driver.slot.tenancy())
@@ -364,26 +368,29 @@ impl Worker {
         self.quiet && self.last == Some(counters(metrics, self.index))
     }
 
-    /// Looks at the thread, and at the clock. A worker that was parked all the time needs no second
-    /// look.
+    /// Looks at the thread, or only at its CPU time if it is hidden, and then at the clock. A
+    /// worker that was parked all the time needs no second look.
     fn look_at_thread(
         &mut self,
         metrics: &RuntimeMetrics,
         room: &Room,
-    ) -> (Option<ThreadEvidence>, Nanos) {
+    ) -> (Option<ThreadEvidence>, Option<Duration>, Nanos) {
         let (quiet, moved) = (self.rests(metrics), self.moved);
         let is_held = self.seems_held(metrics);
         let Some(driver) = self.driver.as_mut().filter(|driver| !driver.replaced) else {
-            return (None, clock::now());
+            return (None, None, clock::now());
         };
         if quiet && driver.evidence.is_some() {
             driver.earlier = driver.evidence;
-            return (driver.evidence, clock::now());
+            return (driver.evidence, None, clock::now());
         }
         driver
             .files
             .prepare(driver.slot, driver.tenancy, room, is_held);
-        driver.look(moved)
+        match driver.look(moved) {
+            (None, _) => (None, self.cpu_time(), clock::now()),
+            (evidence, at) => (evidence, None, at),
+        }
     }
 
     /// Whether the worker is at work, and nothing shows that it has gone on since the last sample.

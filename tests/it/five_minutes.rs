@@ -65,12 +65,18 @@ fn import(line: &str, region: &str) -> Option<String> {
         (module, name)
     });
     let words = words(region);
+    let is_named = |name: &str| match name {
+        "self" => module
+            .rsplit("::")
+            .next()
+            .is_some_and(|own| words.contains(own)),
+        _ => name.ends_with(" as _") || words.contains(name),
+    };
     let names = names.trim_end_matches('}').split(", ");
-    let used: Vec<&str> = names
-        .filter(|name| name.ends_with(" as _") || words.contains(name))
-        .collect();
+    let used: Vec<&str> = names.filter(|name| is_named(name)).collect();
     match used[..] {
         [] => None,
+        ["self"] => Some(format!("use {module};\n")),
         [name] => Some(format!("use {module}::{name};\n")),
         _ => Some(format!("use {module}::{{{}}};\n", used.join(", "))),
     }

@@ -163,7 +163,7 @@ async fn a_known_site_passes_and_a_new_one_fails() {
     std::fs::write(
         &path,
         "[[known]]\nsite = \"it::never_blocks::read_slowly\"\ncause = \"blocked/sleep\"\n\
-         [[known]]\nsite = \"it::never_blocks::mended\"\n",
+         [[known]]\nsite = \"it::never_blocks::fixed\"\n",
     )
     .unwrap();
     let known = testing::baseline(&path);
@@ -174,7 +174,7 @@ async fn a_known_site_passes_and_a_new_one_fails() {
         known.met(),
         [("it::never_blocks::read_slowly".to_owned(), 1)]
     );
-    assert_eq!(known.vanished(), ["it::never_blocks::mended"]);
+    assert_eq!(known.vanished(), ["it::never_blocks::fixed"]);
     let new = assert_never_blocks(async { std::thread::sleep(2 * MS) }).known(&known);
     assert!(failure(new).await.is_some());
 }

@@ -368,7 +368,7 @@ fn opened_with(browser: &mut Browser, address: SocketAddr, token: &str) {
 }
 
 #[test]
-fn a_bad_token_is_an_error_of_the_start_with_its_mend() {
+fn a_bad_token_is_an_error_of_the_start_with_its_fix() {
     let start = |token: &str| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let builder = Builder::new().runtime("bad token", runtime.handle().clone());

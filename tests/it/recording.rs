@@ -346,7 +346,7 @@ fn a_directory_that_is_lost_is_counted_and_the_watch_goes_on() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_refused_with_its_path_and_the_mend() {
+fn a_directory_that_cannot_be_made_is_refused_with_its_path_and_the_fix() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let path = file.path().join("below");
     let setup = Stage::multi_thread(1)

@@ -36,8 +36,8 @@ impl Observer {
         let started = command.stdout(Stdio::piped()).spawn();
         let mut child = started.map_err(|error| {
             let program = program.display();
-            let mend = "build it with the same profile: cargo build --release -p cargo-stall";
-            Failure::new(format!("{program}: {error}; {mend}"))
+            let fix = "build it with the same profile: cargo build --release -p cargo-stall";
+            Failure::new(format!("{program}: {error}; {fix}"))
         })?;
         let reports = BufReader::new(child.stdout.take().expect("it is a pipe"));
         let (sender, receiver) = mpsc::channel();

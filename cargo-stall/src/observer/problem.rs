@@ -1,4 +1,4 @@
-//! The errors of the programs: a sentence each, with the mend.
+//! The errors of the programs: a sentence each, with the fix.
 //!
 //! *Runs on:* the main thread.
 
@@ -55,7 +55,7 @@ impl fmt::Display for Problem {
             Problem::Usage(text) => write!(f, "{text}; `--help` shows how"),
             Problem::NoProcess(pid) => write!(f, "there is no process {pid}"),
             Problem::Exited(pid) => write!(f, "process {pid} has ended"),
-            Problem::Forbidden(pid) => write!(f, "process {pid} may not be looked at; {}", mend()),
+            Problem::Forbidden(pid) => write!(f, "process {pid} may not be looked at; {}", fix()),
             Problem::Traced(pid, by) => write!(
                 f,
                 "process {pid} is held by the debugger {by}; end that one first"
@@ -87,8 +87,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The mend for a process that may not be looked at, by what forbids it here.
-fn mend() -> &'static str {
+/// The fix for a process that may not be looked at, by what forbids it here.
+fn fix() -> &'static str {
     let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
     match yama.as_deref().map(str::trim) {
         Ok("1") => {

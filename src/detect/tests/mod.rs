@@ -60,6 +60,7 @@ struct World {
     thread: Option<ThreadEvidence>,
     turn: Option<Turn>,
     settled: bool,
+    still: bool,
     blind: bool,
     records: Vec<(PollKey, LongPoll)>,
     shown: Vec<(u64, StackVerdict)>,
@@ -103,6 +104,7 @@ impl World {
             }),
             turn: None,
             settled: true,
+            still: true,
             blind: false,
             records: Vec::new(),
             shown: Vec::new(),
@@ -185,6 +187,7 @@ impl World {
         let record = LongPoll {
             epoch: poll.epoch,
             started: self.slot().started,
+            allowed_until: self.slot().allowed_until,
             ended,
             name: 0,
         };
@@ -261,6 +264,7 @@ impl World {
             slot: self.slot,
             turn: self.turn,
             settled: std::mem::replace(&mut self.settled, true),
+            still: std::mem::replace(&mut self.still, true),
             thread: self.thread,
             own_wait: self.own_wait.take(),
             preempted: self.preempted,

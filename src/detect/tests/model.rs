@@ -154,6 +154,7 @@ fn seen(step: &Played, now: u64) -> Sample {
         slot: World::parked().slot,
         turn: Some(step.turn),
         settled: true,
+        still: true,
         thread: Some(ThreadEvidence {
             cpu: Duration::from_micros(step.cpu + into.min(step.computing)),
             run_queue: Duration::ZERO,

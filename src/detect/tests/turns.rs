@@ -181,14 +181,25 @@ fn a_current_thread_runtime_that_nobody_drives_is_none() {
 
 #[test]
 fn a_turn_of_many_short_marks_is_certain_when_it_has_outlasted_four_polls() {
+    // Some of them come or go during a look.
+    for settled in [true, false] {
+        let mut world = at_work();
+        let (ticks, found) = world.until_found(|world| {
+            world.slot().epoch += 1;
+            world.settled = settled;
+            world.compute(TICK)
+        });
+        let stall = began(&found).unwrap();
+        assert_eq!(stall.held_by, HeldBy::CountedOut);
+        assert!(TICK * ticks >= THRESHOLD * POLLS_IN_A_TURN);
+    }
+    // The turn has moved on during each look.
     let mut world = at_work();
-    let (ticks, found) = world.until_found(|world| {
+    for _ in 0..100 {
         world.slot().epoch += 1;
-        world.compute(TICK)
-    });
-    let stall = began(&found).unwrap();
-    assert_eq!(stall.held_by, HeldBy::CountedOut);
-    assert!(TICK * ticks >= THRESHOLD * POLLS_IN_A_TURN);
+        (world.settled, world.still) = (false, false);
+        assert_eq!(world.compute(TICK), []);
+    }
 }
 
 #[test]

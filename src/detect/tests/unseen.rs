@@ -101,3 +101,76 @@ fn the_end_of_a_poll_that_lies_after_the_sample_blames_nobody_for_the_time_betwe
     assert!(ended(&ended_at(20, 21)).is_some());
     assert_eq!(ended_at(40, 12), []);
 }
+
+#[test]
+fn blocking_that_was_allowed_in_a_poll_that_no_look_has_met_does_not_count() {
+    // D80.
+    let ended_after = |allowed_until: u64| {
+        let mut world = World::parked().wake().with_turns();
+        world.compute(ms(5));
+        let poll = PollKey {
+            thread: THREAD,
+            epoch: 1,
+        };
+        let slot = world.slot();
+        slot.epoch += 2;
+        slot.started = Some(at(6));
+        slot.allowed_until = Some(at(allowed_until));
+        world.record(poll, at(26));
+        world.next_turn();
+        let mut found = world.sleep(ms(25));
+        world.publish(ms(26));
+        for _ in 0..3 {
+            world.counters.parks += 2;
+            world.next_turn();
+            found.extend(world.compute(TICK));
+        }
+        found
+    };
+    assert_eq!(ended_after(17), [], "9 ms of its own");
+    let stall = ended(&ended_after(15)).expect("11 ms of its own");
+    assert_eq!((stall.since, stall.duration), (at(15), ms(11)));
+}
+
+#[test]
+fn blocking_that_was_allowed_just_before_the_end_does_not_count() {
+    // D80.
+    let ended_after = |allowed_until: Option<u64>| {
+        let mut world = World::polling_since(5).with_turns();
+        world.compute(ms(8));
+        world.slot().allowed_until = allowed_until.map(at);
+        world.end_poll(Some(at(18)));
+        let mut found = world.sleep(ms(6));
+        world.publish(ms(18));
+        for _ in 0..3 {
+            world.counters.parks += 2;
+            world.next_turn();
+            found.extend(world.compute(TICK));
+        }
+        found
+    };
+    assert!(ended(&ended_after(None)).is_some());
+    assert_eq!(ended_after(Some(17)), []);
+}
+
+#[test]
+fn a_poll_that_was_first_met_just_before_its_end_is_followed() {
+    // D239. The record is read long after the sample that met the mark.
+    let mut world = World::parked().wake().with_turns();
+    world.compute(ms(5));
+    world.begin_poll(Some(at(9)));
+    let poll = world.slot().poll();
+    world.record(poll, at(26));
+    world.next_turn();
+    let mut found = world.compute(TICK);
+    world.slot().epoch += 1;
+    found.extend(world.compute(ms(17)));
+    world.publish(ms(26));
+    for _ in 0..3 {
+        world.counters.parks += 2;
+        world.next_turn();
+        found.extend(world.compute(TICK));
+    }
+    let stall = ended(&found).expect("17 ms");
+    assert_eq!(stall.duration, ms(17));
+}

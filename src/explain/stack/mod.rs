@@ -172,7 +172,7 @@ impl std::fmt::Debug for Explainer {
     }
 }
 
-/// The reason why no line of the program can be named, and the mend. `None` if lines can be named.
+/// The reason why no line of the program can be named, and the fix. `None` if lines can be named.
 ///
 /// # Cost
 ///
