@@ -27,7 +27,7 @@ pub(super) struct Hold {
     pub(super) held_by: HeldBy,
     /// The hold began no earlier than this, and no later than its period. The two are equal if the
     /// begin was measured.
-    earliest: Nanos,
+    pub(super) earliest: Nanos,
     pub(super) period: Period,
     /// The host's part of the time.
     host: Duration,

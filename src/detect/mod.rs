@@ -202,9 +202,9 @@ impl Detector {
         hold.map(|hold| hold.period.since)
     }
 
-    /// The time since which one thing holds the worker.
+    /// The earliest time since which one thing may hold the worker.
     pub(crate) fn hold_since(&self) -> Option<Nanos> {
-        self.hold.map(|hold| hold.period.since)
+        self.hold.map(|hold| hold.earliest)
     }
 
     /// The last sample.
@@ -522,7 +522,10 @@ impl Detector {
         } else {
             Proof::Stack(hold.shown)
         };
-        let stall = hold.stall_until(record.ended, Duration::ZERO, Certainty::Certain);
+        let stall = Stall {
+            name: record.name,
+            ..hold.stall_until(record.ended, Duration::ZERO, Certainty::Certain)
+        };
         let unconfirmed = Unconfirmed::new(stall, hold.period.busy_before, proof);
         self.unconfirmed.push(unconfirmed);
     }

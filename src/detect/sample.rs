@@ -166,6 +166,11 @@ impl Sample {
         }
     }
 
+    /// The system call that the thread sleeps in.
+    pub(crate) fn asleep_in(&self) -> Option<Call> {
+        self.asleep()?.1
+    }
+
     /// The part of the time since the last sample in which the process was stopped.
     pub(super) fn stopped(&self, rules: &Rules, since_last: Duration) -> Duration {
         Late::of(self, rules, since_last).stopped

@@ -20,6 +20,8 @@ pub(crate) struct Live {
     pub(crate) runtime: Arc<WatchedRuntime>,
     pub(crate) worker: usize,
     pub(crate) stall: Stall,
+    /// The call that it has slept in longest, as that was looked up while the thread slept in it.
+    pub(crate) slept_in: Option<SleptIn>,
     /// Whether it has been written to standard error.
     pub(crate) last_words: Arc<AtomicBool>,
 }
@@ -37,7 +39,7 @@ impl Live {
     pub(crate) fn report_now(&self) -> StallReport {
         let mut now = self.clone();
         now.stall.duration = clock::now().since(self.stall.since);
-        now.report(Phase::Ongoing, self.stall.call.map(SleptIn::now), &[])
+        now.report(Phase::Ongoing, self.slept_in, &[])
     }
 
     /// The report of this stall, without names and stacks.

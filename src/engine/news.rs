@@ -7,7 +7,7 @@
 use super::{Live, WatchState, WatchedRuntime};
 use crate::capture::RawStack;
 use crate::clock::Nanos;
-use crate::explain::{Explained, SleptIn};
+use crate::explain::Explained;
 use crate::report::{NoStack, Phase};
 #[cfg(feature = "tower")]
 use crate::requests::RequestNews;
@@ -60,8 +60,6 @@ pub(crate) struct StallNews {
     /// stall.
     pub(crate) phase: Option<Phase>,
     pub(crate) live: Live,
-    /// The system call in which the thread was last seen asleep.
-    pub(crate) slept_in: Option<SleptIn>,
     /// The time for which no worker has waited for the runtime's sockets and timers; `None` if it
     /// is not known.
     pub(crate) driver_frozen: Option<Duration>,
@@ -88,8 +86,6 @@ pub(crate) enum Work {
         worker: usize,
         /// The age of the stall when the stack was asked for.
         after: Duration,
-        /// The thread was in the call that the stall has slept in longest.
-        asleep: bool,
         stack: RawStack,
     },
     /// A stack of a thread of a blocking pool that lets a closure wait, and the channel for the
@@ -115,8 +111,8 @@ pub(crate) struct StackNews {
     pub(crate) id: StallId,
     /// The age of the stall when the stack was asked for.
     pub(crate) after: Duration,
-    /// The thread was in the call that the stall has slept in longest.
-    pub(crate) asleep: bool,
+    /// The next instruction and the stack pointer of the thread.
+    pub(crate) position: (u64, u64),
     pub(crate) stack: Result<Explained, NoStack>,
 }
 

@@ -3,7 +3,7 @@
 //! *Runs on:* the user's threads, and `stall-serve`.
 
 use super::{Shared, WatchState, WatchedRuntime};
-use crate::report::{Profile, StallReport};
+use crate::report::{Phase, Profile, StallReport};
 use std::sync::Arc;
 
 /// One watch and the shared data, for its guard and its server.
@@ -22,16 +22,18 @@ impl View {
         let recent = self.watch.recent.lock();
         live.iter()
             .filter(|live| Arc::ptr_eq(&live.runtime.watch, &self.watch))
-            .map(|live| {
+            .filter_map(|live| {
                 let now = live.report_now();
                 match recent.stall(live.id.0) {
-                    Some(named) => StallReport {
+                    // It is over since the list was copied.
+                    Some(named) if named.phase == Phase::Ended => None,
+                    Some(named) => Some(StallReport {
                         duration: now.duration,
                         certainty: now.certainty,
                         time: now.time,
                         ..named
-                    },
-                    None => now,
+                    }),
+                    None => Some(now),
                 }
             })
             .collect()

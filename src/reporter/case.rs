@@ -6,13 +6,13 @@
 
 use super::names::{self, Names};
 use crate::clock::Nanos;
+use crate::detect::Stall;
 use crate::engine::{StackNews, StallNews, WatchState};
 use crate::explain::{Explained, SleptIn, advice};
 use crate::probe::SpanRef;
 use crate::report::{
     Cause, Certainty, Frame, Missing, NoStack, Phase, StackSample, StallReport, add_stack, site,
 };
-use crate::slot::Slot;
 use std::time::Duration;
 
 /// One stall, or one poll that may become one.
@@ -22,10 +22,14 @@ pub(super) struct Case {
     pub(super) at: Nanos,
     /// Looked up while the poll is suspected, and again at each announcement until there is a span.
     names: Option<Names>,
+    /// The name of the thread, and the kernel's number for it.
+    thread: Option<(String, u32)>,
     /// The figures of the last announcement.
     latest: Option<StallNews>,
     slept_in: Option<SleptIn>,
     stacks: Vec<StackSample>,
+    /// Where the thread was in each of them: the next instruction and the stack pointer.
+    positions: Vec<(u64, u64)>,
     /// Stacks that the explainer has answered.
     answered: u32,
     truncated: bool,
@@ -41,8 +45,9 @@ impl Case {
     /// Takes in news from the watchdog.
     pub(super) fn take(&mut self, news: StallNews) {
         self.name(&news);
+        self.thread = self.thread.take().or_else(|| thread_of(&news));
         if news.phase.is_some() {
-            self.slept_in = news.slept_in.or(self.slept_in);
+            self.slept_in = news.live.slept_in.or(self.slept_in);
             self.latest = Some(news);
         }
     }
@@ -63,13 +68,13 @@ impl Case {
     pub(super) fn add(&mut self, news: StackNews) {
         self.answered += 1;
         match news.stack {
-            Ok(explained) => self.keep(news.after, news.asleep, explained),
+            Ok(explained) => self.keep(news.after, news.position, explained),
             Err(why) => self.has_no_stack(why),
         }
     }
 
     /// Keeps a stack. One that is there already is counted.
-    fn keep(&mut self, after: Duration, asleep: bool, explained: Explained) {
+    fn keep(&mut self, after: Duration, position: (u64, u64), explained: Explained) {
         self.no_stack = None;
         self.truncated |= explained.truncated;
         self.lost |= explained.lost;
@@ -86,9 +91,12 @@ impl Case {
                 frames: explained.frames,
                 certain_frames: explained.certain,
                 complete: explained.complete,
-                asleep,
+                asleep: false,
             },
         );
+        if self.positions.len() < self.stacks.len() {
+            self.positions.push(position);
+        }
     }
 
     /// Notes why the stack that was asked for will not come.
@@ -138,10 +146,11 @@ impl Case {
         let news = self.latest.as_ref()?;
         let phase = news.phase?;
         let time = &news.live.stall.split;
-        let telling = site::telling(&self.stacks, time.asleep > time.cpu);
-        let frames = telling.map_or(&[][..], |index| &self.stacks[index].frames);
+        let stacks = self.stacks_of(&news.live.stall);
+        let telling = site::telling(&stacks, time.asleep > time.cpu);
+        let frames = telling.map_or(&[][..], |index| &stacks[index].frames);
         let mut report = news.live.report(phase, self.slept_in, frames);
-        self.add_names(news, &mut report);
+        self.add_names(&mut report);
         report.driver_frozen = news.driver_frozen;
         report.representative_stack = telling;
         report.site = site::site(frames);
@@ -151,10 +160,21 @@ impl Case {
         };
         let watch = &news.live.runtime.watch;
         report.advice = advise(&report, frames, watch);
-        report.stacks.clone_from(&self.stacks);
+        report.stacks = stacks;
         (report.seen_here, report.lost_here) = watch.profile.lock().seen(&report);
         self.add_missing(&mut report);
         Some(report)
+    }
+
+    /// The stacks, and whether each was taken in the call that the stall has slept in longest by
+    /// now: a stack may be older than that call.
+    fn stacks_of(&self, stall: &Stall) -> Vec<StackSample> {
+        let call = stall.call.map(|call| (call.pc, call.sp));
+        let mut stacks = self.stacks.clone();
+        for (stack, position) in stacks.iter_mut().zip(&self.positions) {
+            stack.asleep = call == Some(*position);
+        }
+        stacks
     }
 
     /// The innermost span of the poll.
@@ -163,15 +183,16 @@ impl Case {
     }
 
     /// Adds the names of the poll and of its thread.
-    fn add_names(&self, news: &StallNews, report: &mut StallReport) {
+    fn add_names(&self, report: &mut StallReport) {
         let names = self.names.clone().unwrap_or_default();
         report.span = names.span;
         report.task = names.task.or(report.task);
         report.spawned_at = names.spawned_at;
         report.missing = names.missing;
-        let slot = news.thread.as_ref().map(|thread| thread.slot);
-        report.thread = slot.map(Slot::thread_name);
-        report.tid = slot.map(Slot::tid).filter(|tid| *tid != 0);
+        if let Some((name, tid)) = &self.thread {
+            report.thread = Some(name.clone());
+            report.tid = Some(*tid).filter(|tid| *tid != 0);
+        }
     }
 
     /// The reason why no stack was ever asked for, of a stall that is over.
@@ -223,6 +244,14 @@ impl Case {
     }
 }
 
+/// The name and the number of the thread, unless its slot has another owner by now.
+fn thread_of(news: &StallNews) -> Option<(String, u32)> {
+    let thread = news.thread.as_ref()?;
+    let slot = thread.slot;
+    let named = (slot.thread_name(), slot.tid());
+    (slot.tenancy() == thread.tenancy).then_some(named)
+}
+
 /// The user's own advice if one fits, else that of the table. A stall that is mostly the host's has
 /// a part of the code as well, and a known function is worth a word about it.
 fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<String> {
@@ -247,6 +276,7 @@ mod tests {
     use super::super::tests::{Stage, stack};
     use super::*;
     use crate::FutureExt;
+    use crate::os::Call;
     use crate::report::{Origin, TimeSplit};
 
     fn missing(case: &Case) -> Vec<Missing> {
@@ -354,6 +384,36 @@ mod tests {
             host.ends_with(&format!("For the code's own part: {code}")),
             "{host}"
         );
+    }
+
+    #[test]
+    fn the_stack_of_the_sleep_that_was_longest_in_the_end_shows_the_stall() {
+        let stage = Stage::new();
+        let mut case = Case::default();
+        let call = |pc| Call {
+            number: 1,
+            first: 0,
+            sp: 0x7000,
+            pc,
+        };
+        for (pc, function) in [(1, "app::first"), (2, "app::second")] {
+            let mut stack = stack(1, function);
+            stack.position = (pc, 0x7000);
+            case.add(stack);
+        }
+        let mut site_of = |longest| {
+            let mut news = stage.news(1, Some(Phase::Ongoing));
+            news.live.stall.call = Some(call(longest));
+            news.live.stall.split.asleep = Duration::from_millis(20);
+            case.take(news);
+            case.report()
+                .expect("a report")
+                .site
+                .expect("a site")
+                .function
+        };
+        assert_eq!(site_of(1), "app::first");
+        assert_eq!(site_of(2), "app::second");
     }
 
     #[test]

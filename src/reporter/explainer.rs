@@ -61,16 +61,16 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             runtime,
             worker,
             after,
-            asleep,
             stack,
         } => {
+            let position = stack.position();
             let stack = explain(explainer, &runtime.watch, &stack);
             let shown = stack.as_ref().ok().and_then(explain::shown);
             runtime.verdicts[worker].put(id, shown.unwrap_or(StackVerdict::Inconclusive));
             let news = StackNews {
                 id,
                 after,
-                asleep,
+                position,
                 stack,
             };
             // Waits for room, since the reporter waits for an answer to each stack. The send fails

@@ -158,7 +158,9 @@ impl Reporter<'_> {
     /// The case of a stall, which is made if there is none. The oldest one makes room.
     fn case(&mut self, id: StallId) -> &mut Case {
         if self.cases.len() >= CASES && !self.cases.contains_key(&id) {
-            let oldest = self.cases.iter().min_by_key(|(_, case)| case.at);
+            // A stall that goes on stays: it would be counted again.
+            let age = |case: &Case| (case.latest().is_some() && !case.is_over(), case.at);
+            let oldest = self.cases.iter().min_by_key(|(_, case)| age(case));
             if let Some(oldest) = oldest.map(|(id, _)| *id) {
                 self.forget(oldest);
             }
@@ -263,9 +265,9 @@ mod tests {
                     runtime: self.runtime.clone(),
                     worker: 0,
                     stall,
+                    slept_in: None,
                     last_words: Arc::default(),
                 },
-                slept_in: None,
                 driver_frozen: None,
                 thread: None,
                 stacks: 0,
@@ -323,7 +325,7 @@ mod tests {
         StackNews {
             id: StallId(id),
             after: Duration::from_millis(20),
-            asleep: false,
+            position: (0, 0),
             stack: Ok(Explained {
                 frames: vec![frame],
                 certain: 1,
@@ -431,5 +433,17 @@ mod tests {
         assert_eq!(stage.phases(), [Phase::Ended]);
         assert_eq!(reporter.cases.len(), CASES);
         assert!(!reporter.cases.contains_key(&StallId(1)));
+    }
+
+    #[test]
+    fn a_stall_that_goes_on_does_not_make_room_for_suspicions() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        reporter.take(stage.announcement(1, Phase::Began, 0));
+        for id in 2..=CASES as u64 + 2 {
+            reporter.take(Message::Stall(Box::new(stage.news(id, None))));
+        }
+        assert!(reporter.cases.contains_key(&StallId(1)));
+        assert!(!reporter.cases.contains_key(&StallId(2)));
     }
 }

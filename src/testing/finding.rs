@@ -116,8 +116,7 @@ fn look_at(cost: &Cost, first_sleep: FirstSleep) -> (Slept, Vec<Frame>) {
 
 fn blocked_cause(slept: Slept) -> Cause {
     Cause::Blocked(match slept {
-        Slept::In(kind) => kind,
-        Slept::InFile => Blocking::File,
+        Slept::In(kind) | Slept::InQuickCall(kind) => kind,
         Slept::NotAsked | Slept::NotSeen | Slept::Excused(_) => Blocking::Other,
     })
 }

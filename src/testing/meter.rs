@@ -292,14 +292,15 @@ impl Allowed {
             Some(meter.regions == 1)
         });
         Some(Allowed {
-            before: is_outermost??.then(UsageReading::before),
+            // The other order than that of a poll: this sleep is taken off.
+            before: is_outermost??.then(UsageReading::after),
         })
     }
 }
 
 impl Drop for Allowed {
     fn drop(&mut self) {
-        let after = UsageReading::after();
+        let after = UsageReading::before();
         with_meter(|meter| {
             meter.regions = meter.regions.saturating_sub(1);
             if let Some(before) = self.before {

@@ -43,8 +43,9 @@ pub(super) enum Slept {
     NotSeen,
     /// A sleep in a call of the code's own.
     In(Blocking),
-    /// A sleep in a call that a cache answers as a rule: a file is read, written or opened.
-    InFile,
+    /// A sleep in a call that seldom waits: a cache has the file that is read, written or opened,
+    /// or the socket does not block.
+    InQuickCall(Blocking),
     /// A sleep that no code can avoid.
     Excused(Excuse),
 }
@@ -126,7 +127,7 @@ fn sleep(thread: &ThreadCost, slept: Slept) -> Verdict {
     }
     let is_long = match slept {
         Slept::NotAsked => thread.asleep >= FLOOR_UNSEEN,
-        Slept::InFile | Slept::NotSeen => thread.asleep >= FLOOR_OF_FILES,
+        Slept::InQuickCall(_) | Slept::NotSeen => thread.asleep >= FLOOR_OF_FILES,
         // A signal does not wake a thread that waits for a disk.
         Slept::In(Blocking::File) => thread.asleep >= FLOOR,
         Slept::In(_) | Slept::Excused(_) => thread.asleep + thread.run_queue >= FLOOR,
@@ -135,7 +136,7 @@ fn sleep(thread: &ThreadCost, slept: Slept) -> Verdict {
         return Verdict::Clean;
     }
     match slept {
-        Slept::NotAsked | Slept::In(_) | Slept::InFile => Verdict::Blocked,
+        Slept::NotAsked | Slept::In(_) | Slept::InQuickCall(_) => Verdict::Blocked,
         Slept::NotSeen => Verdict::Excused(Excuse::PageFault),
         Slept::Excused(excuse) => Verdict::Excused(excuse),
     }
@@ -153,10 +154,14 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
     if tokio.any(|frame| names(frame, &["block_in_place"])) {
         return Slept::Excused(Excuse::MovedAway);
     }
-    match excuse(frames) {
-        Some(excuse) => Slept::Excused(excuse),
-        None => kind(called(frames).0),
+    if let Some(excuse) = excuse(frames) {
+        return Slept::Excused(excuse);
     }
+    let (called, caller) = called(frames);
+    if caller.is_some_and(seldom_waits) {
+        return Slept::InQuickCall(Blocking::Network);
+    }
+    kind(called)
 }
 
 /// Whether a short lock of this crate is what the thread sleeps in.
@@ -180,6 +185,23 @@ fn excuse(frames: &[Frame]) -> Option<Excuse> {
     inner.map(|_| Excuse::AllocatorLock)
 }
 
+/// Whether this function calls the kernel, and does not wait there: it has sockets that do not
+/// block, or a waker. The signal may have met such a call after another sleep, that was short.
+fn seldom_waits(caller: &Frame) -> bool {
+    let quick = [
+        "mio::net",
+        "mio::waker",
+        "mio::io_source",
+        "mio::sys::unix::waker",
+    ];
+    let is_own = caller.origin == Origin::Own;
+    !is_own
+        && names(
+            caller,
+            &[&quick[..], &["tokio::net::", "tokio::runtime::io::"]].concat(),
+        )
+}
+
 /// The kind of a sleep in these functions.
 fn kind(called: &[Frame]) -> Slept {
     let any = |parts| any_names(called, parts);
@@ -188,7 +210,7 @@ fn kind(called: &[Frame]) -> Slept {
     }
     match KINDS.iter().find(|(_, parts)| any(parts)) {
         Some((kind, _)) => Slept::In(*kind),
-        None if any(CACHED) => Slept::InFile,
+        None if any(CACHED) => Slept::InQuickCall(Blocking::File),
         None => Slept::In(Blocking::Other),
     }
 }
@@ -298,7 +320,7 @@ mod tests {
             "woken by our own signal"
         );
         assert_eq!(judge(&woken, Slept::NotAsked, None), Verdict::Clean);
-        let file = Slept::InFile;
+        let file = Slept::InQuickCall(Blocking::File);
         assert_eq!(judged(1, FLOOR_OF_FILES, file), Verdict::Blocked);
         assert_eq!(judged(1, FLOOR_OF_FILES - NS, file), Verdict::Clean);
         assert_eq!(judged(1, FLOOR_UNSEEN, Slept::NotAsked), Verdict::Blocked);
@@ -413,7 +435,19 @@ mod tests {
                 Blocking::File,
                 "sys fsync, std std::fs::File::sync_all, own f",
             ),
-            ("sys read, std std::fs::read, own f", Slept::InFile),
+            (
+                "sys read, std std::fs::read, own f",
+                Slept::InQuickCall(Blocking::File),
+            ),
+            (
+                "sys sendto, std std::net::tcp::TcpStream::write, dep mio::net::tcp::stream::TcpStream::write, \
+                 rt tokio::net::tcp::stream::TcpStream::try_write, own f",
+                Slept::InQuickCall(Blocking::Network),
+            ),
+            own(
+                Blocking::Network,
+                "sys recvfrom, std std::net::tcp::TcpStream::read, dep db::Client::query, own f",
+            ),
             own(
                 Blocking::Network,
                 "sys connect, std std::net::TcpStream::connect, own f",

@@ -417,7 +417,7 @@ fn blame(report: &StallReport) -> Blame {
         return Blame::Nobody;
     }
     let is_unknown = report.cause == Cause::Unknown && crate::os::own_usage().is_some();
-    if report.cause.is_host() || is_unknown || is_excused(report) {
+    if report.cause.is_host() || is_unknown || is_excused(report) || is_unexplained(report) {
         Blame::Host
     } else {
         Blame::Code
@@ -433,7 +433,7 @@ fn is_excused(report: &StallReport) -> bool {
     let kinds: Vec<Slept> = kinds.collect();
     let is_by_code = |slept: &Slept| match slept {
         Slept::In(kind) => *kind != Blocking::Other,
-        Slept::InFile => true,
+        Slept::InQuickCall(_) => true,
         _ => false,
     };
     let is_blocked = matches!(report.cause, Cause::Blocked(_));
@@ -441,6 +441,26 @@ fn is_excused(report: &StallReport) -> bool {
     // One stack may show the start of a thread, which is excused, and the next one a wait for it.
     is_blocked && excused && !kinds.iter().any(is_by_code)
 }
+
+/// Whether a thread waited for something like a lock, for no longer than an inner lock is held on a
+/// busy machine, and there was no room for its stack, which could tell whose lock it was.
+fn is_unexplained(report: &StallReport) -> bool {
+    let is_short = report.time.asleep < LONGEST_INNER_WAIT;
+    let is_lock = matches!(
+        report.cause,
+        Cause::Blocked(Blocking::Lock | Blocking::Other)
+    );
+    let no_room = |missing: &Missing| {
+        matches!(
+            missing,
+            Missing::Stack(NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn)
+        )
+    };
+    is_short && is_lock && report.missing.iter().any(no_room)
+}
+
+/// The longest wait for a lock inside of tokio or the allocator that the host explains (D192).
+const LONGEST_INNER_WAIT: Duration = Duration::from_secs(1);
 
 fn is_planted(report: &StallReport) -> bool {
     report

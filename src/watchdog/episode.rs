@@ -6,7 +6,8 @@
 use crate::detect::Stall;
 use crate::engine::{Shared, StallId};
 use crate::explain::SleptIn;
-use crate::report::{NoStack, Phase};
+use crate::os::Call;
+use crate::report::NoStack;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -34,18 +35,13 @@ impl Episode {
         !std::mem::replace(&mut self.is_announced, true)
     }
 
-    /// The call that the thread was last seen asleep in. The target of its descriptor is looked up
-    /// once, while the thread sleeps in that call.
-    pub(super) fn slept_in(&mut self, stall: &Stall, phase: Option<Phase>) -> Option<SleptIn> {
+    /// The call that the stall has slept in longest. The target of its descriptor is looked up
+    /// once, if the thread sleeps in that call `now`: later, the number may be another file's.
+    pub(super) fn slept_in(&mut self, stall: &Stall, now: Option<Call>) -> Option<SleptIn> {
         let call = stall.call?;
         let known = self.slept_in.filter(|known| known.call == call);
-        self.slept_in = known.or_else(|| {
-            Some(match phase {
-                Some(Phase::Ended) => SleptIn::long_ago(call),
-                _ => SleptIn::now(call),
-            })
-        });
-        self.slept_in
+        self.slept_in = known.or_else(|| (now == Some(call)).then(|| SleptIn::now(call)));
+        Some(self.slept_in.unwrap_or(SleptIn::long_ago(call)))
     }
 
     /// How long the driver has been frozen during the stall. A worker may be back in the driver
@@ -61,8 +57,9 @@ impl Episode {
     }
 }
 
-/// Suspicions that are remembered. One may be proven after its end, by its stack.
-const SUSPICIONS: usize = 4;
+/// Suspicions that are remembered. One may be proven after its end, by its stack. So many stacks
+/// can wait until the first debug information has been read.
+const SUSPICIONS: usize = 8;
 
 /// The stalls of one worker that are not over.
 ///

@@ -125,8 +125,6 @@ pub(super) struct Sampled {
     pub(super) serial: u64,
     /// The age of the stall when the stack was asked for.
     pub(super) after: Duration,
-    /// The thread was in the call that the stall has slept in longest.
-    pub(super) asleep: bool,
     pub(super) stack: Result<RawStack, NoStack>,
 }
 
@@ -135,9 +133,6 @@ impl Sampled {
         Sampled {
             serial: stall.serial,
             after: stall.duration,
-            asleep: stack
-                .as_ref()
-                .is_ok_and(|stack| is_in_its_call(stack, stall)),
             stack,
         }
     }

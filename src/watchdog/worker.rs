@@ -75,7 +75,7 @@ impl WorkerWatch {
         self.episodes.is_any_announced()
     }
 
-    /// The begin of a poll that holds the worker, and is no stall yet.
+    /// The earliest begin of a poll that holds the worker, and is no stall yet.
     pub(super) fn suspected_since(&self) -> Option<Nanos> {
         let is_announced = self.episodes.is_any_announced();
         self.detector.hold_since().filter(|_| !is_announced)
@@ -225,7 +225,6 @@ impl WorkerWatch {
                 runtime: runtime.clone(),
                 worker,
                 after: sampled.after,
-                asleep: sampled.asleep,
                 stack,
             };
             out.explain(work).inspect_err(|_| verdict.expect_no_more())
@@ -303,6 +302,8 @@ impl WorkerWatch {
     ) -> StallNews {
         let (phase, stall) = parts(finding);
         let thread = self.thread_of(&stall);
+        let last = self.detector.last();
+        let asleep_in = last.and_then(|last| last.asleep_in());
         let episode = self.episodes.of(stall.serial, shared);
         if phase.is_some() && episode.announce() {
             runtime.stats.count(stall.certainty);
@@ -315,9 +316,9 @@ impl WorkerWatch {
                 runtime: runtime.clone(),
                 worker: self.worker.index(),
                 stall,
+                slept_in: episode.slept_in(&stall, asleep_in),
                 last_words: episode.last_words.clone(),
             },
-            slept_in: episode.slept_in(&stall, phase),
             driver_frozen: frozen.map(|now| episode.driver_frozen(now, &stall)),
             thread,
             stacks: episode.stacks,

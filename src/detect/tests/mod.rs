@@ -32,6 +32,9 @@ const PARKED: Call = Call {
     pc: 0x4100,
 };
 
+/// The name in the records of polls.
+const NAME: u32 = 9;
+
 fn rules() -> Rules {
     Rules {
         threshold: THRESHOLD,
@@ -182,14 +185,14 @@ impl World {
         }
     }
 
-    /// The thread leaves a record of a poll.
+    /// The thread leaves a record of a poll, with [`NAME`].
     fn record(&mut self, poll: PollKey, ended: Nanos) {
         let record = LongPoll {
             epoch: poll.epoch,
             started: self.slot().started,
             allowed_until: self.slot().allowed_until,
             ended,
-            name: 0,
+            name: NAME,
         };
         self.records.push((poll, record));
     }

@@ -98,7 +98,7 @@ fn the_end_of_a_poll_that_lies_after_the_sample_blames_nobody_for_the_time_betwe
         }
         found
     };
-    assert!(ended(&ended_at(20, 21)).is_some());
+    assert_eq!(ended(&ended_at(20, 21)).expect("15 ms").name, NAME);
     assert_eq!(ended_at(40, 12), []);
 }
 
