@@ -28,6 +28,9 @@ pub(crate) struct Hold {
     asleep: Duration,
     /// The time between looks of which it has slept a part.
     dozed: Duration,
+    /// The same of a thread that runs since: it may have waited for a CPU, which the kernel counts
+    /// once it has one. With the thread's number of runs.
+    uncounted: (Duration, u64),
     /// The blamed time at which the next report is due.
     due: Duration,
     is_announced: bool,
@@ -60,6 +63,15 @@ enum HoldProof {
     OneSleep,
     /// Each stack has shown a poll at the same place.
     Stacks,
+}
+
+/// A look at the thread, with two moments: the first one is after the look before, and the second
+/// one before this look. The observer may lose its CPU at each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub(crate) look: ThreadLook,
+    pub(crate) since: Instant,
+    pub(crate) now: Instant,
 }
 
 /// The start of a hold.
@@ -95,13 +107,19 @@ impl Hold {
             first: from.look,
             asleep: Duration::ZERO,
             dozed: Duration::ZERO,
+            uncounted: (Duration::ZERO, 0),
             due: threshold,
             is_announced: false,
             stack_due: threshold / 2,
             slept: Vec::new(),
         };
         if sleeps {
-            hold.account(process, from.look, None, Slept::AllAlong, from.now);
+            let seen = Seen {
+                look: from.look,
+                since: from.since,
+                now: from.now,
+            };
+            hold.account(process, seen, None, Slept::AllAlong);
         }
         hold
     }
@@ -116,13 +134,7 @@ impl Hold {
     }
 
     /// Goes on to this look. Returns false once it is over, or not proven any more.
-    pub(crate) fn goes_on(
-        &mut self,
-        process: &ObservedProcess,
-        look: ThreadLook,
-        slept: Slept,
-        now: Instant,
-    ) -> bool {
+    pub(crate) fn goes_on(&mut self, process: &ObservedProcess, seen: Seen, slept: Slept) -> bool {
         let mut on_cpu = None;
         let holds = match &mut self.proof {
             HoldProof::Counted(end) => {
@@ -130,12 +142,20 @@ impl Hold {
                 on_cpu.is_some()
             }
             HoldProof::OneSleep => slept == Slept::AllAlong,
-            HoldProof::Stacks => matches!(look.doing, Doing::Runs),
+            HoldProof::Stacks => matches!(seen.look.doing, Doing::Runs),
         };
         if holds {
-            self.account(process, look, on_cpu, slept, now);
+            self.account(process, seen, on_cpu, slept);
         }
         holds
+    }
+
+    /// Whether the poll is over, as far as that is counted.
+    pub(crate) fn is_over(&mut self) -> bool {
+        match &mut self.proof {
+            HoldProof::Counted(end) => end.on_cpu().is_none(),
+            HoldProof::OneSleep | HoldProof::Stacks => false,
+        }
     }
 
     /// Whether a new stack shows the same poll, as far as a stack can.
@@ -157,15 +177,19 @@ impl Hold {
     fn account(
         &mut self,
         process: &ObservedProcess,
-        look: ThreadLook,
+        Seen { look, since, now }: Seen,
         on_cpu: Option<Duration>,
         slept: Slept,
-        now: Instant,
     ) {
-        let passed = now - self.until;
-        self.until = now;
+        let passed = now.saturating_duration_since(self.until);
+        self.until = self.until.max(now);
+        let runs = matches!(look.doing, Doing::Runs);
+        if !runs || look.runs != self.uncounted.1 {
+            self.dozed += std::mem::take(&mut self.uncounted.0);
+        }
         match slept {
-            Slept::AllAlong => self.asleep += passed,
+            Slept::AllAlong => self.asleep += passed.min(now.saturating_duration_since(since)),
+            Slept::Partly if runs => self.uncounted = (self.uncounted.0 + passed, look.runs),
             Slept::Partly => self.dozed += passed,
             Slept::Never => {}
         }

@@ -14,6 +14,7 @@ use crate::observer::target::Target;
 use crate::observer::text;
 use crate::observer::watch::ProcessWatch;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -69,7 +70,7 @@ fn threshold() -> Duration {
 /// Watches a child until it ends. Returns the last report of each stall.
 fn watch_child(child: &mut Child, mut watch: ProcessWatch) -> Result<Vec<StallReport>, Problem> {
     let mut reports = Vec::new();
-    while child.try_wait()?.is_none() {
+    while !os::has_ended(child.id()) {
         reports.extend(watch.tick()?);
         std::thread::sleep(watch.tick_length());
     }
@@ -94,7 +95,11 @@ fn save(pid: u32, reports: &[StallReport]) -> Result<(), Problem> {
     for report in reports {
         show(report, true, &mut lines)?;
     }
-    std::fs::write(&path, lines).map_err(|error| Problem::File(path, error))
+    // The kernel may give the number to another process of the same run.
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(&lines));
+    written.map_err(|error| Problem::File(path, error))
 }
 
 fn code(status: ExitStatus) -> u8 {

@@ -18,7 +18,7 @@ pub(crate) struct Sight {
     pub(crate) threshold: Duration,
     pub(crate) workers: usize,
     /// The tests that run, each with its thread.
-    pub(crate) tests: Vec<(u32, String)>,
+    pub(crate) tests: Vec<(u32, Option<String>)>,
     pub(crate) stops: Stops,
     /// Threads that may be seized still, since they could not be stopped. They must be let go.
     pub(crate) seized: Vec<u32>,
@@ -135,10 +135,16 @@ impl Sight {
         Ok(copied)
     }
 
+    /// Notes the test that a thread runs; `None` if it runs one whose name is not known.
+    pub(super) fn note_test(&mut self, tid: u32, test: Option<String>) {
+        self.tests.retain(|(known, _)| *known != tid);
+        self.tests.push((tid, test));
+    }
+
     /// The test that runs, if there is only one. The threads of its runtime are its own.
     pub(super) fn only_test(&self) -> Option<String> {
         match self.tests.as_slice() {
-            [(_, test)] => Some(test.clone()),
+            [(_, test)] => test.clone(),
             _ => None,
         }
     }

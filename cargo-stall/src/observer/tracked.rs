@@ -6,7 +6,7 @@
 //! A stack is taken when the thread sleeps in one call for a tick, or has computed for a tick
 //! without a sleep. Later ones follow in longer and longer intervals while it is no worker.
 
-use crate::observer::hold::{Beginning, Hold, Slept, first_evidence};
+use crate::observer::hold::{Beginning, Hold, Seen, Slept, first_evidence};
 use crate::observer::os::PollEnd;
 use crate::observer::sight::Sight;
 use std::io;
@@ -112,22 +112,27 @@ impl Tracked {
             sight.tests.retain(|(tid, _)| *tid != self.tid);
             return false;
         };
+        // A begin is no earlier than this, and an end no later than `now`.
+        let looked_at = Instant::now();
         let before = self.last.replace(look);
         let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
-        let looked_before = std::mem::replace(&mut self.looked_at, now);
+        let looked_before = std::mem::replace(&mut self.looked_at, looked_at);
         if !same_sleep {
-            self.asleep_since = now;
-            self.unseen = now - looked_before;
+            self.asleep_since = looked_at;
+            self.unseen = looked_at - looked_before;
         }
         if look.doing != Doing::Runs || before.is_none_or(|before| before.doing != Doing::Runs) {
             self.free_at = looked_before;
         }
         self.forget_test(sight, look);
         let slept = self.slept(sight, same_sleep);
-        let goes_on = self
-            .hold
-            .as_mut()
-            .map(|hold| hold.goes_on(&sight.process, look, slept, now));
+        let seen = Seen {
+            look,
+            since: looked_before,
+            now,
+        };
+        let hold = self.hold.as_mut();
+        let goes_on = hold.map(|hold| hold.goes_on(&sight.process, seen, slept));
         match goes_on {
             Some(true) => self.go_on(sight, look, now, due),
             Some(false) => self.end_hold(now, due),
@@ -155,7 +160,7 @@ impl Tracked {
     fn forget_test(&mut self, sight: &mut Sight, look: ThreadLook) {
         if self.test.is_some() && self.hold.is_none() && self.known_sleep != Some(look.runs) {
             self.test = None;
-            sight.tests.retain(|(tid, _)| *tid != self.tid);
+            sight.note_test(self.tid, None);
         }
     }
 
@@ -188,12 +193,18 @@ impl Tracked {
             return;
         };
         let stack = self.next_stack(sight, look, age);
+        let is_known = match look.doing {
+            Doing::Sleeps(Some(_)) => self.known_sleep == Some(look.runs),
+            Doing::Sleeps(None) | Doing::Unknown => true,
+            Doing::Runs => false,
+        };
         let Some(hold) = &mut self.hold else {
             return;
         };
+        let is_shown = is_known || stack.is_some();
         if let Some(stack) = stack {
-            if !hold.fits(&stack) {
-                // Blocking is allowed where the worker was handed over.
+            // Blocking is allowed where the worker was handed over.
+            if !hold.fits(&stack) || hold.is_over() {
                 self.place = stack.place;
                 return self.end_hold(now, due);
             }
@@ -202,7 +213,10 @@ impl Tracked {
         if let Some(test) = sight.only_test().filter(|_| self.test.is_none()) {
             hold.evidence.thread = test;
         }
-        due.extend(hold.due_report().cloned());
+        // Without a stack, the worker may have been handed over since the last one.
+        if is_shown {
+            due.extend(hold.due_report().cloned());
+        }
     }
 
     /// Another stack of a poll that goes on, if one is due.
@@ -215,10 +229,16 @@ impl Tracked {
         let is_due = |hold: &&mut Hold| age >= hold.stack_due || hold.is_due();
         let hold = self.hold.as_mut().filter(is_due)?;
         hold.stack_due = age + (age / 2).max(sight.threshold / 4);
+        let is_worth_a_stop = hold.is_due();
         match look.doing {
-            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => self
-                .sleeping_stack(sight, look, call)
-                .filter(|stack| !stack.lost),
+            Doing::Sleeps(Some(call)) if self.known_sleep != Some(look.runs) => {
+                let stack = self.sleeping_stack(sight, look, call)?;
+                if stack.lost && is_worth_a_stop {
+                    self.stopped_in = Some(call);
+                    return self.stop(sight).ok();
+                }
+                Some(stack).filter(|stack| !stack.lost)
+            }
             Doing::Runs => self.stop(sight).ok(),
             _ => None,
         }
@@ -299,7 +319,11 @@ impl Tracked {
         }
         self.place_by(sight, &stack, now);
         if stack.place == ThreadPlace::Polling {
-            let since = if by_stop { now } else { self.asleep_since };
+            // After the look: between the stop and the sleep that goes on may have been other polls.
+            let (since, now) = match by_stop {
+                true => (Instant::now(), Instant::now()),
+                false => (self.asleep_since, now),
+            };
             let look = ThreadLook {
                 doing: look.doing,
                 ..still
@@ -449,8 +473,7 @@ impl Tracked {
     fn place_by(&mut self, sight: &mut Sight, stack: &ThreadStack, now: Instant) {
         self.place = stack.place;
         if let Some(test) = test_of(&stack.frames) {
-            sight.tests.retain(|(tid, _)| *tid != self.tid);
-            sight.tests.push((self.tid, test.clone()));
+            sight.note_test(self.tid, Some(test.clone()));
             self.test = Some(test);
         }
         if stack.place.is_worker() {
@@ -479,8 +502,14 @@ fn is_at(look: &ThreadLook, call: SleepCall) -> bool {
     }
 }
 
-/// Whether the thread has slept in one call from one look to the next.
+/// Whether the thread has slept in one call from one look to the next. A look reads the call first,
+/// so the number of runs may be that of the next one.
 fn is_same_sleep(before: &ThreadLook, after: &ThreadLook) -> bool {
-    let sleeps = |look: &ThreadLook| matches!(look.doing, Doing::Sleeps(_));
-    sleeps(before) && sleeps(after) && before.runs == after.runs
+    let registers = |call: Option<SleepCall>| call.map(|call| call.registers());
+    match (before.doing, after.doing) {
+        (Doing::Sleeps(before_in), Doing::Sleeps(after_in)) => {
+            before.runs == after.runs && registers(before_in) == registers(after_in)
+        }
+        _ => false,
+    }
 }

@@ -10,4 +10,4 @@ mod stop;
 
 pub(crate) use held::start_held;
 pub(crate) use poll_end::PollEnd;
-pub(crate) use stop::{is_let_go, stopped};
+pub(crate) use stop::{has_ended, is_let_go, stopped};

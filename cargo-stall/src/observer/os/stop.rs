@@ -68,6 +68,15 @@ pub(crate) fn is_let_go(tid: u32) -> bool {
     }
 }
 
+/// Whether a child has ended. Its exit is left to its parent. A wait for the child would take a
+/// stop of ours, too.
+pub(crate) fn has_ended(child: u32) -> bool {
+    matches!(
+        event(child as i32, libc::WNOHANG),
+        Ok(Some(Event::Exited)) | Err(_)
+    )
+}
+
 /// Takes the exit of a thread, so that its process can end. The exit of a child of ours is for the
 /// one who waits for children.
 fn take_exit(tid: i32) {
@@ -333,6 +342,22 @@ mod tests {
         until(|| is_zombie(tid, tid).then_some(()));
         // Its other threads die when they get a CPU.
         until(|| is_let_go(tid).then_some(()));
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_has_not_ended() {
+        let mut child = program();
+        let tid = child.id();
+        until(|| seized_thread(tid));
+        seize(tid as i32).unwrap();
+        request(libc::PTRACE_INTERRUPT, tid as i32, 0, std::ptr::null_mut()).unwrap();
+        let stopped = || stop_of(tid as i32, libc::WNOHANG).unwrap();
+        until(stopped);
+        assert!(!has_ended(tid));
+        until(|| is_let_go(tid).then_some(()));
+        drop(child.stdin.take());
+        until(|| has_ended(tid).then_some(()));
         assert!(child.wait().unwrap().success());
     }
 }
