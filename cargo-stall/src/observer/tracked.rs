@@ -319,7 +319,7 @@ impl Tracked {
         }
         self.place_by(sight, &stack, now);
         if stack.place == ThreadPlace::Polling {
-            // After the look: between the stop and the sleep that goes on may have been other polls.
+            // After the look: other polls may have been between the stop and this sleep.
             let (since, now) = match by_stop {
                 true => (Instant::now(), Instant::now()),
                 false => (self.asleep_since, now),
