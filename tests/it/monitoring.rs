@@ -150,6 +150,24 @@ fn names_of_metrics_are_found_in_a_query() {
     assert_eq!(found, expected.map(str::to_owned).into());
 }
 
+/// The values of labels. Those of a cause are the text of reports and logs, parted at the slash.
+const LABELS: &str = "
+Values of labels:
+
+| label | values |
+|---|---|
+| `cause` | `cpu`, `blocked`, `contention`, `throttled`, `suspended`, `unknown` |
+| `kind` | with the cause `blocked`: `sleep`, `lock`, `file`, `network`, `process`, `other`; else empty |
+| `certainty` | `certain`, `likely` |
+| `state` | `cpu`, `blocked`, `contention`, `parked`, `unknown` |
+| `sees` | `workers`, `polls`, `spans`, `causes`, `calls`, `stacks`, `lines`, `turns`, `runtimes`, `block_on`, `log` |
+| `what` | `reports`, `callbacks`, `labels`, `polls`, `requests` |
+| `site` | a function, without its line |
+| `span` | names of spans and of watched futures, without fields |
+
+`blocked/sleep` in a log or a report is `cause=\"blocked\", kind=\"sleep\"` here.
+";
+
 /// The list as a table for people. This writes it:
 ///
 /// ```sh
@@ -182,6 +200,7 @@ fn the_table_is_made_from_the_list() {
         let bounds: Vec<String> = metric.buckets.iter().map(f64::to_string).collect();
         writeln!(table, "| `{}` | {} |", metric.name, bounds.join(", ")).unwrap();
     }
+    table.push_str(LABELS);
     if std::env::var_os("TOKIO_STALL_WRITE").is_some() {
         std::fs::write(path(TABLE), &table).unwrap();
     }
