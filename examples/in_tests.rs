@@ -1,7 +1,7 @@
 //! A small module with its tests: how blocking is forbidden in a test suite, and what a failure looks like.
 //!
-//! Run with: `cargo run --features testing --example in_tests`. It runs the tests below one after the other and shows the texts of those
-//! that are meant to fail. In a crate of your own they are `#[test]` and `#[tokio::test]` functions.
+//! Run with: `cargo run --features testing --example in_tests`. It runs the tests below one after the other and shows
+//! the texts of those that are meant to fail. In a crate of your own they are `#[test]` and `#[tokio::test]` functions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime};
 
 static CLOCK: OnceLock<quanta::Clock> = OnceLock::new();
 
+/// Readings that are no further apart belong together.
+pub(crate) const AT_ONCE: Duration = Duration::from_micros(200);
+
 /// A point on the shared clock, in nanoseconds since an arbitrary start. Zero is never a reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Nanos(pub(crate) u64);

@@ -145,29 +145,68 @@ impl Sleep {
     }
 }
 
-/// The last few different system calls, and the time for which the thread slept in each.
+/// The last few different system calls that the thread slept in.
 #[derive(Clone, Copy, Debug, Default)]
-struct Calls([Option<(Call, Duration)>; 4]);
+struct Calls([Option<SleptCall>; 4]);
+
+/// A system call by its number, made at one place or at several.
+#[derive(Clone, Copy, Debug)]
+struct SleptCall {
+    /// The time asleep in all of them.
+    total: Duration,
+    /// The one with the longest sleep, and that.
+    longest: (Call, Duration),
+    /// The last one, and its sleep.
+    last: (Call, Duration),
+}
+
+impl SleptCall {
+    fn add(self, call: Call, asleep: Duration) -> SleptCall {
+        let before = match self.last {
+            (last, time) if last == call => time,
+            _ => Duration::ZERO,
+        };
+        let last = (call, before + asleep);
+        SleptCall {
+            total: self.total + asleep,
+            longest: if last.1 >= self.longest.1 {
+                last
+            } else {
+                self.longest
+            },
+            last,
+        }
+    }
+}
 
 impl Calls {
     fn add(&mut self, call: Call, asleep: Duration) {
         let mut known = self.0.iter_mut().flatten();
-        if let Some((known, time)) = known.find(|(known, _)| known.number == call.number) {
-            (*known, *time) = (call, *time + asleep);
+        if let Some(known) = known.find(|known| known.last.0.number == call.number) {
+            *known = known.add(call, asleep);
             return;
         }
         // The shortest makes room.
         let places = self.0.iter_mut();
-        if let Some(place) = places.min_by_key(|place| place.map(|(_, time)| time)) {
-            *place = Some((call, asleep));
+        if let Some(place) = places.min_by_key(|place| place.map(|slept| slept.total)) {
+            *place = Some(SleptCall {
+                total: asleep,
+                longest: (call, asleep),
+                last: (call, asleep),
+            });
         }
     }
 
-    /// The call that the thread slept in longest. Not one in which it was met, but which took no
-    /// time of this hold: the thread was there before.
+    /// The call that the thread slept in longest, at the place of its longest sleep. Not one in
+    /// which it was met, but which took no time of this hold: the thread was there before.
     fn longest(&self) -> Option<Call> {
-        let known = self.0.iter().flatten().filter(|(_, time)| !time.is_zero());
-        known.max_by_key(|(_, time)| *time).map(|(call, _)| *call)
+        let known = self
+            .0
+            .iter()
+            .flatten()
+            .filter(|slept| !slept.total.is_zero());
+        let longest = known.max_by_key(|slept| slept.total);
+        longest.map(|slept| slept.longest.0)
     }
 }
 

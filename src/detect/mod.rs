@@ -111,7 +111,7 @@ pub(crate) struct Detector {
     unmoved: Option<Period>,
     /// Long polls that ended before they were announced, until the busy counter confirms them.
     unconfirmed: Vec<Unconfirmed>,
-    /// The measured ends of the polls that are followed.
+    /// The records of the polls that are followed.
     ends: Ends,
     /// Polls of this worker have been seen to leave it.
     leaves: bool,
@@ -272,7 +272,7 @@ impl Detector {
         ended
     }
 
-    /// Keeps the ends of the polls that are followed, and returns the records of the others.
+    /// Keeps the records of the polls that are followed, and returns those of the others.
     fn sort_records(&mut self, look: &Look) -> Vec<(PollKey, LongPoll)> {
         // A poll that ended just after its sample was taken is still a hold: it is seen to be over
         // at the next tick.
@@ -474,7 +474,8 @@ impl Detector {
         let last_seen = step.last_seen();
         let end = middle(last_seen, step.sample.at);
         let record = record_of(&self.ends, hold.held_by);
-        let tail = step.split(last_seen, record.map_or(end.0, |record| record.ended));
+        let since = last_seen.max(hold.period.since);
+        let tail = step.split(since, record.map_or(end.0, |record| record.ended));
         hold.period.split = hold.period.split.plus(tail);
         match (hold.held_by, hold.announced) {
             (HeldBy::Mark(_), Some(Announced { certainty, .. })) => {
@@ -517,10 +518,11 @@ impl Detector {
         if hold.period.blamed < hold.enough(&self.rules) {
             return;
         }
-        let proof = if hold.has_core {
-            Proof::Turns
-        } else {
-            Proof::Stack(hold.shown)
+        let proof = match hold.ticks {
+            _ if hold.has_core => Proof::Turns,
+            // It was met once, just before its end, and no stack was asked for.
+            1 if !self.counts_turns => Proof::Claim,
+            _ => Proof::Stack(hold.shown),
         };
         let stall = Stall {
             name: record.name,

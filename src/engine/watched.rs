@@ -32,7 +32,7 @@ pub(crate) struct WatchedRuntime {
     pub(crate) rules: Rules,
     pub(crate) pulse: Pulse,
     pub(crate) stats: Stats,
-    /// By worker: the verdict of the last stack, for the watchdog.
+    /// By worker: the verdicts of its stacks, for the watchdog.
     pub(crate) verdicts: Vec<VerdictCell>,
     /// Without rings if nothing of this watch shows them.
     #[cfg(feature = "serve")]
@@ -116,7 +116,7 @@ impl WatchedRuntime {
     }
 }
 
-/// The verdict of a stack, from the explainer to the watchdog.
+/// The verdicts of a worker's stacks, from the explainer to the watchdog.
 #[derive(Debug, Default)]
 pub(crate) struct VerdictCell {
     /// The number of the stall, and three bits; 0 if there is none. Several come at once when the

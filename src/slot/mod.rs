@@ -34,7 +34,7 @@
 //! | `claim_wanted` | sets with its first slot, clears | sets: "renew your claim" | – | – |
 //! | `started` | writes in slow paths | reads | – | – |
 //! | `next_too`, `pace`, `leaves_silently` | reads and writes | – | – | – |
-//! | `allowed`, `allowed_until` | writes | reads | – | reads, unused |
+//! | `allowed`, `allowed_until` | writes, and reads for a record | reads | – | reads, unused |
 //! | `claim`, `claimed_at` | writes in slow paths | reads | – | – |
 //! | `loops`, `all_polls` | writes between polls | reads | – | – |
 //! | `polls` | writes at the end of a timed poll | – | – | – |

@@ -442,18 +442,15 @@ fn is_excused(report: &StallReport) -> bool {
     is_blocked && excused && !kinds.iter().any(is_by_code)
 }
 
-/// Whether a thread waited for something like a lock, for no longer than an inner lock is held on a
-/// busy machine, and there was no room for its stack, which could tell whose lock it was.
+/// Whether a thread waited for a lock, for no longer than an inner lock is held on a busy machine,
+/// and there was no room for a stack, which would show whose lock it was.
 fn is_unexplained(report: &StallReport) -> bool {
     let is_short = report.time.asleep < LONGEST_INNER_WAIT;
-    let is_lock = matches!(
-        report.cause,
-        Cause::Blocked(Blocking::Lock | Blocking::Other)
-    );
+    let is_lock = report.cause == Cause::Blocked(Blocking::Lock);
     let no_room = |missing: &Missing| {
         matches!(
             missing,
-            Missing::Stack(NoStack::RateLimited | NoStack::Busy | NoStack::MovedOn)
+            Missing::Stack(NoStack::RateLimited | NoStack::Busy)
         )
     };
     is_short && is_lock && report.missing.iter().any(no_room)

@@ -12,7 +12,7 @@
 
 use super::learn::{self, Layout, Learned};
 use super::{NoTurns, PollId, Stage, Turn};
-use crate::clock::Nanos;
+use crate::clock::{AT_ONCE, Nanos};
 use crate::os;
 use crate::os::memory::{self, Piece};
 use crate::slot::Slot;
@@ -26,8 +26,8 @@ static LEARNED: OnceLock<Learned> = OnceLock::new();
 /// The time for which words are left alone after they have failed a check.
 const DISTRUST: Duration = Duration::from_secs(1);
 
-/// Two clocks are read at once if no more time than this passes between them.
-const AT_ONCE: Duration = Duration::from_micros(200);
+/// The longest time between the clocks and the reading. A word that says more is no time.
+const LONGEST_READING: Duration = Duration::from_secs(1);
 
 /// The number of pulses that may be polled in one turn, as far as two looks at different moments
 /// can show.
@@ -118,11 +118,16 @@ impl Looks {
         self.ask(core + from as u64, length)
     }
 
-    /// A point of the monotonic clock, converted to the crate's clock.
+    /// A point of the monotonic clock, converted to the crate's clock. It may lie a little after
+    /// the clocks were taken, and before the reading.
     fn shared(&self, (seconds, nanos): (u64, u32)) -> Option<Nanos> {
         let then = Duration::new(seconds, nanos);
         let now = Duration::new(self.monotonic.0, self.monotonic.1);
-        Some(self.at.minus(now.checked_sub(then)?))
+        match now.checked_sub(then) {
+            Some(ago) => Some(self.at.minus(ago)),
+            None if then - now < LONGEST_READING => Some(self.at.plus(then - now)),
+            None => None,
+        }
     }
 }
 

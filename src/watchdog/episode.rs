@@ -20,7 +20,7 @@ pub(super) struct Episode {
     pub(super) id: StallId,
     is_announced: bool,
     pub(super) last_words: Arc<AtomicBool>,
-    /// The call that the thread was last seen asleep in.
+    /// The call that it has slept in longest, as it was looked up while the thread slept in it.
     slept_in: Option<SleptIn>,
     driver_frozen: Duration,
     /// Stacks that the explainer has been sent.

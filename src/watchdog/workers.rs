@@ -5,7 +5,7 @@
 //! one reading of memory for all workers. `files` opens and closes the descriptors.
 
 use super::files::{OpenFiles, Room};
-use crate::clock::{self, Nanos};
+use crate::clock::{self, AT_ONCE, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
 use crate::os::{self, Call, ThreadEvidence, ThreadState};
 use crate::slot::{Claim, Claims, Slot};
@@ -35,9 +35,6 @@ fn counters(_: &RuntimeMetrics, _: usize) -> Counters {
         busy: Duration::ZERO,
     }
 }
-
-/// Readings that are no further apart belong together.
-const AT_ONCE: Duration = Duration::from_micros(200);
 
 /// Asks every thread that has driven a worker to renew its claim at its next poll. A thread that
 /// takes a worker over from a poll in `block_in_place` may have driven another one before.

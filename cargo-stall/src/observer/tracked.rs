@@ -32,7 +32,11 @@ pub(crate) struct Tracked {
     last: Option<ThreadLook>,
     /// When the sleep that goes on was first seen.
     asleep_since: Instant,
+    /// The moment before the last look, and the one after it.
+    looked_from: Instant,
     looked_at: Instant,
+    /// No stop is tried before this, since the last one failed.
+    stop_after: Instant,
     /// The time that may belong to a sleep, or to a poll that computes, before it was first seen.
     unseen: Duration,
     /// The last moment at which a poll that computes had not begun.
@@ -83,7 +87,9 @@ impl Tracked {
             files,
             last: None,
             asleep_since: now,
+            looked_from: now,
             looked_at: now,
+            stop_after: now,
             unseen: Duration::ZERO,
             free_at: now,
             sleeps: None,
@@ -116,7 +122,8 @@ impl Tracked {
         let looked_at = Instant::now();
         let before = self.last.replace(look);
         let same_sleep = before.is_some_and(|before| is_same_sleep(&before, &look));
-        let looked_before = std::mem::replace(&mut self.looked_at, looked_at);
+        let looked_before = std::mem::replace(&mut self.looked_from, now);
+        let seen_before = std::mem::replace(&mut self.looked_at, looked_at);
         if !same_sleep {
             self.asleep_since = looked_at;
             self.unseen = looked_at - looked_before;
@@ -128,7 +135,11 @@ impl Tracked {
         let slept = self.slept(sight, same_sleep);
         let seen = Seen {
             look,
-            since: looked_before,
+            since: if same_sleep {
+                self.asleep_since
+            } else {
+                seen_before
+            },
             now,
         };
         let hold = self.hold.as_mut();
@@ -235,11 +246,11 @@ impl Tracked {
                 let stack = self.sleeping_stack(sight, look, call)?;
                 if stack.lost && is_worth_a_stop {
                     self.stopped_in = Some(call);
-                    return self.stop(sight).ok();
+                    return self.stop_again(sight);
                 }
                 Some(stack).filter(|stack| !stack.lost)
             }
-            Doing::Runs => self.stop(sight).ok(),
+            Doing::Runs => self.stop_again(sight),
             _ => None,
         }
     }
@@ -418,6 +429,19 @@ impl Tracked {
         };
         self.unseen = now - self.free_at;
         self.begin(sight, &second, look, now, now, end);
+    }
+
+    /// Takes the stack of a poll that goes on, by a stop. One that fails may take long, so a pause
+    /// follows it.
+    fn stop_again(&mut self, sight: &mut Sight) -> Option<ThreadStack> {
+        if Instant::now() < self.stop_after {
+            return None;
+        }
+        let stack = self.stop(sight).ok();
+        if stack.is_none() {
+            self.stop_after = Instant::now() + sight.threshold / 2;
+        }
+        stack
     }
 
     /// Takes the thread's stack by a stop, which the kernel counts as a sleep.

@@ -326,3 +326,22 @@ fn a_poll_that_began_after_the_look_at_its_thread_counts_from_its_begin() {
     assert_eq!(after(2, 10), [], "the poll before computed, too");
     assert!(began(&after(12, 0)).is_some());
 }
+
+#[test]
+fn of_two_sleeps_in_one_system_call_the_longer_one_is_named() {
+    let slept_in = |sleeps: [(u64, u64); 2]| {
+        let mut world = World::polling_since(5).with_turns();
+        for (pc, ticks) in sleeps {
+            for _ in 0..ticks {
+                let thread = world.thread.as_mut().unwrap();
+                thread.state = ThreadState::Asleep(Some(Call { pc, ..CALL }));
+                world.pass(TICK);
+            }
+        }
+        world.end_poll(Some(at(world.now)));
+        let call = ended(&world.compute(TICK)).expect("a stall").call;
+        call.expect("a call").pc
+    };
+    assert_eq!(slept_in([(1, 6), (2, 3)]), 1);
+    assert_eq!(slept_in([(1, 3), (2, 6)]), 2);
+}
