@@ -211,10 +211,13 @@ fn contention(before: ThreadEvidence, now: ThreadEvidence, off_cpu: Duration) ->
 }
 
 /// Whether a page is to be closed at this sample. The kernel counts a wait for a CPU when it ends,
-/// so a page must not end in one.
+/// so a page must not end in one. Nor must it end while the thread is not known for a moment, as
+/// one that loses its CPU between two polls: the figures of two pages would be unknown.
 fn is_time(opened: &Reading, sample: &Sample, is_known: bool) -> bool {
-    let thread = sample.thread;
-    let waits = thread.is_some_and(|thread| thread.state == ThreadState::Waiting);
+    let waits = match sample.thread {
+        Some(thread) => thread.state == ThreadState::Waiting,
+        None => opened.thread.is_some(),
+    };
     let long_enough = if sample.after.is_parked() && !waits {
         PAGE
     } else if is_known && !waits {
@@ -407,6 +410,25 @@ mod tests {
         life.thread().state = ThreadState::Waiting;
         life.busy(5000, 0, 0, false);
         assert_eq!(life.figures(), (0, 6700), "also if it does not end");
+    }
+
+    #[test]
+    fn a_page_does_not_end_while_the_thread_is_not_known_for_a_moment() {
+        let mut life = Life::new();
+        life.busy(1000, 1000, 0, false);
+        let thread = life.sample.thread.take();
+        life.sample.at = life.sample.at.plus(ms(600));
+        life.look();
+        assert_eq!(life.figures(), (0, 0));
+        life.sample.thread = thread;
+        life.busy(100, 700, 0, false);
+        assert_eq!(life.time[WorkerState::Cpu as usize], ms(1700));
+        assert_eq!(life.time[WorkerState::Unknown as usize], ms(0));
+        // A thread that stays away is unknown.
+        life.sample.thread = None;
+        life.sample.at = life.sample.at.plus(ms(5000));
+        life.look();
+        assert_eq!(life.time[WorkerState::Unknown as usize], ms(5000));
     }
 
     #[test]
