@@ -60,6 +60,7 @@ impl Track {
         &mut self,
         _looks: &Looks,
         _published: RangeInclusive<u64>,
+        _pulses: u64,
     ) -> Option<Option<Turn>> {
         Some(None)
     }
