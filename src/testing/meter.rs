@@ -55,8 +55,9 @@ struct UsageReading {
 }
 
 impl UsageReading {
-    /// Reads the usage, then the clock: a preemption in between makes the measured sleep shorter.
-    fn before() -> UsageReading {
+    /// Reads the usage, then the clock: at a begin, a preemption in between makes the measured
+    /// sleep shorter, and at an end longer.
+    fn usage_first() -> UsageReading {
         let usage = os::own_usage();
         UsageReading {
             usage,
@@ -64,8 +65,9 @@ impl UsageReading {
         }
     }
 
-    /// Reads the clock, then the usage: a preemption in between makes the measured sleep shorter.
-    fn after() -> UsageReading {
+    /// Reads the clock, then the usage: at an end, a preemption in between makes the measured
+    /// sleep shorter, and at a begin longer.
+    fn clock_first() -> UsageReading {
         let wall = clock::now();
         UsageReading {
             wall,
@@ -234,7 +236,7 @@ impl Measurement {
         })
         .unwrap_or_default();
         Measurement {
-            before: UsageReading::before(),
+            before: UsageReading::usage_first(),
             allowed,
             taken_over,
             ended: false,
@@ -243,7 +245,7 @@ impl Measurement {
 
     /// Ends it: the cost of the code since `begin`, and its first sleep.
     pub(crate) fn end(mut self) -> (Cost, FirstSleep) {
-        let cost = UsageReading::after().since(self.before);
+        let cost = UsageReading::clock_first().since(self.before);
         self.ended = true;
         let (allowed, first_sleep) = with_meter(|meter| {
             meter.depth = meter.depth.saturating_sub(1);
@@ -292,15 +294,15 @@ impl Allowed {
             Some(meter.regions == 1)
         });
         Some(Allowed {
-            // The other order than that of a poll: this sleep is taken off.
-            before: is_outermost??.then(UsageReading::after),
+            // Rather too long than too short: this sleep is taken off.
+            before: is_outermost??.then(UsageReading::clock_first),
         })
     }
 }
 
 impl Drop for Allowed {
     fn drop(&mut self) {
-        let after = UsageReading::before();
+        let after = UsageReading::usage_first();
         with_meter(|meter| {
             meter.regions = meter.regions.saturating_sub(1);
             if let Some(before) = self.before {

@@ -2,6 +2,18 @@
 
 use super::*;
 
+impl World {
+    /// The worker parks, wakes and computes in three turns more, so that the busy counter counts.
+    fn goes_on_for_three_turns(&mut self) -> Findings {
+        let turns = (0..3).flat_map(|_| {
+            self.counters.parks += 2;
+            self.next_turn();
+            self.compute(TICK)
+        });
+        turns.collect()
+    }
+}
+
 #[test]
 fn a_short_visit_to_block_in_place_between_two_ticks_is_not_a_stall() {
     let unseen = |busy| {
@@ -68,11 +80,7 @@ fn a_record_that_is_read_long_after_the_sample_blames_nobody_for_the_time_betwee
         world.next_turn();
         let mut found = world.compute(ms(looked_at - 5));
         world.publish(ms(end));
-        for _ in 0..3 {
-            world.counters.parks += 2;
-            world.next_turn();
-            found.extend(world.compute(TICK));
-        }
+        found.extend(world.goes_on_for_three_turns());
         found
     };
     assert!(ended(&ended_at(6, 26, 30)).is_some());
@@ -120,11 +128,7 @@ fn blocking_that_was_allowed_in_a_poll_that_no_look_has_met_does_not_count() {
         world.next_turn();
         let mut found = world.sleep(ms(25));
         world.publish(ms(26));
-        for _ in 0..3 {
-            world.counters.parks += 2;
-            world.next_turn();
-            found.extend(world.compute(TICK));
-        }
+        found.extend(world.goes_on_for_three_turns());
         found
     };
     assert_eq!(ended_after(17), [], "9 ms of its own");
@@ -142,11 +146,7 @@ fn blocking_that_was_allowed_just_before_the_end_does_not_count() {
         world.end_poll(Some(at(18)));
         let mut found = world.sleep(ms(6));
         world.publish(ms(18));
-        for _ in 0..3 {
-            world.counters.parks += 2;
-            world.next_turn();
-            found.extend(world.compute(TICK));
-        }
+        found.extend(world.goes_on_for_three_turns());
         found
     };
     assert!(ended(&ended_after(None)).is_some());
@@ -166,11 +166,7 @@ fn a_poll_that_was_first_met_just_before_its_end_is_followed() {
     world.slot().epoch += 1;
     found.extend(world.compute(ms(17)));
     world.publish(ms(26));
-    for _ in 0..3 {
-        world.counters.parks += 2;
-        world.next_turn();
-        found.extend(world.compute(TICK));
-    }
+    found.extend(world.goes_on_for_three_turns());
     let stall = ended(&found).expect("17 ms");
     assert_eq!(stall.duration, ms(17));
 }
