@@ -149,7 +149,8 @@ impl Shared {
     }
 
     pub(crate) fn ticked(&self, at: Nanos) {
-        self.last_tick.store(at.0, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `last_tick`.
+        self.last_tick.store(at.0, Ordering::Release);
         self.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -198,7 +199,33 @@ impl Shared {
 
     /// The time of the watchdog's last tick; `None` before the first.
     pub(crate) fn last_tick(&self) -> Option<Nanos> {
-        let at = self.last_tick.load(Ordering::Relaxed);
+        // Acquire: pairs with the Release in `ticked`. What this tick has published is there to read.
+        let at = self.last_tick.load(Ordering::Acquire);
         (at != 0).then_some(Nanos(at))
+    }
+
+    /// The moment up to which the stalls going on are known to go on: the last tick. The watchdog
+    /// may be late, as after a stop of the whole process, and a stall may have ended since.
+    ///
+    /// To be asked before `live` is read: what is read later is known at least up to here.
+    pub(crate) fn known_until(&self, now: Nanos) -> Nanos {
+        self.last_tick().map_or(now, |tick| tick.min(now))
+    }
+}
+
+#[cfg(all(test, not(loom), feature = "metrics"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_known_up_to_the_last_tick() {
+        let shared = Shared::default();
+        assert_eq!(shared.known_until(Nanos(7)), Nanos(7), "before the first");
+        shared.ticked(Nanos(20));
+        // The process was stopped after the tick: nobody has looked since.
+        assert_eq!(shared.known_until(Nanos(16_000_000_000)), Nanos(20));
+        assert_eq!(shared.known_until(Nanos(20)), Nanos(20));
+        // A tick that came after the reader's clock was read.
+        assert_eq!(shared.known_until(Nanos(19)), Nanos(19));
     }
 }

@@ -247,9 +247,10 @@ fn zero_detector(writer: &MetricWriter<'_>) {
 
 /// The proven ages of the stalls going on, by runtime and worker.
 fn ages(shared: &Shared, now: Nanos) -> HashMap<u64, Ages> {
+    let known = shared.known_until(now);
     let mut ages: HashMap<u64, Ages> = HashMap::new();
     for live in shared.live.lock().iter() {
-        if let Some(age) = live.proven_age(now) {
+        if let Some(age) = live.proven_age(known) {
             let of_runtime = ages.entry(live.runtime.id).or_default();
             let oldest = of_runtime.entry(live.worker).or_default();
             *oldest = age.max(*oldest);

@@ -233,19 +233,19 @@ impl Routes {
     /// up.
     fn reason_to_restart(&self) -> Option<String> {
         let liveness = self.view.watch.settings.liveness;
-        let now = clock::now();
+        let known = self.view.shared.known_until(clock::now());
         let live = self.view.shared.live.lock().clone();
         let runtimes = self.view.runtimes();
         let reasons = runtimes.iter().filter_map(|runtime| {
             let held: Vec<(usize, Duration)> = live
                 .iter()
                 .filter(|live| live.runtime.id == runtime.id)
-                .filter_map(|live| Some((live.worker, live.proven_age(now)?)))
+                .filter_map(|live| Some((live.worker, live.proven_age(known)?)))
                 .collect();
             let workers = runtime.metrics.num_workers();
             let of_workers = liveness.verdict(&runtime.name, workers, &held);
             of_workers.or_else(|| {
-                let waited = now.since(runtime.stats.pool_exhausted_since()?);
+                let waited = known.since(runtime.stats.pool_exhausted_since()?);
                 liveness.verdict_on_pool(&runtime.name, waited)
             })
         });

@@ -34,6 +34,7 @@ mod meter;
 mod never_blocks;
 mod runtime;
 mod verdict;
+mod wait;
 mod watch;
 
 pub use baseline::{Baseline, baseline};

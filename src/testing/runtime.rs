@@ -13,6 +13,7 @@ use super::baseline::Baseline;
 use super::finding::{self, BlockingCall, Outcome};
 use super::meter::Measurement;
 use super::never_blocks::Excused;
+use super::wait::wait_until;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use std::cell::RefCell;
@@ -21,7 +22,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, RuntimeFlavor, RuntimeMetrics};
 
 /// A runtime with two workers, timers and I/O that catches every blocking call of every task.
@@ -61,7 +61,8 @@ pub fn runtime() -> Runtime {
 ///
 /// # Panics
 ///
-/// If the runtime cannot be built, or its workers do not come to rest within ten seconds.
+/// If the runtime cannot be built, or its workers do not come to rest within ten seconds, or
+/// longer on a busy machine.
 ///
 /// # Examples
 ///
@@ -99,15 +100,11 @@ pub fn runtime_from(builder: &mut Builder) -> Runtime {
 /// measured, so it has to be over.
 #[track_caller]
 fn await_first_parks(metrics: &RuntimeMetrics) {
-    let deadline = Instant::now() + LONGEST_TURN;
     for worker in 0..metrics.num_workers() {
-        while !is_parked(metrics.worker_park_unpark_count(worker)) {
-            assert!(
-                Instant::now() < deadline,
-                "a worker of the test's runtime does not come to rest"
-            );
-            std::thread::sleep(Duration::from_micros(100));
-        }
+        assert!(
+            wait_until(|| is_parked(metrics.worker_park_unpark_count(worker))),
+            "a worker of the test's runtime does not come to rest"
+        );
     }
 }
 
@@ -115,9 +112,6 @@ fn await_first_parks(metrics: &RuntimeMetrics) {
 fn is_parked(park_unpark_count: u64) -> bool {
     park_unpark_count % 2 == 1
 }
-
-/// How long workers are waited for until they park.
-const LONGEST_TURN: Duration = Duration::from_secs(10);
 
 /// Runs a future on a [`runtime()`], and fails if it or a task that it has spawned blocks.
 ///
@@ -191,8 +185,8 @@ impl Runtime {
 
     /// The blocking calls so far that have not been asserted yet.
     ///
-    /// A worker records them when it parks. This waits until all workers have parked, for at most
-    /// ten seconds: call it when no task is running any more.
+    /// A worker records them when it parks. This waits until all workers have parked, for some
+    /// ten seconds, or longer on a busy machine: call it when no task is running any more.
     pub fn recorded(&self) -> Vec<BlockingCall> {
         self.settle();
         self.state.found.lock().clone()
@@ -219,17 +213,14 @@ impl Runtime {
         if !multi_thread || tokio::runtime::worker_index().is_some() {
             return;
         }
-        let deadline = Instant::now() + LONGEST_TURN;
         for worker in 0..metrics.num_workers() {
-            let before = metrics.worker_park_unpark_count(worker);
-            while metrics.worker_park_unpark_count(worker) == before && !is_parked(before) {
-                if Instant::now() > deadline {
-                    eprintln!(
-                        "tokio-stall: worker {worker} is still busy; what it does now is not judged"
-                    );
-                    return;
-                }
-                std::thread::sleep(Duration::from_micros(50));
+            let parks = || metrics.worker_park_unpark_count(worker);
+            let before = parks();
+            if !wait_until(|| is_parked(before) || parks() != before) {
+                eprintln!(
+                    "tokio-stall: worker {worker} is still busy; what it does now is not judged"
+                );
+                return;
             }
         }
     }

@@ -8,6 +8,7 @@
 
 use super::baseline::Baseline;
 use super::verdict::{self, Slept};
+use super::wait::wait_until;
 use crate::probe;
 use crate::report::{
     Blocking, Cause, Certainty, Headline, Missing, NoStack, Phase, StallReport, of_the_poll,
@@ -44,8 +45,8 @@ use tokio::runtime::Handle;
 /// # Panics
 ///
 /// If there is no runtime, if it is watched already, or if a stall planted on it is not seen within
-/// ten seconds: a watch that sees nothing must not pass. The drop panics if there were stalls and
-/// no assertion, unless the test is panicking already.
+/// ten seconds, or longer on a busy machine: a watch that sees nothing must not pass. The drop
+/// panics if there were stalls and no assertion, unless the test is panicking already.
 ///
 /// # Cost
 ///
@@ -138,8 +139,8 @@ pub fn watch_with(builder: Builder) -> Watch {
 /// The number of stalls kept in a test: more than a test needs.
 const RECENT: usize = 4096;
 
-/// The longest wait for the detector, on the busiest of machines.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// The longest wait for the threads of all workers. Beyond it, the watch tells what it misses.
+const LONGEST_GATHERING: Duration = Duration::from_secs(10);
 
 /// The name of the planted stall.
 const PLANTED: &str = "planted by tokio_stall::testing";
@@ -292,7 +293,7 @@ impl Watch {
         if self.planted.is_none() {
             self.asserted = true;
             panic!(
-                "`testing::watch` is blind: it has not seen a stall of {LONGEST_WAIT:?} planted on this runtime; {:?}, {:?}",
+                "`testing::watch` is blind: it has not seen a stall planted on this runtime; {:?}, {:?}",
                 self.guard.coverage(),
                 self.guard.status(),
             );
@@ -322,7 +323,7 @@ impl Watch {
     /// from the start.
     fn gather(&self) {
         probe::allow_blocking("a test waits for the detector", || {
-            let deadline = Instant::now() + LONGEST_WAIT;
+            let deadline = Instant::now() + LONGEST_GATHERING;
             while self.unknown_threads() > 0 && Instant::now() < deadline {
                 for runtime in self.guard.runtimes() {
                     probe::gather(&runtime.handle, GATHERING).wait();
@@ -348,11 +349,15 @@ impl Watch {
     /// Waits until the detector has seen and reported all stalls until now.
     #[track_caller]
     fn settle(&self) {
+        let ticks = || self.guard.status().ticks;
+        let enough = ticks() + 3;
         probe::allow_blocking("a test waits for the detector", || {
-            let ticks = || self.guard.status().ticks;
-            let enough = ticks() + 3;
             wait_until(|| ticks() >= enough && self.is_all_reported());
         });
+        assert!(
+            ticks() >= enough,
+            "the detector has not looked at the workers for long: the watch cannot tell"
+        );
     }
 
     /// Whether all counted stalls are kept, each with its last report and its stacks.
@@ -477,14 +482,6 @@ fn stall_until(name: u32, seen: impl Fn() -> bool) {
     let slot = slot::begin(Mark::NAME, name.into());
     wait_until(seen);
     slot.end_uncounted();
-}
-
-/// Waits for a condition, for at most [`LONGEST_WAIT`].
-fn wait_until(is_done: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONGEST_WAIT;
-    while !is_done() && Instant::now() < deadline {
-        std::thread::sleep(STEP);
-    }
 }
 
 impl Drop for Watch {
