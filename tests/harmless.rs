@@ -154,6 +154,50 @@ fn in_a_fork(body: impl FnOnce() -> i32) -> Option<i32> {
     }
 }
 
+/// A program that blocks a signal after the start, and waits for it, has no other thread that may
+/// take it. The detector has: it calls loggers, and starts threads for the blocking pool.
+#[test]
+fn a_signal_that_the_program_waits_for_is_left_to_it() {
+    // A fork has one thread. The program that runs the tests has another one.
+    alone(|| assert_eq!(in_a_fork(waits_for_a_signal), Some(0)));
+}
+
+/// Returns 0 if the signal is left after the detector's threads have done all that they do.
+fn waits_for_a_signal() -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (builder, seen) = Seen::builder();
+    let builder = builder.pool_threshold(Duration::from_secs(1));
+    let watch = runtime.block_on(async { builder.start() }).unwrap();
+    let mut term = std::mem::MaybeUninit::uninit();
+    // SAFETY: a place for a set, which the first call completes.
+    let term = unsafe {
+        libc::sigemptyset(term.as_mut_ptr());
+        libc::sigaddset(term.as_mut_ptr(), libc::SIGTERM);
+        libc::pthread_sigmask(libc::SIG_BLOCK, term.as_ptr(), std::ptr::null_mut());
+        term.assume_init()
+    };
+    // SAFETY: a signal to this process, which no thread of the program takes.
+    unsafe { libc::kill(std::process::id() as i32, libc::SIGTERM) };
+    // The positive control: meanwhile the detector calls the program's code, and asks the pool.
+    wait_until("a report, and a probe of the pool", || {
+        let blocks = async { std::thread::sleep(Duration::from_millis(50)) };
+        runtime.block_on(blocks.watched("held"));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+        let is_probed = watch.status().runtimes[0].blocking_queue_wait.is_some();
+        is_probed && !seen.all().is_empty()
+    });
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a complete set and a complete time.
+    let taken = unsafe { libc::sigtimedwait(&raw const term, std::ptr::null_mut(), &at_once) };
+    i32::from(taken != libc::SIGTERM)
+}
+
 #[test]
 fn a_fork_is_not_watched_and_lets_go_of_the_guard_at_once() {
     alone(|| {

@@ -287,13 +287,15 @@ fn parse_call<'a>(number: i64, mut fields: impl Iterator<Item = &'a str>) -> Cal
 
 /// Whether a thread has blocked a signal. It opens a file, so it is for requests without an answer.
 pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).is_ok_and(|status| {
-        let blocked = status
-            .lines()
-            .find_map(|line| line.strip_prefix("SigBlk:"))
-            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        blocked.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
-    })
+    blocked_signals(tid).is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+/// The signals that a thread has blocked, the lowest bit for signal 1. It opens a file.
+pub(super) fn blocked_signals(tid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigBlk:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
 }
 
 /// The kind of a descriptor of a process, by the kernel's name for it. A call on the file itself

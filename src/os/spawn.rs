@@ -35,9 +35,15 @@ pub(crate) fn spawn<T: Send + 'static>(
 
 /// Calls this with the signal mask of the thread that started this one, as the program's own code
 /// may start threads, which inherit the mask.
+///
+/// A signal that the main thread blocks now stays blocked: the program may wait for it, and has
+/// perhaps blocked it since this thread was started.
 pub(crate) fn with_signals_of_the_program<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(all(target_os = "linux", not(loom)))]
-    let _mask = OF_THE_PROGRAM.get().map(Mask::set);
+    let _mask = OF_THE_PROGRAM.get().map(|mask| {
+        let by_main = super::evidence::blocked_signals(std::process::id());
+        mask.and(by_main.unwrap_or(0)).set()
+    });
     f()
 }
 
@@ -89,6 +95,15 @@ impl Mask {
         // SAFETY: asks only. `now` is a valid place for a set.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &raw mut now) };
         Mask(now)
+    }
+
+    /// This mask, and these signals; the lowest bit is signal 1.
+    fn and(mut self, blocked: u64) -> Mask {
+        for signal in (1..=64).filter(|signal| blocked & (1 << (signal - 1)) != 0) {
+            // SAFETY: a complete set, and a number from 1 to 64.
+            unsafe { libc::sigaddset(&raw mut self.0, signal) };
+        }
+        self
     }
 
     fn set(self) -> MaskSet {
