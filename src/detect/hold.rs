@@ -234,7 +234,7 @@ impl Hold {
         let mut hold = Hold {
             earliest,
             has_core: sample.turn.is_some_and(|turn| turn.has_core),
-            task: sample.turn.map_or(0, |turn| turn.id.task),
+            task: sample.turn.map_or(0, |turn| turn.task),
             ..Hold::new(serial, held_by, Period::back_to(latest, step))
         };
         hold.follow_sleep(sample, Duration::ZERO, hold.period.split.asleep);

@@ -209,7 +209,7 @@ impl Sample {
         let loops = |sample: &Sample| sample.slot.map(|slot| slot.loops);
         let turn_stands = match (self.turn, next.turn) {
             (Some(turn), Some(next)) => {
-                let of = |turn: Turn| (turn.id.turn, turn.id.entry);
+                let of = |turn: Turn| (turn.id.turn, turn.id.resumed);
                 turn.has_core && next.has_core && of(turn) == of(next)
             }
             (None, None) => true,

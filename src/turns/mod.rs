@@ -14,7 +14,7 @@
 //! # Layout of the memory
 //!
 //! ```text
-//! thread-local of tokio ── task id, seed, ──▶ context (on the stack of the worker's thread)
+//! thread-local of tokio ── task id, ────▶ context (on the stack of the worker's thread)
 //!  (constant distance       pointer to it      │  call: from where the task is polled
 //!   to this crate's)                           └▶ core (on the heap, goes with the worker):
 //!                                                  turns, parks, resumed, "next" slot allowed
@@ -27,8 +27,8 @@
 //! # Identity of a poll
 //!
 //! One turn polls one task, and after it up to three from the "next" slot. Two polls of one turn
-//! that follow each other are of different tasks. So the same turn, task and [`Stage`] is the same
-//! poll:
+//! that follow each other are of different tasks. So the same turn and [`Stage`] is the same poll,
+//! if the task is the same, too, where two polls have one stage:
 //!
 //! | poll of the turn | task | stage |
 //! |---|---|---|
@@ -36,9 +36,12 @@
 //! | first and second from the "next" slot | B, C; never one twice in a row | [`Stage::Next`] |
 //! | third | any but C | [`Stage::Last`] |
 //!
-//! On `current_thread` a turn polls one task, or the future of `block_on`, which has no number. Two
-//! calls of `block_on` in a row may be in the same turn; tokio gives each a seed of its own, which
-//! distinguishes them.
+//! The number of the task may change within a poll: a poll can drop the output of another task, and
+//! a `LocalSet` runs tasks inside of one. So it counts for nothing where the stage is enough.
+//!
+//! On `current_thread` a turn polls one task, or the future of `block_on`. Its loop notes the time
+//! when it is entered, and after each look for events, but never within a poll. So the same turn
+//! and the same time is the same poll, also of two calls of `block_on` in one turn.
 
 #[cfg(all(
     target_os = "linux",
@@ -113,6 +116,9 @@ pub(crate) struct Turn {
     /// The thread has its worker's core: it polls, or parks. A thread that has left its worker has
     /// none.
     pub(crate) has_core: bool,
+    /// Tokio's number for the task; 0 for the future of `block_on`, and between polls. In a poll
+    /// that runs or drops other tasks, it may be that of one of these.
+    pub(crate) task: u64,
     /// The time at which the worker last began to work through its queue: it woke, or looked for
     /// events.
     pub(crate) resumed: Option<Nanos>,
@@ -125,12 +131,13 @@ pub(crate) struct Turn {
 pub(crate) struct PollId {
     /// The turns of the worker's loop so far.
     pub(crate) turn: u32,
-    /// Tokio's number for the task; 0 for the future of `block_on`, and between polls.
-    pub(crate) task: u64,
     /// The stage of the poll in its turn.
     pub(crate) stage: Stage,
-    /// The seed of this call of `block_on`; 0 on a multi-thread runtime.
-    pub(crate) entry: u64,
+    /// The part of the task's number by which polls of one stage differ (D242).
+    pub(crate) task: u64,
+    /// On `current_thread`, the time at which the loop was last entered or resumed, by tokio's
+    /// clock (D53). Zero on a multi-thread runtime.
+    pub(crate) resumed: (u64, u32),
 }
 
 /// The place of a poll among those of its turn.

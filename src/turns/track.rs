@@ -325,6 +325,7 @@ impl Track {
         Ok(Turn {
             id,
             has_core,
+            task: near.task,
             resumed,
             begun: resumed.filter(|_| is_first),
         })
@@ -410,21 +411,15 @@ impl Track {
 struct AnchorWords {
     context: u64,
     task: u64,
-    entry: u64,
 }
 
 impl AnchorWords {
     fn of(piece: &Piece, layout: &Layout) -> Option<AnchorWords> {
         let (from, _) = layout.near_anchor();
         let at = |place: i64| usize::try_from(place - from).ok();
-        let half = |place| Some(u64::from(piece.half_word(at(place)?)?));
         Some(AnchorWords {
             context: piece.word(at(layout.context)?)?,
             task: piece.word(at(layout.task)?)?,
-            entry: match layout.entry {
-                Some([one, two]) => half(one)? << 32 | half(two)?,
-                None => 0,
-            },
         })
     }
 }
@@ -459,9 +454,8 @@ impl CoreWords {
 impl Layout {
     /// The distance of the first byte from the anchor, and the number of bytes.
     fn near_anchor(&self) -> (i64, usize) {
-        let [one, two] = self.entry.unwrap_or([self.task; 2]);
-        let first = self.task.min(self.context).min(one).min(two);
-        let last = self.task.max(self.context).max(one).max(two) + 8;
+        let first = self.task.min(self.context);
+        let last = self.task.max(self.context) + 8;
         (first, usize::try_from(last - first).unwrap_or(0))
     }
 
@@ -488,16 +482,25 @@ impl Layout {
         if self.is_multi_thread() {
             turns == 1 && poll.stage == Stage::Queue
         } else {
-            turns == 0 && poll.task == 0
+            turns == 0
         }
     }
 
     fn poll_id(&self, near: &AnchorWords, core: &CoreWords, call: Option<u64>) -> PollId {
+        let stage = self.stage(core.last, call);
+        let task = match stage {
+            _ if !self.is_multi_thread() => 0,
+            Stage::Queue | Stage::Last => u64::from(near.task != 0),
+            Stage::Next | Stage::Unclear => near.task,
+        };
         PollId {
             turn: core.turn,
-            task: near.task,
-            stage: self.stage(core.last, call),
-            entry: near.entry,
+            stage,
+            task,
+            resumed: match self.is_multi_thread() {
+                true => (0, 0),
+                false => core.resumed,
+            },
         }
     }
 
@@ -527,7 +530,6 @@ mod tests {
     struct Memory {
         context: u64,
         task: u64,
-        seed: [u32; 2],
         core: u64,
         call: u64,
         turn: u32,
@@ -547,7 +549,6 @@ mod tests {
         Box::leak(Box::new(Layout {
             task: offset_of!(Memory, task) as i64,
             context: 0,
-            entry: (!multi_thread).then_some([16, 20]),
             core: 0,
             turn: 0,
             parks: offset_of!(Memory, parks) - core,
@@ -573,7 +574,6 @@ mod tests {
             let mut memory = Box::new(Memory {
                 context: 0,
                 task: 7,
-                seed: [1, 2],
                 core: 0,
                 call: CALL.queue,
                 turn: 40,
@@ -623,11 +623,12 @@ mod tests {
         let mut world = World::new(true);
         let turn = world.look().unwrap();
         assert!(turn.has_core);
+        assert_eq!(turn.task, 7);
         let id = PollId {
             turn: 40,
-            task: 7,
             stage: Stage::Queue,
-            entry: 0,
+            task: 1,
+            resumed: (0, 0),
         };
         assert_eq!(turn.id, id);
         assert_eq!(world.id(), id, "the same poll");
@@ -640,8 +641,40 @@ mod tests {
             world.memory.last = last;
             assert_eq!(world.id().stage, stage);
         }
+    }
+
+    #[test]
+    fn tasks_that_a_poll_runs_or_drops_do_not_make_it_another_one() {
+        for (call, last) in [(CALL.queue, 0), (CALL.next, 1)] {
+            let mut world = World::new(true);
+            (world.memory.call, world.memory.last) = (call, last);
+            let id = world.id();
+            world.memory.task = 8;
+            let other = world.look().unwrap();
+            assert_eq!((other.id, other.task), (id, 8));
+            world.memory.task = 0;
+            assert_ne!(world.id(), id, "between polls");
+        }
+        let mut world = World::new(true);
+        world.memory.call = CALL.next;
+        let id = world.id();
+        world.memory.task = 8;
+        assert_ne!(world.id(), id, "the first and the second from the slot");
+    }
+
+    #[test]
+    fn on_current_thread_the_turn_and_the_resumption_are_the_poll() {
         let mut world = World::new(false);
-        assert_eq!(world.id().entry, 1 << 32 | 2);
+        let id = world.id();
+        for task in [8, 0] {
+            world.memory.task = task;
+            assert_eq!(world.id(), id, "a task of a `LocalSet`, and none");
+        }
+        world.memory.resumed = (0, 1);
+        let next_call = world.id();
+        assert_ne!(next_call, id);
+        world.memory.turn += 1;
+        assert_ne!(world.id(), next_call);
     }
 
     #[test]

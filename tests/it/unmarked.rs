@@ -12,7 +12,7 @@ use crate::support::{FOREVER, Held, Stop, threads_known, wait_for_threads, wait_
 use rows::{GoesOn, MS, compute, goes_on_for};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio_stall::{Certainty, Phase, StallReport};
+use tokio_stall::{Certainty, FutureExt as _, Phase, StallReport};
 
 /// Far over the threshold of 10 ms.
 const LONG: Duration = Duration::from_millis(100);
@@ -322,4 +322,72 @@ fn turns_that_are_switched_off_leave_only_marks() {
     stage.run(async { compute(LONG) });
     stage.seen.assert_nothing();
     stage.silent_beside(|| async { compute(LONG) });
+}
+
+/// Polls this on a `current_thread` runtime until one of the polls is told of, and returns its end.
+fn told_on_current_thread(poll: impl AsyncFn(&Seen)) -> StallReport {
+    on_stage(Stage::current_thread(), async |stage| {
+        let start = Instant::now();
+        while stage.seen.all().is_empty() && start.elapsed() < FOREVER {
+            poll(&stage.seen).await;
+            tokio::task::yield_now().await;
+        }
+        stage.seen.wait_for_an_end()
+    })
+}
+
+#[test]
+fn a_poll_that_takes_random_numbers_from_its_runtime_is_one_poll() {
+    let ended = told_on_current_thread(async |seen| {
+        let start = Instant::now();
+        while seen.all().is_empty() && start.elapsed() < FOREVER {
+            tokio::select! {
+                () = std::future::ready(()) => compute(2 * MS),
+                () = std::future::ready(()) => compute(2 * MS),
+            }
+        }
+    });
+    assert_eq!(ended.certainty, Certainty::Certain, "{ended}");
+}
+
+#[test]
+fn tasks_of_a_local_set_are_in_the_span_of_its_poll() {
+    let ended = told_on_current_thread(async |_| {
+        let local = tokio::task::LocalSet::new();
+        for _ in 0..50 {
+            local.spawn_local(async { compute(3 * MS) });
+        }
+        local.watched("set").await;
+    });
+    assert_eq!(ended.certainty, Certainty::Certain, "{ended}");
+    assert_eq!(ended.span.as_deref(), Some("set"), "{ended}");
+}
+
+/// Its drop takes long.
+struct SlowToDrop;
+
+impl Drop for SlowToDrop {
+    fn drop(&mut self) {
+        compute(LONG);
+    }
+}
+
+#[test]
+fn the_output_of_another_task_is_dropped_in_the_span_of_the_poll() {
+    on_stage(two_workers(), async |stage| {
+        let start = Instant::now();
+        while stage.seen.all().is_empty() && start.elapsed() < FOREVER {
+            let other = tokio::spawn(async { SlowToDrop });
+            while !other.is_finished() {
+                tokio::time::sleep(MS).await;
+            }
+            let drops = async move {
+                compute(8 * MS);
+                drop(other);
+            };
+            tokio::spawn(drops.watched("drops")).await.unwrap();
+        }
+        let ended = stage.seen.wait_for_an_end();
+        assert_eq!(ended.span.as_deref(), Some("drops"), "{ended}");
+    });
 }

@@ -132,10 +132,11 @@ impl World {
         self.turn = Some(Turn {
             id: PollId {
                 turn: 100,
-                task: 7,
                 stage: Stage::Queue,
-                entry: 0,
+                task: 7,
+                resumed: (0, 0),
             },
+            task: 7,
             has_core: true,
             resumed: None,
             begun: None,

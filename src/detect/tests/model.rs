@@ -89,16 +89,22 @@ fn play(steps: &[Step]) -> Vec<Played> {
             parks += 1;
         }
         let first = is_poll && after_park == Some(turn - u32::from(nth == 0)) && nth == 0;
+        let stage = [Stage::Queue, Stage::Next, Stage::Next, Stage::Last][nth as usize];
+        let task = if is_poll { 1 + nth % 2 } else { 0 };
         played.push(Played {
             from: now,
             to: now + length,
             turn: Turn {
                 id: PollId {
                     turn,
-                    task: if is_poll { 1 + nth % 2 } else { 0 },
-                    stage: [Stage::Queue, Stage::Next, Stage::Next, Stage::Last][nth as usize],
-                    entry: 0,
+                    stage,
+                    task: match stage {
+                        Stage::Next => task,
+                        _ => u64::from(task != 0),
+                    },
+                    resumed: (0, 0),
                 },
+                task,
                 has_core: holds,
                 resumed: None,
                 begun: first.then(|| micros(now)),

@@ -65,7 +65,7 @@ fn rows_of_short_polls_are_none() {
             turn.id.task = 15 - turn.id.task;
             turn.id.turn += u32::from(turn.id.task == 7);
         }),
-        ("calls of block_on", |turn| turn.id.entry += 1),
+        ("calls of block_on", |turn| turn.id.resumed.1 += 1),
     ];
     for (row, goes) in rows {
         let mut world = at_work();

@@ -51,12 +51,9 @@ pub(super) struct AnchorPages {
     pub(super) words: Vec<u64>,
 }
 
-/// The words near the number of the task, and the contexts and cores to which they may point.
+/// The contexts and cores to which the words near the number of the task may point.
 #[derive(Clone, Debug)]
 pub(super) struct Candidates {
-    /// From the anchor to the first word.
-    pub(super) from: i64,
-    pub(super) words: Vec<u64>,
     pub(super) contexts: Vec<Context>,
 }
 
@@ -201,15 +198,6 @@ impl Bench {
         );
         looks.into_iter().flatten().collect()
     }
-
-    /// Records several polls of each of several calls of `block_on`.
-    pub(super) fn several_calls_of_block_on(&self, task: i64) -> Vec<Vec<Candidates>> {
-        let calls = (0..4).map(|_| {
-            let look = again(Wake::Yield, || Candidates::look(task));
-            self.current.block_on(look)
-        });
-        calls.collect()
-    }
 }
 
 /// Waits until the first worker is parked, but not for ever.
@@ -332,9 +320,7 @@ impl Candidates {
             cores: cores(*word),
         });
         Candidates {
-            from,
             contexts: contexts.collect(),
-            words,
         }
     }
 
@@ -345,8 +331,6 @@ impl Candidates {
             ..context.clone()
         });
         Candidates {
-            from: self.from,
-            words: Vec::new(),
             contexts: contexts.collect(),
         }
     }

@@ -16,7 +16,7 @@ mod words;
 use super::NoTurns;
 use crate::os::memory;
 use looks::{Bench, Flavor, Wake};
-use words::{Chain, call, entry, is_let_go, last_flag, parks, resumed, task_word, turn};
+use words::{Chain, call, is_let_go, last_flag, parks, resumed, task_word, turn};
 
 /// The places of the words, for one flavor of runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,6 @@ pub(crate) struct Layout {
     pub(crate) task: i64,
     /// From a thread's anchor to the pointer to its context.
     pub(crate) context: i64,
-    /// From a thread's anchor to the two halves of its seed; only on `current_thread`.
-    pub(crate) entry: Option<[i64; 2]>,
     /// From the context to the pointer to the core.
     pub(crate) core: usize,
     /// From the core to the count of turns, 32 bits.
@@ -125,10 +123,7 @@ fn multi_thread(bench: &Bench, task: i64) -> Option<Layout> {
 
 fn current_thread(bench: &Bench, task: i64) -> Option<Layout> {
     let (_, layout) = shared_part(bench, Flavor::CurrentThread, task)?;
-    Some(Layout {
-        entry: entry(&bench.several_calls_of_block_on(task)),
-        ..layout
-    })
+    Some(layout)
 }
 
 /// The part of the layout that both flavors have, and the way to the count of turns.
@@ -140,7 +135,6 @@ fn shared_part(bench: &Bench, flavor: Flavor, task: i64) -> Option<(Chain, Layou
         Layout {
             task,
             context: chain.context,
-            entry: None,
             core: chain.core,
             turn: chain.turn,
             parks: parks(&from_outside)?,
@@ -173,6 +167,5 @@ mod tests {
         assert_eq!(multi_thread.task, current_thread.task);
         assert_eq!(multi_thread.context, current_thread.context);
         assert!(multi_thread.last.is_some() && multi_thread.call.is_some());
-        assert!(current_thread.entry.is_some());
     }
 }

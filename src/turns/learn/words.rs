@@ -161,27 +161,6 @@ pub(super) fn call(
     calls.next()
 }
 
-/// Finds the two halves of the seed: another one in each call of `block_on`, the same in all polls
-/// of one.
-pub(super) fn entry(calls: &[Vec<Candidates>]) -> Option<[i64; 2]> {
-    let first = calls.first()?.first()?;
-    let half = |look: &Candidates, index: usize| {
-        let word = look.words.get(index / 2)?;
-        half_word(&word.to_ne_bytes(), index % 2 * 4)
-    };
-    let changes = |index: &usize| {
-        let of_calls = calls
-            .iter()
-            .filter_map(|looks| same(looks.iter().map(|look| half(look, *index))));
-        of_calls.collect::<HashSet<u32>>().len() == calls.len()
-    };
-    let mut places = (0..first.words.len() * 2)
-        .filter(changes)
-        .map(|index| first.from + index as i64 * 4);
-    let halves = [places.next()?, places.next()?];
-    places.next().is_none().then_some(halves)
-}
-
 /// The looks, each with the index of its poll in its turn. Those of the first turn are left out,
 /// since it began with another task.
 fn by_turn(looks: &[PollSnapshot], chain: Chain) -> Vec<(usize, &PollSnapshot)> {
@@ -307,8 +286,6 @@ mod tests {
         let near = |turns: u32, polls: u32| {
             let bytes = [turns.to_ne_bytes(), polls.to_ne_bytes()].concat();
             Candidates {
-                from: 0,
-                words: Vec::new(),
                 contexts: vec![Context {
                     place: -8,
                     address: 0,
