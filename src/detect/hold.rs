@@ -225,7 +225,7 @@ impl Hold {
         // A poll in which the thread is asleep began before that sleep did (D86).
         let asleep = match held_by {
             HeldBy::Mark(_) | HeldBy::Poll(..) => step.interval.and_then(|step| step.last_sleep),
-            HeldBy::Visit(_) | HeldBy::CountedOut => None,
+            HeldBy::Visit(_) | HeldBy::CountedOut(_) => None,
         };
         let resumed = sample.slot.and_then(|slot| slot.allowed_until);
         let earliest = exact.unwrap_or(step.last_seen().max(resumed.unwrap_or_default()));
@@ -380,7 +380,7 @@ impl Hold {
         let waits = match self.held_by {
             HeldBy::Mark(_) => !self.has_core,
             HeldBy::Visit(_) => !self.one_sleep().is_zero(),
-            HeldBy::Poll(..) | HeldBy::CountedOut => false,
+            HeldBy::Poll(..) | HeldBy::CountedOut(_) => false,
         };
         waits && self.shown.is_none()
     }
@@ -458,13 +458,13 @@ fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
     let measured = match held_by {
         HeldBy::Mark(_) => slot.and_then(|slot| slot.started),
         HeldBy::Poll(..) => step.sample.begun(step.last.as_ref()),
-        HeldBy::Visit(_) | HeldBy::CountedOut => None,
+        HeldBy::Visit(_) | HeldBy::CountedOut(_) => None,
     };
     // Of another poll, it is not known whether blocking was allowed in it or in one before it.
     let is_known = step.last.is_some_and(|last| match held_by {
         HeldBy::Mark(poll) => last.marked() == Some(poll),
         HeldBy::Poll(_, poll) => last.turn.is_some_and(|turn| turn.id == poll),
-        HeldBy::Visit(_) | HeldBy::CountedOut => false,
+        HeldBy::Visit(_) | HeldBy::CountedOut(_) => false,
     });
     let known_since = measured.or(is_known.then_some(step.last_seen()));
     let resumed = slot.and_then(|slot| slot.allowed_until);

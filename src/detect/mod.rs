@@ -51,8 +51,23 @@ pub(crate) enum HeldBy {
     /// A visit to the worker's loop of which neither mark nor turn shows one poll. The epoch, if a
     /// slot is known, is an even one: a mark that comes and goes in between is a sign of life.
     Visit(Option<PollKey>),
-    /// A turn of the runtime's loop that has outlasted all the polls it could consist of.
-    CountedOut,
+    /// A turn of the runtime's loop that has outlasted all the polls it could consist of, with the
+    /// most that these are.
+    CountedOut(u32),
+}
+
+impl HeldBy {
+    /// The most polls that its time may consist of.
+    pub(crate) fn most_polls(self) -> u32 {
+        match self {
+            HeldBy::CountedOut(polls) => polls,
+            HeldBy::Mark(_) | HeldBy::Poll(..) | HeldBy::Visit(_) => 1,
+        }
+    }
+
+    fn is_counted_out(self) -> bool {
+        matches!(self, HeldBy::CountedOut(_))
+    }
 }
 
 /// A slot, and the number of its owner.
@@ -255,7 +270,7 @@ impl Detector {
         }
         // The verdict of a stack holds for the thread, whatever its time is counted as (D22).
         let shown = old.and_then(|old| old.shown);
-        let counts_all = holder == Some(HeldBy::CountedOut);
+        let counts_all = holder.is_some_and(HeldBy::is_counted_out);
         if counts_all {
             // Its time includes the sleeps that wait for their stacks.
             self.unconfirmed.retain(|poll| !poll.is_a_sleep());
@@ -264,7 +279,7 @@ impl Detector {
         let ended = over.and_then(|over| self.finish(over, step));
         let serial = self.next_serial();
         self.hold = holder.map(|held_by| match (held_by, self.unmoved) {
-            (HeldBy::CountedOut, Some(unmoved)) => {
+            (HeldBy::CountedOut(_), Some(unmoved)) => {
                 Hold::new(serial, held_by, unmoved).with_verdict(shown)
             }
             _ => Hold::begin(serial, held_by, step),
@@ -354,10 +369,11 @@ impl Detector {
         if sample.after.is_parked() || is_allowed || is_elsewhere {
             return None;
         }
-        let is_old = |hold: Hold| hold.held_by == HeldBy::CountedOut || hold.announced.is_none();
+        let is_old = |hold: Hold| hold.held_by.is_counted_out() || hold.announced.is_none();
         // Marks that come and go during the look do not matter for it.
-        if self.counted_out(sample) && self.hold.is_none_or(is_old) {
-            return Some(HeldBy::CountedOut);
+        let counted_out = self.counted_out(sample);
+        if counted_out.is_some() && self.hold.is_none_or(is_old) {
+            return counted_out;
         }
         sample.settled.then(|| match (sample.slot, sample.turn) {
             (Some(slot), _) if slot.in_poll() => HeldBy::Mark(slot.poll()),
@@ -368,14 +384,20 @@ impl Detector {
 
     /// Whether the worker has not moved for longer than all the polls of that time could take, had
     /// each been short (D25, D26).
-    fn counted_out(&self, sample: &Sample) -> bool {
+    fn counted_out(&self, sample: &Sample) -> Option<HeldBy> {
+        let is_multi_thread = self.rules.always_driven;
         let polls = match sample.turn {
-            Some(_) => POLLS_IN_A_TURN,
-            None if self.rules.always_driven => POLLS_IN_A_PUBLICATION,
-            None => return false,
+            Some(_) if is_multi_thread => POLLS_IN_A_TURN,
+            Some(_) => 1,
+            None if is_multi_thread => POLLS_IN_A_PUBLICATION,
+            None => return None,
         };
-        let enough = self.rules.threshold.saturating_mul(polls);
-        self.unmoved.is_some_and(|unmoved| unmoved.blamed >= enough)
+        // A poll with one mark is a stall before, and has the name of that mark.
+        let at_least = polls.max(POLLS_IN_A_TURN);
+        let enough = self.rules.threshold.saturating_mul(at_least);
+        let is_long = |unmoved: Period| unmoved.blamed >= enough;
+        let counted_out = HeldBy::CountedOut(polls);
+        self.unmoved.is_some_and(is_long).then_some(counted_out)
     }
 
     /// Keeps the time for which the worker has not moved.
@@ -420,7 +442,7 @@ impl Detector {
         let long = match hold.held_by {
             HeldBy::Mark(_) | HeldBy::Poll(..) => hold.period.blamed,
             HeldBy::Visit(_) => hold.one_sleep(),
-            HeldBy::CountedOut => return false,
+            HeldBy::CountedOut(_) => return false,
         };
         let enough = hold.enough(&self.rules).min(self.rules.threshold);
         !long.is_zero() && long + self.rules.tick >= enough
@@ -441,7 +463,7 @@ impl Detector {
         let enough = hold.enough(&self.rules);
         let is_long = hold.period.blamed >= enough;
         match hold.held_by {
-            HeldBy::CountedOut => Some(Sign::CountedOut),
+            HeldBy::CountedOut(_) => Some(Sign::CountedOut),
             // A poll seen for the first time may have left its worker just before (D27).
             HeldBy::Mark(_) => (is_long && hold.ticks >= 2).then_some(Sign::Mark),
             HeldBy::Poll(_, poll) if is_long => {

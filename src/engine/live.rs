@@ -5,7 +5,7 @@
 
 use super::{StallId, WatchedRuntime};
 use crate::clock::{self, Nanos, wall_clock};
-use crate::detect::{HeldBy, Stall};
+use crate::detect::Stall;
 use crate::explain::{self, SleptIn};
 use crate::os;
 use crate::report::{Certainty, Frame, Phase, StallReport};
@@ -27,12 +27,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The age of the one poll that the stall is proven to be. `None` for a likely stall, and for
-    /// one that is known only by counting: there may be several polls in that time.
+    /// The age that one poll of the stall is proven to have: the longest of several polls took its
+    /// share at least. `None` for a likely stall.
     pub(crate) fn proven_age(&self, now: Nanos) -> Option<Duration> {
         let is_certain = self.stall.certainty == Certainty::Certain;
-        let is_one_poll = self.stall.held_by != HeldBy::CountedOut;
-        (is_certain && is_one_poll).then(|| now.since(self.stall.since))
+        let age = now.since(self.stall.since) / self.stall.held_by.most_polls();
+        is_certain.then_some(age)
     }
 
     /// The report of a stall that goes on, by the watchdog's own figures: without names and stacks.

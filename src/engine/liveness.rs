@@ -9,8 +9,8 @@ use std::time::Duration;
 ///
 /// By default, these are 60 s for a stall of one worker, and 15 s for stalls of all workers of a
 /// runtime. Shorter stalls do not concern a liveness probe; metrics and reports have them. Only
-/// certain stalls count, and none that is known by counting alone, without turns, stack or mark: it
-/// may be several polls. An exhausted blocking pool is a reason only if it is asked for: closures
+/// certain stalls count. One that is known by counting alone may be several polls: only the share
+/// of one of them counts. An exhausted blocking pool is a reason only if it is asked for: closures
 /// may rightly take long.
 ///
 /// ```

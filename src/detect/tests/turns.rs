@@ -190,7 +190,7 @@ fn a_turn_of_many_short_marks_is_certain_when_it_has_outlasted_four_polls() {
             world.compute(TICK)
         });
         let stall = began(&found).unwrap();
-        assert_eq!(stall.held_by, HeldBy::CountedOut);
+        assert_eq!(stall.held_by, HeldBy::CountedOut(4));
         assert!(TICK * ticks >= THRESHOLD * POLLS_IN_A_TURN);
     }
     // The turn has moved on during each look.

@@ -135,7 +135,7 @@ fn inner_marks_do_not_hide_a_turn_that_never_ends() {
     let stall = began(&found).unwrap();
     assert_eq!(
         (stall.held_by, stall.certainty),
-        (HeldBy::CountedOut, Certainty::Certain)
+        (HeldBy::CountedOut(244), Certainty::Certain)
     );
     assert!(TICK * ticks >= THRESHOLD * 244);
     assert!(stall.duration >= THRESHOLD * 244);
@@ -298,7 +298,7 @@ fn a_sleep_that_is_counted_out_before_its_stack_comes_is_one_stall() {
     world.sleep(TICK);
     let serial = world.detector.watches().expect("it sleeps");
     let (_, found) = world.until_found(|world| world.sleep(TICK));
-    assert_eq!(began(&found).unwrap().held_by, HeldBy::CountedOut);
+    assert_eq!(began(&found).unwrap().held_by, HeldBy::CountedOut(244));
     // The stack of the sleep is explained only now.
     world.shown.push((serial, StackVerdict::Driving));
     assert_eq!(world.sleep(TICK), []);
