@@ -128,21 +128,25 @@ impl Tally {
         self.news_up_to(u32::MAX, seen)
     }
 
-    /// The same, at most so many durations. The rest is new at the next look.
+    /// The same, of all buckets the same share if there are more than so many durations. The rest
+    /// is new at the next look.
     pub(crate) fn news_up_to<'a>(
         &'a self,
         most: u32,
         seen: &'a mut Seen,
     ) -> impl Iterator<Item = Batch> + 'a {
-        let mut left = most;
-        (0..BUCKETS).filter_map(move |bucket| {
+        let counts = std::array::from_fn::<u32, BUCKETS, _>(|bucket| {
             let count = self.counts[bucket].load(Ordering::Relaxed);
-            let all = count.wrapping_sub(seen.counts[bucket]);
-            let new = all.min(left);
+            count.wrapping_sub(seen.counts[bucket])
+        });
+        let total: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+        (0..BUCKETS).filter_map(move |bucket| {
+            let all = counts[bucket];
+            let share = (u64::from(all) * u64::from(most)).div_ceil(total.max(1));
+            let new = all.min(u32::try_from(share).unwrap_or(u32::MAX));
             if new == 0 {
                 return None;
             }
-            left -= new;
             let nanos = self.nanos[bucket].load(Ordering::Relaxed);
             let sum = nanos.wrapping_sub(seen.nanos[bucket]);
             let share = (u128::from(sum) * u128::from(new) / u128::from(all)) as u64;
@@ -219,18 +223,18 @@ mod tests {
     #[test]
     fn a_backlog_is_taken_in_parts_with_its_exact_sum() {
         let tally = Tally::new();
-        for millis in [1, 1, 1, 3, 4] {
+        for millis in [1, 1, 1, 1, 3, 4] {
             tally.note(Duration::from_millis(millis));
         }
         let mut seen = Seen::default();
-        let mut part = || tally.news_up_to(2, &mut seen).collect::<Vec<_>>();
+        let mut part = || tally.news_up_to(3, &mut seen).collect::<Vec<_>>();
         let batch = |count, micros| Batch {
             count,
             mean: Duration::from_micros(micros),
         };
-        assert_eq!(part(), [batch(2, 1_000)]);
-        assert_eq!(part(), [batch(1, 1_000), batch(1, 3_500)]);
-        assert_eq!(part(), [batch(1, 3_500)]);
+        // Slow ones do not wait until all fast ones are taken.
+        assert_eq!(part(), [batch(2, 1_000), batch(1, 3_500)]);
+        assert_eq!(part(), [batch(2, 1_000), batch(1, 3_500)]);
         assert_eq!(part(), []);
     }
 

@@ -29,6 +29,9 @@ pub(crate) struct Stats {
     pub(crate) all_polls: AtomicBool,
     /// Whether a worker has been active since the pulse thread's last look.
     pub(crate) active: AtomicBool,
+    /// The last time at which no thread was seen to drive this `current_thread` runtime; 0 for
+    /// never.
+    undriven_at: AtomicU64,
     pub(crate) scheduler_lag: WaitCounter,
     pub(crate) blocking_queue_wait: WaitCounter,
     /// The time at which the probe that waits for the blocking pool was sent; 0 for none.
@@ -56,6 +59,7 @@ impl Stats {
             enrolled: AtomicUsize::new(0),
             all_polls: AtomicBool::new(false),
             active: AtomicBool::new(false),
+            undriven_at: AtomicU64::new(0),
             scheduler_lag: WaitCounter::default(),
             blocking_queue_wait: WaitCounter::default(),
             probe_sent_at: AtomicU64::new(0),
@@ -101,6 +105,15 @@ impl Stats {
             Certainty::Likely => &self.likely,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether some thread has driven the runtime since then, as far as it was looked at.
+    pub(crate) fn is_driven_since(&self, then: Nanos) -> bool {
+        time_in(&self.undriven_at).is_none_or(|undriven| undriven < then)
+    }
+
+    pub(crate) fn note_undriven(&self, at: Nanos) {
+        set_time(&self.undriven_at, Some(at));
     }
 
     /// The time at which the probe was sent that waits for the blocking pool, if one does.

@@ -9,6 +9,7 @@ use super::writer::MetricWriter;
 use super::{list, polls};
 use crate::clock::{self, Nanos, wall_clock};
 use crate::engine::{Shared, Target, WatchedRuntime};
+use crate::os;
 use crate::reporter::guarded;
 use crate::tally::Seen;
 use std::collections::HashMap;
@@ -21,7 +22,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The time between two exports of everything.
 const ALL: Duration = Duration::from_secs(1);
-/// The time between two exports of a stall's age, while a stall goes on.
+/// The time between two exports of a stall's age, while a stall goes on; and of everything, while
+/// there are more new values than one export takes.
 const AGES: Duration = Duration::from_millis(100);
 /// How long the thread waits at the end for the last stalls to be counted.
 const LAST_COUNTS: Duration = Duration::from_secs(1);
@@ -45,7 +47,7 @@ pub(crate) fn run(shared: &Shared) {
         if last {
             return;
         }
-        let quiet = shared.live.lock().is_empty();
+        let quiet = shared.live.lock().is_empty() && !exporters.iter().any(Exporter::is_behind);
         std::thread::park_timeout(if quiet { ALL } else { AGES });
     }
 }
@@ -74,7 +76,10 @@ fn export_each(exporters: &mut Vec<Exporter>, shared: &Shared, now: Nanos, last:
         let target = exporter.target.clone();
         let is_its = |runtime: &WatchedRuntime| runtime.watch.settings.metrics.is(&target);
         let all = last || exporter.is_due(now);
-        guarded(shared, || exporter.export(shared, is_its, all));
+        // The recorder may start threads, which inherit the mask.
+        os::with_signals_of_the_program(|| {
+            guarded(shared, || exporter.export(shared, is_its, all));
+        });
     }
     // The exporter of a given recorder goes with the last runtime that uses it. The exporter of the
     // installed one stays: a new one would export the watchdog's figures a second time.
@@ -88,6 +93,8 @@ pub(crate) struct Exporter {
     target: Target,
     identity: usize,
     exported_all_at: Option<Nanos>,
+    /// The last export has left new values for the next one.
+    is_behind: bool,
     runtimes: HashMap<u64, ExportedRuntime>,
     polls: polls::ExportedPolls,
     watchdog_lag: Seen,
@@ -109,6 +116,7 @@ impl Exporter {
             identity: target.identity(),
             target,
             exported_all_at: None,
+            is_behind: false,
             runtimes: HashMap::new(),
             polls: polls::ExportedPolls::up_to_now(),
             watchdog_lag: Seen::default(),
@@ -119,8 +127,13 @@ impl Exporter {
 
     fn is_due(&self, now: Nanos) -> bool {
         // A park may end a little early.
-        self.exported_all_at
-            .is_none_or(|at| now.since(at) >= ALL - AGES / 2)
+        let is_late = |at| now.since(at) >= ALL - AGES / 2;
+        self.is_behind || self.exported_all_at.is_none_or(is_late)
+    }
+
+    /// Whether some series had more new values than one export takes: another export is due.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Exports the ages of stalls on these runtimes, with `all` every other new figure, and zeroes
@@ -140,7 +153,7 @@ impl Exporter {
         if target.identity() != self.identity {
             self.begin_anew();
         }
-        target.with(|recorder| self.write(&MetricWriter(recorder), shared, &watched, all));
+        target.with(|recorder| self.write(&MetricWriter::new(recorder), shared, &watched, all));
     }
 
     /// Another recorder has been installed: it gets all figures from their beginning. Only polls go
@@ -165,15 +178,16 @@ impl Exporter {
         }
         let is_new = self.add_runtimes(watched);
         let now = clock::now();
-        let left = self.left(watched);
+        // First, since a new runtime may have the name of one that has left.
+        let has_left = self.zero_gauges_of_left(writer, watched);
         let ages = ages(shared, now);
-        for (id, exported) in &mut self.runtimes {
+        for (id, exported) in self.runtimes.iter().filter(|(_, of)| !of.has_left) {
             exported.export_ages(writer, ages.get(id).unwrap_or(&Ages::new()), now);
         }
-        if all || is_new || !left.is_empty() {
+        if all || is_new || has_left {
             self.write_all(writer, shared, now);
+            self.is_behind = writer.is_behind();
         }
-        self.zero_gauges(writer, &left);
         self.runtimes
             .retain(|id, _| watched.iter().any(|runtime| runtime.id == *id));
         if watched.is_empty() {
@@ -191,21 +205,26 @@ impl Exporter {
         self.runtimes.len() > before
     }
 
-    /// The runtimes that are not watched any more, or have been shut down.
-    fn left(&self, watched: &[Arc<WatchedRuntime>]) -> Vec<u64> {
+    /// Zeroes the gauges of runtimes that are not watched any more, or have been shut down, once.
+    /// Returns whether there are any.
+    fn zero_gauges_of_left(
+        &mut self,
+        writer: &MetricWriter<'_>,
+        watched: &[Arc<WatchedRuntime>],
+    ) -> bool {
         let goes_on = |id: u64| {
-            watched
-                .iter()
-                .any(|runtime| runtime.id == id && !runtime.is_gone())
+            let mut watched = watched.iter();
+            watched.any(|runtime| runtime.id == id && !runtime.is_gone())
         };
-        let ids = self.runtimes.keys().copied();
-        ids.filter(|id| !goes_on(*id)).collect()
-    }
-
-    fn zero_gauges(&self, writer: &MetricWriter<'_>, left: &[u64]) {
-        for exported in left.iter().filter_map(|id| self.runtimes.get(id)) {
-            exported.zero_gauges(writer);
+        let mut any = false;
+        for (id, exported) in &mut self.runtimes {
+            if !exported.has_left && !goes_on(*id) {
+                exported.zero_gauges(writer);
+                exported.has_left = true;
+                any = true;
+            }
         }
+        any
     }
 
     fn write_all(&mut self, writer: &MetricWriter<'_>, shared: &Shared, now: Nanos) {

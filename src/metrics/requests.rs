@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn a_route_that_has_lost_nothing_yet_has_its_series() {
         let recorder = PrometheusBuilder::new().build_recorder();
-        let writer = MetricWriter(&recorder);
+        let writer = MetricWriter::new(&recorder);
         let board = Board::for_tests(1);
         let used = board.used().expect("it is in use");
         let mut exported = ExportedRequests::default();

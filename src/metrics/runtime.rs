@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_metrics::{RuntimeIntervals, RuntimeMetrics, RuntimeMonitor};
 
-/// Workers with a label of their own.
-const WORKERS: usize = 128;
+/// Workers with a label of their own: more than the largest machines have CPUs.
+const WORKERS: usize = 1024;
 
 /// The certainties, with their labels.
 const CERTAINTIES: [(Certainty, &str); 2] = [
@@ -34,6 +34,8 @@ const SHORT: Duration = Duration::from_millis(10);
 /// The figures of one runtime that a recorder already has.
 pub(super) struct ExportedRuntime {
     pub(super) runtime: Arc<WatchedRuntime>,
+    /// It is watched no more, or has been shut down: its gauges are zero from now on.
+    pub(super) has_left: bool,
     stalls: [[u64; 2]; CAUSES.len()],
     durations: [Seen; CAUSES.len()],
     sites: HashMap<SpanSite, AtSite>,
@@ -57,6 +59,7 @@ impl ExportedRuntime {
     pub(super) fn new(runtime: Arc<WatchedRuntime>) -> ExportedRuntime {
         let workers = runtime.stats.worker_time.len();
         ExportedRuntime {
+            has_left: false,
             stalls: Default::default(),
             durations: Default::default(),
             sites: HashMap::new(),
@@ -93,11 +96,14 @@ impl ExportedRuntime {
         writer.set(&list::QUEUE_WAIT_ONGOING, &[name], wait);
     }
 
-    /// Exports all other figures. Returns how many more stalls were counted under "other".
+    /// Exports all other figures, of one that has left only counts. Returns how many more stalls were counted under "other".
     pub(super) fn export(&mut self, writer: &MetricWriter<'_>) -> u64 {
         let runtime = self.runtime.clone();
         let (name, stats) = (runtime.name.as_str(), &runtime.stats);
-        self.export_coverage(writer, name);
+        if !self.has_left {
+            self.export_coverage(writer, name);
+            self.export_figures(writer, name);
+        }
         self.export_stalls(writer, name, &stats.stalls);
         let other = self.export_sites(writer, name, &stats.stalls);
         self.export_worker_time(writer, name);
@@ -111,7 +117,6 @@ impl ExportedRuntime {
         writer.tally(&list::QUEUE_WAIT, &[name], wait, &mut self.queue_wait);
         #[cfg(feature = "tower")]
         self.export_requests(writer, name);
-        self.export_figures(writer, name);
         other
     }
 

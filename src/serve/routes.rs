@@ -28,6 +28,8 @@ use std::time::Duration;
 
 /// How long an answer is served again before it is rendered anew.
 const FRESH: Duration = Duration::from_millis(100);
+/// The most exports in a row, of 16,384 values of each series.
+const PARTS: usize = 256;
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -80,7 +82,8 @@ impl CachedAnswer {
             Some((at, text)) if now.since(*at) < FRESH => text.clone(),
             _ => {
                 let text = make().into();
-                *cached = Some((now, text.clone()));
+                // To render it may take longer than it stays fresh, and others wait for it.
+                *cached = Some((clock::now(), text.clone()));
                 text
             }
         }
@@ -200,16 +203,27 @@ impl Routes {
         self.rendered.render()
     }
 
-    fn export(&self, exporter: &mut Exporter) {
+    /// Exports all new figures, a part at a time: the recorder keeps each value until it is
+    /// drained. Returns whether it took several parts.
+    fn export(&self, exporter: &mut Exporter) -> bool {
         let shared = &self.view.shared;
-        exporter.export(shared, |runtime| self.view.watches(runtime), true);
+        for part in 0..PARTS {
+            exporter.export(shared, |runtime| self.view.watches(runtime), true);
+            if !exporter.is_behind() {
+                return part > 0;
+            }
+            self.rendered.run_upkeep();
+        }
+        true
     }
 
-    /// Takes in all new figures. The recorder keeps each value until a scrape or this.
-    pub(super) fn keep_up(&self) {
+    /// Takes in all new figures. The recorder keeps each value until a scrape or this. Returns
+    /// whether there were many.
+    pub(super) fn keep_up(&self) -> bool {
         let mut exporter = self.exporter.lock();
-        self.export(&mut exporter);
+        let were_many = self.export(&mut exporter);
         self.rendered.run_upkeep();
+        were_many
     }
 
     /// The metrics as of the last export.

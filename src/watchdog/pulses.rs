@@ -158,7 +158,9 @@ impl PulseState {
 
     /// Notes the lag of the last pulse, and sends the next one if it is due.
     fn follow_pulse(&mut self, runtime: &WatchedRuntime, now: Nanos, spacing: Duration) {
-        if let Some(lag) = runtime.pulse.take_lag() {
+        // While nobody drives a runtime, its tasks wait for nothing that a worker does.
+        let is_driven = |lag: &Duration| runtime.stats.is_driven_since(now.minus(*lag));
+        if let Some(lag) = runtime.pulse.take_lag().filter(is_driven) {
             runtime.stats.scheduler_lag.note(lag);
             #[cfg(feature = "serve")]
             runtime.recorder.lags.note(now, lag);

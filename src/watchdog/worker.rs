@@ -248,10 +248,14 @@ impl WorkerWatch {
             return;
         };
         let hold = self.detector.watches();
+        let is_undriven = !last.after.is_parked() && !self.is_active(runtime);
+        if is_undriven && !runtime.rules.always_driven {
+            runtime.stats.note_undriven(last.at);
+        }
         let decided = Decided {
             hold,
             stall: hold.and_then(|serial| self.episodes.id_of(serial)),
-            is_undriven: !last.after.is_parked() && !self.is_active(runtime),
+            is_undriven,
         };
         let (worker, turns) = (self.worker.index(), self.worker.turns());
         self.tape.look((runtime, worker), &last, turns, decided);

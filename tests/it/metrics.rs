@@ -320,3 +320,57 @@ fn two_watches_have_two_recorders() {
     assert_eq!(told.with("tokio_stall_workers", &[&of_here]).count(), 0);
     assert_eq!(told.sum(STALLS, &[]), 0.0);
 }
+
+/// The watch of the first one is kept, so both are exported to one recorder.
+#[test]
+fn a_runtime_with_the_name_of_one_that_was_shut_down_has_its_own_gauges() {
+    let recorder = prometheus::configure(PrometheusBuilder::new()).unwrap();
+    let recorder = Arc::new(recorder.build_recorder());
+    let handle = recorder.handle();
+    let start = || {
+        let recorder = recorder.clone();
+        let setup = Stage::multi_thread(2).named("main");
+        setup.settings(|builder| builder.recorder(recorder)).start()
+    };
+    let now = || Some(Scraped::parse(&handle.render()));
+    let workers = |scraped: &Scraped| scraped.sum("tokio_stall_workers", &[]);
+    let Stage { watch, runtime, .. } = start();
+    wait_for(now, |scraped| workers(scraped) == 2.0);
+    runtime.shutdown_background();
+    wait_for(now, |scraped| workers(scraped) == 0.0);
+    let _second = start();
+    // Each export has a later tick.
+    let ticked = |scraped: &Scraped| {
+        let last_tick = "tokio_stall_watchdog_last_tick_timestamp_seconds";
+        scraped.sum(last_tick, &[])
+    };
+    for _ in 0..3 {
+        let before = ticked(&now().unwrap());
+        let next = wait_for(now, |scraped| ticked(scraped) > before);
+        assert!(workers(&next) == 2.0 || before == 0.0, "{next:?}");
+    }
+    assert_eq!(workers(&now().unwrap()), 2.0);
+    assert!(watch.status().runtimes[0].shut_down);
+}
+
+#[test]
+fn time_in_which_nobody_drives_a_runtime_is_no_lag() {
+    let stage = Stage::current_thread().start();
+    let longest = || {
+        let lag = &stage.watch.status().runtimes[0].scheduler_lag;
+        lag.as_ref().map(|lag| lag.longest)
+    };
+    let drive = |time| stage.block_on(async move { tokio::time::sleep(time).await });
+    wait_until("a pulse", || {
+        drive(Duration::from_millis(50));
+        longest().is_some()
+    });
+    let before = longest();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_secs(3));
+        drive(Duration::from_millis(50));
+    }
+    // A busy machine has delays of its own, but none as long as that.
+    drive(Duration::from_millis(1_500));
+    assert!(longest() < Some(Duration::from_millis(2_500)), "{before:?}");
+}
