@@ -9,6 +9,7 @@
 
 use super::connections::Connection;
 use super::feed::Feed;
+use crate::clock;
 use crate::engine::View;
 use hyper::body::{Body, Bytes, Frame};
 use parking_lot::Mutex;
@@ -102,7 +103,7 @@ impl Events {
         let mut pages = self.pages.lock();
         let (queue, news) = mpsc::channel(QUEUE);
         let is_first = pages.open.is_empty();
-        queue.try_send(pages.feed.all(is_first)).ok();
+        queue.try_send(pages.feed.all(is_first, clock::now())).ok();
         let connection = connection.clone();
         connection.becomes_a_stream();
         pages.open.push(OpenPage { queue, connection });
@@ -125,7 +126,7 @@ impl Events {
         let mut pages = self.pages.lock();
         pages.forget_closed();
         if !pages.open.is_empty() {
-            let news = pages.feed.news();
+            let news = pages.feed.news(clock::now());
             self.send(&mut pages, &news);
         }
     }

@@ -27,17 +27,18 @@ const SITES: usize = 100;
 const CALLS: usize = 128;
 /// The watchdog ticks each 25 ms at least. After so long without one, it has stopped.
 const STOPPED: Duration = Duration::from_secs(3);
+/// The time between two looks at the totals. Requests change them all the time.
+const TOTALS: Duration = Duration::from_secs(1);
 
 /// The last state of each event.
 pub(super) struct Feed {
     view: View,
     program: String,
     started_at: f64,
-    /// The zero of the shared clock, in seconds since 1970. It stays as it was at the start, so
-    /// that cells do not move with the wall clock.
-    zero: f64,
     hello: String,
     totals: String,
+    /// The last look at the totals.
+    totals_at: Nanos,
     stalls: VecDeque<(u64, String)>,
     changes: u64,
     /// The end of the lanes that pages have.
@@ -50,6 +51,8 @@ struct Hello<'a> {
     pid: u32,
     program: &'a str,
     started_at: f64,
+    /// The same on the shared clock.
+    started_clock: f64,
     runtimes: Vec<RuntimeEvent>,
 }
 
@@ -68,6 +71,10 @@ struct RuntimeEvent {
 struct StallEvent {
     #[serde(flatten)]
     report: StallReport,
+    /// The begin of the poll on the shared clock.
+    started_clock: f64,
+    /// The path of spans as the sites have it.
+    span_names: Option<String>,
     headline: String,
     place: Option<String>,
     calls: Vec<CallEvent>,
@@ -86,14 +93,15 @@ struct CallEvent {
 
 #[derive(Serialize)]
 struct Lanes {
-    now: f64,
+    /// The time of this event on the shared clock, on which cell 0 begins at 0. The wall clock may
+    /// jump, and all ages with it.
+    clock: f64,
     watching: bool,
     step_seconds: f64,
-    /// The time of cell 0, in seconds since 1970.
-    zero: f64,
     /// The number of the first cell.
     first: u64,
     workers: Vec<LaneEvent>,
+    workers_left_out: usize,
     stalled: Vec<StalledEvent>,
 }
 
@@ -153,6 +161,26 @@ fn unix(time: SystemTime) -> f64 {
     since.unwrap_or_default().as_secs_f64()
 }
 
+/// Seconds on the shared clock.
+fn seconds(at: Nanos) -> f64 {
+    at.since(Nanos::default()).as_secs_f64()
+}
+
+/// The begin of a stall on the shared clock. The wall clock may have been set since the report.
+fn began(report: &StallReport) -> Nanos {
+    let ago = SystemTime::now().duration_since(report.started_at);
+    clock::now().minus(ago.unwrap_or_default().max(report.duration))
+}
+
+/// The event, if it is not the known one.
+fn changed(event: String, known: &mut String) -> String {
+    if event == *known {
+        return String::new();
+    }
+    known.clone_from(&event);
+    event
+}
+
 /// The number and the sum of all durations in a tally.
 #[cfg(feature = "tower")]
 fn sum(tally: &Tally) -> (u64, f64) {
@@ -171,11 +199,11 @@ impl Feed {
     pub(super) fn new(view: View) -> Feed {
         Feed {
             started_at: unix(clock::wall_clock(view.watch.started_at)),
-            zero: unix(clock::wall_clock(Nanos::default())),
             view,
             program: program(),
             hello: String::new(),
             totals: String::new(),
+            totals_at: Nanos::default(),
             stalls: VecDeque::new(),
             changes: 0,
             shown_until: Nanos::default(),
@@ -184,31 +212,31 @@ impl Feed {
 
     /// All that is known, for a page that has just been opened. Without other pages, the state may
     /// be old, and is taken anew.
-    pub(super) fn all(&mut self, is_first: bool) -> Bytes {
+    pub(super) fn all(&mut self, is_first: bool, now: Nanos) -> Bytes {
         if is_first {
             self.new_stalls();
-            self.changed_tables();
+            self.changed_hello();
+            self.changed_totals(now);
+            self.shown_until = now;
         }
         let mut text = self.hello.clone();
         self.stalls.iter().for_each(|(_, stall)| text += stall);
+        let until = self.shown_until;
+        text += &event("lanes", &self.lanes(until.minus(lanes::SHOWN), until, now));
         text += &self.totals;
-        let until = if is_first {
-            clock::now()
-        } else {
-            self.shown_until
-        };
-        self.shown_until = until;
-        text += &event("lanes", &self.lanes(until.minus(lanes::SHOWN), until));
         Bytes::from(text)
     }
 
-    /// The news since the last call.
-    pub(super) fn news(&mut self) -> Bytes {
-        let mut text = self.changed_tables();
+    /// The news since the last call. The tables of a page need the stalls and the clock, so the
+    /// totals are the last.
+    pub(super) fn news(&mut self, now: Nanos) -> Bytes {
+        let mut text = self.changed_hello();
         text += &self.new_stalls();
-        let until = clock::now();
-        text += &event("lanes", &self.lanes(self.shown_until, until));
-        self.shown_until = until;
+        text += &event("lanes", &self.lanes(self.shown_until, now, now));
+        self.shown_until = now;
+        if now.since(self.totals_at) >= TOTALS {
+            text += &self.changed_totals(now);
+        }
         Bytes::from(text)
     }
 
@@ -239,17 +267,15 @@ impl Feed {
         news
     }
 
-    fn changed_tables(&mut self) -> String {
+    fn changed_hello(&mut self) -> String {
         let hello = event("hello", &self.hello_event());
+        changed(hello, &mut self.hello)
+    }
+
+    fn changed_totals(&mut self, now: Nanos) -> String {
+        self.totals_at = now;
         let totals = event("totals", &self.totals_event());
-        let mut news = String::new();
-        for (new, known) in [(hello, &mut self.hello), (totals, &mut self.totals)] {
-            if new != *known {
-                news += &new;
-                *known = new;
-            }
-        }
-        news
+        changed(totals, &mut self.totals)
     }
 
     fn hello_event(&self) -> Hello<'_> {
@@ -270,6 +296,7 @@ impl Feed {
             pid: std::process::id(),
             program: &self.program,
             started_at: self.started_at,
+            started_clock: seconds(self.view.watch.started_at),
             runtimes: runtimes.collect(),
         }
     }
@@ -323,22 +350,21 @@ impl Feed {
         Vec::new()
     }
 
-    fn lanes(&self, from: Nanos, until: Nanos) -> Lanes {
-        let now = clock::now();
-        let (first, workers) = lanes::read(&self.view, from, until);
-        let workers = workers.into_iter().map(|lane| LaneEvent {
+    fn lanes(&self, from: Nanos, until: Nanos, now: Nanos) -> Lanes {
+        let shown = lanes::read(&self.view, from, until);
+        let workers = shown.workers.into_iter().map(|lane| LaneEvent {
             runtime: lane.runtime,
             worker: lane.worker,
             cells: lane.cells,
         });
         let last_tick = self.view.shared.last_tick();
         Lanes {
-            now: unix(SystemTime::now()),
+            clock: seconds(now),
             watching: last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
             step_seconds: lanes::STEP.as_secs_f64(),
-            zero: self.zero,
-            first,
+            first: shown.first,
             workers: workers.collect(),
+            workers_left_out: shown.left_out,
             stalled: self.stalled(now),
         }
     }
@@ -380,6 +406,8 @@ impl StallEvent {
             guessed: index >= certain,
         });
         StallEvent {
+            started_clock: seconds(began(&report)),
+            span_names: report.span_names(),
             headline: report.headline().to_string(),
             place: report.site.as_ref().map(ToString::to_string),
             calls: calls.collect(),
@@ -392,5 +420,107 @@ impl StallEvent {
                 ..report
             },
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::engine::{Shared, WatchedRuntime};
+    use serde_json::Value;
+    use std::sync::Arc;
+
+    fn with_feed(test: impl FnOnce(&mut Feed, &WatchedRuntime)) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let tokio = builder.build().unwrap();
+        let runtime = WatchedRuntime::for_tests(tokio.handle());
+        let shared = Arc::new(Shared::default());
+        shared.watched.lock().push(runtime.clone());
+        let watch = runtime.watch.clone();
+        test(&mut Feed::new(View { watch, shared }), &runtime);
+    }
+
+    /// The data of the event with this name.
+    fn data(news: &Bytes, name: &str) -> Value {
+        let text = std::str::from_utf8(news).unwrap();
+        let (_, after) = text.split_once(&format!("event: {name}\ndata: ")).unwrap();
+        serde_json::from_str(after.lines().next().unwrap()).unwrap()
+    }
+
+    fn has_totals(news: &Bytes) -> bool {
+        let text = std::str::from_utf8(news).unwrap();
+        text.contains("event: totals\n")
+    }
+
+    #[test]
+    fn cells_and_the_time_of_an_event_are_on_one_clock() {
+        with_feed(|feed, _| {
+            let now = Nanos(0).plus(Duration::from_secs(100));
+            let first = feed.all(true, now);
+            let lanes = data(&first, "lanes");
+            assert_eq!(lanes["clock"], 100.0);
+            let cells = lanes["workers"][0]["cells"].as_str().unwrap().len() as u64;
+            let end = lanes["first"].as_u64().unwrap() + cells;
+            let age = 100.0 - end as f64 * lanes["step_seconds"].as_f64().unwrap();
+            assert!((0.0..0.1).contains(&age), "the last cell ends {age} s ago");
+            let started = seconds(feed.view.watch.started_at);
+            assert_eq!(data(&first, "hello")["started_clock"], started);
+        });
+    }
+
+    #[test]
+    fn a_stall_has_its_begin_on_the_same_clock_and_its_span_without_fields() {
+        let report = StallReport {
+            span: Some("request{id=7}".to_owned()),
+            started_at: SystemTime::now() - Duration::from_secs(5),
+            duration: Duration::from_secs(2),
+            ..crate::report::example()
+        };
+        let age = |event: StallEvent| seconds(clock::now()) - event.started_clock;
+        let event = StallEvent::of(report.clone());
+        assert_eq!(event.span_names.as_deref(), Some("request"));
+        assert!((4.9..60.0).contains(&age(event)), "it began before");
+        // The wall clock has been set back since.
+        let started_at = SystemTime::now() + Duration::from_secs(3600);
+        let event = StallEvent::of(StallReport {
+            started_at,
+            ..report
+        });
+        assert!((1.9..60.0).contains(&age(event)), "it took two seconds");
+    }
+
+    #[test]
+    fn totals_that_change_all_the_time_are_sent_once_a_second() {
+        with_feed(|feed, runtime| {
+            let begin = Nanos(0).plus(Duration::from_secs(100));
+            assert!(has_totals(&feed.all(true, begin)));
+            let sent = (1..=40).filter(|tick| {
+                runtime.stats.certain.fetch_add(1, Ordering::Relaxed);
+                let now = begin.plus(Duration::from_millis(250) * *tick);
+                has_totals(&feed.news(now))
+            });
+            let sent: Vec<u32> = sent.collect();
+            assert_eq!(sent, [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]);
+            let later = begin.plus(Duration::from_secs(60));
+            assert!(!has_totals(&feed.news(later)), "nothing has changed");
+        });
+    }
+
+    #[test]
+    fn a_table_comes_after_the_stalls_and_the_clock_that_it_needs() {
+        with_feed(|feed, runtime| {
+            let now = clock::now();
+            feed.all(true, now);
+            runtime.stats.certain.fetch_add(1, Ordering::Relaxed);
+            let report = crate::report::example();
+            runtime.watch.recent.lock().keep(report);
+            let later = feed.news(now.plus(TOTALS));
+            for news in [later, feed.all(false, now)] {
+                let text = std::str::from_utf8(&news).unwrap();
+                let place = |name: &str| text.find(&format!("event: {name}\n")).unwrap();
+                assert!(place("stall") < place("lanes"), "{text}");
+                assert!(place("lanes") < place("totals"), "{text}");
+            }
+        });
     }
 }

@@ -18,6 +18,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The most workers with a lane.
 const WORKERS: usize = 64;
 
+/// The lanes of a time.
+pub(super) struct Shown {
+    /// The number of the first cell, which counts from the zero of the shared clock.
+    pub(super) first: u64,
+    pub(super) workers: Vec<Cells>,
+    /// The workers that have no lane.
+    pub(super) left_out: usize,
+}
+
 /// The cells of one worker.
 pub(super) struct Cells {
     pub(super) runtime: String,
@@ -26,25 +35,42 @@ pub(super) struct Cells {
     pub(super) cells: String,
 }
 
-/// The lanes since this time, up to the last whole cell. Returns the number of the first cell,
-/// which counts from the zero of the shared clock.
-pub(super) fn read(view: &View, since: Nanos, now: Nanos) -> (u64, Vec<Cells>) {
+/// The lanes since this time, up to the last whole cell.
+pub(super) fn read(view: &View, since: Nanos, now: Nanos) -> Shown {
     let number = |at: Nanos| at.0 / STEP.as_nanos() as u64;
     let (first, end) = (number(since.minus(AGAIN)), number(now.minus(STEP)));
     let from = Nanos(first * STEP.as_nanos() as u64);
-    let mut lanes = Vec::new();
-    for runtime in view.runtimes() {
-        for worker in 0..runtime.metrics.num_workers() {
-            let segments = runtime.recorder.segments(worker, from);
-            lanes.push(Cells {
-                runtime: runtime.name.clone(),
-                worker,
-                cells: cells(&segments, first..end),
-            });
-        }
+    let runtimes = view.runtimes();
+    let counts = runtimes.iter().map(|runtime| runtime.metrics.num_workers());
+    let counts: Vec<usize> = counts.collect();
+    let mut workers = Vec::new();
+    for (runtime, count) in runtimes.iter().zip(with_lanes(&counts, WORKERS)) {
+        workers.extend((0..count).map(|worker| Cells {
+            runtime: runtime.name.clone(),
+            worker,
+            cells: cells(&runtime.recorder.segments(worker, from), first..end),
+        }));
     }
-    lanes.truncate(WORKERS);
-    (first, lanes)
+    Shown {
+        first,
+        left_out: counts.iter().sum::<usize>() - workers.len(),
+        workers,
+    }
+}
+
+/// How many workers of each runtime have a lane. A large runtime gives way to small ones.
+fn with_lanes(counts: &[usize], room: usize) -> Vec<usize> {
+    let mut smallest_first: Vec<usize> = (0..counts.len()).collect();
+    smallest_first.sort_by_key(|runtime| counts[*runtime]);
+    let mut shown = vec![0; counts.len()];
+    let mut left = room;
+    for (done, runtime) in smallest_first.into_iter().enumerate() {
+        // Rounded up, so that there are lanes where runtimes are more than room.
+        let part = left.div_ceil(counts.len() - done);
+        shown[runtime] = counts[runtime].min(part);
+        left -= shown[runtime];
+    }
+    shown
 }
 
 /// The times of one cell, by lane.
@@ -100,6 +126,8 @@ impl Shares {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::engine::{Shared, WatchedRuntime};
+    use std::sync::Arc;
 
     fn segment(from: u64, to: u64, lane: Lane) -> Segment {
         let at = |milliseconds: u64| Nanos(milliseconds * 1_000_000);
@@ -130,6 +158,38 @@ mod tests {
         assert_eq!(cells(&segments, 2..5), "995", "a segment may begin before");
         assert_eq!(cells(&[], 0..3), "...");
         assert_eq!(cells(&segments, 5..5), "");
+    }
+
+    #[test]
+    fn each_runtime_has_a_part_of_the_lanes() {
+        assert_eq!(with_lanes(&[2, 4], 64), [2, 4], "there is room for all");
+        assert_eq!(with_lanes(&[64, 4, 1], 64), [59, 4, 1]);
+        assert_eq!(with_lanes(&[100, 100, 8], 64), [28, 28, 8]);
+        let many = with_lanes(&[1; 100], 64);
+        assert_eq!(many.iter().sum::<usize>(), 64, "first come, first served");
+        assert_eq!(with_lanes(&[], 64), [0; 0]);
+    }
+
+    #[test]
+    fn a_large_runtime_hides_no_other_and_what_is_left_out_is_counted() {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let large = builder.worker_threads(WORKERS).build().unwrap();
+        let small = builder.worker_threads(2).build().unwrap();
+        let watched = [&large, &small].map(|tokio| WatchedRuntime::for_tests(tokio.handle()));
+        let [large, small] = watched.map(|runtime| Arc::into_inner(runtime).unwrap());
+        let watch = large.watch.clone();
+        let small = WatchedRuntime {
+            name: "small".to_owned(),
+            watch: watch.clone(),
+            ..small
+        };
+        let shared = Arc::new(Shared::default());
+        shared.watched.lock().extend([large, small].map(Arc::new));
+        let view = View { watch, shared };
+        let shown = read(&view, Nanos(0), Nanos(0));
+        assert_eq!((shown.workers.len(), shown.left_out), (WORKERS, 2));
+        let of_the_small = shown.workers.iter().filter(|lane| lane.runtime == "small");
+        assert_eq!(of_the_small.count(), 2);
     }
 
     #[test]

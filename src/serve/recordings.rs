@@ -31,6 +31,11 @@ const A_MINUTE: usize = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 /// The most stalls that are remembered as written while they go on.
 const GOING_ON: usize = 256;
+/// The name of a file that is not complete: these two, and letters between them.
+const PART: (&str, &str) = (".stall-", ".part");
+const PART_LETTERS: usize = 6;
+/// A file that was written to so long ago is of a process that was killed meanwhile.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 /// The drop of a watch waits this long for recordings that are being written.
 const LONGEST_END: Duration = Duration::from_secs(1);
 
@@ -44,14 +49,37 @@ pub(crate) struct Recordings {
 /// Makes the directory, and tries to write into it.
 pub(crate) fn try_directory(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
+    remove_left_behind(directory);
     temporary(directory)?.close()
 }
 
 /// A file in this directory that has no name yet by which it would count.
 fn temporary(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".stall-").suffix(".part");
-    builder.tempfile_in(directory)
+    builder.prefix(PART.0).suffix(PART.1);
+    builder.rand_bytes(PART_LETTERS).tempfile_in(directory)
+}
+
+fn is_part(name: &str) -> bool {
+    let letters = name.strip_prefix(PART.0);
+    let letters = letters.and_then(|rest| rest.strip_suffix(PART.1));
+    letters.is_some_and(|letters| {
+        letters.len() == PART_LETTERS
+            && letters.chars().all(|letter| letter.is_ascii_alphanumeric())
+    })
+}
+
+/// Removes the incomplete files of processes that were killed while they wrote. An error is no
+/// reason to record nothing: such a file may be another user's.
+fn remove_left_behind(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_part)) {
+        let age = entry.metadata().ok().filter(fs::Metadata::is_file);
+        let age = age.and_then(|file| file.modified().ok()?.elapsed().ok());
+        if age.is_some_and(|age| age > LEFT_BEHIND) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
 }
 
 impl Recordings {
@@ -178,6 +206,8 @@ impl RecordingWriter {
         let directory = &self.stalls.directory;
         // It may have been removed since the start.
         fs::create_dir_all(directory)?;
+        // Before the new file, which needs the room.
+        remove_left_behind(directory);
         let since = SystemTime::now().duration_since(report.started_at);
         let begun = clock::now().minus(since.unwrap_or_default());
         let to = match report.phase {
@@ -337,6 +367,45 @@ mod tests {
         remove_beyond(directory.path(), 1).expect("it can");
         assert!(path(recordings[2]).exists() && !path(recordings[1]).exists());
         assert!(path("notes.json").exists() && path("stall-x.json").exists());
+    }
+
+    /// A file of this age.
+    fn write_aged(path: &Path, age: Duration) {
+        let file = fs::File::create(path).expect("a file");
+        file.set_modified(SystemTime::now() - age).expect("a time");
+    }
+
+    #[test]
+    fn incomplete_files_of_killed_processes_go_and_other_files_stay() {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let runtime = WatchedRuntime::for_tests(tokio.handle());
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let kept = [
+            ("stall-3-20260201T000000.000Z.json", 10 * MINUTE),
+            (".stall-Now123.part", Duration::ZERO),
+            (".stall-abc12.part", 10 * MINUTE),
+            (".stall-abc.12.part", 10 * MINUTE),
+            (".stall-Abc123.part.bak", 10 * MINUTE),
+            ("notes.part", 10 * MINUTE),
+        ];
+        let stay = || kept.iter().all(|(name, _)| path(name).exists());
+        for (name, age) in kept {
+            write_aged(&path(name), age);
+        }
+        let left = path(".stall-Abc123.part");
+        write_aged(&left, 10 * MINUTE);
+        try_directory(directory.path()).expect("it can be written to");
+        assert!(!left.exists() && stay(), "{:?}", files(directory.path()));
+        write_aged(&left, 10 * MINUTE);
+        writer(&runtime, directory.path()).take(stall(17, Phase::Ongoing), clock::now());
+        assert!(!left.exists() && stay(), "{:?}", files(directory.path()));
+        // The control: files are made under names of this kind.
+        let file = temporary(directory.path()).expect("a file");
+        let name = file.path().file_name().and_then(std::ffi::OsStr::to_str);
+        assert!(name.is_some_and(is_part), "{name:?}");
     }
 
     /// A writer of a watch that nothing drives, into this directory.

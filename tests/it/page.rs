@@ -5,7 +5,7 @@ use crate::support::browser::Browser;
 use crate::support::scraped::{Scraped, free_address, get};
 use crate::support::stage::Stage;
 use crate::support::{FOREVER, Held, child};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -181,6 +181,225 @@ fn the_flame_graph_zooms_by_keyboard_and_resets() {
         browser.value("document.querySelector('#flame-reset').disabled"),
         true
     );
+    browser.assert_no_errors();
+}
+
+/// Opens the page with no news but those that the test sends.
+fn opened_without_news(browser: &mut Browser, address: SocketAddr) {
+    let source = "window.EventSource = class {
+        static CLOSED = 2;
+        readyState = 1;
+        takers = {};
+        constructor() {
+            window.send = (name, data) => this.takers[name]({ data: JSON.stringify(data) });
+        }
+        addEventListener(name, taker) { this.takers[name] = taker; }
+        close() {}
+    };";
+    let source = json!({"source": source});
+    browser.call("Page.addScriptToEvaluateOnNewDocument", source);
+    browser.open(&format!("http://{address}/"));
+    browser.wait("Boolean(window.send && document.querySelector('#legend li'))");
+}
+
+fn send(browser: &mut Browser, name: &str, data: &Value) {
+    browser.value(&format!("send('{name}', {data})"));
+}
+
+fn send_hello(browser: &mut Browser, pid: u32) {
+    let runtime = json!({
+        "name": "api", "workers": 2, "threshold_seconds": 0.1, "tower": false, "coverage": "",
+        "gaps": [],
+    });
+    let hello = json!({
+        "version": "0", "pid": pid, "program": "made up", "started_at": 1_000.0,
+        "started_clock": 100.0, "runtimes": [runtime],
+    });
+    send(browser, "hello", &hello);
+}
+
+/// Sends a second of lanes that ends at this time, by the wall clock `wall`.
+fn send_lanes(browser: &mut Browser, clock: f64, wall: f64, change: impl FnOnce(&mut Value)) {
+    let mut lanes = json!({
+        "clock": clock, "now": wall, "zero": 1_000.0, "watching": true, "step_seconds": 0.05,
+        "first": (clock - 1.0) * 20.0, "workers_left_out": 0, "stalled": [],
+        "workers": [{"runtime": "api", "worker": 0, "cells": "H".repeat(20)}],
+    });
+    change(&mut lanes);
+    send(browser, "lanes", &lanes);
+}
+
+/// Sends a stall that was over at 1000 s, after half a second.
+fn send_stall(browser: &mut Browser, id: u64, span: &str) {
+    let (name, _) = span.split_once('{').unwrap_or((span, ""));
+    let stall = json!({
+        "id": id, "phase": "ended", "certainty": "certain", "runtime": "api", "worker": 0,
+        "thread": null, "tid": null, "span": span, "span_names": name, "spawned_at": null,
+        "started_at": 1_999.5, "started_clock": 999.5, "duration_seconds": 0.5,
+        "duration_error_seconds": 0, "cause": "cpu", "asleep_in": null,
+        "driver_frozen_seconds": null, "victims": null, "place": "a::line (a.rs:1)",
+        "dependency": null, "advice": null, "seen_here": 1, "lost_here_seconds": 0.5,
+        "headline": format!("headline of {span}"), "calls": [], "calls_left_out": 0, "lacks": [],
+        "text": format!("text of {span}"),
+        "time": {
+            "cpu_seconds": 0.5, "asleep_seconds": 0, "run_queue_seconds": 0,
+            "throttled_seconds": 0, "stopped_seconds": 0, "unknown_seconds": 0,
+        },
+    });
+    send(browser, "stall", &stall);
+}
+
+/// Sends totals with a site for each of these spans.
+fn send_totals(browser: &mut Browser, spans: &[&str]) {
+    let site = |span: &&str| {
+        json!({
+            "runtime": "api", "span": span, "place": "a::line (a.rs:1)", "cause": "cpu",
+            "count": 1, "total_seconds": 0.5, "longest_seconds": 0.5,
+        })
+    };
+    let totals = json!({
+        "stalls": 1, "likely_stalls": 0, "lost_seconds": 0.5, "dropped_reports": 0,
+        "sites_left_out": 0, "routes": [], "sites": spans.iter().map(site).collect::<Vec<_>>(),
+    });
+    send(browser, "totals", &totals);
+}
+
+/// A stall of `lanes` that goes on, since this time.
+fn goes_on(lanes: &mut Value, id: u64, since: f64) {
+    let clock = lanes["clock"].as_f64().unwrap();
+    lanes["stalled"] = json!([{
+        "id": id, "runtime": "api", "worker": 0, "seconds": clock - since, "certainty": "certain",
+    }]);
+}
+
+#[test]
+fn lanes_do_not_move_with_the_wall_clock_and_go_with_their_runtime() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (_stage, address) = stage("steps");
+    opened_without_news(&mut browser, address);
+    send_hello(&mut browser, 1);
+    send_lanes(&mut browser, 1_000.0, 2_000.0, |_| {});
+    browser.wait(&has_pixels_of("--held"));
+    for (clock, wall) in [(1_001.0, 5_601.0), (1_002.0, 1_002.0)] {
+        send_lanes(&mut browser, clock, wall, |_| {});
+        browser.wait(&has_pixels_of("--held"));
+    }
+    let lanes = "document.querySelectorAll('.lane').length";
+    send_lanes(&mut browser, 1_003.0, 2_003.0, |lanes| {
+        let other = json!({"runtime": "other", "worker": 0, "cells": "H"});
+        lanes["workers"].as_array_mut().unwrap().push(other);
+        lanes["workers_left_out"] = json!(36);
+    });
+    assert_eq!(browser.value(lanes), 2);
+    let left_out = browser.text("#lanes-left-out");
+    assert_eq!(left_out, "36 more workers have no lane here.");
+    send_lanes(&mut browser, 1_004.0, 2_004.0, |_| {});
+    assert_eq!(browser.value(lanes), 1);
+    assert_eq!(browser.text("#lanes-left-out"), "");
+    // The control: cells go with time.
+    send_lanes(&mut browser, 1_100.0, 2_100.0, |lanes| {
+        lanes["workers"][0]["cells"] = json!("");
+    });
+    assert_eq!(browser.value(&has_pixels_of("--held")), false);
+    browser.assert_no_errors();
+}
+
+#[test]
+fn a_site_shows_the_last_minutes_of_its_span_and_they_pass_without_news() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (_stage, address) = stage("minutes");
+    opened_without_news(&mut browser, address);
+    send_hello(&mut browser, 1);
+    send_stall(&mut browser, 1, "first{id=1}");
+    send_lanes(&mut browser, 1_000.0, 2_000.0, |_| {});
+    send_totals(&mut browser, &["first", "second"]);
+    let words = "[...document.querySelectorAll('.spark')]
+        .map((graph) => graph.getAttribute('aria-label')).join()";
+    let both = "500 ms in five minutes,0.00 ms in five minutes";
+    assert_eq!(browser.value(words), both);
+    let links =
+        "[...document.querySelectorAll('#sites .link')].map((link) => link.disabled).join()";
+    assert_eq!(
+        browser.value(links),
+        "false,true",
+        "the second has no report"
+    );
+    send_lanes(&mut browser, 1_400.0, 2_400.0, |_| {});
+    browser.wait(&format!(
+        "{words} === '0.00 ms in five minutes,0.00 ms in five minutes'"
+    ));
+    browser.assert_no_errors();
+}
+
+#[test]
+fn an_open_report_stays_when_its_stall_is_forgotten_or_the_program_restarts() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (_stage, address) = stage("stays");
+    opened_without_news(&mut browser, address);
+    send_hello(&mut browser, 1);
+    send_stall(&mut browser, 7, "first");
+    send_lanes(&mut browser, 1_000.0, 2_000.0, |_| {});
+    browser.value("document.querySelector('.block').click()");
+    let title = "#report-title";
+    assert_eq!(browser.text(title), "headline of first");
+    (100..601).for_each(|id| send_stall(&mut browser, id, "other"));
+    // A copy that cannot be made is shown as text instead.
+    browser.value("navigator.clipboard.writeText = () => Promise.reject()");
+    let text = "document.querySelector('#report-body pre')?.textContent === 'text of first'";
+    browser.value("document.querySelector('#copy').click()");
+    browser.wait(text);
+    send_hello(&mut browser, 2);
+    assert_eq!(browser.text(title), "Before the restart: headline of first");
+    send_stall(&mut browser, 7, "second");
+    assert_eq!(browser.text(title), "Before the restart: headline of first");
+    browser.value("document.querySelector('#report-body pre').remove()");
+    browser.value("document.querySelector('#copy').click()");
+    browser.wait(text);
+    browser.press("Escape");
+    browser.wait("!document.querySelector('#report').open");
+    // The control: the new stall of that number has its own report.
+    send_lanes(&mut browser, 1_000.0, 2_000.0, |_| {});
+    browser.value("document.querySelector('.block').click()");
+    assert_eq!(browser.text(title), "headline of second");
+    browser.assert_no_errors();
+}
+
+#[test]
+fn begin_and_end_of_a_stall_are_told_once_each() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let (_stage, address) = stage("told");
+    opened_without_news(&mut browser, address);
+    send_hello(&mut browser, 1);
+    browser.value(
+        "window.told = [];
+        const status = '[role=status], [aria-live]';
+        new MutationObserver((changes) => changes.forEach(({ target }) => {
+            if (target.closest(status)) window.told.push(target.closest(status).textContent);
+        })).observe(document.querySelector('main'), { childList: true, subtree: true })",
+    );
+    for tick in 0..8 {
+        let clock = 999.5 + f64::from(tick) / 4.0;
+        send_lanes(&mut browser, clock, 1_000.0 + clock, |lanes| {
+            goes_on(lanes, 7, 999.0)
+        });
+    }
+    let told = "window.told.join('|')";
+    browser.wait(&format!("{told} === 'Stall 7 began on worker 0.'"));
+    send_stall(&mut browser, 7, "first");
+    send_lanes(&mut browser, 1_002.0, 2_002.0, |_| {});
+    let both = "Stall 7 began on worker 0.|\
+                Stall 7 on worker 0 is over after 500 ms: cpu, a::line (a.rs:1).";
+    browser.wait(&format!("{told} === '{both}'"));
+    let width = "document.querySelector('#told').getBoundingClientRect().width";
+    assert_eq!(browser.value(width), 1);
     browser.assert_no_errors();
 }
 

@@ -3,6 +3,7 @@
 const SHOWN = 60; // seconds of a lane
 const KEPT = 500; // reports kept for lanes and sparklines
 const SPARK = { bars: 30, seconds: 300 };
+const TOLD = { stalls: 3, seconds: 2 }; // the most stalls in a status, and the time between two
 const CAUSES = [
   ["cpu", "computing"],
   ["blocked/sleep", "sleep"],
@@ -27,8 +28,9 @@ const byId = (id) => document.getElementById(id);
 let hello; // the last event of each kind
 let lanes;
 let totals;
-let ahead = 0; // the server's clock, minus that of the browser
-let opened; // the stall whose report is open
+let ahead; // the server's clock, minus that of the browser; neither follows the wall clock
+let run; // the process, and the watch in it
+let opened; // the stall whose report is open, and its run
 const stalls = new Map(); // reports by number
 const cells = new Map(); // by lane: the letter of each cell by its number
 
@@ -73,7 +75,8 @@ function human(seconds) {
   return `${Math.floor(minutes / 60 / 24)} days`;
 }
 
-const now = () => Date.now() / 1000 + ahead;
+const clock = () => performance.now() / 1000 + ahead;
+const siteKey = (of, span) => JSON.stringify([of.runtime, span, of.place, of.cause]);
 const laneKey = (of) => JSON.stringify([of.runtime, of.worker]);
 const workerName = (of) =>
   hello?.runtimes.length > 1 ? `${of.runtime} ${of.worker}` : `worker ${of.worker}`;
@@ -125,12 +128,16 @@ function setState(state) {
 }
 
 function greet(data) {
-  const isAnother = hello && (hello.pid !== data.pid || hello.started_at !== data.started_at);
-  if (isAnother) {
+  const its = `${data.pid} ${data.started_at}`;
+  if (hello && run !== its) {
     stalls.clear();
     cells.clear();
+    told.clear();
     flame.folded = undefined;
+    ahead = undefined;
+    if (opened) write(byId("report-title"), `Before the restart: ${opened.stall.headline}`);
   }
+  run = its;
   hello = data;
   document.title = `${data.program} · tokio-stall`;
   write(byId("program"), data.program);
@@ -143,14 +150,22 @@ function keep(stall) {
     if (stalls.size <= KEPT) break;
     stalls.delete(id);
   }
-  if (opened === stall.id) fillReport(stall);
+  // Another run has other stalls by the same numbers.
+  if (opened?.stall.id === stall.id && opened.run === run) fillReport(stall);
 }
 
 function takeLanes(data) {
   lanes = data;
-  ahead = data.now - Date.now() / 1000;
+  ahead = data.clock - performance.now() / 1000;
   setState(data.watching ? "live" : "stopped");
-  const oldest = Math.floor((data.now - data.zero - SHOWN) / data.step_seconds);
+  const more = data.workers_left_out;
+  const words = more === 1 ? "1 more worker has" : `${more} more workers have`;
+  write(byId("lanes-left-out"), more > 0 ? `${words} no lane here.` : "");
+  const oldest = Math.floor((data.clock - SHOWN) / data.step_seconds);
+  const keys = new Set(data.workers.map(laneKey));
+  for (const key of cells.keys()) {
+    if (!keys.has(key)) cells.delete(key);
+  }
   for (const lane of data.workers) {
     const key = laneKey(lane);
     const known = cells.get(key) ?? new Map();
@@ -168,19 +183,21 @@ function takeLanes(data) {
 /** All stalls of the last minute, those going on with their age by now. */
 function shownStalls() {
   const live = new Map((lanes?.stalled ?? []).map((stall) => [stall.id, stall]));
-  const sinceNews = lanes ? now() - lanes.now : 0;
+  const sinceNews = lanes ? clock() - lanes.clock : 0;
   const shown = [];
   for (const stall of stalls.values()) {
     const going = live.get(stall.id);
     live.delete(stall.id);
     const seconds = going ? going.seconds + sinceNews : stall.duration_seconds;
-    if (going || stall.started_at + seconds > now() - SHOWN) {
-      shown.push({ ...stall, seconds, live: Boolean(going) });
+    const started_clock = going ? clock() - seconds : stall.started_clock;
+    if (going || started_clock + seconds > clock() - SHOWN) {
+      shown.push({ ...stall, seconds, started_clock, live: Boolean(going) });
     }
   }
   for (const stall of live.values()) {
     const seconds = stall.seconds + sinceNews;
-    shown.push({ ...stall, seconds, started_at: now() - seconds, live: true, cause: "unknown" });
+    const started_clock = clock() - seconds;
+    shown.push({ ...stall, seconds, started_clock, live: true, cause: "unknown" });
   }
   return shown;
 }
@@ -193,9 +210,10 @@ function show() {
   const shown = shownStalls();
   const going = shown.filter((stall) => stall.live).sort((a, b) => b.seconds - a.seconds);
   showNow(going);
+  tell(going);
   showLanes(shown);
-  if (!hello) return;
-  const up = human(Math.max(1, now() - hello.started_at));
+  if (!hello || ahead === undefined) return;
+  const up = human(Math.max(1, clock() - hello.started_clock));
   write(byId("process"), `pid ${hello.pid} · up ${up} · tokio-stall ${hello.version}`);
 }
 
@@ -215,11 +233,45 @@ function showNow(going) {
   write(byId("quiet"), going.length === 0 && hello ? quiet() : "");
 }
 
+const told = new Map(); // the stalls going on whose begin was told, by number
+
+/** Says which stalls began and ended: seldom, for those who listen. */
+function tell(going) {
+  if (!lanes || performance.now() < tell.next) return;
+  const live = new Map(going.map((stall) => [stall.id, stall]));
+  const began = going.filter((stall) => !told.has(stall.id));
+  const ended = [...told.values()].filter((stall) => !live.has(stall.id));
+  if (began.length + ended.length === 0) return;
+  for (const stall of ended) told.delete(stall.id);
+  for (const stall of began) told.set(stall.id, stall);
+  const words = [...some(began, wordsOfBegin), ...some(ended, wordsOfEnd)];
+  write(byId("told"), words.join(" "));
+  tell.next = performance.now() + TOLD.seconds * 1000;
+}
+
+function some(of, words) {
+  const more = of.length - TOLD.stalls;
+  return [...of.slice(0, TOLD.stalls).map(words), ...(more > 0 ? [`And ${more} more.`] : [])];
+}
+
+function wordsOfBegin(stall) {
+  const known = stalls.has(stall.id) ? `: ${stall.cause}, ${whereOf(stall)}` : "";
+  return `Stall ${stall.id} began on ${workerName(stall)}${known}.`;
+}
+
+function wordsOfEnd({ id, ...stall }) {
+  const report = stalls.get(id);
+  const known = report?.phase === "ended";
+  const after = known ? ` after ${human(report.duration_seconds)}` : "";
+  const why = known ? `: ${report.cause}, ${whereOf(report)}` : "";
+  return `Stall ${id} on ${workerName(stall)} is over${after}${why}.`;
+}
+
 /** The sentences for a time without stalls. */
 function quiet() {
   if (!lanes) return "No news of what goes on now.";
-  const ends = [...stalls.values()].map((stall) => stall.started_at + stall.duration_seconds);
-  const since = Math.max(hello.started_at, ...ends);
+  const ends = [...stalls.values()].map((stall) => stall.started_clock + stall.duration_seconds);
+  const since = Math.max(hello.started_clock, ...ends);
   const workers = hello.runtimes.reduce((sum, runtime) => sum + runtime.workers, 0);
   const gaps = new Set(hello.runtimes.flatMap((runtime) => runtime.gaps.map((gap) => gap.sees)));
   const polls = gaps.has("turns") && gaps.has("polls") ? "marked polls" : "every poll";
@@ -227,7 +279,7 @@ function quiet() {
   const least = human(Math.min(...hello.runtimes.map((runtime) => runtime.threshold_seconds)));
   const all = workers === 1 ? "1 worker" : `${workers} workers`;
   return (
-    `Nothing has blocked for ${human(Math.max(1, now() - since))}. ` +
+    `Nothing has blocked for ${human(Math.max(1, clock() - since))}. ` +
     `Watching ${all}: ${seen.join(", ")}. A poll of ${least} or longer appears here.`
   );
 }
@@ -239,14 +291,14 @@ function showLanes(shown) {
   };
   const workers = hello ? [...cells.keys()].map((key) => JSON.parse(key)) : [];
   const items = workers.map(([runtime, worker]) => ({ runtime, worker }));
-  const end = now();
+  const end = clock();
   const style = getComputedStyle(document.documentElement);
   keyed(byId("lanes"), items, laneKey, create, (row, lane) => {
     write(row.firstChild, workerName(lane));
     const [canvas, blocks] = row.lastChild.children;
     drawCells(canvas, cells.get(laneKey(lane)), end, style);
     const own = shown.filter((stall) => laneKey(stall) === laneKey(lane));
-    own.sort((a, b) => a.started_at - b.started_at);
+    own.sort((a, b) => a.started_clock - b.started_clock);
     showBlocks(blocks, own, end);
   });
 }
@@ -265,7 +317,7 @@ function drawCells(canvas, known, end, style) {
   const step = (lanes.step_seconds / SHOWN) * width;
   for (const [number, letter] of known) {
     if (letter === ".") continue;
-    const age = end - lanes.zero - number * lanes.step_seconds;
+    const age = end - number * lanes.step_seconds;
     const x = width - (age / SHOWN) * width;
     pen.fillStyle = letter === "H" ? held : parked;
     pen.fillRect(x, 0, step + 0.6, height);
@@ -282,7 +334,7 @@ function showBlocks(parent, own, end) {
   keyed(parent, own, (stall) => stall.id, create, (block, stall) => {
     withCause(block, stall.cause);
     block.toggleAttribute("data-live", stall.live);
-    const from = Math.max(0, 1 - (end - stall.started_at) / SHOWN);
+    const from = Math.max(0, 1 - (end - stall.started_clock) / SHOWN);
     const to = stall.live ? 1 : Math.min(1, from + stall.seconds / SHOWN);
     block.style.left = `${from * 100}%`;
     block.style.width = `${(to - from) * 100}%`;
@@ -322,9 +374,8 @@ function showTables() {
   const counted = `${totals.stalls} certain, ${totals.likely_stalls} likely`;
   const rest = totals.sites_left_out ? `; ${totals.sites_left_out} more sites` : "";
   write(byId("sums"), `${counted}; ${human(totals.lost_seconds)} lost${rest}`);
-  const siteKey = (site) => JSON.stringify([site.runtime, site.span, site.place, site.cause]);
   const create = () => make("tr");
-  keyed(byId("sites"), sites, siteKey, create, fillSite);
+  keyed(byId("sites"), sites, (site) => siteKey(site, site.span), create, fillSite);
   byId("sites").closest(".scroll").hidden = sites.length === 0;
   const none = "No stall is over yet. The lines that hold workers are listed here, the worst first.";
   write(byId("no-sites"), sites.length === 0 ? none : "");
@@ -342,9 +393,8 @@ function showTables() {
 }
 
 function fillSite(row, site) {
-  const same = (stall) =>
-    stall.runtime === site.runtime && stall.place === site.place && stall.cause === site.cause;
-  const reports = [...stalls.values()].filter(same);
+  const key = siteKey(site, site.span);
+  const reports = [...stalls.values()].filter((stall) => siteKey(stall, stall.span_names) === key);
   const name = site.place ?? "no site: see the reports for the reason";
   const last = reports.at(-1);
   if (!row.firstChild) {
@@ -376,7 +426,7 @@ function sparkline(reports, cause) {
   const { bars, seconds } = SPARK;
   const lost = new Array(bars).fill(0);
   for (const report of reports) {
-    const age = now() - report.started_at;
+    const age = Math.max(0, clock() - report.started_clock);
     const bar = bars - 1 - Math.floor((age / seconds) * bars);
     if (bar >= 0 && bar < bars) lost[bar] += report.duration_seconds;
   }
@@ -404,12 +454,12 @@ function showCoverage() {
 function openReport(id) {
   const stall = stalls.get(id);
   if (!stall) return;
-  opened = id;
   fillReport(stall);
   byId("report").showModal();
 }
 
 function fillReport(stall) {
+  opened = { stall, run };
   write(byId("report-title"), stall.headline);
   write(byId("copy"), "Copy as text");
   const parts = [facts(stall), ...split(stall.time)];
@@ -500,7 +550,7 @@ function stack({ calls, calls_left_out: leftOut }) {
 }
 
 async function copyReport() {
-  const { text } = stalls.get(opened);
+  const { text } = opened.stall;
   const copied = await navigator.clipboard?.writeText(text).then(
     () => true,
     () => false,
@@ -641,4 +691,6 @@ document.addEventListener("visibilitychange", () => {
 });
 showLegend();
 setInterval(show, 250);
+// The last minutes go on without news.
+setInterval(() => totals && showTables(), 5000);
 connect();
