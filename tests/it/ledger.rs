@@ -66,8 +66,9 @@ impl Passed {
         let Passed { wall, time } = self;
         let off = total(time).as_secs_f64() / wall.as_secs_f64() - 1.0;
         assert!(off.abs() < 0.02, "{:?} of {wall:?}: {time:?}", total(time));
+        // A machine with far too much to do stands still as a whole now and then.
         let unknown = time.unknown.as_secs_f64();
-        assert!(unknown < 0.01 * wall.as_secs_f64(), "{time:?}");
+        assert!(unknown < 0.05 * wall.as_secs_f64(), "{time:?}");
     }
 
     #[track_caller]
