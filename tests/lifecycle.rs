@@ -6,11 +6,15 @@
 mod support;
 
 use std::sync::{Arc, Mutex, mpsc};
+use support::child::alone;
 use support::process::{detector_threads, open_files};
 use support::stage::Stage;
 use support::{FOREVER, Held, wait_until};
 use tokio::runtime::{Builder, Runtime};
 use tokio_stall::{FutureExt as _, Guard};
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 /// A dropped guard leaves no thread. The kernel may list one for a moment after it was joined.
 fn no_detector_threads() {
@@ -79,19 +83,132 @@ fn a_guard_may_be_dropped_inside_its_callback() {
     round(&runtime, true);
 }
 
-/// The watch lets the runtime go, with the stall of it, and the drop of the guard finds nothing
-/// amiss.
+/// The watch lets the runtime go, and with it the stall, of which there is a last report. The drop of
+/// the guard finds nothing amiss.
 #[test]
 fn a_runtime_may_be_shut_down_under_its_watch() {
-    let Stage { runtime, watch, .. } = Stage::multi_thread(2).start();
+    let Stage {
+        runtime,
+        watch,
+        seen,
+    } = Stage::multi_thread(2).start();
     let (release, held) = Held::new();
     runtime.spawn(async move { held.wait() });
     wait_until("a stall going on", || !watch.stalled_now().is_empty());
+    let told = seen.wait(|_| true);
     runtime.shutdown_background();
     wait_until("the runtime to be let go", || {
         watch.status().runtimes[0].shut_down && watch.stalled_now().is_empty()
     });
+    seen.wait_for_end(told.id);
     drop(release);
     drop(watch);
     no_detector_threads();
+}
+
+/// A filter that waits for a lock of the program, for events of the detector.
+struct Waits(Arc<Mutex<()>>);
+
+impl<S: Subscriber> Layer<S> for Waits {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        if metadata.target() == "tokio_stall" {
+            drop(self.0.lock());
+        }
+        true
+    }
+}
+
+/// A start asks the subscriber whether it takes reports. It does not wait for the answer for ever,
+/// and no other start or end waits with it.
+#[test]
+fn a_filter_that_waits_for_the_caller_holds_no_start_up() {
+    alone(|| {
+        let lock: Arc<Mutex<()>> = Arc::default();
+        let subscriber = tracing_subscriber::registry().with(Waits(lock.clone()));
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        let runtimes = ["a", "b"].map(|name| (name, two_workers()));
+        let (send, done) = mpsc::channel();
+        let held = lock.lock().unwrap();
+        for (name, runtime) in &runtimes {
+            let (name, send, handle) = (*name, send.clone(), runtime.handle().clone());
+            std::thread::spawn(move || {
+                let builder = tokio_stall::Builder::new().log(false);
+                let watch = builder.runtime(name, handle).start().unwrap();
+                watch.explain_coverage();
+                drop(watch);
+                send.send(()).unwrap();
+            });
+        }
+        for _ in &runtimes {
+            done.recv_timeout(FOREVER).expect("it starts and ends");
+        }
+        drop(held);
+        no_detector_threads();
+    });
+}
+
+/// Runs this in a fork. Returns whether it ended well, and not by the signal of a clock.
+#[allow(unsafe_code)]
+fn ends_in_a_fork(body: impl FnOnce()) -> bool {
+    // SAFETY: the child uses only threads that it makes itself.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: the default action ends a child that hangs.
+        unsafe { libc::alarm(60) };
+        body();
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child, and a place for the answer.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
+
+/// The engine's lock is held by a thread that the child does not have.
+#[test]
+fn a_fork_in_the_middle_of_an_end_can_be_watched() {
+    alone(|| {
+        let current_thread = || Builder::new_current_thread().enable_all().build().unwrap();
+        let (release, held) = Held::new();
+        let (send, is_called) = mpsc::channel();
+        let held = Mutex::new(Some(held));
+        let builder = tokio_stall::Builder::new().log(false).on_stall(move |_| {
+            if let Some(held) = held.lock().unwrap().take() {
+                send.send(()).unwrap();
+                held.wait();
+            }
+        });
+        let runtime = two_workers();
+        let watch = builder.runtime("parent", runtime.handle().clone());
+        let watch = watch.start().unwrap();
+        let (end_stall, stalls) = Held::new();
+        runtime.spawn(async move { stalls.wait() }.watched("stalls"));
+        is_called.recv_timeout(FOREVER).expect("a callback");
+        // It waits for the callback, for a second.
+        let ends = std::thread::spawn(move || drop(watch));
+        wait_until("the end of the watch to begin", || {
+            !detector_threads()
+                .iter()
+                .any(|name| name == "stall-watchdog")
+        });
+        let is_in_the_middle = !ends.is_finished();
+        let ended_well = ends_in_a_fork(|| {
+            let runtime = current_thread();
+            let _context = runtime.enter();
+            let watch = tokio_stall::Builder::new().log(false).start().unwrap();
+            assert!(!watch.status().forked);
+            drop(watch);
+        });
+        assert!(ended_well, "the child hangs");
+        if !is_in_the_middle {
+            eprintln!("NOT TRIED: the machine is so busy that the end was over before the fork");
+        }
+        drop((release, end_stall));
+        ends.join().unwrap();
+    });
 }

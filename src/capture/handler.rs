@@ -26,11 +26,16 @@ use crate::os;
 use crate::report::NoStack;
 use parking_lot::Mutex;
 use std::io;
+use std::time::Duration;
 
 /// Held from the look at a signal's handler to the installation, so that two watches do not
 /// interleave. The handler is never removed: a signal may be on its way, and a handler installed
 /// later may call it.
 static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// How long an installation waits for another one, which takes some microseconds. In a forked child
+/// the lock may be held for ever, by a thread of the parent.
+const LONGEST_INSTALLATION: Duration = Duration::from_secs(1);
 
 /// The signal used by default. Its default action is none, so it does no harm without the handler,
 /// and debuggers pass it on silently.
@@ -62,7 +67,7 @@ pub(crate) fn is_usable(signal: i32) -> bool {
 /// [`NoStack::SignalTaken`] if another handler is installed, [`NoStack::Unsupported`] if the system
 /// refuses.
 pub(crate) fn install(signal: i32) -> Result<(), NoStack> {
-    let _installing = INSTALLING.lock();
+    let _installing = INSTALLING.try_lock_for(LONGEST_INSTALLATION);
     let current = disposition(signal).map_err(|_| NoStack::Unsupported)?;
     if current == address() {
         return Ok(());

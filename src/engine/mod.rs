@@ -199,7 +199,7 @@ impl Shared {
 
     /// The time of the watchdog's last tick; `None` before the first.
     pub(crate) fn last_tick(&self) -> Option<Nanos> {
-        // Acquire: pairs with the Release in `ticked`. What this tick has published is there to read.
+        // Acquire: pairs with the Release in `ticked`. What this tick has published is there.
         let at = self.last_tick.load(Ordering::Acquire);
         (at != 0).then_some(Nanos(at))
     }

@@ -96,7 +96,8 @@ impl ExportedRuntime {
         writer.set(&list::QUEUE_WAIT_ONGOING, &[name], wait);
     }
 
-    /// Exports all other figures, of one that has left only counts. Returns how many more stalls were counted under "other".
+    /// Exports all other figures, of one that has left only counts. Returns how many more stalls
+    /// were counted under "other".
     pub(super) fn export(&mut self, writer: &MetricWriter<'_>) -> u64 {
         let runtime = self.runtime.clone();
         let (name, stats) = (runtime.name.as_str(), &runtime.stats);

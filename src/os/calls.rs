@@ -155,6 +155,7 @@ mod tests {
         let name = |constant: libc::c_long| call_name(constant.into());
         assert_eq!(name(libc::SYS_clock_nanosleep), "clock_nanosleep");
         assert_eq!(name(libc::SYS_futex), "futex");
+        assert_eq!(name(libc::SYS_process_vm_readv), "process_vm_readv");
         assert_eq!(call_name(99_999), "system call 99999");
     }
 

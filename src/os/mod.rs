@@ -57,6 +57,21 @@ pub(crate) use pid::Pid;
 mod static_ref;
 pub(crate) use static_ref::StaticRef;
 
+#[cfg(all(
+    feature = "stacks",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
+mod signals;
+#[cfg(all(
+    feature = "stacks",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(loom)
+))]
+pub(crate) use signals::{is_signal_pending, would_fail_by_a_signal};
+
 mod spawn;
 #[cfg(all(
     feature = "stacks",

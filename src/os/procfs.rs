@@ -248,7 +248,7 @@ fn parse_schedstat(text: &[u8]) -> Option<SchedStat> {
 /// Parses `syscall`. It is `running` for a thread that is ready or on a CPU. Else it is the number
 /// of the call, its six arguments, the stack pointer and the program counter. Outside of a call the
 /// number is -1, and there are no arguments.
-fn parse_syscall(text: &[u8]) -> ThreadState {
+pub(super) fn parse_syscall(text: &[u8]) -> ThreadState {
     let Ok(text) = std::str::from_utf8(text) else {
         return ThreadState::Unknown;
     };
@@ -292,10 +292,15 @@ pub(crate) fn is_signal_blocked(tid: u32, signal: i32) -> bool {
 
 /// The signals that a thread has blocked, the lowest bit for signal 1. It opens a file.
 pub(super) fn blocked_signals(tid: u32) -> Option<u64> {
+    signal_set(tid, "SigBlk:")
+}
+
+/// A set of signals in the status of a thread, the lowest bit for signal 1. It opens a file.
+pub(super) fn signal_set(tid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
     let mut lines = status.lines();
-    let mask = lines.find_map(|line| line.strip_prefix("SigBlk:"))?;
-    u64::from_str_radix(mask.trim(), 16).ok()
+    let set = lines.find_map(|line| line.strip_prefix(field))?;
+    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 /// The kind of a descriptor of a process, by the kernel's name for it. A call on the file itself

@@ -1,10 +1,14 @@
-//! How a thread of the detector begins: with every signal blocked that is not of a fault.
+//! How a thread of the detector begins: with every signal blocked that is not of a fault, and not
+//! before others that wait for a CPU.
 //!
-//! *Runs on:* the thread that starts another.
+//! *Runs on:* the thread that starts another, and the one that begins.
 //!
 //! The kernel gives a signal for the process to any thread that has not blocked it. The program may
 //! wait for it with `sigwait`, or count on its handler to run on a thread of its own. A thread of a
 //! library must not take it.
+//!
+//! A new thread inherits a real-time policy, too. A thread that reads debug information for a
+//! second would keep all others of the program off its CPU.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -27,10 +31,42 @@ pub(crate) fn spawn<T: Send + 'static>(
         let of_the_program = blocked.before();
         move || {
             OF_THE_PROGRAM.set(of_the_program);
+            leave_real_time();
             main()
         }
     };
     thread.spawn(main)
+}
+
+/// Gives the calling thread the ordinary policy if it has a real-time one. The CPUs that it may run
+/// on stay: the program may keep some of them for other threads.
+///
+/// Bare system calls: some C libraries refuse to tell the policy of a thread.
+#[cfg(all(target_os = "linux", not(loom)))]
+#[allow(unsafe_code)]
+fn leave_real_time() {
+    // SAFETY: asks for the policy of the calling thread.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+    // What stands beside the policy is kept.
+    let beside = policy & libc::c_long::from(libc::SCHED_RESET_ON_FORK);
+    let is_real_time = [libc::SCHED_FIFO, libc::SCHED_RR]
+        .iter()
+        .any(|of| policy == beside | libc::c_long::from(*of));
+    if policy < 0 || !is_real_time {
+        return;
+    }
+    let ordinary = libc::c_long::from(libc::SCHED_OTHER) | beside;
+    // The kernel's own structure: a priority, which is zero for the ordinary policy.
+    let priority: libc::c_int = 0;
+    // SAFETY: changes the calling thread, and reads one number.
+    unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            ordinary,
+            &raw const priority,
+        )
+    };
 }
 
 /// Calls this with the signal mask of the thread that started this one, as the program's own code
@@ -166,6 +202,46 @@ mod tests {
     use super::*;
     use crate::os::current_tid;
     use crate::os::is_signal_blocked;
+
+    /// The policy of the calling thread.
+    #[allow(unsafe_code)]
+    fn policy() -> libc::c_int {
+        // SAFETY: asks only.
+        let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
+        policy as libc::c_int
+    }
+
+    /// Gives the calling thread a policy, if it may have that.
+    #[allow(unsafe_code)]
+    fn has_taken(policy: libc::c_int, priority: libc::c_int) -> bool {
+        // SAFETY: changes the calling thread, and reads one number.
+        let result =
+            unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+        result == 0
+    }
+
+    #[test]
+    fn a_thread_of_ours_has_no_real_time_policy() {
+        for (given, priority, wanted) in [
+            (libc::SCHED_FIFO, 1, libc::SCHED_OTHER),
+            (libc::SCHED_RR, 1, libc::SCHED_OTHER),
+            // A program that wants to disturb nobody keeps its wish.
+            (libc::SCHED_BATCH, 0, libc::SCHED_BATCH),
+        ] {
+            let starter = std::thread::spawn(move || {
+                if !has_taken(given, priority) {
+                    eprintln!("NOT TRIED: policy {given} needs a privilege");
+                    return;
+                }
+                let by_std = std::thread::spawn(policy).join().unwrap();
+                assert_eq!(by_std, given, "threads inherit it");
+                let by_us = spawn("test", policy).unwrap().join().unwrap();
+                assert_eq!(by_us, wanted);
+                assert_eq!(policy(), given, "the starter keeps its own");
+            });
+            starter.join().unwrap();
+        }
+    }
 
     #[test]
     fn a_thread_begins_with_all_signals_blocked_but_those_of_faults() {

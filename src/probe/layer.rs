@@ -288,7 +288,6 @@ pub(crate) struct SpanRef {
 type SpanOnPath = (u64, &'static Metadata<'static>);
 
 /// The names of a subscriber with this layer: how to look them up.
-#[derive(Clone)]
 struct Source {
     dispatch: WeakDispatch,
     look_up: fn(&Dispatch, &Id) -> Option<Vec<SpanOnPath>>,
@@ -296,20 +295,43 @@ struct Source {
     fields: Option<Arc<Fields>>,
 }
 
-static SOURCES: Mutex<[Option<Source>; slot::SOURCES as usize]> =
-    Mutex::new([const { None }; slot::SOURCES as usize]);
+/// The sources by their numbers.
+type Sources = [Option<Arc<Source>>; slot::SOURCES as usize];
+
+/// No reference to a subscriber is made or let go of under the lock: it may be the last one, and
+/// the end of a subscriber is the user's code (D253).
+static SOURCES: Mutex<Sources> = Mutex::new([const { None }; slot::SOURCES as usize]);
+
+impl Source {
+    /// Whether the subscriber is alive. Not to be asked under the lock.
+    fn is_alive(&self) -> bool {
+        self.dispatch.upgrade().is_some()
+    }
+}
 
 /// Finds a number for a subscriber; the numbers of subscribers that are gone are given again. If
 /// all are in use the layer still marks polls, and its spans have no names.
 fn register(source: Source) -> Option<u8> {
+    let source = Arc::new(source);
+    loop {
+        let known = SOURCES.lock().clone();
+        let is_free = |known: &Option<Arc<Source>>| known.as_ref().is_none_or(|it| !it.is_alive());
+        let free = known.iter().position(is_free)?;
+        if take_place(free, known[free].as_ref(), &source) {
+            return u8::try_from(free).ok();
+        }
+    }
+}
+
+/// Puts a source in the place of another one, unless a third one is there by now.
+fn take_place(place: usize, of: Option<&Arc<Source>>, source: &Arc<Source>) -> bool {
     let mut sources = SOURCES.lock();
-    let free = sources.iter().position(|source| {
-        source
-            .as_ref()
-            .is_none_or(|source| source.dispatch.upgrade().is_none())
-    })?;
-    sources[free] = Some(source);
-    u8::try_from(free).ok()
+    let is_same = sources[place].as_ref().map(Arc::as_ptr) == of.map(Arc::as_ptr);
+    if is_same {
+        // The caller has another reference to the old one, which does not end here.
+        sources[place] = Some(source.clone());
+    }
+    is_same
 }
 
 /// Whether a span has come to a layer of this process. Relaxed: it publishes nothing else.
@@ -322,11 +344,8 @@ pub(crate) fn has_seen_spans() -> bool {
 
 /// Whether any subscriber with this layer is alive.
 pub(crate) fn is_layer_installed() -> bool {
-    let sources = SOURCES.lock();
-    sources
-        .iter()
-        .flatten()
-        .any(|source| source.dispatch.upgrade().is_some())
+    let sources = SOURCES.lock().clone();
+    sources.iter().flatten().any(|source| source.is_alive())
 }
 
 /// The path from the outermost parent to this span, or `None` if the span has been closed.
@@ -373,7 +392,7 @@ pub(crate) fn with_open_span<T>(
     })
 }
 
-fn find(span: SpanRef) -> Option<(Source, Dispatch, Id)> {
+fn find(span: SpanRef) -> Option<(Arc<Source>, Dispatch, Id)> {
     let source = SOURCES.lock().get(usize::from(span.source))?.clone()?;
     let dispatch = source.dispatch.upgrade()?;
     let id = (span.id != 0).then(|| Id::from_u64(span.id))?;
@@ -455,5 +474,75 @@ impl Visit for FieldText {
         // Writing to a string fails only if the value's own formatting fails; then the field is cut
         // there.
         write!(self.0, "{space}{}={value:?}", field.name()).ok();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    /// A layer of the program whose end makes a call of ours.
+    struct CallsAtItsEnd;
+
+    impl<S: Subscriber> Layer<S> for CallsAtItsEnd {}
+
+    impl Drop for CallsAtItsEnd {
+        fn drop(&mut self) {
+            is_layer_installed();
+        }
+    }
+
+    /// Lets some nanoseconds pass, another number each time.
+    fn passes(round: u32) {
+        for _ in 0..round.wrapping_mul(2_654_435_761) >> 25 {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Ends many subscribers, each while the other thread looks for them.
+    fn ends_subscribers(rounds: u32, round_of_looks: &AtomicU32) {
+        for round in 1..=rounds {
+            let subscriber = tracing_subscriber::registry();
+            let subscriber = subscriber.with(layer()).with(CallsAtItsEnd);
+            let dispatch = Dispatch::new(subscriber);
+            // Relaxed, here and below: the number publishes nothing else.
+            round_of_looks.store(2 * round, Ordering::Relaxed);
+            passes(round);
+            drop(dispatch);
+            while round_of_looks.load(Ordering::Relaxed) != 2 * round + 1 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn looks_for_subscribers(rounds: u32, round_of_looks: &AtomicU32) {
+        for round in 1..=rounds {
+            while round_of_looks.load(Ordering::Relaxed) != 2 * round {
+                std::hint::spin_loop();
+            }
+            (0..4).for_each(|_| {
+                is_layer_installed();
+            });
+            round_of_looks.store(2 * round + 1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_subscriber_does_not_end_under_the_lock() {
+        const ROUNDS: u32 = 2_000;
+        let (send, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let round_of_looks = AtomicU32::new(0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| looks_for_subscribers(ROUNDS, &round_of_looks));
+                ends_subscribers(ROUNDS, &round_of_looks);
+            });
+            send.send(()).unwrap();
+        });
+        let in_time = done.recv_timeout(Duration::from_secs(60));
+        in_time.expect("no thread waits for a lock that it holds");
     }
 }

@@ -83,6 +83,12 @@ impl Pulse {
         }
     }
 
+    /// Whether it has been stopped: nobody watches the runtime any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        // Acquire: pairs with the Release in `stop`.
+        self.link.stop.load(Ordering::Acquire)
+    }
+
     /// Whether the runtime has dropped the task: it is shutting down.
     pub(crate) fn is_gone(&self) -> bool {
         self.link.gone.load(Ordering::Acquire)

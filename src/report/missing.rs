@@ -74,6 +74,8 @@ pub enum NoStack {
     /// The thread has not taken the signal yet: it sleeps uninterruptibly, as for a disk, or has no
     /// CPU. If it takes the signal in time, the stack follows.
     NotAnswered,
+    /// The thread sleeps in a call on a socket with a timeout, which a signal would make fail.
+    WouldInterrupt,
     /// The stack has been taken, and is not explained yet: the debug information of a place that is
     /// new takes about ten milliseconds to read.
     NotYet,
@@ -166,6 +168,9 @@ impl fmt::Display for NoStack {
                 "the thread has blocked the signal; choose another one with `Stacks::Signal`"
             }
             NoStack::NotAnswered => "the thread sleeps uninterruptibly, or has no CPU",
+            NoStack::WouldInterrupt => {
+                "the thread sleeps in a call on a socket with a timeout, which a signal would fail"
+            }
             NoStack::NotYet => "it is still being looked at",
             NoStack::MovedOn => "the poll was over before it was taken",
             NoStack::ThreadUnknown => "the worker's thread is not known yet",
@@ -199,6 +204,7 @@ mod tests {
             NoStack::SignalTaken,
             NoStack::SignalBlocked,
             NoStack::NotAnswered,
+            NoStack::WouldInterrupt,
             NoStack::NotYet,
             NoStack::MovedOn,
             NoStack::ThreadUnknown,

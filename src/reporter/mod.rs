@@ -32,10 +32,15 @@ use pool_case::PoolCase;
 use sinks::Delivery;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
 
 /// The most stalls and suspected polls that are remembered. Most suspicions come to nothing.
 const CASES: usize = 1024;
+
+/// The time between two looks for stalls of runtimes that nobody watches any more. No more news of
+/// them comes, and they keep all that is known of their runtime.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// The thread's main function. Ends when the watchdog, the pulse thread and the explainer have
 /// ended.
@@ -48,8 +53,18 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<D
         #[cfg(feature = "tower")]
         requests: HashMap::new(),
     };
-    for message in news {
-        reporter.take(message);
+    let mut forgot_at = clock::now();
+    loop {
+        match news.recv_timeout(FORGET_EVERY) {
+            Ok(message) => reporter.take(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        let now = clock::now();
+        if now.since(forgot_at) >= FORGET_EVERY {
+            reporter.forget_unwatched();
+            forgot_at = now;
+        }
     }
     shared.end_of_reports();
 }
@@ -179,6 +194,19 @@ impl Reporter<'_> {
         self.cases.remove(&id);
     }
 
+    /// Forgets the stalls, and the waits for pools, of runtimes that nobody watches any more.
+    fn forget_unwatched(&mut self) {
+        let is_left = |case: &Case| {
+            let runtime = case.latest().map(|news| &news.live.runtime);
+            runtime.is_some_and(|runtime| runtime.pulse.is_stopped())
+        };
+        let cases = self.cases.iter().filter(|(_, case)| is_left(case));
+        let left: Vec<_> = cases.map(|(id, _)| *id).collect();
+        left.into_iter().for_each(|id| self.forget(id));
+        self.pool_cases
+            .retain(|_, case| !case.latest.runtime.pulse.is_stopped());
+    }
+
     fn pool_wait(&mut self, news: PoolNews) {
         let (id, phase, runtime) = (news.id, news.phase, news.runtime.clone());
         // A runtime that ends leaves its wait without an end.
@@ -206,7 +234,6 @@ mod tests {
     use crate::slot;
     use std::sync::Arc;
     use std::sync::mpsc::sync_channel;
-    use std::time::Duration;
     use tokio::runtime::Runtime;
 
     /// A runtime to report about, and the way to the sinks.
@@ -417,6 +444,24 @@ mod tests {
         reporter.take(stack_news(1));
         assert_eq!(stage.phases(), []);
         assert!(stage.runtime.watch.recent.lock().stalls().is_empty());
+    }
+
+    #[test]
+    fn a_stall_whose_runtime_nobody_watches_is_forgotten() {
+        let stage = Stage::new();
+        let mut reporter = stage.reporter();
+        let kept_by_others = Arc::strong_count(&stage.runtime);
+        reporter.take(stage.announcement(1, Phase::Began, 0));
+        reporter.forget_unwatched();
+        assert!(reporter.cases.contains_key(&StallId(1)), "it is watched");
+        reporter.take(stage.announcement(2, Phase::Ended, 1));
+        stage.delivered();
+        stage.runtime.pulse.stop();
+        reporter.forget_unwatched();
+        assert!(reporter.cases.is_empty());
+        let last = stage.delivered().pop().expect("a last report is not lost");
+        assert_eq!(last.id, 2);
+        assert_eq!(Arc::strong_count(&stage.runtime), kept_by_others);
     }
 
     #[test]

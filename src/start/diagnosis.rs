@@ -5,9 +5,8 @@
 //! It adds words to [`Coverage`], and the settings in force. A thing that works has a sentence,
 //! too: silence would not tell it from a thing that was forgotten.
 
-use super::Guard;
+use super::{Guard, threads};
 use crate::engine::{Coverage, Hearing, Settings, View, WatchedRuntime};
-use crate::os;
 use crate::probe;
 use std::fmt::{self, Write as _};
 
@@ -97,10 +96,10 @@ impl Guard {
     /// # Cost
     ///
     /// It starts a thread for a moment, which asks the subscriber whether it takes the detector's
-    /// events. The call waits for that, some 0.1 ms.
+    /// events. The call waits for that, some 0.1 ms; a second at most, if a filter is held up.
     pub fn explain_coverage(&self) -> Diagnosis {
         if self.off.is_none() && !self.view.shared.is_inherited() {
-            ask_for_hearing();
+            threads::ask_for_hearing();
         }
         let mut observations = Vec::new();
         for coverage in self.coverage() {
@@ -122,14 +121,6 @@ impl Guard {
         all.retain(|setting| !setting.value.is_empty());
         all
     }
-}
-
-/// Asks on a thread made for it: the calling thread may have a subscriber of its own.
-fn ask_for_hearing() {
-    let thread = os::spawn("stall-look", || {
-        Hearing::ask();
-    });
-    thread.ok().and_then(|thread| thread.join().ok());
 }
 
 /// The labels of coverage that concern the whole process.

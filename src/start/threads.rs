@@ -18,8 +18,9 @@ use crate::slot;
 use crate::turns::{self, Track};
 use crate::watchdog::{self, Out, pulses, workers};
 use parking_lot::Mutex;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -31,17 +32,72 @@ const CHANNEL: usize = 256;
 /// logger, or read debug information.
 const LONGEST_END: Duration = Duration::from_secs(1);
 
+/// How long a start waits for a look around. It asks the subscriber, whose filter may wait for the
+/// very thread that starts.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// How long a forked child waits for the layout of tokio's memory. The parent may have been
+/// learning it at the moment of the fork, and then nobody finishes in the child.
+const LONGEST_LEARNING: Duration = Duration::from_secs(5);
+
 /// The name of a runtime without a given name. A second one is called by tokio's number for it.
 pub(super) const UNNAMED: &str = "main";
 
-/// The engine of this process. The lock is held during a start and an end, also while these wait.
-static ENGINE: Mutex<Option<Engine>> = Mutex::new(None);
+/// The engine of one process. The lock is held during a start and an end, also while these wait.
+///
+/// A forked child has a place of its own (D255): the threads of the parent's engine are not there
+/// to be waited for, and another thread of the parent may have held the lock, which is then held
+/// for ever.
+#[derive(Debug)]
+struct EngineOfProcess {
+    /// The number of the process; 0 before the first use.
+    process: AtomicU32,
+    engine: Mutex<Option<Engine>>,
+    child: OnceLock<Box<EngineOfProcess>>,
+}
+
+static ENGINE: EngineOfProcess = EngineOfProcess::new(0);
 
 /// The detector's threads and their shared data.
 #[derive(Debug)]
 struct Engine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl EngineOfProcess {
+    const fn new(process: u32) -> EngineOfProcess {
+        EngineOfProcess {
+            process: AtomicU32::new(process),
+            engine: Mutex::new(None),
+            child: OnceLock::new(),
+        }
+    }
+
+    /// Whether it is that of this process. One that nobody has used is.
+    fn is_of(&self, process: u32) -> bool {
+        // Relaxed: the number publishes nothing else, and a fork copies it.
+        let known = self
+            .process
+            .compare_exchange(0, process, Ordering::Relaxed, Ordering::Relaxed);
+        known.map_or_else(|known| known == process, |_| true)
+    }
+
+    fn is_inherited(&self) -> bool {
+        !self.is_of(std::process::id())
+    }
+
+    /// That of this process.
+    fn of_this_process(&'static self) -> &'static Mutex<Option<Engine>> {
+        let process = std::process::id();
+        let mut of = self;
+        while !of.is_of(process) {
+            of = of
+                .child
+                .get_or_init(|| Box::new(EngineOfProcess::new(process)));
+        }
+        &of.engine
+    }
 }
 
 /// Starts watching these runtimes, all or none.
@@ -54,10 +110,9 @@ pub(crate) fn join(
         return Err(StartError::UnsupportedTarget);
     }
     if watch.settings.turns {
-        turns::learn_layout();
+        learn_layout();
     }
-    let mut engine = ENGINE.lock();
-    forget_inherited(&mut engine);
+    let mut engine = ENGINE.of_this_process().lock();
     let watched = engine
         .as_ref()
         .map_or_else(Vec::new, |engine| engine.shared.watched.lock().clone());
@@ -66,7 +121,55 @@ pub(crate) fn join(
     let shared = running.shared.clone();
     running.add(new);
     *engine = Some(running);
+    // The user's filter may need a lock whose holder waits for the engine.
+    drop(engine);
+    look_at_sight(&shared);
     Ok(shared)
+}
+
+/// Learns the layout of tokio's memory, unless that is known.
+fn learn_layout() {
+    if ENGINE.is_inherited() {
+        wait_on_a_thread("stall-layout", LONGEST_LEARNING, turns::learn_layout);
+    } else {
+        turns::learn_layout();
+    }
+}
+
+/// Has the first round made, on a thread made for it: the explainer may be reading. Without a
+/// thread to be had, the explainer's next round is the first. It also asks whether anybody hears
+/// the log: the calling thread may have a subscriber of its own.
+fn look_at_sight(shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    wait_on_a_thread("stall-look", LONGEST_LOOK, move || {
+        shared.look_at_sight();
+        Hearing::ask();
+    });
+}
+
+/// Asks whether anybody hears the log, on a thread made for it: the calling thread may have a
+/// subscriber of its own.
+pub(super) fn ask_for_hearing() {
+    wait_on_a_thread("stall-look", LONGEST_LOOK, || {
+        Hearing::ask();
+    });
+}
+
+/// Calls this on a thread made for it, if there is one to be had, and waits for it, but not for
+/// longer than this. A thread held up for longer ends on its own.
+fn wait_on_a_thread(name: &str, longest: Duration, f: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = sync_channel::<()>(0);
+    let thread = os::spawn(name, move || {
+        f();
+        drop(done);
+    });
+    let Ok(thread) = thread else {
+        return;
+    };
+    // Nothing is sent: the channel is closed at the end, also by a panic.
+    if is_done.recv_timeout(longest) == Err(RecvTimeoutError::Disconnected) {
+        thread.join().ok();
+    }
 }
 
 /// Gives each runtime a name and a pulse, beside those that are watched already.
@@ -128,8 +231,7 @@ fn gather(runtimes: &[Arc<WatchedRuntime>]) {
 
 /// Stops watching the runtimes of this watch, and stops the engine if there are no others.
 pub(crate) fn leave(watch: &Arc<WatchState>) {
-    let mut engine = ENGINE.lock();
-    forget_inherited(&mut engine);
+    let mut engine = ENGINE.of_this_process().lock();
     let Some(running) = engine.take() else {
         return;
     };
@@ -145,8 +247,7 @@ pub(crate) fn leave(watch: &Arc<WatchState>) {
 
 /// Forgets the runtimes of this watch that have been shut down.
 pub(crate) fn forget_gone(watch: &Arc<WatchState>) {
-    let mut engine = ENGINE.lock();
-    forget_inherited(&mut engine);
+    let engine = ENGINE.of_this_process().lock();
     if let Some(running) = &*engine {
         let is_gone =
             |runtime: &Arc<WatchedRuntime>| runtime.is_gone() && Arc::ptr_eq(&runtime.watch, watch);
@@ -169,17 +270,6 @@ fn remove(watched: &mut Vec<Arc<WatchedRuntime>>, watch: &Arc<WatchState>) -> bo
         !leaves
     });
     watched.is_empty()
-}
-
-/// Lets go of the engine of the parent, in a fork: its threads are not here to be waited for, and
-/// its locks may be held for ever.
-fn forget_inherited(engine: &mut Option<Engine>) {
-    if engine
-        .as_ref()
-        .is_some_and(|engine| engine.shared.is_inherited())
-    {
-        std::mem::forget(engine.take());
-    }
 }
 
 /// Both ends of the channels between the threads.
@@ -236,19 +326,6 @@ impl Engine {
         self.shared.watched.lock().extend(runtimes);
         self.shared.runtimes_changed();
         self.wake();
-        self.look_at_sight();
-    }
-
-    /// Has the first round made, on a thread made for it: the explainer may be reading. Without a
-    /// thread to be had, the explainer's next round is the first. It also asks whether anybody
-    /// hears the log: the calling thread may have a subscriber of its own.
-    fn look_at_sight(&self) {
-        let shared = self.shared.clone();
-        let thread = os::spawn("stall-look", move || {
-            shared.look_at_sight();
-            Hearing::ask();
-        });
-        thread.ok().and_then(|thread| thread.join().ok());
     }
 
     fn spawn_all(&mut self, ends: Ends) -> std::io::Result<()> {

@@ -348,6 +348,25 @@ impl Watchdog {
         self.publish(last);
     }
 
+    /// Ends the announced stalls of runtimes that have been shut down, with their latest figures:
+    /// nobody looks at their workers any more.
+    fn end_with_their_runtimes(&mut self, news: &mut News) {
+        if !self.live.iter().any(|live| live.runtime.is_gone()) {
+            return;
+        }
+        let all = std::mem::take(&mut self.live).into_iter();
+        let (over, live): (Vec<_>, _) = all.partition(|live| live.runtime.is_gone());
+        self.live = live;
+        self.live_changed = true;
+        news.stalls.extend(over.into_iter().map(|live| StallNews {
+            phase: Some(Phase::Ended),
+            live,
+            driver_frozen: None,
+            thread: None,
+            stacks: 0,
+        }));
+    }
+
     /// The list of runtimes, if it has changed. Never waits: if the list is locked right now, the
     /// next tick reads it.
     fn changed_list(&mut self) -> Option<Vec<Arc<WatchedRuntime>>> {
@@ -362,16 +381,13 @@ impl Watchdog {
 
     /// Lists the stalls that go on, and sends news of them. The list comes first, so that
     /// `stalled_now()` has a stall before its report arrives.
-    fn publish(&mut self, news: News) {
-        // A stall ends with the shutdown of its runtime.
-        let before = self.live.len();
-        self.live.retain(|live| !live.runtime.is_gone());
-        self.live_changed |= self.live.len() != before;
+    fn publish(&mut self, mut news: News) {
         for news in &news.stalls {
             self.update_live(news);
         }
         self.live.retain(|live| !news.over.contains(&live.id));
         self.live_changed |= !news.over.is_empty();
+        self.end_with_their_runtimes(&mut news);
         self.publish_live();
         #[cfg(feature = "tower")]
         for news in news.requests {

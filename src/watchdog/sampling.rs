@@ -1,8 +1,9 @@
 //! When a stack is taken, and whether it shows the stall that it was taken for.
 //!
 //! *Runs on:* `stall-watchdog`.
-//! *Must not:* wait. A request is two system calls, and a collection is an atomic load. A file is
-//! opened only if a thread has not answered, to find the reason.
+//! *Must not:* wait. A request is a few system calls, and a collection is an atomic load. Files are
+//! opened for a request, to see the call that the thread sleeps in, and for the reason if a thread
+//! has not answered.
 //!
 //! A stack is asked for one tick before a stall may begin, when it has begun, and whenever its age
 //! has doubled. A thread that is still in the same sleep is not asked again: its stack is the same.

@@ -1,8 +1,9 @@
 //! The signal that takes a stack restarts most system calls. The few that are never restarted
-//! return early, once, and std makes those again.
+//! return early, once, and std makes those again. A call that would fail is not signalled.
 
 use crate::support::stage::{Setup, Stage};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -124,6 +125,53 @@ fn a_read_goes_on() {
     writer.write_all(b"x").unwrap();
     let read = stage.block_on(reading).unwrap();
     assert_eq!(read, ((1, None), b'x'));
+}
+
+/// Both ends of a connection.
+fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (here, listener.accept().unwrap().0)
+}
+
+/// Has a worker read from a connection until a report of it fits. Returns that report, and what the
+/// read has returned by then and a byte from the peer.
+fn reads_from_a_peer(
+    timeout: Option<Duration>,
+    fits: impl Fn(&StallReport) -> bool,
+) -> (StallReport, io::Result<usize>) {
+    let stage = one_worker().start();
+    let (mut here, mut peer) = connected();
+    here.set_read_timeout(timeout).unwrap();
+    let reading = async move { here.read(&mut [0; 1]) }.watched("reads");
+    let reading = stage.runtime.spawn(reading);
+    let told = stage.seen.wait(fits);
+    peer.write_all(b"x").unwrap();
+    (told, stage.block_on(reading).unwrap())
+}
+
+/// The kernel never makes a call on a socket with a timeout again, and std does not either.
+#[test]
+fn a_read_with_a_timeout_is_left_alone() {
+    let long = Some(Duration::from_secs(600));
+    // By then a stack was wanted five times. Had there been a signal, the read would be over.
+    let (told, read) = reads_from_a_peer(long, |report| {
+        report.duration >= Duration::from_millis(160) || report.phase == Phase::Ended
+    });
+    assert_eq!(read.expect("it goes on"), 1);
+    assert_eq!(told.phase, Phase::Ongoing, "{told:#?}");
+    assert_eq!(told.asleep_in.as_deref(), Some("recvfrom"), "{told:#?}");
+    assert!(!has_stack(&told), "{told:#?}");
+    let why = Missing::Stack(NoStack::WouldInterrupt);
+    assert!(told.missing.contains(&why), "{told:#?}");
+}
+
+/// The control: a call on the same socket without a timeout goes on after the signal.
+#[test]
+fn a_read_without_a_timeout_has_a_stack() {
+    let (told, read) = reads_from_a_peer(None, has_stack);
+    assert_eq!(read.expect("it goes on"), 1);
+    assert_eq!(told.asleep_in.as_deref(), Some("recvfrom"), "{told:#?}");
 }
 
 #[test]

@@ -57,9 +57,16 @@ impl Explainer {
             return Err(why);
         }
         self.used_at = clock::now();
-        self.modules.refresh();
+        self.follow_files();
         let walk = walk(stack, &mut self.modules);
         Ok(self.name(&walk, own).0)
+    }
+
+    /// Reads which files are mapped now, and closes those that are not any more.
+    fn follow_files(&mut self) {
+        if self.modules.refresh() {
+            self.symbols.forget_unmapped(&self.modules);
+        }
     }
 
     /// Names the calls of a walk. Returns also the index of the first frame of each call.
@@ -112,7 +119,7 @@ impl Explainer {
         own: &OwnCode,
     ) -> (Explained, Vec<OneCall>) {
         self.used_at = clock::now();
-        self.modules.refresh();
+        self.follow_files();
         let copied = (words, truncated);
         let walk = frame_pointer::walk_without(registers, copied, &mut self.modules);
         let (explained, firsts) = self.name(&walk, own);
@@ -129,7 +136,7 @@ impl Explainer {
     /// Opens the program's debug information, which is most of the cost of a first stack.
     pub(crate) fn prime(&mut self) {
         self.used_at = clock::now();
-        self.modules.refresh();
+        self.follow_files();
         let here = Explainer::prime as *const () as u64;
         self.modules.read_module_of(here);
         self.symbols.frames(here, &self.modules);
@@ -139,7 +146,7 @@ impl Explainer {
     #[cfg(feature = "outside")]
     pub(crate) fn prime_program(&mut self, process: Pid) {
         self.used_at = clock::now();
-        self.modules.refresh();
+        self.follow_files();
         let files = crate::capture::mapped(process);
         let Some(program) = files.iter().find(|file| file.program) else {
             return;

@@ -10,7 +10,7 @@ use super::tables::{Modules, function_at};
 use crate::capture::{Mapped, Module};
 use crate::explain::own_code::{OwnCode, is_own_path};
 use crate::report::{Frame, Missing, Origin};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +82,15 @@ impl Symbols {
         named
     }
 
+    /// Drops the debug information of files that are not mapped any more, whose descriptors would
+    /// stay open.
+    pub(crate) fn forget_unmapped(&mut self, modules: &Modules) {
+        if !self.files.is_empty() {
+            let mapped: HashSet<u64> = modules.identities().collect();
+            self.files.retain(|file, _| mapped.contains(file));
+        }
+    }
+
     /// Drops the debug information. Names found in it stay if a build id shows that they are still
     /// right, and if none was missing.
     pub(crate) fn forget_files(&mut self) {
@@ -111,13 +120,17 @@ struct FileAddress {
 
 impl FileAddress {
     fn of(address: u64, file: &Mapped, module: Option<&Module>) -> FileAddress {
-        let build_id = module.and_then(|module| module.build_id.as_deref());
         let bias = module.map_or(file.range.start, |module| module.bias);
         FileAddress {
-            file: file.identity(build_id),
+            file: identity(file, module),
             address: address.wrapping_sub(bias),
         }
     }
+}
+
+/// The identity of a mapped file.
+pub(super) fn identity(file: &Mapped, module: Option<&Module>) -> u64 {
+    file.identity(module.and_then(|module| module.build_id.as_deref()))
 }
 
 /// The facts about the module of an address that do not come from debug information.
@@ -325,6 +338,17 @@ mod tests {
             .as_deref()
             .expect("there is debug information");
         assert!(file.ends_with("symbols.rs"), "{file}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_mapped_any_more_is_closed() {
+        let (modules, mut symbols) = (this_program(), Symbols::default());
+        symbols.frames(outer as *const () as u64, &modules);
+        symbols.forget_unmapped(&modules);
+        assert_eq!(symbols.files.len(), 1, "it is mapped");
+        // As if the program were a library that has been unloaded.
+        symbols.forget_unmapped(&Modules::default());
+        assert!(symbols.files.is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::code;
 use super::row::{self, Bytes, Entry};
+use super::symbols::identity;
 use super::unwind::{Activation, CopiedStack, Tables, Way};
 use crate::capture::{Mapped, Module, mapped};
 use crate::os::Pid;
@@ -54,11 +55,12 @@ impl Modules {
         }
     }
 
-    /// Reads which files are mapped now. Files that are not mapped any more are forgotten.
-    pub(crate) fn refresh(&mut self) {
+    /// Reads which files are mapped now. Files that are not mapped any more are forgotten. Returns
+    /// whether anything has changed.
+    pub(crate) fn refresh(&mut self) -> bool {
         let now = mapped(self.process);
         if self.states.iter().map(|state| &state.file).eq(&now) {
-            return;
+            return false;
         }
         let mut old = std::mem::take(&mut self.states);
         for file in now {
@@ -69,6 +71,13 @@ impl Modules {
                 tables: TableState::Unread,
             }));
         }
+        true
+    }
+
+    /// The identities of the files that are mapped.
+    pub(super) fn identities(&self) -> impl Iterator<Item = u64> {
+        let states = self.states.iter();
+        states.map(|state| identity(&state.file, state.module()))
     }
 
     #[cfg(feature = "outside")]

@@ -305,7 +305,6 @@ mod tests {
                 near(1, 1),
                 Candidates {
                     contexts: Vec::new(),
-                    ..near(1, 1)
                 }
             ],
             CHAIN
