@@ -14,7 +14,7 @@ use support::child::alone;
 use support::process::hide_proc;
 use support::signal::forbid;
 use support::stage::{Stage, sleeps};
-use support::wait_until;
+use support::{assert_site, wait_until};
 use tokio_stall::{Coverage, FutureExt as _, Missing, NoStack, Phase, StallReport};
 
 fn coverage(stage: &Stage) -> Coverage {
@@ -150,9 +150,11 @@ fn a_thread_that_must_not_be_signalled_is_a_reason_of_its_own() {
     });
 }
 
-/// The file of the process's memory is as good.
+/// The file of the process's memory is as good. The site is the line that waits, and not a call
+/// further out.
 #[test]
 fn memory_that_is_read_from_the_file_is_no_gap() {
+    const WAITS: u32 = line!() + 6;
     alone(|| {
         forbid(libc::SYS_process_vm_readv).unwrap();
         let stage = Stage::multi_thread(1).start();
@@ -161,6 +163,10 @@ fn memory_that_is_read_from_the_file_is_no_gap() {
             until_told.recv().ok();
         });
         assert!(!stall.ended.stacks.is_empty(), "{:#?}", stall.ended);
+        let name = "coverage::memory_that_is_read_from_the_file_is_no_gap";
+        assert_site(&stall.ended, file!(), WAITS, name);
+        let missing = &stall.ended.missing;
+        assert!(!missing.contains(&Missing::GuessedSite), "{missing:?}");
     });
 }
 

@@ -10,14 +10,22 @@
 
 mod support;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::child::alone;
 use support::load::compute;
 use support::seen::Seen;
 use support::{FOREVER, wait_until};
-use tokio::runtime::Runtime;
-use tokio_stall::{Builder, FutureExt as _};
+use tokio::runtime::{Handle, Runtime};
+use tokio_stall::{Builder, FutureExt as _, Guard, Phase, StallReport};
+use tracing::field::Visit;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::prelude::*;
 
 fn workers(number: usize) -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -84,7 +92,7 @@ fn a_profiler_s_handler_never_runs_on_the_alternate_stack() {
     });
 }
 
-/// The signals that each thread of the detector has blocked, by its name.
+/// The signals that each thread has blocked, by its name.
 fn masks() -> Vec<(String, u64)> {
     let mut masks = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
@@ -96,12 +104,14 @@ fn masks() -> Vec<(String, u64)> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap().trim().to_owned()
         };
-        let name = field("Name:");
-        if name.starts_with("stall-") {
-            masks.push((name, u64::from_str_radix(&field("SigBlk:"), 16).unwrap()));
-        }
+        let mask = u64::from_str_radix(&field("SigBlk:"), 16).unwrap();
+        masks.push((field("Name:"), mask));
     }
     masks
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 #[test]
@@ -109,7 +119,6 @@ fn threads_of_the_detector_take_no_signal_of_the_program() {
     alone(|| {
         let runtime = workers(1);
         let _watch = runtime.block_on(async { Builder::new().start() }).unwrap();
-        let bit = |signal: i32| 1_u64 << (signal - 1);
         let is_deaf = |mask: u64| {
             let signals = [
                 libc::SIGTERM,
@@ -123,18 +132,23 @@ fn threads_of_the_detector_take_no_signal_of_the_program() {
         // A thread that calls the user's code, or starts a thread for the program, has the program's
         // mask for a moment.
         wait_until("all threads to be deaf at one moment", || {
-            let masks = masks();
+            let mut masks = masks();
+            masks.retain(|(name, _)| name.starts_with("stall-"));
             masks.len() >= 5 && masks.iter().all(|(_, mask)| is_deaf(*mask))
         });
     });
 }
+
+/// The code of a fork that has panicked.
+const PANICKED: i32 = 101;
 
 /// Runs this in a fork, and returns how that ended: its exit code, or `None` if it had to be killed.
 fn in_a_fork(body: impl FnOnce() -> i32) -> Option<i32> {
     // SAFETY: the child uses only threads that it makes itself.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let code = body();
+        // A panic would end this thread alone, which is the last one: the code would be 0.
+        let code = std::panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(code) };
     }
@@ -166,6 +180,7 @@ fn a_signal_that_the_program_waits_for_is_left_to_it() {
 fn waits_for_a_signal() -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(Duration::from_millis(1))
         .build()
         .unwrap();
     let (builder, seen) = Seen::builder();
@@ -179,6 +194,15 @@ fn waits_for_a_signal() -> i32 {
         libc::pthread_sigmask(libc::SIG_BLOCK, term.as_ptr(), std::ptr::null_mut());
         term.assume_init()
     };
+    // A thread that has asked for the mask before uses it first, and one that the pool had ends.
+    let is_blocked = || {
+        std::thread::sleep(Duration::from_millis(10));
+        let mut masks = masks().into_iter();
+        masks.all(|(_, mask)| mask & bit(libc::SIGTERM) != 0)
+    };
+    wait_until("all threads to have blocked the signal for a while", || {
+        (0..20).all(|_| is_blocked())
+    });
     // SAFETY: a signal to this process, which no thread of the program takes.
     unsafe { libc::kill(std::process::id() as i32, libc::SIGTERM) };
     // The positive control: meanwhile the detector calls the program's code, and asks the pool.
@@ -198,29 +222,50 @@ fn waits_for_a_signal() -> i32 {
     i32::from(taken != libc::SIGTERM)
 }
 
+/// Codes of a fork that is watched, and of one that waits in the drop of the guard.
+const WATCHED: i32 = 1;
+const WAITED: i32 = 2;
+
+/// Drops the parent's guard and runtime. Returns 0 if that is as it should be in a fork.
+fn lets_go(watch: Guard, runtime: Runtime) -> i32 {
+    if !watch.status().forked || watch.coverage().iter().any(|seen| !seen.forked) {
+        return WATCHED;
+    }
+    let start = Instant::now();
+    drop(watch);
+    let waited = start.elapsed();
+    drop(runtime);
+    // A wait for a thread that is not here lasts for a second, or for ever.
+    i32::from(waited > Duration::from_millis(500)) * WAITED
+}
+
+/// A fork of a process that is watched so lets go of the guard at once.
+#[track_caller]
+fn assert_a_fork_lets_go(builder: Builder) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    let watch = runtime.block_on(async { builder.start() }).unwrap();
+    runtime.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+    assert!(!watch.coverage()[0].forked && !watch.status().forked);
+    // Each fork has a copy of both.
+    let watch = std::cell::Cell::new(Some(watch));
+    let runtime = std::cell::Cell::new(Some(runtime));
+    let fork = || in_a_fork(|| lets_go(watch.take().unwrap(), runtime.take().unwrap()));
+    // On a busy machine, one may get no CPU meanwhile.
+    let mut ends = (0..3).map(|_| fork());
+    let end = ends.find(|end| *end != Some(WAITED));
+    assert_eq!(end, Some(Some(0)));
+}
+
 #[test]
 fn a_fork_is_not_watched_and_lets_go_of_the_guard_at_once() {
-    alone(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let watch = runtime.block_on(async { Builder::new().start() }).unwrap();
-        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
-        assert!(!watch.coverage()[0].forked && !watch.status().forked);
-        let watch = std::cell::Cell::new(Some(watch));
-        let runtime = std::cell::Cell::new(Some(runtime));
-        let code = in_a_fork(|| {
-            let watch = watch.take().unwrap();
-            if !watch.status().forked || watch.coverage().iter().any(|seen| !seen.forked) {
-                return 1;
-            }
-            drop(watch);
-            drop(runtime.take());
-            0
-        });
-        assert_eq!(code, Some(0));
-    });
+    alone(|| assert_a_fork_lets_go(Builder::new()));
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn a_fork_of_a_program_that_serves_lets_go_of_the_guard_at_once() {
+    alone(|| assert_a_fork_lets_go(Builder::new().serve(([127, 0, 0, 1], 0))));
 }
 
 #[test]
@@ -270,7 +315,7 @@ fn a_logger_that_panics_in_start_leaves_nothing_behind() {
         let runtime = workers(1);
         let start = || runtime.block_on(async { Builder::new().start() });
         let panicked = tracing::subscriber::with_default(Panics, || {
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(start)).is_err()
+            std::panic::catch_unwind(AssertUnwindSafe(start)).is_err()
         });
         assert!(panicked, "or the test shows nothing");
         assert!(start().is_ok(), "the runtime is free to be watched");
@@ -298,6 +343,103 @@ fn a_callback_runs_in_the_context_of_the_runtime() {
             heard.is_some()
         });
         assert_eq!(heard.unwrap(), Some(runtime.handle().id()));
+    });
+}
+
+/// A logger that panics outside of a runtime, as one that spawns a task for each line. It keeps the
+/// lines of the detector.
+#[derive(Clone, Default)]
+struct NeedsRuntime(Arc<Mutex<Vec<String>>>);
+
+impl<S: Subscriber> Layer<S> for NeedsRuntime {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Text(String);
+        impl Visit for Text {
+            fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{value:?} ");
+            }
+        }
+        if event.metadata().target() == "tokio_stall" {
+            let _needed = Handle::current();
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            self.0.lock().unwrap().push(text.0);
+        }
+    }
+}
+
+impl NeedsRuntime {
+    #[track_caller]
+    fn wait_for(&self, text: &str) {
+        wait_until(text, || {
+            let lines = self.0.lock().unwrap();
+            lines.iter().any(|line| line.contains(text))
+        });
+    }
+}
+
+#[test]
+fn a_logger_that_needs_a_runtime_fails_at_no_line() {
+    alone(|| {
+        let logger = NeedsRuntime::default();
+        tracing_subscriber::registry().with(logger.clone()).init();
+        let runtime = workers(1);
+        let watch_with_a_stall = |grace| {
+            let long = Duration::from_millis(40);
+            let (builder, seen) = Seen::builder();
+            let builder = builder.startup_grace(grace).warn_after(long);
+            let watch = runtime.block_on(async { builder.start() }).unwrap();
+            let is_loggable =
+                |told: &StallReport| told.phase == Phase::Ended && told.duration >= long;
+            wait_until("a stall that is long enough", || {
+                let blocks = async { std::thread::sleep(Duration::from_millis(100)) };
+                let blocks = runtime.spawn(blocks.watched("blocks"));
+                runtime.block_on(blocks).unwrap();
+                seen.all().iter().any(is_loggable)
+            });
+            watch
+        };
+        let watch = watch_with_a_stall(Duration::ZERO);
+        logger.wait_for("was blocked for");
+        assert_eq!(watch.status().failed_callbacks, 0);
+        drop(watch);
+        // The stall of a start is told of when the watch has ended.
+        let watch = watch_with_a_stall(Duration::from_secs(3600));
+        assert_eq!(watch.status().failed_callbacks, 0);
+        drop(watch);
+        logger.wait_for("of the start");
+    });
+}
+
+/// A filter that hides all, and keeps whether the detector has asked it inside of a runtime.
+#[derive(Clone, Default)]
+struct HidesAll(Arc<Mutex<Vec<bool>>>);
+
+impl<S: Subscriber> Layer<S> for HidesAll {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, _: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        if std::thread::current().name() == Some("stall-sinks") {
+            let is_inside = Handle::try_current().is_ok();
+            self.0.lock().unwrap().push(is_inside);
+        }
+        false
+    }
+}
+
+/// While nobody hears the log, the filter is asked again and again.
+#[test]
+fn a_filter_is_asked_in_the_context_of_a_runtime() {
+    alone(|| {
+        let filter = HidesAll::default();
+        tracing_subscriber::registry().with(filter.clone()).init();
+        let runtime = workers(1);
+        let _watch = runtime.block_on(async { Builder::new().start() }).unwrap();
+        let answers = || filter.0.lock().unwrap().clone();
+        wait_until("a question", || !answers().is_empty());
+        assert!(answers().iter().all(|is_inside| *is_inside));
     });
 }
 

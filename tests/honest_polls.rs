@@ -9,13 +9,14 @@
 
 mod support;
 
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use support::child::alone;
 use support::load::{Hogs, compute};
 use support::process::{hide_files_of_threads, hide_proc};
 use support::stage::{Stage, sleeps};
 use support::wait_until;
-use tokio_stall::{FutureExt as _, StallReport};
+use tokio_stall::{Cause, FutureExt as _, Phase, StallReport};
 
 /// The threads that spin beside the polls.
 const HOGS: usize = 10;
@@ -92,11 +93,62 @@ fn where_the_process_may_not_be_dumped() {
 #[test]
 fn where_calls_belong_to_another_user() {
     alone(|| {
-        assert_silent(|| {
-            let is_nobody = become_nobody();
-            let file = std::fs::File::open("/proc/thread-self/syscall");
-            is_nobody && file.is_err()
+        assert_silent(hide_calls);
+    });
+}
+
+/// Hides the calls that threads sleep in.
+fn hide_calls() -> bool {
+    become_nobody() && std::fs::File::open("/proc/thread-self/syscall").is_err()
+}
+
+/// A computation of 300 ms, beside others, is told as one in the end, and never as blocking. Returns
+/// its last report. On a busy machine, one may get no CPU for most of its time.
+#[track_caller]
+fn told_as_computing(stage: &Stage, name: &'static str) -> StallReport {
+    let ended = || {
+        let mut reports = stage.seen.all();
+        reports.retain(|told| told.phase == Phase::Ended && told.span.as_deref() == Some(name));
+        reports
+    };
+    let _hogs = Hogs::start(HOGS / 2);
+    let is_computing = |told: &StallReport| told.cause == Cause::Cpu;
+    wait_until("a computation that is told as one", || {
+        stage.run(async { compute(Duration::from_millis(300)) }.watched(name));
+        ended().iter().any(is_computing)
+    });
+    for told in ended() {
+        assert!(!matches!(told.cause, Cause::Blocked(_)), "{told:#?}");
+    }
+    ended().into_iter().find(is_computing).unwrap()
+}
+
+#[test]
+fn computing_is_no_blocking_where_calls_are_hidden() {
+    alone(|| {
+        let mut is_hidden = false;
+        let stage = Stage::multi_thread(1).start_after(|_| is_hidden = hide_calls());
+        if !is_hidden {
+            eprintln!("NOT TRIED: it needs the rights of root");
+            return;
+        }
+        let coverage = stage.watch.coverage().remove(0);
+        assert!(coverage.thread_evidence && !coverage.calls, "{coverage}");
+        let here = told_as_computing(&stage, "here");
+        // Another thread takes the worker over, and computes there.
+        let (begins, begun) = channel();
+        let (ends, end) = channel::<()>();
+        let waits = stage.runtime.spawn(async move {
+            tokio::task::block_in_place(|| {
+                begins.send(()).unwrap();
+                end.recv().ok();
+            });
         });
+        begun.recv().unwrap();
+        let elsewhere = told_as_computing(&stage, "elsewhere");
+        assert_ne!(elsewhere.tid, here.tid, "{elsewhere:#?}");
+        drop(ends);
+        stage.block_on(waits).unwrap();
     });
 }
 

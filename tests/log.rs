@@ -194,6 +194,23 @@ fn two_places_in_one_span_do_not_silence_each_other() {
     log.wait(|line| line.fields.contains("was blocked") && line.fields.contains("another_place"));
 }
 
+/// The task is a future of a dependency, which calls the standard library.
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+#[test]
+fn a_stall_without_own_code_names_the_dependency() {
+    let log = Log::from_here();
+    let stage = setup().start();
+    let time = futures::future::ready(Duration::from_millis(100));
+    let sleeps = futures::future::FutureExt::map(time, std::thread::sleep);
+    stage.run(sleeps.watched("no_own_code"));
+    let ended = log.wait_for_end_of("no_own_code");
+    assert!(ended.fields.contains("dependency=\""), "{ended:?}");
+    assert!(!ended.fields.contains("site="), "{ended:?}");
+}
+
 #[test]
 fn stalls_of_the_start_are_told_when_it_is_over() {
     let log = Log::from_here();

@@ -276,8 +276,10 @@ mod tests {
     use super::super::tests::{Stage, stack};
     use super::*;
     use crate::FutureExt;
+    use crate::engine::{Settings, WatchedRuntime};
     use crate::os::Call;
     use crate::report::{Origin, TimeSplit};
+    use std::sync::Arc;
 
     fn missing(case: &Case) -> Vec<Missing> {
         case.report().expect("a report").missing
@@ -335,6 +337,53 @@ mod tests {
         assert!(missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
         case.add(stack(1, "app::handler"));
         assert!(!missing(&case).contains(&Missing::Stack(NoStack::SignalBlocked)));
+    }
+
+    #[test]
+    fn a_stall_that_ends_before_a_stack_is_asked_for_says_why() {
+        let stage = Stage::new();
+        let why = |signal, phase| {
+            let mut runtime = WatchedRuntime::for_tests(stage.tokio.handle());
+            let watched = Arc::get_mut(&mut runtime).expect("one owner");
+            watched.watch = Arc::new(WatchState::new(Settings::default(), signal));
+            let mut news = stage.news(1, Some(phase));
+            news.live.runtime = runtime;
+            let mut case = Case::default();
+            case.take(news);
+            let mut missing = missing(&case);
+            missing.retain(|missing| matches!(missing, Missing::Stack(_)));
+            missing
+        };
+        let (usable, off) = (Ok(23), Err(NoStack::Off));
+        assert_eq!(
+            why(usable, Phase::Ended),
+            [Missing::Stack(NoStack::MovedOn)]
+        );
+        assert_eq!(why(off, Phase::Ended), [Missing::Stack(NoStack::Off)]);
+        // One may still be asked for.
+        assert_eq!(why(usable, Phase::Ongoing), []);
+    }
+
+    #[test]
+    fn a_stack_of_dependencies_with_lines_has_debug_information() {
+        let stage = Stage::new();
+        let missing_with = |file: Option<&str>| {
+            let mut case = Case::default();
+            case.take(stage.news(1, Some(Phase::Ended)));
+            let mut news = stack(1, "tower_http::compression::body::poll");
+            let explained = news.stack.as_mut().expect("a stack");
+            explained.frames[0].origin = Origin::Dependency;
+            explained.frames[0].file = file.map(str::to_owned);
+            case.add(news);
+            let report = case.report().expect("a report");
+            assert_eq!(report.site, None);
+            let mut missing = report.missing;
+            missing.retain(|missing| *missing != Missing::Unmarked);
+            missing
+        };
+        let file = "tower-http-0.6.1/src/compression/body.rs";
+        assert_eq!(missing_with(Some(file)), [Missing::NoOwnCode]);
+        assert_eq!(missing_with(None), [Missing::NoDebugInfo]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The sinks of reports: the user's callback, the log, and standard error for a stall that does not
 //! end.
 //!
-//! *Runs on:* its own thread, `stall-sinks`. It calls the user's code and waits for it.
+//! *Runs on:* its own thread, `stall-sinks`. It calls the user's code, in the context of a watched
+//! runtime, and waits for it.
 //! *Must not:* be waited for. A report has been counted and kept before it comes here.
 
 use super::log::Log;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// The time between two questions whether anybody hears the log, while nobody does.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -51,20 +53,39 @@ pub(crate) enum Delivery {
 pub(crate) fn run(shared: &Shared, reports: &Receiver<Delivery>) {
     let mut log = Log::default();
     let mut traces = Traces::default();
+    let mut early_in = None;
     loop {
         match next(reports) {
             Ok(delivery) => busy(shared, |now| {
+                if let Delivery::Stall { runtime, .. } = &delivery {
+                    early_in = is_early(runtime, now).then(|| runtime.handle.clone());
+                }
                 deliver(delivery, &mut log, &mut traces, shared, now);
             }),
-            Err(RecvTimeoutError::Timeout) => busy(shared, |_| {
-                guarded(shared, || {
-                    Hearing::ask();
-                });
-            }),
+            Err(RecvTimeoutError::Timeout) => busy(shared, |_| ask(shared)),
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    busy(shared, |_| guarded(shared, || log.tell_of_early_stalls()));
+    busy(shared, |_| {
+        // By now, no runtime is watched any more.
+        let _context = early_in.as_ref().map(Handle::enter);
+        guarded(shared, || log.tell_of_early_stalls());
+    });
+}
+
+/// Whether the log has yet to tell of the stalls that this runtime has now.
+fn is_early(runtime: &WatchedRuntime, now: Nanos) -> bool {
+    let watch = &runtime.watch;
+    watch.settings.log && watch.settings.is_in_grace(watch.started_at, now)
+}
+
+/// Asks whether anybody hears the log. A filter is the user's code, as a logger is.
+fn ask(shared: &Shared) {
+    let runtime = shared.watched.lock().first().cloned();
+    let _context = runtime.as_ref().map(|runtime| runtime.handle.enter());
+    guarded(shared, || {
+        Hearing::ask();
+    });
 }
 
 /// The next report. While nobody hears the log, a subscriber may come any time.

@@ -183,3 +183,89 @@ async fn converse(stream: TcpStream, routes: Arc<Routes>, state: Arc<Connection>
     }
     state.place.lock().take();
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::access::Access;
+    use super::*;
+    use crate::engine::{Shared, View, WatchedRuntime};
+    use std::io::{self, Read as _, Write as _};
+    use std::net::{self, SocketAddr};
+
+    /// More clients at one time than there are places.
+    const CLIENTS: usize = 100;
+    /// The bound of a test that would otherwise never end.
+    const FOREVER: Duration = Duration::from_secs(60);
+
+    /// A client that has sent a whole request, whether somebody accepts it or not.
+    fn asks(address: SocketAddr, path: &str) -> net::TcpStream {
+        let mut client = net::TcpStream::connect(address).expect("it listens");
+        client.set_read_timeout(Some(FOREVER)).expect("a time");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        client.write_all(head.as_bytes()).expect("it has room");
+        client
+    }
+
+    /// Whether the client has its whole answer.
+    fn is_answered(mut client: &net::TcpStream) -> bool {
+        let mut answer = String::new();
+        let read: io::Result<usize> = client.read_to_string(&mut answer);
+        read.is_ok() && answer.starts_with("HTTP/1.1 200 ")
+    }
+
+    fn listens() -> (net::TcpListener, SocketAddr) {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a socket");
+        let address = listener.local_addr().expect("an address");
+        (listener, address)
+    }
+
+    /// Accepts while the clients do this, and serves a view of a runtime without stalls.
+    fn accepting<R>(listener: net::TcpListener, clients: impl FnOnce() -> R) -> R {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let tokio = builder.enable_all().build().expect("a runtime");
+        let runtime = WatchedRuntime::for_tests(tokio.handle());
+        let (watch, shared) = (runtime.watch.clone(), Arc::new(Shared::default()));
+        shared.watched.lock().push(runtime);
+        let address = listener.local_addr().expect("an address");
+        let view = View { watch, shared };
+        let routes = Arc::new(Routes::new(view, Access::new(address, None)));
+        let stop = Arc::new(Notify::new());
+        let stopped = stop.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                tokio.block_on(async {
+                    let listener = TcpListener::from_std(listener).expect("a listener");
+                    accept(&listener, &routes, &stopped).await;
+                });
+            });
+            let outcome = clients();
+            stop.notify_one();
+            outcome
+        })
+    }
+
+    #[test]
+    fn all_requests_that_have_come_before_the_first_is_accepted_are_answered() {
+        let (listener, address) = listens();
+        let clients = [(); CLIENTS].map(|()| asks(address, "/health/live"));
+        let answered = accepting(listener, || {
+            clients.iter().filter(|client| is_answered(client)).count()
+        });
+        assert_eq!(answered, CLIENTS);
+    }
+
+    #[test]
+    fn a_late_probe_is_answered_beside_clients_of_long_answers() {
+        let (listener, address) = listens();
+        let clients = [(); CLIENTS].map(|()| asks(address, "/stalls"));
+        let (probe, answered) = accepting(listener, || {
+            // The others have not read theirs.
+            let probe = is_answered(&asks(address, "/health/live"));
+            let answered = clients.iter().filter(|client| is_answered(client));
+            (probe, answered.count())
+        });
+        assert!(probe);
+        assert_eq!(answered, CLIENTS);
+    }
+}

@@ -59,3 +59,27 @@ fn a_span_guard_held_across_an_await_hides_no_stall() {
         stage.seen.wait_for_an_end();
     });
 }
+
+/// The same for one sleep in a task of its own, which nothing interrupts: there is no second stall.
+#[test]
+fn one_sleep_beside_a_span_guard_held_across_an_await_is_told_while_it_lasts() {
+    let subscriber = tracing_subscriber::registry().with(tokio_stall::layer());
+    tracing::subscriber::with_default(subscriber, || {
+        let stage = Stage::current_thread().start();
+        let told_meanwhile = stage.block_on(async {
+            threads_known(&stage.watch).await;
+            let _entered = tracing::info_span!("job").entered();
+            let seen = stage.seen.clone();
+            let blocks = tokio::spawn(async move {
+                tokio::time::sleep(MS * 20).await;
+                std::thread::sleep(LONG * 50);
+                seen.all()
+            });
+            blocks.await.unwrap()
+        });
+        let began = |report: &StallReport| report.phase == Phase::Began;
+        let all = stage.seen.all();
+        assert!(told_meanwhile.iter().any(began), "{all:#?}");
+        stage.seen.wait_for_an_end();
+    });
+}

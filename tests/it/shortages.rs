@@ -13,7 +13,9 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-use tokio_stall::{Certainty, FutureExt as _, StallReport, StartError};
+use tokio_stall::{
+    Builder, Certainty, Coverage, FutureExt as _, Guard, RuntimeStatus, StallReport, StartError,
+};
 
 fn limit(resource: Resource, most: u64) {
     let limit = Rlimit {
@@ -77,6 +79,35 @@ fn workers_are_seen_again_when_there_are_descriptors_again() {
                 runtime.block_on(stall).unwrap();
             }
         }
+    });
+}
+
+/// Coverage has no evidence, and names the shortage, as long as no descriptor is left.
+#[test]
+fn descriptors_that_are_short_are_a_gap() {
+    alone(|| {
+        limit(Resource::Nofile, 64);
+        let runtime = workers(1);
+        let builder = Builder::new().runtime("main", runtime.handle().clone());
+        let watch = builder.start().unwrap();
+        let coverage = || watch.coverage().remove(0);
+        assert!(coverage().thread_evidence, "{}", coverage());
+        let gap = |coverage: &Coverage| {
+            let gaps = coverage.gaps().into_iter();
+            gaps.filter(|gap| gap.sees == "causes")
+                .map(|gap| gap.why)
+                .next()
+        };
+        let mut taken = Vec::new();
+        wait_until("a round without descriptors", || {
+            // The detector may just have let one go.
+            taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+            gap(&coverage()).is_some_and(|why| why.contains("descriptors"))
+        });
+        assert!(!coverage().thread_evidence, "{}", coverage());
+        drop(taken);
+        wait_until("a round with them", || coverage().thread_evidence);
+        assert_eq!(gap(&coverage()), None);
     });
 }
 
@@ -178,7 +209,7 @@ fn threads_that_are_short_at_the_start_are_an_error_and_later_none() {
         wait_until("the threads to end", || detector_threads().is_empty());
 
         // All run, and there is no other: stalls are told while they last, with their stacks.
-        let (_watch, seen) = start(threads).unwrap();
+        let (watch, seen) = start(threads).unwrap();
         leave_threads(0);
         assert!(std::thread::Builder::new().spawn(|| ()).is_err());
         for name in ["first", "second"] {
@@ -192,5 +223,26 @@ fn threads_that_are_short_at_the_start_are_an_error_and_later_none() {
             runtime.block_on(stall).unwrap();
             seen.wait_for_end_of(name);
         }
+        assert_probes_go_on(&watch);
     });
+}
+
+/// There is no thread for a probe of the pool. As soon as there is one again, probes go on.
+#[track_caller]
+fn assert_probes_go_on(watch: &Guard) {
+    let status = || watch.status().runtimes.remove(0);
+    let failed = |status: &RuntimeStatus| status.probes_without_thread;
+    let so_far = failed(&status());
+    wait_until("a probe without a thread", || failed(&status()) > so_far);
+    // None is under way now, so this wait is that of an earlier one.
+    let before = status().blocking_queue_wait;
+    leave_threads(20);
+    wait_until("a probe of the pool", || {
+        status().blocking_queue_wait != before
+    });
+    let threads = detector_threads();
+    assert!(
+        threads.iter().any(|name| name == "stall-pulse"),
+        "{threads:?}"
+    );
 }
