@@ -448,17 +448,13 @@ fn is_excused(report: &StallReport) -> bool {
 }
 
 /// Whether a thread waited for a lock, for no longer than an inner lock is held on a busy machine,
-/// and there was no room for a stack, which would show whose lock it was.
+/// and this time no stack was to be had, which would show whose lock it was.
 fn is_unexplained(report: &StallReport) -> bool {
     let is_short = report.time.asleep < LONGEST_INNER_WAIT;
     let is_lock = report.cause == Cause::Blocked(Blocking::Lock);
-    let no_room = |missing: &Missing| {
-        matches!(
-            missing,
-            Missing::Stack(NoStack::RateLimited | NoStack::Busy)
-        )
-    };
-    is_short && is_lock && report.missing.iter().any(no_room)
+    let not_this_time =
+        |missing: &Missing| matches!(missing, Missing::Stack(why) if !why.is_final());
+    is_short && is_lock && report.missing.iter().any(not_this_time)
 }
 
 /// The longest wait for a lock inside of tokio or the allocator that the host explains (D192).
@@ -590,5 +586,36 @@ impl Expectation<'_> {
             wanted.push_str(&format!(" caused by {cause}"));
         }
         wanted
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn waits(blocking: Blocking, time: Duration, missing: Option<NoStack>) -> StallReport {
+        let mut report = StallReport::example();
+        report.cause = Cause::Blocked(blocking);
+        report.time.asleep = time;
+        report.missing = missing.map(Missing::Stack).into_iter().collect();
+        report
+    }
+
+    #[test]
+    fn a_short_wait_for_a_lock_is_nobodys_if_no_stack_was_to_be_had_this_time() {
+        let short = Duration::from_millis(30);
+        for why in [NoStack::MovedOn, NoStack::Busy, NoStack::RateLimited] {
+            assert!(is_unexplained(&waits(Blocking::Lock, short, Some(why))));
+        }
+        // Positive controls: each is the code's.
+        let long = Duration::from_secs(1);
+        for report in [
+            waits(Blocking::Lock, short, None),
+            waits(Blocking::Lock, short, Some(NoStack::Off)),
+            waits(Blocking::Lock, long, Some(NoStack::MovedOn)),
+            waits(Blocking::Sleep, short, Some(NoStack::MovedOn)),
+        ] {
+            assert!(!is_unexplained(&report), "{report}");
+        }
     }
 }
