@@ -142,13 +142,17 @@ impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (stalls, total) = (self.stalls, Human(self.total));
         let seconds = self.stretch.as_secs() + 1;
-        write!(
-            f,
-            "{stalls} stalls that were not logged have held workers for {total}"
-        )?;
+        match stalls {
+            1 => f.write_str("1 stall that was not logged has")?,
+            _ => write!(f, "{stalls} stalls that were not logged have")?,
+        }
+        write!(f, " held workers for {total}")?;
         write!(f, " within {seconds} s")?;
         if let Some(most) = &self.most {
-            write!(f, ", for {} of it in {:?}", Human(most.time), most.runtime)?;
+            match most.time == self.total {
+                true => write!(f, ", all of it in {:?}", most.runtime)?,
+                false => write!(f, ", for {} of it in {:?}", Human(most.time), most.runtime)?,
+            }
             if let Some(span) = &most.span {
                 write!(f, ", in {span}")?;
             }
@@ -156,7 +160,7 @@ impl fmt::Display for Sum {
                 write!(f, ", at {site}")?;
             }
         }
-        f.write_str("; `Builder::warn_after` logs shorter ones")
+        f.write_str("; metrics and `Guard::recent` have each of them")
     }
 }
 
@@ -203,10 +207,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("for 990 ms of it in"), "{text}");
-        assert!(
-            text.contains("at library::call; `Builder::warn_after`"),
-            "{text}"
-        );
+        assert!(text.contains("at library::call; metrics and"), "{text}");
+    }
+
+    #[test]
+    fn one_long_stall_over_the_limit_is_told_as_one() {
+        let sum = Unlogged::default().note(&report(1150), START).unwrap();
+        let text = sum.to_string();
+        let begin = "1 stall that was not logged has held workers for 1.15 s within 2 s, all of it";
+        assert!(text.starts_with(begin), "{text}");
     }
 
     #[test]

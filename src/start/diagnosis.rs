@@ -106,7 +106,12 @@ impl Guard {
             observations.extend(of_runtime(&coverage));
         }
         let first = self.coverage().into_iter().next();
-        observations.extend(first.iter().flat_map(|of| of_process(of, &self.view)));
+        #[cfg(feature = "serve")]
+        let is_served = self.served_at().is_some();
+        #[cfg(not(feature = "serve"))]
+        let is_served = false;
+        let of_process = |of| of_process(of, &self.view, is_served);
+        observations.extend(first.iter().flat_map(of_process));
         Diagnosis {
             observations,
             settings: self.settings_in_force(),
@@ -139,7 +144,7 @@ fn of_runtime(coverage: &Coverage) -> Vec<Observation> {
     found.collect()
 }
 
-fn of_process(coverage: &Coverage, view: &View) -> Vec<Observation> {
+fn of_process(coverage: &Coverage, view: &View, is_served: bool) -> Vec<Observation> {
     let parts = coverage.parts().into_iter();
     let parts = parts.filter(|(about, _)| OF_PROCESS.contains(about));
     let mut found: Vec<Observation> = parts
@@ -152,7 +157,7 @@ fn of_process(coverage: &Coverage, view: &View) -> Vec<Observation> {
     if let Some(log) = found.iter_mut().find(|it| it.about == "log") {
         log.text.push_str(instead_of_log(settings, log.works));
     }
-    found.push(metrics(settings));
+    found.push(metrics(settings, is_served));
     found
 }
 
@@ -212,12 +217,16 @@ fn seen(about: &str, coverage: &Coverage) -> String {
 }
 
 #[cfg(feature = "metrics")]
-fn metrics(settings: &Settings) -> Observation {
+fn metrics(settings: &Settings, is_served: bool) -> Observation {
     use crate::engine::Target;
     // The recorder that the facade has without any has no size.
     let size = settings.metrics.with(|recorder| size_of_val(recorder));
     let (works, text) = match (&settings.metrics, size) {
         (Target::Given(_), _) => (true, "the recorder of `Builder::recorder` gets them"),
+        (Target::Installed, 0) if is_served => (
+            true,
+            "`/metrics` of the server has them; no recorder of the facade `metrics` is installed",
+        ),
         (Target::Installed, 0) => (
             false,
             "no recorder of the facade `metrics` is installed; install one, or use \
@@ -234,7 +243,7 @@ fn metrics(settings: &Settings) -> Observation {
 }
 
 #[cfg(not(feature = "metrics"))]
-fn metrics(_: &Settings) -> Observation {
+fn metrics(_: &Settings, _: bool) -> Observation {
     Observation {
         runtime: None,
         about: "metrics",
