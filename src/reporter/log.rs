@@ -297,9 +297,10 @@ impl Log {
     }
 }
 
-/// The place that the limit counts: runtime, site, span and cause.
+/// The place that the limit counts: runtime, function, span and cause. A stall that computes is
+/// found at another line of its function each time.
 fn site_of(report: &StallReport) -> String {
-    let site = report.site.as_ref().map(ToString::to_string);
+    let site = report.site.as_ref().map(|site| site.function.clone());
     let parts = [
         Some(report.runtime.clone()),
         site.or_else(|| report.dependency.clone()),

@@ -229,10 +229,10 @@ impl Builder {
     /// Sets whether stalls are logged as `tracing` events with the target `tokio_stall`. By
     /// default, they are.
     ///
-    /// Logs are limited: one stall per runtime, site, span and cause a minute, ten a minute in all.
-    /// The next event has the number of those that were left out. If no subscriber
-    /// hears them, their text goes to standard error, unless the filter is meant to hide them. The
-    /// guide to the log's format has all events and fields.
+    /// Logs are limited: one stall per runtime, function, span and cause a minute, ten a minute in
+    /// all. The next event has the number of those that were left out. If no subscriber hears them,
+    /// their text goes to standard error, unless the filter is meant to hide them. The guide to the
+    /// log's format has all events and fields.
     pub fn log(mut self, log: bool) -> Builder {
         self.settings.log = log;
         self
