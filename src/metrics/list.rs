@@ -129,7 +129,7 @@ metrics! {
     );
     WORKER_STALLED = metric(
         "tokio_stall_worker_stalled_seconds", Gauge, &["runtime", "worker"],
-        "The age of the certain stall going on; 0 for none.",
+        "The age of the certain stall going on, of one that is known by counting the share of one poll; 0 for none.",
     );
     LONGEST_RECENT = metric(
         "tokio_stall_longest_recent_seconds", Gauge, &["runtime"],

@@ -1,11 +1,11 @@
-//! What a signal would do to a thread, before it is sent.
+//! Whether a signal would harm the thread that it is meant for.
 //!
 //! *Runs on:* a thread that requests a stack.
 //! *Must not:* wait. It opens a file, so it is for requests and not for every tick.
 //!
-//! The kernel makes most calls that a signal has met again, as the handler asks for. It never makes
-//! a call on a socket with a timeout again: the call fails with `EINTR`, which std passes on to the
-//! program.
+//! The kernel restarts most calls that a signal has interrupted, if the handler asks for that. It
+//! never restarts a call on a socket with a timeout: the call fails with `EINTR`, which std passes
+//! on to the program.
 
 use super::calls::call_kind;
 use super::evidence::{parse_syscall, signal_set};

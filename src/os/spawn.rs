@@ -1,5 +1,5 @@
-//! How a thread of the detector begins: with every signal blocked that is not of a fault, and not
-//! before others that wait for a CPU.
+//! How a thread of the detector begins: with all signals blocked but those of faults, and without a
+//! real-time policy.
 //!
 //! *Runs on:* the thread that starts another, and the one that begins.
 //!

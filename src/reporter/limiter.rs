@@ -1,4 +1,4 @@
-//! The limit of the log: one stall per site and minute, ten a minute in all, and the rest is
+//! The limit of the log: one stall per place and minute, ten a minute in all, and the rest is
 //! counted.
 //!
 //! *Runs on:* `stall-sinks`.
@@ -10,26 +10,26 @@ use crate::clock::Nanos;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// The time in which one site is logged once.
-const SITE_WINDOW: Duration = Duration::from_secs(60);
-/// The most stalls of all sites together that are logged in [`SITE_WINDOW`].
+/// The time in which one place is logged once.
+const WINDOW: Duration = Duration::from_secs(60);
+/// The most stalls of all places together that are logged in [`WINDOW`].
 const IN_ALL: usize = 10;
-/// The most sites that are remembered. One more, and all are forgotten.
-const SITES: usize = 256;
+/// The most places that are remembered. One more, and all are forgotten.
+const PLACES: usize = 256;
 
 /// Decides which stalls are logged.
 #[derive(Debug, Default)]
 pub(crate) struct Limiter {
-    sites: HashMap<String, Nanos>,
+    places: HashMap<String, Nanos>,
     logged: VecDeque<Nanos>,
     suppressed: u64,
 }
 
 impl Limiter {
-    /// Notes that a stall at this site is in the log.
-    pub(crate) fn note(&mut self, site: &str, now: Nanos) {
-        if self.sites.len() < SITES && !self.sites.contains_key(site) {
-            self.sites.insert(site.to_owned(), now);
+    /// Notes that a stall at this place is in the log.
+    pub(crate) fn note(&mut self, place: &str, now: Nanos) {
+        if self.places.len() < PLACES && !self.places.contains_key(place) {
+            self.places.insert(place.to_owned(), now);
         }
     }
 
@@ -38,20 +38,20 @@ impl Limiter {
         self.suppressed = self.suppressed.saturating_sub(1);
     }
 
-    /// Decides whether a stall at this site is logged now. If so, returns how many have been
+    /// Decides whether a stall at this place is logged now. If so, returns how many have been
     /// suppressed since the last one that was logged; if not, counts it as suppressed.
-    pub(crate) fn admit(&mut self, site: &str, now: Nanos) -> Option<u64> {
-        let window = now.minus(SITE_WINDOW);
-        self.sites.retain(|_, at| *at > window);
+    pub(crate) fn admit(&mut self, place: &str, now: Nanos) -> Option<u64> {
+        let window = now.minus(WINDOW);
+        self.places.retain(|_, at| *at > window);
         self.logged.retain(|at| *at > window);
-        if self.sites.contains_key(site) || self.logged.len() >= IN_ALL {
+        if self.places.contains_key(place) || self.logged.len() >= IN_ALL {
             self.suppressed += 1;
             return None;
         }
-        if self.sites.len() >= SITES {
-            self.sites.clear();
+        if self.places.len() >= PLACES {
+            self.places.clear();
         }
-        self.sites.insert(site.to_owned(), now);
+        self.places.insert(place.to_owned(), now);
         self.logged.push_back(now);
         Some(std::mem::take(&mut self.suppressed))
     }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_is_logged_once_a_minute_and_the_rest_is_counted() {
+    fn a_place_is_logged_once_a_minute_and_the_rest_is_counted() {
         let mut limiter = Limiter::default();
         assert_eq!(limiter.admit("a", at(0)), Some(0));
         for second in 1..=59 {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_that_is_noted_is_logged_no_more() {
+    fn a_place_that_is_noted_is_logged_no_more() {
         let mut limiter = Limiter::default();
         assert_eq!(limiter.admit("not known yet", at(0)), Some(0));
         limiter.note("a", at(1));
@@ -95,12 +95,12 @@ mod tests {
     }
 
     #[test]
-    fn sites_do_not_silence_each_other_until_ten_a_minute() {
+    fn places_do_not_silence_each_other_until_ten_a_minute() {
         let mut limiter = Limiter::default();
-        let sites: Vec<String> = (0..12).map(|site| site.to_string()).collect();
-        let admitted = sites
+        let places: Vec<String> = (0..12).map(|place| place.to_string()).collect();
+        let admitted = places
             .iter()
-            .filter(|site| limiter.admit(site, at(1)).is_some())
+            .filter(|place| limiter.admit(place, at(1)).is_some())
             .count();
         assert_eq!(admitted, 10);
         assert_eq!(limiter.admit("another", at(61)), Some(2));

@@ -60,15 +60,15 @@ struct Loggable {
     level: Level,
     is_of_the_host: bool,
     has_site: bool,
-    /// The site that the limit counts.
-    site: String,
+    /// The place that the limit counts.
+    place: String,
 }
 
 impl Loggable {
     /// The limit counts errors by themselves.
     fn key(&self) -> String {
         let is_error = self.level == Level::ERROR;
-        format!("{}\n{is_error}", self.site)
+        format!("{}\n{is_error}", self.place)
     }
 
     /// Whether the limit would count it differently now: it has become an error, or its site has
@@ -97,7 +97,7 @@ impl Log {
             level: level(report, settings.error_after),
             is_of_the_host: report.cause.is_host(),
             has_site: report.site.is_some(),
-            site: site_of(report),
+            place: place_of(report),
         };
         if settings.log && settings.is_in_grace(watch.started_at, now) {
             let text = || text_of(report, report.advice.as_deref());
@@ -166,7 +166,7 @@ impl Log {
             level: if is_error { Level::ERROR } else { Level::WARN },
             is_of_the_host: false,
             has_site: false,
-            site: format!("{}\nblocking pool", report.runtime),
+            place: format!("{}\nblocking pool", report.runtime),
         };
         let suppressed = self.admit(&wait, watch, now);
         if let Some(suppressed) = suppressed.filter(|_| !crate::os::debugger_attached()) {
@@ -299,7 +299,7 @@ impl Log {
 
 /// The place that the limit counts: runtime, function, span and cause. A stall that computes is
 /// found at another line of its function each time.
-fn site_of(report: &StallReport) -> String {
+fn place_of(report: &StallReport) -> String {
     let site = report.site.as_ref().map(|site| site.function.clone());
     let parts = [
         Some(report.runtime.clone()),

@@ -14,7 +14,7 @@
 //! # Layout of the memory
 //!
 //! ```text
-//! thread-local of tokio ── task id, ────▶ context (on the stack of the worker's thread)
+//! thread-local of tokio ── task id, ────────▶ context (on the stack of the worker's thread)
 //!  (constant distance       pointer to it      │  call: from where the task is polled
 //!   to this crate's)                           └▶ core (on the heap, goes with the worker):
 //!                                                  turns, parks, resumed, "next" slot allowed
