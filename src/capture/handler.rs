@@ -14,7 +14,7 @@
 //! * the atomics of the mailboxes and of one slot, all of which live for ever;
 //! * [`Letter::fill`], which copies;
 //! * the place of `errno`, saved and put back;
-//! * for the timers of tests, [`on_timer`](super::sleeping::on_timer).
+//! * for the timers of tests, [`on_timer`](super::timer::on_timer).
 //!
 //! It uses no thread-local, since those may allocate in a library. It does not unwind: unwinding in
 //! a handler can crash or deadlock. Before you add a call here, read everything that it calls.
@@ -171,6 +171,6 @@ fn on_timer_signal(info: &libc::siginfo_t, registers: Registers, tid: u32) {
     if info.si_code == libc::SI_TIMER {
         // SAFETY: signals of timers carry a value.
         let value = unsafe { info.si_value() };
-        super::sleeping::on_timer(value.sival_ptr.addr(), registers, tid);
+        super::timer::on_timer(value.sival_ptr.addr(), registers, tid);
     }
 }

@@ -18,7 +18,7 @@ mod modules;
 mod oneself;
 mod registers;
 #[cfg(feature = "testing")]
-mod sleeping;
+mod timer;
 
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
@@ -27,7 +27,7 @@ pub(crate) use modules::{Mapped, Module, mapped};
 pub(crate) use oneself::{ForeignHandler, try_on_oneself, why_unexplained};
 pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
-pub(crate) use sleeping::SleepTimer;
+pub(crate) use timer::StackTimer;
 
 use crate::os;
 use crate::report::NoStack;

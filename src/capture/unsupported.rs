@@ -8,6 +8,7 @@
 
 use crate::report::NoStack;
 use crate::slot::Slot;
+use std::time::Duration;
 
 /// The thread that a request would be for.
 #[derive(Clone, Copy, Debug)]
@@ -87,21 +88,28 @@ impl RawStack {
 
 /// Never made.
 #[derive(Debug)]
-pub(crate) struct SleepTimer {}
+pub(crate) struct StackTimer {}
 
-impl SleepTimer {
-    pub(crate) fn new(_addressee: Addressee, _signal: i32) -> Option<SleepTimer> {
+/// No stacks.
+#[derive(Debug, Default)]
+pub(crate) struct TimerStacks {
+    pub(crate) asleep: Option<RawStack>,
+    pub(crate) computing: Option<RawStack>,
+}
+
+impl StackTimer {
+    pub(crate) fn new(_addressee: Addressee, _signal: i32) -> Option<StackTimer> {
         None
     }
 
-    pub(crate) fn begin(&mut self) {}
+    pub(crate) fn begin(&mut self, _cpu_budget: Option<Duration>) {}
 
     pub(crate) fn pause(&mut self) {}
 
     pub(crate) fn go_on(&mut self) {}
 
-    pub(crate) fn end(&mut self) -> Option<RawStack> {
-        None
+    pub(crate) fn end(&mut self) -> TimerStacks {
+        TimerStacks::default()
     }
 }
 

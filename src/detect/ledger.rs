@@ -13,10 +13,10 @@
 //! for which the whole process stood still is of no known state. Once a second each worker's
 //! account is closed as a *page*.
 
-use super::Thread;
 use super::sample::{Rules, Sample};
 use crate::clock::Nanos;
 use crate::os::{ThreadEvidence, ThreadState};
+use crate::slot::Thread;
 use std::time::Duration;
 
 /// The states that a worker spends its time in.

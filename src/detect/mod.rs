@@ -28,12 +28,12 @@ mod unseen;
 pub(crate) use belief::StackVerdict;
 pub(crate) use driver::{EventDriver, Place};
 pub(crate) use ledger::{Ledger, Page, WorkerState};
-pub(crate) use sample::{Counters, Look, PollKey, Rules, Sample, SlotSeen};
+pub(crate) use sample::{Counters, Look, Rules, Sample, SlotSeen};
 
 use crate::clock::Nanos;
 use crate::os::Call;
 use crate::report::{Certainty, TimeSplit};
-use crate::slot::LongPoll;
+use crate::slot::{LongPoll, PollKey, Thread};
 use crate::turns::{PollId, Stage};
 use belief::{Sign, Whose, belief};
 use hold::{Announced, Hold, Period, middle};
@@ -69,9 +69,6 @@ impl HeldBy {
         matches!(self, HeldBy::CountedOut(_))
     }
 }
-
-/// A slot, and the number of its owner.
-pub(crate) type Thread = (usize, u64);
 
 /// A stall as it is known at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

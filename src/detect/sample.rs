@@ -3,12 +3,12 @@
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* do anything but arithmetic.
 
+use super::HeldBy;
 use super::belief::StackVerdict;
-use super::{HeldBy, Thread};
 use crate::clock::Nanos;
 use crate::os::{Call, ThreadEvidence, ThreadState};
 use crate::report::TimeSplit;
-use crate::slot::LongPoll;
+use crate::slot::{LongPoll, PollKey, Thread};
 use crate::turns::Turn;
 use std::time::Duration;
 
@@ -72,13 +72,6 @@ impl SlotSeen {
             epoch: self.epoch,
         }
     }
-}
-
-/// Names one poll for as long as the process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PollKey {
-    pub(crate) thread: Thread,
-    pub(crate) epoch: u64,
 }
 
 /// The input of the detector at one tick.

@@ -9,10 +9,10 @@
 
 use super::belief::{Sign, StackVerdict, Whose, belief};
 use super::hold::{Hold, Period};
-use super::sample::{Advance, PollKey, Sample};
-use super::{Detector, Finding, Findings, HeldBy, Stall, TICKS_FOR_A_STACK, Thread};
+use super::sample::{Advance, Sample};
+use super::{Detector, Finding, Findings, HeldBy, Stall, TICKS_FOR_A_STACK};
 use crate::report::Certainty;
-use crate::slot::LongPoll;
+use crate::slot::{LongPoll, PollKey, Thread};
 use std::time::Duration;
 
 /// Publications that a poll waits for (D33). One just before the poll does not count it; one after

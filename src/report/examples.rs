@@ -129,6 +129,7 @@ impl RequestReport {
             ready: ms(200),
             waiting: ms(40),
             driver_frozen: Duration::ZERO,
+            own_stall: None,
             lost: vec![LostTo {
                 stall: 17,
                 lost: ms(199),

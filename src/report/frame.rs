@@ -3,6 +3,7 @@
 //! *Runs on:* every thread: plain data. The thread that explains a stack makes it, mostly
 //! `stall-explainer`.
 
+use super::cause::Cause;
 use std::fmt;
 use std::time::Duration;
 
@@ -131,6 +132,16 @@ pub struct Site {
 }
 
 impl Site {
+    /// The site that stalls of this cause share: the line of a call that blocks, else the function.
+    /// Code that computes is found at another line each time.
+    pub(crate) fn shared(&self, cause: Cause) -> Site {
+        let has_one_line = matches!(cause, Cause::Blocked(_));
+        Site {
+            line: self.line.filter(|_| has_one_line),
+            ..self.clone()
+        }
+    }
+
     /// The function without place and type arguments: the set of labels does not grow with the
     /// program's data.
     pub(crate) fn label(&self) -> String {

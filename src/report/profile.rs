@@ -37,6 +37,9 @@ struct Key {
 }
 
 /// All stalls at one site, in one span, for one cause; from [`Profile::sites`].
+///
+/// Calls that block are told apart by their line. Code that computes is found at another line each
+/// time, so all of its function is one site, with the line of the longest stall.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -82,7 +85,10 @@ impl SiteTotals {
     fn add(&mut self, other: &SiteTotals) {
         self.count += other.count;
         self.total += other.total;
-        self.longest = self.longest.max(other.longest);
+        if other.longest > self.longest {
+            self.longest = other.longest;
+            self.site.clone_from(&other.site);
+        }
     }
 }
 
@@ -118,10 +124,13 @@ impl Profile {
         let key = Key {
             runtime: report.runtime.clone(),
             span: report.span_names(),
-            site: report.site.clone(),
+            site: shared(report.site.as_ref(), report.cause),
             cause: report.cause,
         };
-        let totals = SiteTotals::of(&key, report.duration);
+        let totals = SiteTotals {
+            site: report.site.clone(),
+            ..SiteTotals::of(&key, report.duration)
+        };
         self.add_site(key, &totals);
         self.add_stacks(report);
     }
@@ -168,11 +177,12 @@ impl Profile {
         if report.site.is_none() {
             return (0, Duration::ZERO);
         }
-        let earlier = self
-            .sites
-            .values()
-            .filter(|known| known.runtime == report.runtime && known.site == report.site);
-        earlier.fold((1, report.duration), |(count, total), known| {
+        let is_here = |known: &Key| {
+            let site = shared(report.site.as_ref(), known.cause);
+            known.runtime == report.runtime && known.site == site
+        };
+        let earlier = self.sites.iter().filter(|(key, _)| is_here(key));
+        earlier.fold((1, report.duration), |(count, total), (_, known)| {
             (count + known.count, total + known.total)
         })
     }
@@ -305,10 +315,14 @@ impl Profile {
             .and_modify(|known| known.add(totals))
             .or_insert_with_key(|key| SiteTotals {
                 span: key.span.clone(),
-                site: key.site.clone(),
+                site: totals.site.clone().filter(|_| key.site.is_some()),
                 ..totals.clone()
             });
     }
+}
+
+fn shared(site: Option<&Site>, cause: Cause) -> Option<Site> {
+    site.map(|site| site.shared(cause))
 }
 
 /// Adds a stall that is over to a profile, as a watch of the process itself does.
@@ -372,7 +386,7 @@ fn end_of_group(text: &str) -> Option<usize> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::report::{Frame, Origin};
+    use crate::report::{Blocking, Frame, Origin, example};
 
     fn totals(site: &str, milliseconds: u64) -> (Key, SiteTotals) {
         let site = Some(Site {
@@ -423,6 +437,34 @@ mod tests {
         assert_eq!(figures, [(2, 40, 30), (1, 5, 5)]);
         assert_eq!(sum.folded(FoldedBy::Microseconds), "api;a 4000\n");
         assert_eq!(sum.folded(FoldedBy::Samples), "api;a 2\n");
+    }
+
+    #[test]
+    fn a_function_that_computes_is_one_site_and_lines_that_block_are_two() {
+        let mut profile = Profile::default();
+        let mut stall = example();
+        for (cause, line, millis) in [
+            (Cause::Cpu, 10, 20),
+            (Cause::Cpu, 12, 40),
+            (Cause::Cpu, 11, 30),
+            (Cause::Blocked(Blocking::File), 20, 5),
+            (Cause::Blocked(Blocking::File), 21, 4),
+        ] {
+            stall.cause = cause;
+            stall.site = Some(Site {
+                function: "app::f".to_owned(),
+                file: Some("src/f.rs".to_owned()),
+                line: Some(line),
+            });
+            stall.duration = Duration::from_millis(millis);
+            profile.add(&stall);
+        }
+        let sites = profile.sites().into_iter();
+        let sites = sites.map(|totals| (totals.site.and_then(|site| site.line), totals.count));
+        let sites: Vec<_> = sites.collect();
+        assert_eq!(sites, [(Some(12), 3), (Some(20), 1), (Some(21), 1)]);
+        // The last stall is at a line of its own, and in a function that has computed.
+        assert_eq!(profile.seen(&stall).0, 1 + 1 + 3);
     }
 
     #[test]

@@ -60,7 +60,10 @@ pub struct RequestReport {
         serde(rename = "driver_frozen_seconds", serialize_with = "super::seconds")
     )]
     pub driver_frozen: Duration,
-    /// The stalls that held it up, the largest loss first.
+    /// The stall that its own longest poll was, if it was one: the request has held up others. The
+    /// time `lost` to it is that poll, a part of `own`.
+    pub own_stall: Option<LostTo>,
+    /// The stalls of others that held it up, the largest loss first.
     pub lost: Vec<LostTo>,
 }
 
@@ -71,7 +74,8 @@ pub struct RequestReport {
 pub struct LostTo {
     /// The number of the stall: [`StallReport::id`](crate::StallReport::id).
     pub stall: u64,
-    /// The part of the time `ready` that fell into the stall. Two stalls at one time can both hold
+    /// The part of the time `ready` that fell into the stall; for
+    /// [`own_stall`](RequestReport::own_stall) the time of the poll. Two stalls at one time can both hold
     /// a request up.
     #[cfg_attr(
         feature = "serde",
@@ -104,6 +108,15 @@ impl fmt::Display for RequestReport {
             let frozen = Human(self.driver_frozen);
             write!(f, " ({frozen} of it with a frozen driver)")?;
         }
+        if let Some(stall) = &self.own_stall {
+            write!(
+                f,
+                "\n  {} in its own stall #{}",
+                Human(stall.lost),
+                stall.stall
+            )?;
+            stall.write_facts(f)?;
+        }
         let (shown, others) = self.lost.split_at(self.lost.len().min(SHOWN));
         shown.iter().try_for_each(|lost| write!(f, "\n  {lost}"))?;
         let lost: Duration = others.iter().map(|lost| lost.lost).sum();
@@ -118,6 +131,12 @@ impl fmt::Display for RequestReport {
 impl fmt::Display for LostTo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} behind stall #{}", Human(self.lost), self.stall)?;
+        self.write_facts(f)
+    }
+}
+
+impl LostTo {
+    fn write_facts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(cause) = self.cause {
             write!(f, ", {cause}")?;
         }
@@ -149,6 +168,7 @@ mod tests {
             ready: ms(380),
             waiting: ms(14),
             driver_frozen: Duration::ZERO,
+            own_stall: None,
             lost: vec![LostTo {
                 stall: 17,
                 lost: ms(379),
@@ -167,6 +187,17 @@ mod tests {
         assert_eq!(report.to_string(), text);
         // A stream meets many.
         let lost = report.lost[0].clone();
+        let culprit = RequestReport {
+            own_stall: Some(LostTo {
+                lost: ms(12),
+                ..lost.clone()
+            }),
+            lost: Vec::new(),
+            ..report.clone()
+        };
+        let text = culprit.to_string();
+        let own = "\n  12.0 ms in its own stall #17, blocked/sleep, app::cache::rebuild";
+        assert!(text.contains(own), "{text}");
         let many = RequestReport {
             lost: vec![lost; 7],
             ..report

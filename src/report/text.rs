@@ -290,7 +290,7 @@ impl Why<'_> {
         if waits_for_the_host(self.0) {
             asleep += " for a lock whose holder has no CPU";
         }
-        let stopped = "with the whole process stopped";
+        let stopped = "suspended with the whole process";
         let parts = [
             (Spent::Computing, time.cpu, "computing"),
             (Spent::Asleep, time.asleep, &asleep),

@@ -9,6 +9,7 @@ use crate::clock::Nanos;
 use crate::engine::StallId;
 use crate::report::{RouteVictims, Victims};
 use crate::requests::{Route, Stretch};
+use crate::slot::PollKey;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -34,12 +35,15 @@ struct LatePoll {
     ready: Stretch,
 }
 
+/// A stall of the runtime.
 #[derive(Clone, Copy)]
-struct Known {
-    id: StallId,
-    since: Nanos,
+pub(super) struct Known {
+    pub(super) id: StallId,
+    pub(super) since: Nanos,
     /// `None` while it goes on.
-    until: Option<Nanos>,
+    pub(super) until: Option<Nanos>,
+    /// The marked poll that it is, if it is one.
+    pub(super) poll: Option<PollKey>,
 }
 
 impl Lateness {
@@ -64,9 +68,8 @@ impl Lateness {
     }
 
     /// Takes in a stall, or its end.
-    pub(super) fn stall(&mut self, id: StallId, since: Nanos, until: Option<Nanos>) {
-        let stall = Known { id, since, until };
-        if let Some(known) = self.stalls.iter_mut().find(|known| known.id == id) {
+    pub(super) fn stall(&mut self, stall: Known) {
+        if let Some(known) = self.stalls.iter_mut().find(|known| known.id == stall.id) {
             *known = stall;
             return;
         }
@@ -74,6 +77,12 @@ impl Lateness {
             self.stalls.pop_front();
         }
         self.stalls.push_back(stall);
+    }
+
+    /// The stall that this poll is.
+    pub(super) fn stall_of(&self, poll: PollKey) -> Option<StallId> {
+        let stall = self.stalls.iter().find(|known| known.poll == Some(poll));
+        stall.map(|known| known.id)
     }
 
     /// The requests that a stall has held up, of those that have been polled since.
@@ -189,6 +198,22 @@ mod tests {
         }
     }
 
+    fn known(id: u64, since: Nanos, until: Option<Nanos>) -> Known {
+        Known {
+            id: StallId(id),
+            since,
+            until,
+            poll: Some(poll(id)),
+        }
+    }
+
+    fn poll(nth: u64) -> PollKey {
+        PollKey {
+            thread: (0x1000, 1),
+            epoch: 2 * nth + 1,
+        }
+    }
+
     fn losses(lateness: &Lateness, request: u64) -> Vec<(StallId, Duration)> {
         lateness.losses(&lateness.late_times(request))
     }
@@ -198,10 +223,10 @@ mod tests {
         let mut lateness = Lateness::default();
         lateness.late(1, Route::at(0), ready(0, 50));
         lateness.late(2, Route::at(1), ready(150, 420));
-        lateness.stall(StallId(7), at(100), None);
+        lateness.stall(known(7, at(100), None));
         lateness.late(3, Route::at(1), ready(350, 401));
         lateness.late(4, Route::at(0), ready(402, 500));
-        lateness.stall(StallId(7), at(100), Some(at(400)));
+        lateness.stall(known(7, at(100), Some(at(400))));
         let victims = lateness.victims(StallId(7));
         assert_eq!(victims.requests, 2);
         assert_eq!((victims.total, victims.longest), (MS(300), MS(250)));
@@ -213,9 +238,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stall_is_found_by_its_poll() {
+        let mut lateness = Lateness::default();
+        lateness.stall(known(1, at(0), Some(at(60))));
+        lateness.stall(known(2, at(0), None));
+        assert_eq!(lateness.stall_of(poll(2)), Some(StallId(2)));
+        assert_eq!(lateness.stall_of(poll(3)), None);
+    }
+
+    #[test]
     fn a_request_that_is_late_twice_is_one_victim() {
         let mut lateness = Lateness::default();
-        lateness.stall(StallId(1), at(0), Some(at(100)));
+        lateness.stall(known(1, at(0), Some(at(100))));
         lateness.late(5, Route::at(0), ready(10, 20));
         lateness.late(5, Route::at(0), ready(30, 60));
         let victims = lateness.victims(StallId(1));
@@ -225,8 +259,8 @@ mod tests {
     #[test]
     fn two_stalls_at_one_time_are_lost_time_once() {
         let mut lateness = Lateness::default();
-        lateness.stall(StallId(1), at(0), Some(at(60)));
-        lateness.stall(StallId(2), at(40), Some(at(100)));
+        lateness.stall(known(1, at(0), Some(at(60))));
+        lateness.stall(known(2, at(40), Some(at(100))));
         lateness.late(5, Route::at(0), ready(20, 120));
         assert_eq!(lateness.lost(&lateness.late_times(5)), MS(80));
         let both = [(StallId(2), MS(60)), (StallId(1), MS(40))];
@@ -236,7 +270,7 @@ mod tests {
     #[test]
     fn the_three_routes_that_lost_most_are_named() {
         let mut lateness = Lateness::default();
-        lateness.stall(StallId(1), at(0), Some(at(1000)));
+        lateness.stall(known(1, at(0), Some(at(1000))));
         for route in 0..5 {
             let until = 10 + 10 * route;
             lateness.late(route, Route::at(route as usize), ready(0, until));
@@ -249,7 +283,7 @@ mod tests {
     #[test]
     fn waits_during_a_stall_are_counted_apart() {
         let mut lateness = Lateness::default();
-        lateness.stall(StallId(1), at(100), Some(at(200)));
+        lateness.stall(known(1, at(100), Some(at(200))));
         lateness.waited(1, ready(0, 150));
         lateness.waited(1, ready(160, 210));
         lateness.waited(2, ready(200, 300));
@@ -263,7 +297,7 @@ mod tests {
         (0..LATE as u64 + 9).for_each(|request| {
             lateness.late(request, Route::at(0), ready(0, 5));
             lateness.waited(request, ready(0, 5));
-            lateness.stall(StallId(request), at(0), None);
+            lateness.stall(known(request, at(0), None));
         });
         assert_eq!(lateness.late.len(), LATE);
         assert_eq!(lateness.waited.len(), LATE);

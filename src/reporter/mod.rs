@@ -227,11 +227,12 @@ impl Reporter<'_> {
 mod tests {
     use super::*;
     use crate::clock::Nanos;
-    use crate::detect::{HeldBy, PollKey, Stall};
+    use crate::detect::{HeldBy, Stall};
     use crate::engine::{Live, StackNews, StallThread, WatchedRuntime};
     use crate::explain::Explained;
     use crate::report::{Certainty, Frame, Missing, NoStack, Origin, TimeSplit};
     use crate::slot;
+    use crate::slot::PollKey;
     use std::sync::Arc;
     use std::sync::mpsc::sync_channel;
     use tokio::runtime::Runtime;

@@ -2,12 +2,12 @@
 //!
 //! *Runs on:* `stall-reporter`, while the poll goes on. It may end at any time.
 
-use crate::detect::{HeldBy, PollKey};
+use crate::detect::HeldBy;
 use crate::engine::{StallNews, StallThread};
 use crate::probe::{SpanName, SpanRef, resolve_span};
 use crate::report::Missing;
 use crate::slot::names::{self, Name};
-use crate::slot::{Kind, Marks};
+use crate::slot::{Kind, Marks, PollKey};
 
 /// The marks of a poll, in words.
 #[derive(Clone, Debug, Default)]

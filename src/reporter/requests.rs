@@ -4,12 +4,13 @@
 
 use super::Reporter;
 use super::case::Case;
-use super::lateness::Lateness;
+use super::lateness::{Known, Lateness};
 use super::sinks::Delivery;
 use crate::clock::wall_clock;
 use crate::engine::{RequestsNews, StallId, WatchedRuntime};
 use crate::report::{LostTo, Phase, RequestReport, StallReport};
 use crate::requests::{RequestNews, RequestTime, Route};
+use crate::slot::PollKey;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ struct Ended {
     route: Route,
     time: RequestTime,
     driver_frozen: Duration,
+    longest_poll: Option<PollKey>,
 }
 
 impl Reporter<'_> {
@@ -46,12 +48,22 @@ impl Reporter<'_> {
                     stall,
                     since,
                     until,
-                } => self.lateness(&runtime).stall(StallId(stall), since, until),
+                    poll,
+                } => {
+                    let stall = Known {
+                        id: StallId(stall),
+                        since,
+                        until,
+                        poll,
+                    };
+                    self.lateness(&runtime).stall(stall);
+                }
                 RequestNews::Ended {
                     request,
                     route,
                     time,
                     driver_frozen,
+                    longest_poll,
                 } => self.ended(
                     &runtime,
                     &Ended {
@@ -59,6 +71,7 @@ impl Reporter<'_> {
                         route,
                         time,
                         driver_frozen,
+                        longest_poll,
                     },
                 ),
             }
@@ -101,13 +114,14 @@ impl Reporter<'_> {
         let lost = lateness.lost(&late);
         let slow_from = runtime.watch.settings.slow_requests_from();
         let is_slow = slow_from.is_some_and(|from| ended.time.total() >= from);
+        let own = ended.longest_poll.and_then(|poll| lateness.stall_of(poll));
         let losses = is_slow.then(|| lateness.losses(&late));
         let used = runtime.requests.used().filter(|_| !lost.is_zero());
         if let Some(tally) = used.and_then(|used| used.lost.get(ended.route.place())) {
             tally.note(lost);
         }
         if let Some(losses) = losses {
-            let report = report(runtime, ended, losses);
+            let report = report(runtime, ended, own, losses);
             self.pass_on(Delivery::Request {
                 report,
                 runtime: runtime.clone(),
@@ -119,6 +133,7 @@ impl Reporter<'_> {
 fn report(
     runtime: &Arc<WatchedRuntime>,
     ended: &Ended,
+    own: Option<StallId>,
     losses: Vec<(StallId, Duration)>,
 ) -> RequestReport {
     let time = &ended.time;
@@ -133,6 +148,7 @@ fn report(
         ready: time.ready,
         waiting: time.waiting,
         driver_frozen: ended.driver_frozen.min(time.waiting),
+        own_stall: own.map(|id| lost_to(runtime, id, time.longest_poll)),
         lost: losses
             .map(|(id, lost)| lost_to(runtime, id, lost))
             .collect(),

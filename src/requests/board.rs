@@ -8,6 +8,7 @@ use super::intervals::StallIntervals;
 use super::routes::Route;
 use super::time::{RequestTime, Stretch};
 use crate::clock::Nanos;
+use crate::slot::PollKey;
 use crate::tally::Tally;
 use crossbeam_queue::ArrayQueue;
 use std::sync::OnceLock;
@@ -40,6 +41,8 @@ pub(crate) enum RequestNews {
         since: Nanos,
         /// `None` while it goes on.
         until: Option<Nanos>,
+        /// The marked poll that it is, if it is one.
+        poll: Option<PollKey>,
     },
     /// A request that was late or slow has ended.
     Ended {
@@ -48,6 +51,8 @@ pub(crate) enum RequestNews {
         route: Route,
         time: RequestTime,
         driver_frozen: Duration,
+        /// The longest of its own polls.
+        longest_poll: Option<PollKey>,
     },
 }
 

@@ -11,6 +11,7 @@ use super::waker::{RequestWaker, Woken};
 use super::{boards, timing};
 use crate::clock::{self, Nanos};
 use crate::probe;
+use crate::slot::{self, PollKey};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct TimedRequest {
     /// The part of the time ready that fell into stalls known at that moment.
     lost: Duration,
     driver_frozen: Duration,
+    /// The longest of its own polls, by its mark.
+    longest_poll: Option<PollKey>,
     /// The driver's frozen time at the end of the last poll.
     frozen_before: Duration,
     noted: Arc<RequestWaker>,
@@ -57,6 +60,7 @@ impl TimedRequest {
             time: RequestTime::new(now),
             lost: Duration::ZERO,
             driver_frozen: Duration::ZERO,
+            longest_poll: None,
             frozen_before,
             waker: Waker::from(noted.clone()),
             noted,
@@ -70,12 +74,15 @@ impl TimedRequest {
         poll: impl FnOnce(&mut Context<'_>) -> R,
     ) -> R {
         self.begin_poll(cx);
-        let _timed = TimedPoll {
+        let mut timed = TimedPoll {
             board: self.board.as_deref(),
             time: &mut self.time,
             frozen_before: &mut self.frozen_before,
+            poll: None,
+            longest: &mut self.longest_poll,
         };
         let _marked = probe::mark(self.mark);
+        timed.poll = slot::own_poll();
         poll(&mut Context::from_waker(&self.waker))
     }
 
@@ -167,12 +174,16 @@ struct TimedPoll<'a> {
     board: Option<&'a Board>,
     time: &'a mut RequestTime,
     frozen_before: &'a mut Duration,
+    poll: Option<PollKey>,
+    longest: &'a mut Option<PollKey>,
 }
 
 impl Drop for TimedPoll<'_> {
     fn drop(&mut self) {
         let now = clock::now();
-        self.time.poll_ends(now);
+        if self.time.poll_ends(now) {
+            *self.longest = self.poll;
+        }
         if let Some(board) = self.board {
             *self.frozen_before = board.frozen(now);
         }
@@ -195,6 +206,7 @@ impl Drop for TimedRequest {
                 route: self.route,
                 time: self.time,
                 driver_frozen: self.driver_frozen,
+                longest_poll: self.longest_poll,
             });
         }
     }

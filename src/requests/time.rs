@@ -101,12 +101,15 @@ impl RequestTime {
         gap
     }
 
-    pub(crate) fn poll_ends(&mut self, now: Nanos) {
+    /// A poll ends. Returns whether it is the longest one so far.
+    pub(crate) fn poll_ends(&mut self, now: Nanos) -> bool {
         let now = now.max(self.last);
         let poll = now.since(self.last);
+        let is_longest = poll > self.longest_poll;
         self.own += poll;
         self.longest_poll = self.longest_poll.max(poll);
         (self.last, self.in_poll) = (now, false);
+        is_longest
     }
 
     /// The request ends now: its last byte has been handed on, or it is dropped. Returns the time

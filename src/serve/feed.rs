@@ -9,7 +9,7 @@
 use super::{lanes, program};
 use crate::clock::{self, Nanos};
 use crate::engine::{Coverage, View};
-use crate::report::{Certainty, SiteTotals, StallReport, of_the_poll};
+use crate::report::{Cause, Certainty, Site, SiteTotals, StallReport, of_the_poll};
 #[cfg(feature = "tower")]
 use crate::tally::{Seen, Tally};
 use hyper::body::Bytes;
@@ -77,6 +77,8 @@ struct StallEvent {
     span_names: Option<String>,
     headline: String,
     place: Option<String>,
+    /// The row of `sites` that it belongs to, beside runtime, span and cause.
+    shared_site: Option<String>,
     calls: Vec<CallEvent>,
     calls_left_out: usize,
     lacks: Vec<String>,
@@ -138,6 +140,7 @@ struct SiteEvent {
     #[serde(flatten)]
     totals: SiteTotals,
     place: Option<String>,
+    shared_site: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -387,8 +390,17 @@ impl Feed {
 impl SiteEvent {
     fn of(totals: SiteTotals) -> SiteEvent {
         let place = totals.site.as_ref().map(ToString::to_string);
-        SiteEvent { totals, place }
+        let shared_site = shared(totals.site.as_ref(), totals.cause);
+        SiteEvent {
+            totals,
+            place,
+            shared_site,
+        }
     }
+}
+
+fn shared(site: Option<&Site>, cause: Cause) -> Option<String> {
+    site.map(|site| site.shared(cause).to_string())
 }
 
 impl StallEvent {
@@ -410,6 +422,7 @@ impl StallEvent {
             span_names: report.span_names(),
             headline: report.headline().to_string(),
             place: report.site.as_ref().map(ToString::to_string),
+            shared_site: shared(report.site.as_ref(), report.cause),
             calls: calls.collect(),
             calls_left_out: frames.len().saturating_sub(CALLS),
             lacks: report.missing.iter().map(ToString::to_string).collect(),

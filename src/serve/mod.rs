@@ -16,6 +16,7 @@ mod profiles;
 mod recording;
 mod recordings;
 mod routes;
+mod stalls;
 
 use crate::engine::View;
 use crate::os;

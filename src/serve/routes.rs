@@ -12,11 +12,11 @@ use super::flamegraph::FlameGraph;
 use super::page;
 use super::profiles::Profiles;
 use super::recording::{self, RecordingAnswers};
+use super::stalls::Stalls;
 use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
 use crate::metrics::Exporter;
 use crate::metrics::prometheus;
-use crate::report::StallReport;
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -33,7 +33,7 @@ const PARTS: usize = 256;
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 
 /// The body of an answer: a whole one, or the news of an open page.
@@ -46,7 +46,7 @@ tokio-stall
 /events              the news of that page, as server-sent events
 /metrics             for Prometheus
 /health/live         200, or 503 and why the program should be restarted
-/stalls              stalls going on and recent ones, as JSON
+/stalls              stalls going on and recent ones, as JSON; ?stacks=all
 /stalls/sites        the sites that took most time, a line each
 /stalls/folded       stacks of stalls for a flame graph, by microseconds lost; ?by=samples
 /stalls/flamegraph   the same as a picture, with the feature `flamegraph`; ?by=samples
@@ -63,7 +63,7 @@ pub(super) struct Routes {
     exporter: Mutex<Exporter>,
     rendered: PrometheusHandle,
     metrics: CachedAnswer,
-    stalls: CachedAnswer,
+    stalls: Stalls,
     profiles: Profiles,
     #[cfg(feature = "flamegraph")]
     flamegraph: FlameGraph,
@@ -90,13 +90,6 @@ impl CachedAnswer {
     }
 }
 
-/// The answer to `/stalls`.
-#[derive(serde::Serialize)]
-struct StallsAnswer {
-    now: Vec<StallReport>,
-    recent: Vec<StallReport>,
-}
-
 impl Routes {
     pub(super) fn new(view: View, access: Access) -> Routes {
         // The builder accepts the bounds of the list: the example of `configure` tests it.
@@ -110,7 +103,7 @@ impl Routes {
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
             metrics: CachedAnswer::default(),
-            stalls: CachedAnswer::default(),
+            stalls: Stalls::default(),
             profiles: Profiles::default(),
             #[cfg(feature = "flamegraph")]
             flamegraph: FlameGraph::new(),
@@ -149,7 +142,7 @@ impl Routes {
             ("/events", _) => self.events(request.method(), connection),
             ("/metrics", _) => ok(PROMETHEUS, self.metrics.get(|| self.render_metrics())),
             ("/health/live", _) => self.health(),
-            ("/stalls", _) => ok(JSON, self.stalls.get(|| self.render_stalls())),
+            ("/stalls", query) => self.stalls.get(&self.view, query),
             ("/stalls/sites", _) => self.profiles.sites(&self.view),
             ("/stalls/folded", query) => self.profiles.folded(&self.view, query),
             #[cfg(feature = "flamegraph")]
@@ -230,15 +223,6 @@ impl Routes {
     #[cfg(test)]
     pub(super) fn rendered_so_far(&self) -> String {
         self.rendered.render()
-    }
-
-    fn render_stalls(&self) -> String {
-        let stalls = StallsAnswer {
-            now: self.view.stalled_now(),
-            recent: self.view.recent(),
-        };
-        // Plain data always serializes.
-        serde_json::to_string(&stalls).unwrap_or_default()
     }
 
     /// Why the program should be restarted, if it should.

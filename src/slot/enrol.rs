@@ -9,6 +9,8 @@
 use super::entry::Mark;
 use super::line::{Closed, LongPoll, Step};
 use super::names;
+#[cfg(feature = "tower")]
+use super::registry::PollKey;
 use super::registry::{self, Claim, Slot};
 use crate::clock::{self, Nanos};
 use crate::os::StaticRef;
@@ -98,6 +100,13 @@ pub(crate) fn anchor() -> u64 {
 #[allow(dead_code)] // Where no turns are counted.
 pub(crate) fn own_task() -> u64 {
     tokio::task::try_id().map_or(0, |id| raw_id(&id))
+}
+
+/// The marked poll that the calling thread is in.
+#[cfg(feature = "tower")]
+#[inline]
+pub(crate) fn own_poll() -> Option<PollKey> {
+    MINE.get().get().own_poll()
 }
 
 /// Begins a mark on the calling thread; returns the slot that holds it. [`end_quickly`] ends it.

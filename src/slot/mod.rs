@@ -86,6 +86,8 @@ mod registry;
 pub(crate) mod names;
 
 pub(crate) use claims::{Claims, collect_claims};
+#[cfg(feature = "tower")]
+pub(crate) use enrol::own_poll;
 #[allow(unused_imports)] // Where no turns are counted.
 pub(crate) use enrol::{anchor, own_task};
 pub(crate) use enrol::{
@@ -93,7 +95,7 @@ pub(crate) use enrol::{
 };
 pub(crate) use entry::{Kind, Mark, SOURCES};
 pub(crate) use line::{LongPoll, Marks};
-pub(crate) use registry::{Claim, Slot, all, claimers};
+pub(crate) use registry::{Claim, PollKey, Slot, Thread, all, claimers};
 
 pub(crate) mod timing;
 pub use timing::PollTiming;

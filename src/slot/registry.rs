@@ -52,6 +52,16 @@ struct About {
     long_polls: Vec<LongPoll>,
 }
 
+/// A slot, and the number of its owner.
+pub(crate) type Thread = (usize, u64);
+
+/// Names one marked poll for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PollKey {
+    pub(crate) thread: Thread,
+    pub(crate) epoch: u64,
+}
+
 /// The runtime and the worker that a thread claims to drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
@@ -224,6 +234,14 @@ impl Slot {
     /// Whether the owner can stop driving a worker without any sign of it.
     pub(crate) fn leaves_silently(&self) -> bool {
         self.leaves_silently.load(Ordering::Relaxed) != 0
+    }
+
+    /// The poll that goes on, for its own thread. `None` without a mark.
+    #[cfg_attr(not(feature = "tower"), allow(dead_code))]
+    pub(super) fn own_poll(&self) -> Option<PollKey> {
+        let epoch = self.line.observe().epoch;
+        let thread = (std::ptr::from_ref(self).addr(), self.tenancy());
+        (epoch % 2 == 1).then_some(PollKey { thread, epoch })
     }
 
     /// The count of owners; odd while there is one.

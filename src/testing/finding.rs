@@ -6,7 +6,7 @@
 //! not measured.
 
 use super::baseline::Baseline;
-use super::meter::{Allowed, Cost, FirstSleep, ThreadCost};
+use super::meter::{Allowed, Cost, FirstSleep, Seen, ThreadCost};
 use super::never_blocks::Excused;
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
@@ -40,7 +40,9 @@ pub struct BlockingCall {
     pub cause: Cause,
     /// The line of the user's own code, if there is a stack.
     pub site: Option<Site>,
-    /// The stack of the first sleep, innermost call first; empty if none could be taken.
+    /// The stack of the first sleep, innermost call first; empty if none could be taken. Of a poll
+    /// that computed for too long, the stack when its budget was used up: other lines have computed
+    /// before it.
     pub stack: Vec<Frame>,
     /// A sentence with the code to write instead, if there is an advice for the call.
     pub advice: Option<String>,
@@ -49,50 +51,65 @@ pub struct BlockingCall {
 }
 
 /// The result for a measured poll.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    Clean,
-    Found(Box<BlockingCall>),
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// A sleep, and computing beyond the budget: one poll can do both.
+    found: Vec<BlockingCall>,
     /// A delay that is not the code's. It is listed.
-    Excused(Excuse, ThreadCost),
+    excused: Option<(Excuse, ThreadCost)>,
 }
 
 impl Outcome {
-    /// Adds an excuse to the list. Returns a call that was found and is not in the baseline.
+    pub(super) fn is_clean(&self) -> bool {
+        self.found.is_empty() && self.excused.is_none()
+    }
+
+    /// Adds an excuse to the list. Returns the calls that were found and are not in the baseline.
     pub(super) fn unexcused(
         self,
         excused: &mut Excused,
         known: Option<&Baseline>,
-    ) -> Option<Box<BlockingCall>> {
-        match self {
-            Outcome::Clean => None,
-            Outcome::Excused(excuse, thread) => {
-                excused.add(excuse, thread.asleep + thread.run_queue);
-                None
-            }
-            Outcome::Found(call) => {
-                let passes = |known: &Baseline| known.knows(call.site.as_ref(), call.cause);
-                (!known.is_some_and(passes)).then_some(call)
-            }
+    ) -> Vec<BlockingCall> {
+        if let Some((excuse, thread)) = self.excused {
+            excused.add(excuse, thread.asleep + thread.run_queue);
         }
+        let passes = |call: &BlockingCall| {
+            known.is_some_and(|known| known.knows(call.site.as_ref(), call.cause))
+        };
+        let found = self.found.into_iter();
+        found.filter(|call| !passes(call)).collect()
     }
 }
 
 /// Judges a measured poll.
 pub(super) fn look_into(
     cost: &Cost,
-    first_sleep: FirstSleep,
+    seen: Seen,
     cpu_budget: Option<Duration>,
-    poll: impl FnOnce() -> String,
+    poll: impl Fn() -> String,
 ) -> Outcome {
-    let (slept, frames) = look_at(cost, first_sleep);
-    match verdict::judge(cost, slept, cpu_budget) {
-        Verdict::Clean => Outcome::Clean,
-        Verdict::Excused(excuse) => Outcome::Excused(excuse, cost.thread.unwrap_or_default()),
-        Verdict::Blocked => found(cost, blocked_cause(slept), frames, None, poll()),
-        Verdict::OverBudget => found(cost, Cause::Cpu, Vec::new(), cpu_budget, poll()),
-        Verdict::NoProgress => found(cost, Cause::Unknown, Vec::new(), None, poll()),
+    let (slept, frames) = look_at(cost, seen.first_sleep);
+    let mut outcome = Outcome::default();
+    match verdict::judge(cost, slept) {
+        Verdict::Clean => {}
+        Verdict::Excused(excuse) => {
+            outcome.excused = Some((excuse, cost.thread.unwrap_or_default()));
+        }
+        Verdict::Blocked => {
+            let cause = blocked_cause(slept);
+            outcome.found.push(found(cost, cause, frames, None, poll()));
+        }
+        Verdict::NoProgress => {
+            let call = found(cost, Cause::Unknown, Vec::new(), None, poll());
+            outcome.found.push(call);
+        }
     }
+    if let Some(budget) = verdict::exceeded(cost, cpu_budget) {
+        let frames = seen.past_budget.map_or(Vec::new(), |stack| explain(&stack));
+        let call = found(cost, Cause::Cpu, frames, Some(budget), poll());
+        outcome.found.push(call);
+    }
+    outcome
 }
 
 /// The kind of the first sleep, and its stack if it was worth naming.
@@ -104,7 +121,7 @@ fn look_at(cost: &Cost, first_sleep: FirstSleep) -> (Slept, Vec<Frame>) {
     };
     // Assumed to be the code's own until its stack is named.
     let assumed = Slept::In(Blocking::Other);
-    if verdict::judge(cost, assumed, None) != Verdict::Blocked {
+    if verdict::judge(cost, assumed) != Verdict::Blocked {
         return (assumed, Vec::new());
     }
     let frames = explain(&stack);
@@ -127,11 +144,11 @@ fn found(
     frames: Vec<Frame>,
     cpu_budget: Option<Duration>,
     poll: String,
-) -> Outcome {
+) -> BlockingCall {
     let thread = cost.thread.unwrap_or_default();
     let shown = verdict::of_the_measured(&frames);
     let call = shown.first().and_then(|frame| frame.function.as_deref());
-    Outcome::Found(Box::new(BlockingCall {
+    BlockingCall {
         poll,
         duration: cost.wall,
         asleep: thread.asleep,
@@ -143,7 +160,7 @@ fn found(
         advice: advice::advise(shown, cause, call).map(str::to_owned),
         stack: shown.to_vec(),
         cpu_budget,
-    }))
+    }
 }
 
 /// The explainer of the process: it reads tables and debug information once for all tests.
@@ -168,6 +185,12 @@ impl BlockingCall {
     }
 }
 
+/// The texts of several calls, with an empty line in between.
+pub(super) fn texts(calls: &[BlockingCall]) -> String {
+    let texts: Vec<String> = calls.iter().map(ToString::to_string).collect();
+    texts.join("\n\n")
+}
+
 /// The most frames of libraries shown below the innermost own one.
 const CALLED: usize = 6;
 
@@ -176,6 +199,9 @@ impl fmt::Display for BlockingCall {
         self.write_headline(f)?;
         if let Some(site) = &self.site {
             write!(f, "\n  where     {site}")?;
+            if self.cause == Cause::Cpu {
+                f.write_str(", when the budget was used up")?;
+            }
         }
         write!(f, "\n  in        {}", self.poll)?;
         self.write_reason(f)?;
@@ -187,8 +213,12 @@ impl fmt::Display for BlockingCall {
             for line in entry.lines() {
                 write!(f, "\n                {line}")?;
             }
-        } else if self.stack.is_empty() && self.cause != Cause::Cpu {
-            f.write_str("\n  missing   no stack, hence no line: none could be taken here")?;
+        } else if self.stack.is_empty() {
+            let why = match self.cause {
+                Cause::Cpu => "the poll ended before the kernel looked at its CPU time",
+                _ => "none could be taken here",
+            };
+            write!(f, "\n  missing   no stack, hence no line: {why}")?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! *Must not:* count a wait for a CPU as sleep. The time between the two clocks of one reading
 //! counts as a wait for a CPU, so errors are in favour of the code.
 
-use crate::capture::{self, Addressee, RawStack, SleepTimer};
+use crate::capture::{self, Addressee, RawStack, StackTimer};
 use crate::clock::{self, Nanos};
 use crate::os::{self, Usage};
 use crate::probe::UNMEASURED;
@@ -34,6 +34,21 @@ pub(crate) struct ThreadCost {
     pub(crate) asleep: Duration,
     /// How often the thread gave up its CPU by itself.
     pub(crate) sleeps: u64,
+}
+
+/// The stacks that the timers have taken.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) first_sleep: FirstSleep,
+    /// The code that computed when the budget was used up.
+    pub(crate) past_budget: Option<RawStack>,
+}
+
+impl Seen {
+    const NOT_ASKED: Seen = Seen {
+        first_sleep: FirstSleep::NotAsked,
+        past_budget: None,
+    };
 }
 
 /// The first sleep that the timer has seen.
@@ -144,7 +159,7 @@ enum Timer {
     #[default]
     NotTried,
     None,
-    Some(SleepTimer),
+    Some(StackTimer),
 }
 
 thread_local! {
@@ -160,7 +175,7 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 }
 
 impl Timer {
-    fn get(&mut self) -> Option<&mut SleepTimer> {
+    fn get(&mut self) -> Option<&mut StackTimer> {
         if let Timer::NotTried = self {
             *self = start_timer().map_or(Timer::None, Timer::Some);
         }
@@ -171,35 +186,40 @@ impl Timer {
     }
 
     /// Ends the timer of a measurement with this cost.
-    fn first_sleep(&mut self, is_taken_over: bool, cost: &Cost) -> FirstSleep {
+    fn end(&mut self, is_taken_over: bool, cost: &Cost) -> Seen {
         let Timer::Some(timer) = self else {
-            return FirstSleep::NotAsked;
+            return Seen::NOT_ASKED;
         };
+        let stacks = timer.end();
         let has_slept = || cost.thread.is_some_and(|thread| thread.sleeps > 0);
-        match timer.end() {
+        let first_sleep = match stacks.asleep {
             Some(stack) => FirstSleep::Stack(stack),
             None if is_taken_over || has_slept() && is_deaf() => FirstSleep::NotAsked,
             None => FirstSleep::None,
+        };
+        Seen {
+            first_sleep,
+            past_budget: stacks.computing,
         }
     }
 }
 
-fn start_timer() -> Option<SleepTimer> {
+fn start_timer() -> Option<StackTimer> {
     capture::install(capture::DEFAULT_SIGNAL).ok()?;
     let slot = slot::mine()?;
     let addressee = Addressee {
         slot,
         tenancy: slot.tenancy(),
     };
-    let mut timer = SleepTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
+    let mut timer = StackTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
     // The first look at a thread opens files. That may take a sleep, which the timer would see
     // before any of the code's own.
     os::own_usage();
     // A proof that it sees sleeps on this thread and this system: a timer that sees none would
     // excuse all of them.
-    timer.begin();
+    timer.begin(None);
     std::thread::sleep(PLANTED);
-    timer.end().is_some().then_some(timer)
+    timer.end().asleep.is_some().then_some(timer)
 }
 
 /// The sleep that the timer must see: some of its periods.
@@ -221,8 +241,8 @@ pub(crate) struct Measurement {
 }
 
 impl Measurement {
-    /// Begins a measurement. Measurements nest.
-    pub(crate) fn begin() -> Measurement {
+    /// Begins a measurement. Measurements nest. Past a budget of CPU time, a stack is taken.
+    pub(crate) fn begin(cpu_budget: Option<Duration>) -> Measurement {
         UNMEASURED.get_or_init(|| || Some(Box::new(Allowed::begin()?)));
         let (allowed, taken_over) = with_meter(|meter| {
             if meter.depth > 0 {
@@ -230,7 +250,7 @@ impl Measurement {
             }
             meter.depth += 1;
             if let Some(timer) = meter.timer.get() {
-                timer.begin();
+                timer.begin(cpu_budget);
             }
             (meter.allowed, meter.taken_over)
         })
@@ -243,18 +263,18 @@ impl Measurement {
         }
     }
 
-    /// Ends it: the cost of the code since `begin`, and its first sleep.
-    pub(crate) fn end(mut self) -> (Cost, FirstSleep) {
+    /// Ends it: the cost of the code since `begin`, and the stacks that were seen.
+    pub(crate) fn end(mut self) -> (Cost, Seen) {
         let cost = UsageReading::clock_first().since(self.before);
         self.ended = true;
-        let (allowed, first_sleep) = with_meter(|meter| {
+        let (allowed, seen) = with_meter(|meter| {
             meter.depth = meter.depth.saturating_sub(1);
             let is_taken_over = meter.taken_over != self.taken_over;
-            let first_sleep = meter.timer.first_sleep(is_taken_over, &cost);
-            (meter.allowed, first_sleep)
+            let seen = meter.timer.end(is_taken_over, &cost);
+            (meter.allowed, seen)
         })
-        .unwrap_or((self.allowed, FirstSleep::NotAsked));
-        (cost.without(allowed.without(self.allowed)), first_sleep)
+        .unwrap_or((self.allowed, Seen::NOT_ASKED));
+        (cost.without(allowed.without(self.allowed)), seen)
     }
 }
 
@@ -264,7 +284,7 @@ impl Drop for Measurement {
             with_meter(|meter| {
                 meter.depth = meter.depth.saturating_sub(1);
                 if let Timer::Some(timer) = &mut meter.timer {
-                    timer.end();
+                    drop(timer.end());
                 }
             });
         }
@@ -323,43 +343,43 @@ mod tests {
 
     #[test]
     fn a_sleep_counts_as_asleep_and_is_seen() {
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(None);
         std::thread::sleep(MS);
-        let (cost, first_sleep) = measurement.end();
+        let (cost, seen) = measurement.end();
         let thread = cost.thread.unwrap();
         // On a busy machine, the signal of the timer turns the rest of the sleep into a wait for a
         // CPU.
         let away = thread.asleep + thread.run_queue;
         assert!(thread.sleeps >= 1 && away >= MS.mul_f64(0.9), "{cost:?}");
-        assert!(cfg!(not(feature = "stacks")) || matches!(first_sleep, FirstSleep::Stack(_)));
+        assert!(cfg!(not(feature = "stacks")) || matches!(seen.first_sleep, FirstSleep::Stack(_)));
     }
 
     #[test]
     fn allowed_cost_is_taken_off_and_later_cost_is_not() {
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(None);
         {
             let _outer = Allowed::begin();
             let _inner = Allowed::begin();
             std::thread::sleep(5 * MS);
         }
-        let (cost, first_sleep) = measurement.end();
+        let (cost, seen) = measurement.end();
         assert_eq!(cost.thread.unwrap().sleeps, 0, "{cost:?}");
-        assert!(!matches!(first_sleep, FirstSleep::Stack(_)));
+        assert!(!matches!(seen.first_sleep, FirstSleep::Stack(_)));
 
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(None);
         {
             let _region = Allowed::begin();
         }
         std::thread::sleep(MS);
-        let (cost, first_sleep) = measurement.end();
+        let (cost, seen) = measurement.end();
         assert!(cost.thread.unwrap().sleeps >= 1, "{cost:?}");
-        assert!(cfg!(not(feature = "stacks")) || matches!(first_sleep, FirstSleep::Stack(_)));
+        assert!(cfg!(not(feature = "stacks")) || matches!(seen.first_sleep, FirstSleep::Stack(_)));
     }
 
     #[test]
     fn a_region_outside_of_a_measurement_costs_nothing() {
         drop(Allowed::begin());
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(None);
         assert_eq!(measurement.end().0.thread.unwrap().sleeps, 0);
     }
 }

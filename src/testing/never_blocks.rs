@@ -168,9 +168,9 @@ impl<F: Future> Future for NeverBlocks<F> {
         let this = self.project();
         *this.polls += 1;
         let stolen_before = this.cpu_budget.and_then(|_| os::stolen());
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(Some(this.cpu_budget.unwrap_or(DEFAULT_CPU_BUDGET)));
         let result = this.future.poll(cx);
-        let (cost, first_sleep) = measurement.end();
+        let (cost, seen) = measurement.end();
         let budget = extended(*this.cpu_budget, &cost, stolen_before);
         let budget = Some(budget.unwrap_or(DEFAULT_CPU_BUDGET));
         let poll = || {
@@ -180,9 +180,10 @@ impl<F: Future> Future for NeverBlocks<F> {
                 this.polls, this.asserted_at
             )
         };
-        let outcome = finding::look_into(&cost, first_sleep, budget, poll);
-        if let Some(call) = outcome.unexcused(this.excused, this.known.as_ref()) {
-            panic!("{call}");
+        let outcome = finding::look_into(&cost, seen, budget, poll);
+        let found = outcome.unexcused(this.excused, this.known.as_ref());
+        if !found.is_empty() {
+            panic!("{}", finding::texts(&found));
         }
         result
     }

@@ -10,7 +10,7 @@
 //! moved is not judged.
 
 use super::baseline::Baseline;
-use super::finding::{self, BlockingCall, Outcome};
+use super::finding::{self, BlockingCall};
 use super::meter::Measurement;
 use super::never_blocks::Excused;
 use super::wait::wait_until;
@@ -250,11 +250,8 @@ impl fmt::Display for Several<'_> {
             1 => "1 blocking call".to_owned(),
             count => format!("{count} blocking calls"),
         };
-        write!(f, "{calls} on the runtime's threads")?;
-        for call in self.0 {
-            write!(f, "\n\n{call}")?;
-        }
-        Ok(())
+        let texts = finding::texts(self.0);
+        write!(f, "{calls} on the runtime's threads\n\n{texts}")
     }
 }
 
@@ -288,7 +285,7 @@ impl TestState {
 
     fn begin_turn(&self) {
         let turn = self.worker().map(|(worker, parks)| OpenTurn {
-            measurement: Measurement::begin(),
+            measurement: Measurement::begin(None),
             worker,
             parks,
         });
@@ -321,16 +318,15 @@ impl TestState {
         result
     }
 
-    fn judge(&self, measurement: Measurement, poll: impl FnOnce() -> String) {
-        let (cost, first_sleep) = measurement.end();
-        let outcome = finding::look_into(&cost, first_sleep, None, poll);
-        if let Outcome::Clean = outcome {
+    fn judge(&self, measurement: Measurement, poll: impl Fn() -> String) {
+        let (cost, seen) = measurement.end();
+        let outcome = finding::look_into(&cost, seen, None, poll);
+        if outcome.is_clean() {
             return;
         }
         let known = self.known.lock();
-        if let Some(call) = outcome.unexcused(&mut self.excused.lock(), known.as_ref()) {
-            self.found.lock().push(*call);
-        }
+        let found = outcome.unexcused(&mut self.excused.lock(), known.as_ref());
+        self.found.lock().extend(found);
     }
 }
 
@@ -355,7 +351,7 @@ impl<F: Future> Future for Root<'_, F> {
         if this.state.worker().is_some() {
             return this.state.in_turn(|| this.future.poll(cx));
         }
-        let measurement = Measurement::begin();
+        let measurement = Measurement::begin(None);
         let result = this.future.poll(cx);
         this.state.judge(measurement, || {
             format!(

@@ -81,19 +81,18 @@ impl Excuse {
     }
 }
 
-/// The judgement of a poll.
+/// The judgement of a poll's sleep. Its computing is judged apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Clean,
     Blocked,
-    OverBudget,
     Excused(Excuse),
     /// It took [`NO_PROGRESS`] by the wall clock, and there are no other figures.
     NoProgress,
 }
 
-/// Judges one poll by its cost, its first sleep and its budget.
-pub(super) fn judge(cost: &Cost, slept: Slept, cpu_budget: Option<Duration>) -> Verdict {
+/// Judges the sleep of one poll by the poll's cost and its first sleep.
+pub(super) fn judge(cost: &Cost, slept: Slept) -> Verdict {
     let Some(thread) = cost.thread else {
         return if cost.wall >= NO_PROGRESS {
             Verdict::NoProgress
@@ -102,11 +101,15 @@ pub(super) fn judge(cost: &Cost, slept: Slept, cpu_budget: Option<Duration>) -> 
         };
     };
     match sleep(&thread, slept) {
-        Verdict::Blocked => Verdict::Blocked,
-        _ if cpu_budget.is_some_and(|budget| thread.cpu > budget) => Verdict::OverBudget,
         Verdict::Clean if thread.run_queue >= WORTH_A_LINE => Verdict::Excused(Excuse::NoCpu),
         other => other,
     }
+}
+
+/// The budget, if the poll has computed for longer.
+pub(super) fn exceeded(cost: &Cost, cpu_budget: Option<Duration>) -> Option<Duration> {
+    let thread = cost.thread?;
+    cpu_budget.filter(|budget| thread.cpu > *budget)
 }
 
 /// The budget of a poll during which the host has stolen CPU time.
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_poll_blocks_by_a_sleep_and_time_asleep() {
-        let judged = |sleeps, asleep, slept| judge(&cost(sleeps, asleep), slept, None);
+        let judged = |sleeps, asleep, slept| judge(&cost(sleeps, asleep), slept);
         let own = Slept::In(Blocking::Lock);
         assert_eq!(judged(1, FLOOR, own), Verdict::Blocked);
         assert_eq!(
@@ -315,11 +318,11 @@ mod tests {
         let mut woken = cost(1, NS);
         woken.thread.as_mut().unwrap().run_queue = FLOOR;
         assert_eq!(
-            judge(&woken, own, None),
+            judge(&woken, own),
             Verdict::Blocked,
             "woken by our own signal"
         );
-        assert_eq!(judge(&woken, Slept::NotAsked, None), Verdict::Clean);
+        assert_eq!(judge(&woken, Slept::NotAsked), Verdict::Clean);
         let file = Slept::InQuickCall(Blocking::File);
         assert_eq!(judged(1, FLOOR_OF_FILES, file), Verdict::Blocked);
         assert_eq!(judged(1, FLOOR_OF_FILES - NS, file), Verdict::Clean);
@@ -332,7 +335,7 @@ mod tests {
 
     #[test]
     fn excused_sleeps_are_never_blamed_however_long() {
-        let excused = |slept| judge(&cost(9, 400 * MS), slept, None);
+        let excused = |slept| judge(&cost(9, 400 * MS), slept);
         for excuse in [
             Excuse::RuntimeLock,
             Excuse::AllocatorLock,
@@ -346,21 +349,10 @@ mod tests {
 
     #[test]
     fn the_budget_is_of_cpu_time_and_is_inclusive() {
-        let judged = |budget| judge(&cost(0, Duration::ZERO), Slept::NotSeen, Some(budget));
-        assert_eq!(judged(5 * MS), Verdict::Clean);
-        assert_eq!(judged(5 * MS - NS), Verdict::OverBudget);
-        let blocked = judge(&cost(1, MS), Slept::NotAsked, Some(MS));
-        assert_eq!(
-            blocked,
-            Verdict::Blocked,
-            "the sleep is the worse of the two"
-        );
-        let excused = judge(&cost(1, MS), Slept::Excused(Excuse::Memory), Some(MS));
-        assert_eq!(
-            excused,
-            Verdict::OverBudget,
-            "an excuse is none for computing"
-        );
+        let computed = cost(0, Duration::ZERO);
+        assert_eq!(exceeded(&computed, Some(5 * MS)), None);
+        assert_eq!(exceeded(&computed, Some(5 * MS - NS)), Some(5 * MS - NS));
+        assert_eq!(exceeded(&computed, None), None);
     }
 
     #[test]
@@ -373,15 +365,15 @@ mod tests {
     fn waiting_for_a_cpu_is_listed_and_never_fails() {
         let mut waited = cost(0, Duration::ZERO);
         waited.thread.as_mut().unwrap().run_queue = WORTH_A_LINE;
-        let verdict = judge(&waited, Slept::NotSeen, None);
+        let verdict = judge(&waited, Slept::NotSeen);
         assert_eq!(verdict, Verdict::Excused(Excuse::NoCpu));
         waited.thread.as_mut().unwrap().run_queue = WORTH_A_LINE - NS;
-        assert_eq!(judge(&waited, Slept::NotSeen, None), Verdict::Clean);
+        assert_eq!(judge(&waited, Slept::NotSeen), Verdict::Clean);
     }
 
     #[test]
     fn without_evidence_only_no_progress_is_blamed() {
-        let judged = |wall| judge(&Cost { wall, thread: None }, Slept::NotAsked, Some(MS));
+        let judged = |wall| judge(&Cost { wall, thread: None }, Slept::NotAsked);
         assert_eq!(judged(NO_PROGRESS), Verdict::NoProgress);
         assert_eq!(judged(NO_PROGRESS - NS), Verdict::Clean);
     }

@@ -10,6 +10,7 @@
 
 use super::News;
 use crate::clock::{self, Nanos};
+use crate::detect::HeldBy;
 use crate::engine::{RequestsNews, StallNews, WatchedRuntime};
 use crate::report::Phase;
 use crate::requests::RequestNews;
@@ -64,6 +65,10 @@ impl RequestWatch {
                     stall: news.live.id.0,
                     since: stall.since,
                     until,
+                    poll: match stall.held_by {
+                        HeldBy::Mark(poll) => Some(poll),
+                        _ => None,
+                    },
                 });
             }
         }

@@ -11,13 +11,12 @@ use super::workers::Worker;
 use super::{Out, RESTS_FOR, TickContext, UNDRIVEN_AFTER};
 use crate::clock::{self, Nanos};
 use crate::detect::{
-    Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, PollKey, Sample,
-    StackVerdict, Stall,
+    Detector, EventDriver, Finding, HeldBy, Ledger, Look, Page, Place, Sample, StackVerdict, Stall,
 };
 use crate::engine::{Live, Message, Shared, StallNews, StallThread, WatchedRuntime, Work};
 use crate::os::waits_for_events;
 use crate::report::{NoStack, Phase};
-use crate::slot::LongPoll;
+use crate::slot::{LongPoll, PollKey};
 use crate::turns::{Looks, Track};
 use std::sync::Arc;
 

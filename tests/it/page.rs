@@ -238,7 +238,7 @@ fn send_stall(browser: &mut Browser, id: u64, span: &str) {
         "started_at": 1_999.5, "started_clock": 999.5, "duration_seconds": 0.5,
         "duration_error_seconds": 0, "cause": "cpu", "asleep_in": null,
         "driver_frozen_seconds": null, "victims": null, "place": "a::line (a.rs:1)",
-        "dependency": null, "advice": null, "seen_here": 1, "lost_here_seconds": 0.5,
+        "shared_site": "a::line (a.rs)", "dependency": null, "advice": null, "seen_here": 1, "lost_here_seconds": 0.5,
         "headline": format!("headline of {span}"), "calls": [], "calls_left_out": 0, "lacks": [],
         "text": format!("text of {span}"),
         "time": {
@@ -253,7 +253,8 @@ fn send_stall(browser: &mut Browser, id: u64, span: &str) {
 fn send_totals(browser: &mut Browser, spans: &[&str]) {
     let site = |span: &&str| {
         json!({
-            "runtime": "api", "span": span, "place": "a::line (a.rs:1)", "cause": "cpu",
+            "runtime": "api", "span": span, "place": "a::line (a.rs:1)",
+            "shared_site": "a::line (a.rs)", "cause": "cpu",
             "count": 1, "total_seconds": 0.5, "longest_seconds": 0.5,
         })
     };

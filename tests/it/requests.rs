@@ -146,6 +146,7 @@ fn requests_that_were_ready_during_a_stall_are_its_victims_and_no_others() {
     for _ in 0..5 {
         let request = handlers.request("GET /waits/{id}");
         assert_adds_up(&request);
+        assert_eq!(request.own_stall, None, "{request}");
         assert_eq!(request.lost.len(), 1, "{request}");
         let lost_to = &request.lost[0];
         assert_eq!(lost_to.stall, ended.id);
@@ -169,6 +170,9 @@ fn the_culprit_has_its_own_time_and_is_no_victim() {
     let request = handlers.request("GET /blocks");
     assert_adds_up(&request);
     assert!(request.lost.is_empty(), "{request}");
+    let own = request.own_stall.as_ref().expect("its longest poll");
+    assert_eq!((own.stall, own.lost), (ended.id, request.longest_poll));
+    assert_eq!(own.span.as_deref(), Some("GET /blocks"));
     assert!(
         request.longest_poll + ended.duration_error >= ended.duration,
         "{request}"

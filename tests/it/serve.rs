@@ -211,6 +211,13 @@ fn stalls_are_served_as_json_while_they_last_and_afterwards() {
     assert_eq!(after["now"].as_array().unwrap().len(), 0, "{after:#}");
     // On a busy machine it may have waited for a CPU for most of its time.
     assert_eq!(after["recent"][0]["cause"], ended.cause.as_str());
+    let stacks = |json: &serde_json::Value| json["recent"][0]["stacks"].as_array().unwrap().len();
+    assert_eq!(stacks(&after), ended.stacks.len().min(1), "{after:#}");
+    let all = service.json("/stalls?stacks=all");
+    assert_eq!(stacks(&all), ended.stacks.len(), "{all:#}");
+    assert_eq!(stacks(&service.json("/stalls?stacks=none")), 0);
+    let wrong = service.ask("/stalls?stacks=some");
+    assert_eq!(wrong.status, 400, "{}", wrong.body);
 }
 
 #[test]

@@ -76,7 +76,7 @@ function human(seconds) {
 }
 
 const clock = () => performance.now() / 1000 + ahead;
-const siteKey = (of, span) => JSON.stringify([of.runtime, span, of.place, of.cause]);
+const siteKey = (of, span) => JSON.stringify([of.runtime, span, of.shared_site, of.cause]);
 const laneKey = (of) => JSON.stringify([of.runtime, of.worker]);
 const workerName = (of) =>
   hello?.runtimes.length > 1 ? `${of.runtime} ${of.worker}` : `worker ${of.worker}`;
