@@ -75,8 +75,8 @@ pub struct LostTo {
     /// The number of the stall: [`StallReport::id`](crate::StallReport::id).
     pub stall: u64,
     /// The part of the time `ready` that fell into the stall; for
-    /// [`own_stall`](RequestReport::own_stall) the time of the poll. Two stalls at one time can both hold
-    /// a request up.
+    /// [`own_stall`](RequestReport::own_stall), the time of the poll. Two stalls at one time can
+    /// both hold a request up.
     #[cfg_attr(
         feature = "serde",
         serde(rename = "lost_seconds", serialize_with = "super::seconds")

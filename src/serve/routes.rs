@@ -12,7 +12,7 @@ use super::flamegraph::FlameGraph;
 use super::page;
 use super::profiles::Profiles;
 use super::recording::{self, RecordingAnswers};
-use super::stalls::Stalls;
+use super::stalls::StallAnswers;
 use crate::clock::{self, Nanos};
 use crate::engine::{Target, View};
 use crate::metrics::Exporter;
@@ -63,7 +63,7 @@ pub(super) struct Routes {
     exporter: Mutex<Exporter>,
     rendered: PrometheusHandle,
     metrics: CachedAnswer,
-    stalls: Stalls,
+    stalls: StallAnswers,
     profiles: Profiles,
     #[cfg(feature = "flamegraph")]
     flamegraph: FlameGraph,
@@ -103,7 +103,7 @@ impl Routes {
             exporter: Mutex::new(Exporter::new(Target::Given(Arc::new(recorder)))),
             rendered,
             metrics: CachedAnswer::default(),
-            stalls: Stalls::default(),
+            stalls: StallAnswers::default(),
             profiles: Profiles::default(),
             #[cfg(feature = "flamegraph")]
             flamegraph: FlameGraph::new(),

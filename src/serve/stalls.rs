@@ -21,19 +21,19 @@ enum Wanted {
 
 /// The answers, each as it was last rendered.
 #[derive(Default)]
-pub(super) struct Stalls {
+pub(super) struct StallAnswers {
     with_one: CachedAnswer,
     with_all: CachedAnswer,
     without: CachedAnswer,
 }
 
 #[derive(serde::Serialize)]
-struct StallsAnswer {
+struct StallLists {
     now: Vec<StallReport>,
     recent: Vec<StallReport>,
 }
 
-impl Stalls {
+impl StallAnswers {
     pub(super) fn get(&self, view: &View, query: Option<&str>) -> Answer {
         let Some(wanted) = Wanted::of(query) else {
             let usage = "stacks=one (the default), stacks=all or stacks=none\n";
@@ -49,7 +49,7 @@ impl Stalls {
                 reports.iter_mut().for_each(|report| wanted.keep(report));
                 reports
             };
-            let stalls = StallsAnswer {
+            let stalls = StallLists {
                 now: with_stacks(view.stalled_now()),
                 recent: with_stacks(view.recent()),
             };

@@ -6,7 +6,7 @@
 //! not measured.
 
 use super::baseline::Baseline;
-use super::meter::{Allowed, Cost, FirstSleep, Seen, ThreadCost};
+use super::meter::{Allowed, Cost, FirstSleep, SeenStacks, ThreadCost};
 use super::never_blocks::Excused;
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
@@ -84,7 +84,7 @@ impl Outcome {
 /// Judges a measured poll.
 pub(super) fn look_into(
     cost: &Cost,
-    seen: Seen,
+    seen: SeenStacks,
     cpu_budget: Option<Duration>,
     poll: impl Fn() -> String,
 ) -> Outcome {

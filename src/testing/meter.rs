@@ -38,14 +38,14 @@ pub(crate) struct ThreadCost {
 
 /// The stacks that the timers have taken.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct SeenStacks {
     pub(crate) first_sleep: FirstSleep,
     /// The code that computed when the budget was used up.
     pub(crate) past_budget: Option<RawStack>,
 }
 
-impl Seen {
-    const NOT_ASKED: Seen = Seen {
+impl SeenStacks {
+    const NOT_ASKED: SeenStacks = SeenStacks {
         first_sleep: FirstSleep::NotAsked,
         past_budget: None,
     };
@@ -186,9 +186,9 @@ impl Timer {
     }
 
     /// Ends the timer of a measurement with this cost.
-    fn end(&mut self, is_taken_over: bool, cost: &Cost) -> Seen {
+    fn end(&mut self, is_taken_over: bool, cost: &Cost) -> SeenStacks {
         let Timer::Some(timer) = self else {
-            return Seen::NOT_ASKED;
+            return SeenStacks::NOT_ASKED;
         };
         let stacks = timer.end();
         let has_slept = || cost.thread.is_some_and(|thread| thread.sleeps > 0);
@@ -197,7 +197,7 @@ impl Timer {
             None if is_taken_over || has_slept() && is_deaf() => FirstSleep::NotAsked,
             None => FirstSleep::None,
         };
-        Seen {
+        SeenStacks {
             first_sleep,
             past_budget: stacks.computing,
         }
@@ -264,7 +264,7 @@ impl Measurement {
     }
 
     /// Ends it: the cost of the code since `begin`, and the stacks that were seen.
-    pub(crate) fn end(mut self) -> (Cost, Seen) {
+    pub(crate) fn end(mut self) -> (Cost, SeenStacks) {
         let cost = UsageReading::clock_first().since(self.before);
         self.ended = true;
         let (allowed, seen) = with_meter(|meter| {
@@ -273,7 +273,7 @@ impl Measurement {
             let seen = meter.timer.end(is_taken_over, &cost);
             (meter.allowed, seen)
         })
-        .unwrap_or((self.allowed, Seen::NOT_ASKED));
+        .unwrap_or((self.allowed, SeenStacks::NOT_ASKED));
         (cost.without(allowed.without(self.allowed)), seen)
     }
 }
@@ -284,7 +284,7 @@ impl Drop for Measurement {
             with_meter(|meter| {
                 meter.depth = meter.depth.saturating_sub(1);
                 if let Timer::Some(timer) = &mut meter.timer {
-                    drop(timer.end());
+                    timer.end();
                 }
             });
         }
