@@ -68,6 +68,9 @@ pub(crate) struct Ledger {
     /// Busy time that was missing in earlier pages: the moment of a publication is known only to
     /// within a tick. The next excess of busy time pays it back first.
     owed: Duration,
+    /// Stops that earlier pages have, and busy time may not have yet. A worker that is seen at work
+    /// after a stop may have begun before it, and tokio publishes that when it parks.
+    early_stops: Duration,
 }
 
 /// The figures at one moment. A page is the difference of two readings.
@@ -75,6 +78,7 @@ pub(crate) struct Ledger {
 struct Reading {
     at: Nanos,
     busy: Duration,
+    parked: bool,
     thread: Option<(Thread, ThreadEvidence)>,
 }
 
@@ -83,6 +87,7 @@ impl Reading {
         Reading {
             at: sample.at,
             busy: sample.after.busy + unpublished,
+            parked: sample.after.is_parked(),
             thread: sample.slot.map(|slot| slot.thread).zip(sample.thread),
         }
     }
@@ -171,9 +176,8 @@ impl Ledger {
         let cpu = now.cpu.saturating_sub(before.cpu).min(wall);
         let contention = contention(before, now, busy.saturating_sub(cpu)).min(wall - cpu);
         let awake = cpu + contention;
-        // Tokio counts a stop in a poll as busy.
-        let stopped = stopped.min(busy.min(wall).saturating_sub(awake));
-        let busy = busy - stopped;
+        let (busy, stopped) = self.without_stops(busy, stopped, awake, closed.parked);
+        let stopped = stopped.min(wall - awake);
         let is_asleep = matches!(now.state, ThreadState::Asleep(_));
         // A thread that was never put on a CPU anew has never slept. Its missing time was taken
         // from the whole machine, or is an error.
@@ -189,6 +193,27 @@ impl Ledger {
             parked: wall - awake - blocked - stopped,
             unknown: stopped,
         }
+    }
+
+    /// The busy time without stops, and the time of stops that is of no known state. Tokio counts a
+    /// stop in a poll as busy, and publishes it at the end of the turn.
+    fn without_stops(
+        &mut self,
+        busy: Duration,
+        stopped: Duration,
+        awake: Duration,
+        parked: bool,
+    ) -> (Duration, Duration) {
+        let early = self.early_stops.min(busy.saturating_sub(awake));
+        let busy = busy - early;
+        let published = stopped.min(busy.saturating_sub(awake));
+        if parked {
+            // All is published: the rest of the stop was one of a parked worker.
+            self.early_stops = Duration::ZERO;
+            return (busy - published, published);
+        }
+        self.early_stops = self.early_stops - early + (stopped - published);
+        (busy - published, stopped)
     }
 
     /// The excess of the busy time over the time awake, less the time that is owed.
@@ -501,6 +526,36 @@ mod tests {
         // Controls: a watchdog that came in time was not stopped, nor was one without a CPU.
         assert_eq!(halted(0, Some(0)).figures(), (3000, 7030));
         assert_eq!(halted(995, Some(995)).figures(), (3000, 7030));
+    }
+
+    /// A stop of a second in a poll that is first seen after it, at the end of a page.
+    #[test]
+    fn a_stop_is_not_blocking_if_it_is_published_after_its_page() {
+        for blocks in [false, true] {
+            let mut life = Life::new();
+            life.parked(900);
+            life.sample.at = life.sample.at.plus(ms(1000));
+            life.moved_at = life.sample.at;
+            life.sample.after.parks += 1;
+            life.sample.late = ms(if blocks { 0 } else { 990 });
+            life.sample.own_wait = Some(Duration::ZERO);
+            life.look();
+            let pages: Duration = life.time.iter().sum();
+            assert_eq!(pages, ms(1900), "the page ends here");
+            life.sample.late = Duration::ZERO;
+            life.busy(10, 4, 0, true);
+            life.sample.after.busy += ms(1000);
+            life.look();
+            life.parked(2000);
+            let unknown = life.time[WorkerState::Unknown as usize];
+            let (blocked, all) = life.figures();
+            assert_eq!(all, 3910);
+            match blocks {
+                false => assert!(blocked <= 16 && unknown == ms(990), "{blocked} {unknown:?}"),
+                // The control: nothing was stopped.
+                true => assert!(blocked >= 990 && unknown.is_zero(), "{blocked} {unknown:?}"),
+            }
+        }
     }
 
     #[test]
