@@ -59,6 +59,8 @@ impl WatchState {
             Ok(signal) => try_on_oneself(signal, &mut foreign),
             Err(why) => Some(why),
         };
+        // The program's file may be on a slow disk. Users' threads take the lock for coverage.
+        let no_lines = *NO_LINES.get_or_init(why_no_lines);
         let mut rounds = self.rounds.lock();
         rounds.foreign = foreign;
         if no_stacks == Some(NoStack::Busy) {
@@ -70,7 +72,7 @@ impl WatchState {
             no_stacks,
             hidden,
             others,
-            no_lines: *NO_LINES.get_or_init(why_no_lines),
+            no_lines,
         });
     }
 }

@@ -120,7 +120,14 @@ fn waits_for_a_process(frames: &[Frame]) -> bool {
     done_by_the_poll(frames)
         .iter()
         .filter_map(|frame| frame.function.as_deref())
-        .any(|name| name.contains("std::process::") || name.contains("std::sys::process::"))
+        .any(is_of_processes)
+}
+
+/// Whether a function is of the standard library's code for processes. One that has such a type for
+/// an argument is not.
+fn is_of_processes(function: &str) -> bool {
+    let path = function.trim_start_matches(['<', '&']);
+    path.starts_with("std::process::") || path.starts_with("std::sys::process::")
 }
 
 /// Whether the stack passes through the start of a thread: that and a process begin with one call.
@@ -128,7 +135,7 @@ fn starts_a_thread(frames: &[Frame]) -> bool {
     // A worker's thread has itself been started, further out.
     let frames = done_by_the_poll(frames).iter();
     let names = frames.filter_map(|frame| frame.function.as_deref());
-    let mut names = names.take_while(|name| !name.contains("std::process::"));
+    let mut names = names.take_while(|name| !is_of_processes(name));
     names.any(|name| name.contains("pthread_create") || name.contains("std::thread::"))
 }
 
@@ -234,7 +241,17 @@ mod tests {
             Blocking::Other
         );
         assert_eq!(kind("pthread_create@@GLIBC_2.34"), Blocking::Other);
-        assert_eq!(kind("std::process::Command::spawn"), Blocking::Process);
+        for process in [
+            "std::process::Command::spawn",
+            "<std::process::Command>::output",
+            "<std::process::Child as std::os::linux::process::ChildExt>::pidfd",
+            "std::sys::process::unix::unix::Process::wait",
+        ] {
+            assert_eq!(kind(process), Blocking::Process, "{process}");
+        }
+        let waits = [Frame::of("app::retry::<std::process::Output>", Origin::Own)];
+        let asleep = slept_in(libc::SYS_clock_nanosleep, 0, Descriptor::Other);
+        assert_eq!(blocking(asleep, &waits), Blocking::Sleep);
         // The start of the worker's own thread is not the poll's doing.
         let frames = [
             Frame::of("vfork", Origin::System),

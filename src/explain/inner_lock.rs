@@ -5,6 +5,7 @@
 //!
 //! A long wait for one means that the thread that holds it has no CPU, so no code can avoid it.
 
+use super::own_code::crate_of;
 use crate::report::{Frame, Origin};
 
 /// A lock that is not held by a user's code.
@@ -34,8 +35,9 @@ pub(crate) fn called(frames: &[Frame]) -> (&[Frame], Option<&Frame>) {
 
 /// Whether the frame is of the system, of the standard library, or of a library of locks.
 pub(crate) fn is_plumbing(frame: &Frame) -> bool {
+    let krate = frame.function.as_deref().and_then(crate_of);
     matches!(frame.origin, Origin::System | Origin::Std)
-        || names(frame, &["parking_lot", "lock_api::"])
+        || matches!(krate, Some("parking_lot" | "parking_lot_core" | "lock_api"))
 }
 
 /// Whether one of these parts is in the name of the frame's function.
@@ -146,6 +148,8 @@ mod tests {
             inner_lock(&stack(&[slow, tokio, own])),
             Some(InnerLock::Runtime)
         );
+        assert_eq!(inner_lock(&stack(&[slow, own, tokio])), None);
+        let own = ("app::with::<parking_lot::Mutex<u8>>", Origin::Own);
         assert_eq!(inner_lock(&stack(&[slow, own, tokio])), None);
         // A user may hold a reference to the value of the channel.
         let watch = ("tokio::sync::watch::Sender<T>::send", Origin::Runtime);

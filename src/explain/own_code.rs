@@ -94,6 +94,12 @@ impl OwnCode {
         }
     }
 
+    /// Whether a crate was unpacked by another tool than cargo, as distributions do:
+    /// `…/serde-1.0.228/src`. The program's own source may lie in such a folder, too.
+    fn is_vendored(&self, krate: &str, file: &str) -> bool {
+        self.program.as_deref() != Some(krate) && is_in_package(krate, file)
+    }
+
     /// The owner of a function, by its name and file. `in_program` if it is not in a library.
     pub(crate) fn origin(
         &self,
@@ -113,6 +119,7 @@ impl OwnCode {
             (_, Some(file)) if is_std_path(file) => Origin::Std,
             (_, Some(file)) if is_runtime_path(file) => Origin::Runtime,
             (_, Some(file)) if is_fetched(file) => Origin::Dependency,
+            (Some(krate), Some(file)) if self.is_vendored(krate, file) => Origin::Dependency,
             (Some(_), Some(_)) => Origin::Own,
             // Little debug information names inlined functions without their crate.
             (None, Some(file)) if file.ends_with(".rs") => Origin::Own,
@@ -125,6 +132,17 @@ impl OwnCode {
             (None, _) => Origin::System,
         }
     }
+}
+
+/// Whether a folder in the path is that of a package with this crate.
+fn is_in_package(krate: &str, file: &str) -> bool {
+    let folders: Vec<&str> = file.split('/').collect();
+    folders.windows(2).any(|pair| {
+        let name = pair[0]
+            .rsplit_once('-')
+            .map(|(name, _)| name.replace('-', "_"));
+        pair[1] == "src" && is_package(pair[0]) && name.as_deref() == Some(krate)
+    })
 }
 
 /// Whether a file is the user's own, by its path.
@@ -254,6 +272,17 @@ mod tests {
             Origin::Own
         );
         assert_eq!(origin("hyper::run", Some(registry)), Origin::Dependency);
+        for file in [
+            "/usr/share/cargo/registry/hyper-util-1.0.0/src/a.rs",
+            "/build/app-vendor/source-registry-0/hyper-util-1.0.0/src/a.rs",
+        ] {
+            assert_eq!(origin("hyper_util::run", Some(file)), Origin::Dependency);
+            assert_eq!(origin("app::run", Some(file)), Origin::Own, "{file}");
+        }
+        let unpacked = own.program.clone().expect("this test's");
+        let file = format!("/build/{}-1.0.0/src/main.rs", unpacked.replace('_', "-"));
+        let function = format!("{unpacked}::main");
+        assert_ne!(origin(&function, Some(&file)), Origin::Dependency);
         assert_eq!(
             origin("hyper::run", Some("hyper-1.0.0/src/a.rs")),
             Origin::Dependency

@@ -196,10 +196,17 @@ pub(crate) fn is_readable() -> bool {
     read(&raw const word as u64, &mut [0; 8]) == 8
 }
 
-/// Copies exactly `length` bytes of a process, or nothing.
+/// Copies exactly `length` bytes of a process, or nothing. A length beyond what is mapped, as in a
+/// file that is damaged, takes no memory.
 #[allow(dead_code)] // Used for stacks only.
 pub(crate) fn read_exact(process: Pid, address: u64, length: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; length];
+    let last = address.checked_add(u64::try_from(length).ok()?.checked_sub(1)?)?;
+    if read_in(process, last, &mut [0]) != 1 {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length).ok()?;
+    bytes.resize(length, 0);
     (read_in(process, address, &mut bytes) == length).then_some(bytes)
 }
 
@@ -214,6 +221,9 @@ mod tests {
         let own = |address| read_exact(Pid::OWN, address, 5);
         assert_eq!(own(address).as_deref(), Some(&text[..]));
         assert_eq!(own(8), None);
+        for length in [1 << 46, usize::MAX / 2 + 1, usize::MAX, 0] {
+            assert_eq!(read_exact(Pid::OWN, address, length), None, "{length}");
+        }
     }
 
     #[test]

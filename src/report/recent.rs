@@ -31,6 +31,13 @@ impl Recent {
     /// Keeps a report, in place of an earlier one of the same stall.
     pub(crate) fn keep(&mut self, report: StallReport) {
         self.changes += 1;
+        let mut report = report;
+        if report.trace.is_none() {
+            // It is found once, by the thread that logs.
+            let mut stalls = self.stalls.iter().rev();
+            let known = stalls.find(|(_, known)| known.id == report.id);
+            report.trace = known.and_then(|(_, known)| known.trace.clone());
+        }
         let change = (self.changes, report);
         keep(&mut self.stalls, self.capacity, change, |(_, report)| {
             report.id
@@ -113,6 +120,26 @@ mod tests {
         assert_eq!(ring, [(2, 'b'), (3, 'd'), (4, 'e')]);
         keep(&mut ring, 0, (5, 'f'), |report| report.0);
         assert!(!ring.contains(&(5, 'f')));
+    }
+
+    #[test]
+    fn a_trace_stays_with_its_stall() {
+        let mut recent = Recent::new(3);
+        let report = |id| StallReport {
+            id,
+            ..crate::report::example()
+        };
+        let trace = TraceContext::new("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        recent.keep(report(1));
+        recent.set_trace(1, &trace);
+        recent.keep(report(1));
+        recent.keep(report(2));
+        let traces: Vec<_> = recent
+            .stalls()
+            .into_iter()
+            .map(|stall| stall.trace)
+            .collect();
+        assert_eq!(traces, [Some(trace), None]);
     }
 
     #[cfg(feature = "serve")]

@@ -46,10 +46,11 @@ pub(crate) fn dependency(frames: &[Frame]) -> Option<String> {
     })
 }
 
-/// The innermost frame of own code, by its name in the source. Code made by a derive is passed over
-/// if there is other own code.
+/// The innermost frame of own code in the poll, by its name in the source. Code made by a derive is
+/// passed over if there is other own code.
 pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
-    let mut own = frames.iter().filter(|frame| frame.origin == Origin::Own);
+    let poll = of_the_poll(frames).iter();
+    let mut own = poll.filter(|frame| frame.origin == Origin::Own);
     let is_written = |frame: &&Frame| {
         // Derives put their code into a constant without a name.
         let function = frame.function.as_deref();
@@ -136,6 +137,10 @@ mod tests {
         ];
         let told = dependency(&stack(&frames));
         assert_eq!(told.as_deref(), Some("tower_http::compression::body::poll"));
+        assert_eq!(site(&stack(&frames)), None, "`main` is not in the poll");
+        let with_own = [frames[0], ("app::handler", 'o'), frames[3], own_main];
+        let site = site(&stack(&with_own)).expect("own code");
+        assert_eq!(site.function, "app::handler");
         assert_eq!(dependency(&stack(&[frames[2], frames[3], own_main])), None);
     }
 

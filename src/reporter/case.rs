@@ -263,8 +263,12 @@ fn advise(report: &StallReport, frames: &[Frame], watch: &WatchState) -> Option<
     let advice = advice::advise(poll, report.cause, call)?;
     let time = &report.time;
     let is_of_the_host = report.cause.is_host() && time.host() > time.cpu + time.asleep;
-    // Without a cause, functions alone decide.
-    let code = is_of_the_host.then(|| advice::advise(poll, Cause::Unknown, call));
+    // A poll that has slept may have done so for any reason.
+    let own_cause = match time.cpu >= time.asleep {
+        true => Cause::Cpu,
+        false => Cause::Unknown,
+    };
+    let code = is_of_the_host.then(|| advice::advise_on_functions(poll, own_cause, call));
     Some(match code.flatten() {
         Some(code) => format!("{advice} For the code's own part: {code}"),
         None => advice.to_owned(),

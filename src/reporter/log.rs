@@ -46,6 +46,8 @@ struct Decision {
     /// When it becomes an error, there is a second decision.
     level: Level,
     has_site: bool,
+    /// Which limit it was counted under.
+    is_of_the_host: bool,
     /// The age at the last event.
     age: Duration,
     /// The advice that was given last, by its hash.
@@ -239,7 +241,7 @@ impl Log {
         match known {
             Some(known) if shown => self.again(what, known, now),
             Some(known) if what.is_another_than(known) => {
-                self.limiter_for(what).take_back();
+                self.limiter_for(known.is_of_the_host).take_back();
                 self.decide(what, now)
             }
             Some(_) => None,
@@ -247,8 +249,8 @@ impl Log {
         }
     }
 
-    fn limiter_for(&mut self, what: &Loggable) -> &mut Limiter {
-        match what.is_of_the_host {
+    fn limiter_for(&mut self, is_of_the_host: bool) -> &mut Limiter {
+        match is_of_the_host {
             true => &mut self.host_limiter,
             false => &mut self.limiter,
         }
@@ -261,7 +263,7 @@ impl Log {
         let is_worse = what.level < known.level;
         let is_found = what.has_site && !known.has_site;
         // The site may have been found since the first event.
-        self.limiter_for(what).note(&what.key(), now);
+        self.limiter_for(what.is_of_the_host).note(&what.key(), now);
         if what.phase == Phase::Ended {
             return Some(0);
         }
@@ -279,7 +281,9 @@ impl Log {
 
     /// Decides by the limits, and keeps the decision while it goes on.
     fn decide(&mut self, what: &Loggable, now: Nanos) -> Option<u64> {
-        let admitted = self.limiter_for(what).admit(&what.key(), now);
+        let admitted = self
+            .limiter_for(what.is_of_the_host)
+            .admit(&what.key(), now);
         if what.phase != Phase::Ended {
             if self.decided.len() >= CASES {
                 self.decided.clear();
@@ -288,6 +292,7 @@ impl Log {
                 shown: admitted.is_some(),
                 level: what.level,
                 has_site: what.has_site,
+                is_of_the_host: what.is_of_the_host,
                 age: what.age,
                 advice: None,
             };

@@ -24,7 +24,7 @@ pub(crate) mod worker_stacks;
 #[cfg(feature = "metrics")]
 pub(crate) use sinks::guarded;
 
-use crate::clock;
+use crate::clock::{self, Nanos};
 use crate::engine::{Message, PoolNews, Shared, StallId, StallNews};
 use crate::report::{Phase, StallReport};
 use case::Case;
@@ -63,6 +63,7 @@ pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<D
         let now = clock::now();
         if now.since(forgot_at) >= FORGET_EVERY {
             reporter.forget_unwatched();
+            reporter.forget_old(now);
             forgot_at = now;
         }
     }
@@ -205,6 +206,18 @@ impl Reporter<'_> {
         left.into_iter().for_each(|id| self.forget(id));
         self.pool_cases
             .retain(|_, case| !case.latest.runtime.pulse.is_stopped());
+    }
+
+    /// Passes on last reports that have waited for a stack for a minute: the explainer may hang on a
+    /// file. Forgets suspicions that have come to nothing.
+    fn forget_old(&mut self, now: Nanos) {
+        let is_old = |case: &Case| {
+            let is_waiting = case.is_over() || case.latest().is_none();
+            is_waiting && now.since(case.at) >= FORGET_EVERY
+        };
+        let cases = self.cases.iter().filter(|(_, case)| is_old(case));
+        let old: Vec<_> = cases.map(|(id, _)| *id).collect();
+        old.into_iter().for_each(|id| self.forget(id));
     }
 
     fn pool_wait(&mut self, news: PoolNews) {

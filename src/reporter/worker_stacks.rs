@@ -9,6 +9,7 @@ use crate::clock::{self, Nanos};
 use crate::engine::{Shared, WatchedRuntime};
 use crate::report::{NoStack, WorkerStack};
 use crate::slot::{Claim, Claims, Slot, collect_claims};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,12 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 /// The time between two looks for an answer.
 const LOOK: Duration = Duration::from_micros(50);
 
+/// One caller asks at a time: two would take all buffers.
+static ASKING: Mutex<()> = Mutex::new(());
+
 /// Takes the stacks of all workers of these runtimes.
 pub(crate) fn take(runtimes: &[Arc<WatchedRuntime>], shared: &Shared) -> Vec<WorkerStack> {
+    let _asking = ASKING.lock();
     let mut drivers = Claims::new();
     collect_claims(&mut drivers);
     let mut found = Vec::new();

@@ -64,7 +64,7 @@ pub(super) const CATALOGUE: &[Rule] = &[
         "Let the log drop lines while its queue is full (`lossy(true)`), or give the queue more room.",
     ),
     Rule::calling(
-        "log tracing_appender::rolling tracing_core::event \
+        "log::__private_api log::Log tracing_appender::rolling tracing_core::event \
          tracing_core::subscriber::Subscriber::event tracing_journald tracing_subscriber::fmt \
          env_logger fern flexi_logger log4rs simplelog slog slog_term std::io::stdio::_eprint \
          std::io::stdio::_print std::io::stdio::Stderr* std::io::stdio::Stdout* \

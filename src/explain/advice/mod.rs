@@ -24,6 +24,18 @@ pub(crate) fn advise(frames: &[Frame], cause: Cause, call: Option<&str>) -> Opti
         .map(|rule| rule.advice)
 }
 
+/// The same for functions in the catalogue only: code without one of them gets no advice.
+pub(crate) fn advise_on_functions(
+    frames: &[Frame],
+    cause: Cause,
+    call: Option<&str>,
+) -> Option<&'static str> {
+    let paths: Vec<Path<'_>> = frames.iter().flat_map(paths_of).collect();
+    let mut rules = CATALOGUE.iter().filter(|rule| !rule.functions.is_empty());
+    let rule = rules.find(|rule| rule.matches(&paths, cause, call));
+    rule.map(|rule| rule.advice)
+}
+
 /// An advice, and the stacks that it is for.
 struct Rule {
     when: When,

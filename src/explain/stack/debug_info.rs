@@ -78,7 +78,11 @@ impl DebugInfo {
             false => Unnamed::Unreadable,
         };
         let gap = found.is_err().then(unread);
-        let gap = gap.or(self.split.gap.take()).or(self.gap);
+        // A unit is asked for once, and has no functions from then on.
+        let outermost = found.as_ref().ok().and_then(|calls| calls.last());
+        let lacks_function = outermost.is_some_and(|call| call.function.is_none());
+        let split = self.split.gap.filter(|_| lacks_function);
+        let gap = gap.or(split).or(self.gap);
         Ok((found.unwrap_or_default(), gap))
     }
 
@@ -175,7 +179,7 @@ struct Split {
     path: PathBuf,
     is_opened: bool,
     package: Option<(Elf, DwarfPackage<Reader>)>,
-    /// The reason why the last unit asked for could not be loaded.
+    /// The reason why a unit could not be loaded.
     gap: Option<Unnamed>,
 }
 
@@ -335,7 +339,9 @@ mod tests {
         assert_eq!(lines(&mut opened(&path), two), named("two", 3));
         cut(&split);
         let without = Ok((vec![(None, Some(3))], Some(Unnamed::Split)));
-        assert_eq!(lines(&mut opened(&path), two), without);
+        let mut info = opened(&path);
+        assert_eq!(lines(&mut info, two), without);
+        assert_eq!(lines(&mut info, two), without, "it is not asked for again");
     }
 
     #[test]
