@@ -291,6 +291,36 @@ fn a_watch_that_is_started_in_a_fork_finds_what_blocks_there() {
     });
 }
 
+/// The thread has another number in the child, and has had a slot since before.
+#[test]
+fn a_thread_that_has_forked_is_seen_in_its_own_runtime() {
+    alone(|| {
+        let current_thread = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().build().unwrap()
+        };
+        let parents = current_thread();
+        let _watch = parents.block_on(async { Builder::new().start() }).unwrap();
+        parents.block_on(async {}.watched("gives the thread a slot"));
+        let code = in_a_fork(|| {
+            let runtime = current_thread();
+            let (builder, seen) = Seen::builder();
+            let builder = builder.runtime("child", runtime.handle().clone());
+            let _watch = builder.start().unwrap();
+            runtime.block_on(async {
+                // The pulse has its turn first.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                std::thread::sleep(Duration::from_millis(300));
+            });
+            let ended = seen.wait_for_an_end();
+            let is_seen = ended.asleep_in.as_deref() == Some("clock_nanosleep");
+            eprintln!("{ended:#?}");
+            i32::from(!is_seen)
+        });
+        assert_eq!(code, Some(0));
+    });
+}
+
 /// A subscriber that panics at the first event of the detector.
 struct Panics;
 

@@ -64,6 +64,20 @@ fn a_layer_that_can_be_reloaded_names_spans() {
     });
 }
 
+/// More often than there is room for subscribers.
+#[test]
+fn a_layer_that_is_replaced_again_and_again_names_spans() {
+    alone(|| {
+        let (layer, handle) = reload::Layer::new(tokio_stall::layer());
+        registry().with(layer).init();
+        for _ in 0..30 {
+            drop(info_span!("registers"));
+            handle.reload(tokio_stall::layer()).unwrap();
+        }
+        assert_named();
+    });
+}
+
 #[test]
 fn a_layer_on_a_subscriber_without_filters_of_layers_names_spans() {
     alone(|| {

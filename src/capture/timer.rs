@@ -33,6 +33,10 @@ use std::time::Duration;
 /// The period of the timer: the shortest sleep that is surely found.
 const PERIOD: Duration = Duration::from_micros(50);
 
+/// The least time to the end of a budget for which the timer is set. One that is over at once would
+/// find the code that sets it.
+const LEAD: Duration = Duration::from_micros(100);
+
 /// The most threads that can be measured with stacks at one time. Others are measured without.
 const PLACES: usize = 32;
 
@@ -91,8 +95,9 @@ impl Lookout {
         self.set(0, period, period);
     }
 
-    /// Has the timer send a signal once, at a time on its clock.
+    /// Has the timer send a signal once, at a CPU time of the calling thread.
     fn start_at(&self, time: Duration) {
+        let time = time.max(own_cpu().saturating_add(LEAD));
         self.set(libc::TIMER_ABSTIME, time, Duration::ZERO);
     }
 

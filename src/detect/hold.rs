@@ -4,7 +4,7 @@
 //! *Must not:* do anything but arithmetic on samples.
 
 use super::belief::StackVerdict;
-use super::sample::{Advance, Interval, Rules, Sample, Shows};
+use super::sample::{Advance, Interval, Rules, Sample, Shows, SlotSeen};
 use super::{Finding, HeldBy, Stall};
 use crate::clock::Nanos;
 use crate::os::{Call, ThreadEvidence};
@@ -456,7 +456,7 @@ impl Hold {
 fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
     let slot = step.sample.slot;
     let measured = match held_by {
-        HeldBy::Mark(_) => slot.and_then(|slot| slot.started),
+        HeldBy::Mark(_) => slot.and_then(|slot| began_in_this_poll(&slot, &step.sample)),
         HeldBy::Poll(..) => step.sample.begun(step.last.as_ref()),
         HeldBy::Visit(_) | HeldBy::CountedOut(_) => None,
     };
@@ -470,6 +470,13 @@ fn exact_begin(held_by: HeldBy, step: &Advance) -> Option<Nanos> {
     let resumed = slot.and_then(|slot| slot.allowed_until);
     let resumed = resumed.filter(|until| known_since.is_some_and(|since| *until > since));
     resumed.or(measured)
+}
+
+/// The start of a mark. `None` if another task is polled by now: a span guard held across an
+/// `.await` has left its mark behind, or the poll runs other tasks inside.
+fn began_in_this_poll(slot: &SlotSeen, sample: &Sample) -> Option<Nanos> {
+    let is_same = sample.turn.is_none_or(|turn| turn.task == slot.task);
+    slot.started.filter(|_| is_same)
 }
 
 /// The first age beyond this one that is a doubling of the threshold, or a milestone.

@@ -293,6 +293,7 @@ mod tests {
                         thread: (1, 1),
                         epoch: 0,
                         started: None,
+                        task: 0,
                         allowed: false,
                         allowed_until: None,
                         loops: 0,

@@ -219,6 +219,12 @@ impl Detector {
         self.hold.map(|hold| hold.earliest)
     }
 
+    /// The earliest begin of a poll that is over and may have been a stall.
+    pub(crate) fn unconfirmed_since(&self) -> Option<Nanos> {
+        let polls = self.unconfirmed.iter();
+        polls.map(|poll| poll.stall.since).min()
+    }
+
     /// The last sample.
     pub(crate) fn last(&self) -> Option<Sample> {
         self.last

@@ -55,6 +55,8 @@ pub(crate) struct SlotSeen {
     pub(crate) epoch: u64,
     /// The start of the poll, if it was measured.
     pub(crate) started: Option<Nanos>,
+    /// Tokio's number for the task that was polled then; 0 outside of one.
+    pub(crate) task: u64,
     pub(crate) allowed: bool,
     pub(crate) allowed_until: Option<Nanos>,
     /// The number of times that the thread was certainly between two polls.
@@ -144,6 +146,7 @@ impl Sample {
             slot: self.slot.map(|slot| SlotSeen {
                 epoch: slot.epoch + slot.epoch % 2,
                 started: None,
+                task: 0,
                 ..slot
             }),
             ..*self

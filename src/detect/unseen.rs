@@ -26,7 +26,7 @@ const LONGEST_EXPLANATION: Duration = Duration::from_secs(60);
 /// A long poll that ended before it was announced, until the busy counter confirms it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unconfirmed {
-    stall: Stall,
+    pub(super) stall: Stall,
     busy_before: Duration,
     /// Publications to wait for before the poll counts as one that left its worker.
     publications: u32,

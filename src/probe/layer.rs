@@ -59,6 +59,7 @@ where
         has_vote: true,
         mark: AtomicU32::new(Mark::UNKNOWN.to_raw()),
         is_registered: AtomicBool::new(false),
+        source: Mutex::new(None),
         has_spans: AtomicBool::new(false),
         fields: None,
     }
@@ -76,6 +77,8 @@ pub struct StallLayer<S> {
     mark: AtomicU32,
     /// The registry of the spans is known.
     is_registered: AtomicBool,
+    /// The registry, and its place among all.
+    source: Mutex<Option<(u8, Arc<Source>)>>,
     /// A span has come since then.
     has_spans: AtomicBool,
     fields: Option<Arc<Fields>>,
@@ -129,6 +132,14 @@ where
     }
 }
 
+impl<S> Drop for StallLayer<S> {
+    fn drop(&mut self) {
+        if let Some((place, source)) = self.source.get_mut().take() {
+            unregister(place, &source);
+        }
+    }
+}
+
 impl<S> fmt::Debug for StallLayer<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StallLayer")
@@ -144,15 +155,16 @@ where
 {
     fn on_register_dispatch(&self, dispatch: &Dispatch) {
         self.is_registered.store(true, Ordering::Relaxed);
-        let source = Source {
+        let source = Arc::new(Source {
             dispatch: dispatch.downgrade(),
             look_up: look_up::<S>,
             is_open_here: is_open_here::<S>,
             fields: self.fields.clone(),
-        };
-        if let Some(number) = register(source) {
+        });
+        if let Some(number) = register(&source) {
             let mark = Mark::of(Kind::Span(number));
             self.mark.store(mark.to_raw(), Ordering::Relaxed);
+            *self.source.lock() = Some((number, source));
         }
     }
 
@@ -311,13 +323,12 @@ impl Source {
 
 /// Finds a number for a subscriber; the numbers of subscribers that are gone are given again. If
 /// all are in use the layer still marks polls, and its spans have no names.
-fn register(source: Source) -> Option<u8> {
-    let source = Arc::new(source);
+fn register(source: &Arc<Source>) -> Option<u8> {
     loop {
         let known = SOURCES.lock().clone();
         let is_free = |known: &Option<Arc<Source>>| known.as_ref().is_none_or(|it| !it.is_alive());
         let free = known.iter().position(is_free)?;
-        if take_place(free, known[free].as_ref(), &source) {
+        if take_place(free, known[free].as_ref(), source) {
             return u8::try_from(free).ok();
         }
     }
@@ -332,6 +343,19 @@ fn take_place(place: usize, of: Option<&Arc<Source>>, source: &Arc<Source>) -> b
         sources[place] = Some(source.clone());
     }
     is_same
+}
+
+/// Frees the place of a layer that is gone, as one that `reload` has replaced.
+fn unregister(place: u8, source: &Arc<Source>) {
+    let mut sources = SOURCES.lock();
+    let known = &mut sources[usize::from(place)];
+    if known
+        .as_ref()
+        .is_some_and(|known| Arc::ptr_eq(known, source))
+    {
+        // The caller has another reference.
+        *known = None;
+    }
 }
 
 /// Whether a span has come to a layer of this process. Relaxed: it publishes nothing else.

@@ -50,12 +50,22 @@ impl KnownStalls {
 
     /// Whether this site is known to block for this cause. A known one is counted.
     pub fn knows(&mut self, site: Option<&Site>, cause: Cause) -> bool {
+        self.knows_if(site, |known| {
+            known.is_none_or(|known| known == cause.as_str())
+        })
+    }
+
+    /// The same, and the entry has to name the cause.
+    pub fn names(&mut self, site: Option<&Site>, cause: Cause) -> bool {
+        self.knows_if(site, |known| known == Some(cause.as_str()))
+    }
+
+    fn knows_if(&mut self, site: Option<&Site>, is_known: impl Fn(Option<&str>) -> bool) -> bool {
         let Some(site) = site else {
             return false;
         };
         let is_it = |entry: &&mut BaselineEntry| {
-            let known_cause = entry.cause.as_deref();
-            entry.site == site.function && known_cause.is_none_or(|known| known == cause.as_str())
+            entry.site == site.function && is_known(entry.cause.as_deref())
         };
         match self.entries.iter_mut().find(is_it) {
             Some(entry) => {

@@ -87,7 +87,8 @@ impl SiteTotals {
         self.total += other.total;
         if other.longest > self.longest {
             self.longest = other.longest;
-            self.site.clone_from(&other.site);
+            // The row of the stalls that did not fit has no site.
+            self.site = self.site.take().and(other.site.clone());
         }
     }
 }
@@ -177,10 +178,8 @@ impl Profile {
         if report.site.is_none() {
             return (0, Duration::ZERO);
         }
-        let is_here = |known: &Key| {
-            let site = shared(report.site.as_ref(), known.cause);
-            known.runtime == report.runtime && known.site == site
-        };
+        let site = shared(report.site.as_ref(), report.cause);
+        let is_here = |known: &Key| known.runtime == report.runtime && known.site == site;
         let earlier = self.sites.iter().filter(|(key, _)| is_here(key));
         earlier.fold((1, report.duration), |(count, total), (_, known)| {
             (count + known.count, total + known.total)
@@ -463,15 +462,16 @@ mod tests {
         let sites = sites.map(|totals| (totals.site.and_then(|site| site.line), totals.count));
         let sites: Vec<_> = sites.collect();
         assert_eq!(sites, [(Some(12), 3), (Some(20), 1), (Some(21), 1)]);
-        // The last stall is at a line of its own, and in a function that has computed.
-        assert_eq!(profile.seen(&stall).0, 1 + 1 + 3);
+        assert_eq!(profile.seen(&stall).0, 1 + 1, "at its line");
+        stall.cause = Cause::Cpu;
+        assert_eq!(profile.seen(&stall).0, 1 + 3, "in its function");
     }
 
     #[test]
     fn a_full_table_loses_sites_but_no_stalls() {
         let mut profile = Profile::default();
         for site in 0..SITES + 10 {
-            let (key, totals) = totals(&site.to_string(), 1);
+            let (key, totals) = totals(&site.to_string(), 1 + site as u64);
             profile.add_site(key, &totals);
         }
         let sites = profile.sites();

@@ -46,11 +46,15 @@ pub(crate) fn dependency(frames: &[Frame]) -> Option<String> {
     })
 }
 
-/// The innermost frame of own code in the poll, by its name in the source. Code made by a derive is
-/// passed over if there is other own code.
+/// The innermost frame of own code in the poll, by its name in the source.
 pub(crate) fn site(frames: &[Frame]) -> Option<Site> {
-    let poll = of_the_poll(frames).iter();
-    let mut own = poll.filter(|frame| frame.origin == Origin::Own);
+    innermost_own(of_the_poll(frames))
+}
+
+/// The innermost frame of own code, by its name in the source. Code made by a derive is passed over
+/// if there is other own code.
+pub(crate) fn innermost_own(frames: &[Frame]) -> Option<Site> {
+    let mut own = frames.iter().filter(|frame| frame.origin == Origin::Own);
     let is_written = |frame: &&Frame| {
         // Derives put their code into a constant without a name.
         let function = frame.function.as_deref();

@@ -234,8 +234,9 @@ impl Case {
         let telling = &self.stacks[report.representative_stack?];
         let certain = telling.frames.get(..telling.certain_frames)?;
         let is_guessed = certain.len() < telling.frames.len();
-        // The site is the innermost own frame.
-        let has_site = site::site(certain).is_some() || report.site.is_none();
+        let poll = site::of_the_poll(&telling.frames);
+        let certain = &poll[..poll.len().min(certain.len())];
+        let has_site = site::innermost_own(certain).is_some() || report.site.is_none();
         is_guessed.then_some(if has_site {
             Missing::GuessedCalls
         } else {

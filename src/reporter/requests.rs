@@ -114,7 +114,10 @@ impl Reporter<'_> {
         let lost = lateness.lost(&late);
         let slow_from = runtime.watch.settings.slow_requests_from();
         let is_slow = slow_from.is_some_and(|from| ended.time.total() >= from);
-        let own = ended.longest_poll.and_then(|poll| lateness.stall_of(poll));
+        // One poll of a task can be the poll of several requests.
+        let is_long = ended.time.longest_poll >= runtime.rules.threshold;
+        let own = ended.longest_poll.filter(|_| is_long);
+        let own = own.and_then(|poll| lateness.stall_of(poll));
         let losses = is_slow.then(|| lateness.losses(&late));
         let used = runtime.requests.used().filter(|_| !lost.is_zero());
         if let Some(tally) = used.and_then(|used| used.lost.get(ended.route.place())) {

@@ -61,13 +61,15 @@ impl StallAnswers {
 }
 
 impl Wanted {
-    /// The stacks that a query asks for; `None` if it asks for something else.
+    /// The stacks that a query asks for; `None` if it asks for something else. Other parameters are
+    /// ignored, as on other paths.
     fn of(query: Option<&str>) -> Option<Wanted> {
-        match query.unwrap_or_default() {
-            "" | "stacks=one" => Some(Wanted::One),
-            "stacks=all" => Some(Wanted::All),
-            "stacks=none" => Some(Wanted::None),
-            _ => None,
+        let mut parameters = query.unwrap_or_default().split('&');
+        match parameters.find_map(|parameter| parameter.strip_prefix("stacks=")) {
+            None | Some("one") => Some(Wanted::One),
+            Some("all") => Some(Wanted::All),
+            Some("none") => Some(Wanted::None),
+            Some(_) => None,
         }
     }
 
@@ -122,7 +124,8 @@ mod tests {
     #[test]
     fn a_wrong_query_is_refused() {
         assert_eq!(Wanted::of(None), Some(Wanted::One));
-        assert_eq!(Wanted::of(Some("stacks=all")), Some(Wanted::All));
-        assert_eq!(Wanted::of(Some("stack=all")), None);
+        assert_eq!(Wanted::of(Some("x=1&stacks=all")), Some(Wanted::All));
+        assert_eq!(Wanted::of(Some("x=1")), Some(Wanted::One));
+        assert_eq!(Wanted::of(Some("stacks=some")), None);
     }
 }

@@ -7,7 +7,7 @@
 //! per thread.
 
 use super::entry::Mark;
-use super::line::{Closed, LongPoll, Step};
+use super::line::{Closed, LongPoll, Start, Step};
 use super::names;
 #[cfg(feature = "tower")]
 use super::registry::PollKey;
@@ -97,7 +97,6 @@ pub(crate) fn anchor() -> u64 {
 }
 
 /// Tokio's number for the task that the calling thread polls; 0 outside of one.
-#[allow(dead_code)] // Where no turns are counted.
 pub(crate) fn own_task() -> u64 {
     tokio::task::try_id().map_or(0, |id| raw_id(&id))
 }
@@ -210,12 +209,24 @@ impl Slot {
         }
         let choice = self.pace.choose(now);
         if choice.timed {
-            self.line.stamp_start(now);
+            let start = Start {
+                at: now,
+                task: self.task_of_poll(),
+            };
+            self.line.stamp_start(start);
         }
         // A thread leaves a `current_thread` runtime without any sign, so there every poll checks
         // again. Elsewhere the worker's counters change when its thread leaves it.
         self.line
             .keep_slow(choice.next_too || self.leaves_silently());
+    }
+
+    /// Renews the claim between two polls.
+    fn renew_claim(&'static self) {
+        self.ask_tokio(clock::now());
+        if self.leaves_silently() {
+            self.line.keep_slow(true);
+        }
     }
 
     #[cold]
@@ -227,8 +238,11 @@ impl Slot {
     }
 
     #[inline]
-    fn measure_end(&self, epoch: u64, started: Option<Nanos>, wanted: bool, name: NameOf<'_>) {
+    fn measure_end(&self, epoch: u64, started: Option<Start>, wanted: bool, name: NameOf<'_>) {
         let ended = clock::now();
+        // A span guard held across an `.await` may end in another task's poll.
+        let is_same = |start: &Start| start.task == self.task_of_poll();
+        let started = started.filter(is_same).map(|start| start.at);
         let took = self.took(started, ended);
         let counted = took != NOT_COUNTED;
         #[cfg(feature = "metrics")]
@@ -245,6 +259,13 @@ impl Slot {
             };
             self.keep(poll, name);
         }
+    }
+
+    /// Tokio's number for the task whose poll is open, or was open last; 0 outside of one. The hooks
+    /// around a poll are called when tokio does not know it.
+    #[inline]
+    fn task_of_poll(&self) -> u64 {
+        self.line.outermost_task().unwrap_or_else(own_task)
     }
 
     /// How long a poll took in nanoseconds, or [`NOT_COUNTED`].
@@ -286,17 +307,28 @@ pub(crate) fn keep_polls_longer_than(threshold: Option<Duration>) {
 /// Enrols the calling thread, and closes marks that leaked. The caller is between two polls. A span
 /// guard held across an `.await` leaves its end on another thread.
 pub(crate) fn reset_marks() {
-    if let Some(slot) = mine() {
+    if let Some(slot) = mine_in_this_process() {
         slot.reset_marks();
-        slot.set_claim(driven_here().map(|driven| driven.claim), clock::now());
+        slot.renew_claim();
     }
 }
 
 /// Enrols the calling thread if it drives a worker; returns the number of the worker's runtime.
 pub(crate) fn enrol() -> Option<u64> {
     let claim = driven_here()?.claim;
-    mine()?.set_claim(Some(claim), clock::now());
+    mine_in_this_process()?.renew_claim();
     Some(claim.runtime)
+}
+
+/// The calling thread's slot. After a fork the thread has another number, so it takes a new slot.
+fn mine_in_this_process() -> Option<&'static Slot> {
+    let slot = mine()?;
+    if slot.tid() == crate::os::current_tid() {
+        return Some(slot);
+    }
+    MINE.set(StaticRef::new(placeholder()));
+    slot.release();
+    take()
 }
 
 /// The calling thread's worker, as tokio reports it.

@@ -69,7 +69,7 @@ pub(crate) enum Closed {
         /// Its epoch.
         epoch: u64,
         /// Its start, if that was measured.
-        started: Option<Nanos>,
+        started: Option<Start>,
         /// The watchdog asked for it.
         wanted: bool,
     },
@@ -237,7 +237,8 @@ impl Line {
         }
         // Relaxed: a smaller depth shows no entry that was not there.
         self.shape.store(shape.popped().0, Ordering::Relaxed);
-        if shape.depth() == 2 && self.at_end.load(Ordering::Relaxed) == NOTHING {
+        let measured = self.at_end.load(Ordering::Relaxed) != NOTHING;
+        if shape.depth() == 2 && !measured && !self.asks_for_slow() {
             self.gate.store(OPEN, Ordering::Relaxed);
         }
         Step::Done
@@ -250,12 +251,16 @@ impl Line {
             return Closed::Nothing;
         }
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let asked = self.stamps.claim_wanted.load(Ordering::Relaxed) != 0
-            || self.stamps.next_too.load(Ordering::Relaxed) != 0;
-        let gate = if asked { SLOW } else { CLOSED };
+        let gate = if self.asks_for_slow() { SLOW } else { CLOSED };
         self.gate.store(gate, Ordering::Relaxed);
         self.pass();
         self.closed(epoch)
+    }
+
+    /// Whether the next poll is to take the slow path.
+    fn asks_for_slow(&self) -> bool {
+        self.stamps.claim_wanted.load(Ordering::Relaxed) != 0
+            || self.stamps.next_too.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the request for the end of this poll.
@@ -271,6 +276,13 @@ impl Line {
                 }
             }
         }
+    }
+
+    /// The task of the poll that is open, or was open last, if its outermost mark is the task's.
+    pub(crate) fn outermost_task(&self) -> Option<u64> {
+        let shape = Shape(self.shape.load(Ordering::Relaxed));
+        let is_task = shape.depth() > 0 && shape.kind(0) == Kind::Task;
+        is_task.then(|| self.entries[0].load(Ordering::Relaxed))
     }
 
     /// The name of the poll that is open, or was open last, if its outermost mark is one.
@@ -319,9 +331,9 @@ impl Line {
     }
 
     /// Records the start of the open poll; its end is measured too.
-    pub(crate) fn stamp_start(&self, at: Nanos) {
+    pub(crate) fn stamp_start(&self, start: Start) {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        self.stamps.started.write(epoch, at);
+        self.stamps.started.write(epoch, start);
         self.at_end.store(TIMED, Ordering::Relaxed);
         self.gate.store(SLOW, Ordering::Relaxed);
     }
@@ -397,7 +409,7 @@ impl Line {
     }
 
     /// The start of the poll with this epoch, if that was measured.
-    pub(crate) fn started(&self, epoch: u64) -> Option<Nanos> {
+    pub(crate) fn started(&self, epoch: u64) -> Option<Start> {
         self.stamps.started.read(epoch)
     }
 
@@ -423,11 +435,20 @@ impl Line {
     }
 }
 
-/// A time and the epoch it belongs to.
+/// The start of a poll, as the thread itself has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) at: Nanos,
+    /// Tokio's number for the task that was polled; 0 outside of one.
+    pub(crate) task: u64,
+}
+
+/// A start, and the epoch that it belongs to.
 #[derive(Debug)]
 struct Stamp {
     tag: AtomicU64,
     at: AtomicU64,
+    task: AtomicU64,
 }
 
 impl Stamp {
@@ -436,33 +457,42 @@ impl Stamp {
             Stamp {
                 tag: AtomicU64::new(0),
                 at: AtomicU64::new(0),
+                task: AtomicU64::new(0),
             }
         }
     }
 
-    fn write(&self, epoch: u64, at: Nanos) {
+    fn write(&self, epoch: u64, start: Start) {
         self.tag.store(0, Ordering::Relaxed);
-        // Release: pairs with the fence in `read`. A reader that has read this time sees at least
-        // the 0 above.
-        self.at.store(at.0, Ordering::Release);
+        // Release, both: pairs with the fence in `read`. A reader that has read one of them sees at
+        // least the 0 above.
+        self.at.store(start.at.0, Ordering::Release);
+        self.task.store(start.task, Ordering::Release);
         // Release: pairs with the Acquire in `read`. A reader that sees the tag sees this time or a
         // newer one.
         self.tag.store(epoch, Ordering::Release);
     }
 
     /// The stamp of this epoch, for the thread that wrote it.
-    fn own(&self, epoch: u64) -> Option<Nanos> {
+    fn own(&self, epoch: u64) -> Option<Start> {
         let is_its = self.tag.load(Ordering::Relaxed) == epoch;
-        is_its.then(|| Nanos(self.at.load(Ordering::Relaxed)))
+        is_its.then(|| self.start())
     }
 
-    fn read(&self, epoch: u64) -> Option<Nanos> {
+    fn read(&self, epoch: u64) -> Option<Start> {
         if self.tag.load(Ordering::Acquire) != epoch {
             return None;
         }
-        let at = self.at.load(Ordering::Relaxed);
+        let start = self.start();
         fence(Ordering::Acquire);
-        (self.tag.load(Ordering::Relaxed) == epoch).then_some(Nanos(at))
+        (self.tag.load(Ordering::Relaxed) == epoch).then_some(start)
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            at: Nanos(self.at.load(Ordering::Relaxed)),
+            task: self.task.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -530,7 +560,7 @@ mod tests {
         Some(Slow::Closed(line.close()))
     }
 
-    fn measured(epoch: u64, started: Option<Nanos>, wanted: bool) -> Option<Slow> {
+    fn measured(epoch: u64, started: Option<Start>, wanted: bool) -> Option<Slow> {
         Some(Slow::Closed(Closed::Measure {
             epoch,
             started,
@@ -619,9 +649,31 @@ mod tests {
         begin(&line, 1);
         assert_eq!(end(&line), None);
         begin(&line, 1);
-        line.stamp_start(Nanos(50));
-        assert_eq!((line.started(7), line.started(5)), (Some(Nanos(50)), None));
-        assert_eq!(end(&line), measured(7, Some(Nanos(50)), false));
+        let start = Start {
+            at: Nanos(50),
+            task: 3,
+        };
+        line.stamp_start(start);
+        assert_eq!((line.started(7), line.started(5)), (Some(start), None));
+        assert_eq!(end(&line), measured(7, Some(start), false));
+    }
+
+    #[test]
+    fn the_end_of_an_inner_mark_leaves_the_next_poll_on_the_slow_path() {
+        let line = settled();
+        begin(&line, 1);
+        line.keep_slow(true);
+        begin(&line, 2);
+        assert_eq!(end(&line), Some(Slow::Inner));
+        assert_eq!(end(&line), Some(Slow::Closed(Closed::Poll)));
+        assert_eq!(line.open_quickly(SPAN, 3), Step::Declined);
+        // The control: without the request the next poll is quick.
+        line.keep_slow(false);
+        begin(&line, 1);
+        begin(&line, 2);
+        end(&line);
+        end(&line);
+        assert_eq!(line.open_quickly(SPAN, 3), Step::Done);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! left out, one at a time, fails one of them.
 
 use super::entry::{Entry, Kind, Mark};
-use super::line::{Closed, Line, Step};
+use super::line::{Closed, Line, Start, Step};
 use crate::clock::Nanos;
 use loom::sync::Arc;
 use loom::thread;
@@ -164,22 +164,30 @@ fn a_place_belongs_to_its_poll() {
     );
 }
 
+/// A start whose task has the number of its time.
+fn start(at: u64) -> Start {
+    Start {
+        at: Nanos(at),
+        task: at,
+    }
+}
+
 /// A stamp is read with its own epoch or not at all, also while the next one is being written.
 #[test]
 fn a_stamp_carries_its_own_epoch() {
     model(
         |line| {
             begin(line, Mark::NAME, 1);
-            line.stamp_start(Nanos(100));
+            line.stamp_start(start(100));
         },
         |line| {
             end(line);
             begin(line, Mark::NAME, 1);
-            line.stamp_start(Nanos(200));
+            line.stamp_start(start(200));
         },
         |line| {
-            assert!(matches!(line.started(3), None | Some(Nanos(100))));
-            assert!(matches!(line.started(5), None | Some(Nanos(200))));
+            assert!(line.started(3).is_none_or(|read| read == start(100)));
+            assert!(line.started(5).is_none_or(|read| read == start(200)));
         },
     );
 }

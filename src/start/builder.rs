@@ -247,9 +247,9 @@ impl Builder {
     /// it is dropped.
     ///
     /// The time in which a thread of the pool waits for a CPU does not count. Without stacks,
-    /// nothing is reported before half a second.
+    /// nothing is reported before half a second. Less than a millisecond counts as one.
     pub fn pool_threshold(mut self, threshold: Duration) -> Builder {
-        self.settings.pool_threshold = Some(threshold);
+        self.settings.pool_threshold = Some(threshold.max(Duration::from_millis(1)));
         self
     }
 
@@ -376,7 +376,6 @@ impl Builder {
     #[cfg(feature = "serve")]
     pub fn serve(mut self, address: impl Into<SocketAddr>) -> Builder {
         self.serve = Some(address.into());
-        self.settings.records = true;
         self
     }
 
@@ -456,7 +455,6 @@ impl Builder {
         longer_than: Duration,
         keep: usize,
     ) -> Builder {
-        self.settings.records = true;
         self.settings.record_stalls = Some(RecordStalls {
             directory: directory.into(),
             longer_than,

@@ -469,7 +469,7 @@ mod tests {
                     site_labels=1,poll_labels=2";
         let all = understood(Builder::new(), text).unwrap();
         assert_eq!(all.serve, Some(([127, 0, 0, 1], 9464).into()));
-        assert!(all.serve_token.unwrap().is_ok() && all.settings.records);
+        assert!(all.serve_token.unwrap().is_ok());
         let stalls = all.settings.record_stalls.unwrap();
         assert_eq!((stalls.longer_than, stalls.keep), (1_000 * MS, 3));
         let liveness = crate::engine::Liveness::default().one_worker(None);

@@ -63,6 +63,12 @@ impl Builder {
         let serve_token = self.serve_token.transpose();
         #[cfg(feature = "serve")]
         let serve_token = serve_token.map_err(|why| StartError::ServeTokenUnusable { why })?;
+        #[allow(unused_mut)] // Without recordings nothing is added.
+        let mut settings = self.settings;
+        #[cfg(feature = "serve")]
+        {
+            settings.records = self.serve.is_some() || settings.record_stalls.is_some();
+        }
         let mut runtimes = self.runtimes;
         if runtimes.is_empty() {
             let here = here.ok_or(StartError::NoRuntime)?;
@@ -74,7 +80,7 @@ impl Builder {
             serve: self.serve,
             #[cfg(feature = "serve")]
             serve_token,
-            settings: self.settings,
+            settings,
             off: self.off,
             doctor: self.doctor,
         })

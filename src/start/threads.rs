@@ -9,7 +9,7 @@ use crate::error::StartError;
 #[cfg(feature = "metrics")]
 use crate::metrics;
 use crate::os;
-use crate::probe::{self, Pulse};
+use crate::probe::{self, Pulse, allow_blocking};
 use crate::reporter::sinks::{self, Delivery};
 use crate::reporter::{self, explainer};
 #[cfg(feature = "tower")]
@@ -166,10 +166,13 @@ fn wait_on_a_thread(name: &str, longest: Duration, f: impl FnOnce() + Send + 'st
     let Ok(thread) = thread else {
         return;
     };
-    // Nothing is sent: the channel is closed at the end, also by a panic.
-    if is_done.recv_timeout(longest) == Err(RecvTimeoutError::Disconnected) {
-        thread.join().ok();
-    }
+    // The caller may be in a poll of a runtime that is watched by now.
+    allow_blocking("the start of a watch", || {
+        // Nothing is sent: the channel is closed at the end, also by a panic.
+        if is_done.recv_timeout(longest) == Err(RecvTimeoutError::Disconnected) {
+            thread.join().ok();
+        }
+    });
 }
 
 /// Gives each runtime a name and a pulse, beside those that are watched already.

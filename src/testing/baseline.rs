@@ -59,9 +59,14 @@ pub struct Baseline(Arc<BaselineFile>);
 struct BaselineFile(Mutex<KnownStalls>);
 
 impl Baseline {
-    /// Whether this site is known to block for this cause. A known one is counted.
+    /// Whether this site is known to block for this cause. A known one is counted. A breach of a
+    /// budget is known only by an entry that names it: its line is one of many.
     pub(super) fn knows(&self, site: Option<&Site>, cause: Cause) -> bool {
-        self.0.0.lock().knows(site, cause)
+        let mut file = self.0.0.lock();
+        match cause {
+            Cause::Cpu => file.names(site, cause),
+            _ => file.knows(site, cause),
+        }
     }
 
     /// The known sites that have blocked so far, each with a count.

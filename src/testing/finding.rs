@@ -147,6 +147,11 @@ fn found(
 ) -> BlockingCall {
     let thread = cost.thread.unwrap_or_default();
     let shown = verdict::of_the_measured(&frames);
+    // Frames up to the assertion have no scheduler among them.
+    let site = match shown.len() < frames.len() {
+        true => site::innermost_own(shown),
+        false => site::site(shown),
+    };
     let call = shown.first().and_then(|frame| frame.function.as_deref());
     BlockingCall {
         poll,
@@ -156,7 +161,7 @@ fn found(
         run_queue: thread.run_queue,
         sleeps: thread.sleeps,
         cause,
-        site: site::site(shown),
+        site,
         advice: advice::advise(shown, cause, call).map(str::to_owned),
         stack: shown.to_vec(),
         cpu_budget,
@@ -179,8 +184,12 @@ fn explain(stack: &RawStack) -> Vec<Frame> {
 }
 
 impl BlockingCall {
-    /// The entry for a baseline file that lets this call pass; `None` without a site.
+    /// The entry for a baseline file that lets this call pass; `None` without a site, and for a poll
+    /// that computed for too long: the next time, its budget may end at another line.
     pub fn baseline_entry(&self) -> Option<String> {
+        if self.cause == Cause::Cpu {
+            return None;
+        }
         Baseline::entry(self.site.as_ref()?, self.cause)
     }
 }
@@ -215,7 +224,7 @@ impl fmt::Display for BlockingCall {
             }
         } else if self.stack.is_empty() {
             let why = match self.cause {
-                Cause::Cpu => "the poll ended before the kernel looked at its CPU time",
+                Cause::Cpu => "the poll ended soon after its budget, or none can be taken here",
                 _ => "none could be taken here",
             };
             write!(f, "\n  missing   no stack, hence no line: {why}")?;

@@ -314,6 +314,7 @@ mod tests {
                 claimed_at: BEGIN,
                 epoch: 0,
                 started: None,
+                task: 0,
                 allowed: false,
                 allowed_until: None,
                 loops: 0,

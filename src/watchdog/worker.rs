@@ -77,7 +77,10 @@ impl WorkerWatch {
     /// The earliest begin of a poll that holds the worker, and is no stall yet.
     pub(super) fn suspected_since(&self) -> Option<Nanos> {
         let is_announced = self.episodes.is_any_announced();
-        self.detector.hold_since().filter(|_| !is_announced)
+        let held = self.detector.hold_since().filter(|_| !is_announced);
+        // Polls that are over, and may have been stalls.
+        let over = self.detector.unconfirmed_since();
+        held.into_iter().chain(over).min()
     }
 
     /// Whether the worker has been parked all the time, and nothing is waited for. It then needs no

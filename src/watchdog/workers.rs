@@ -91,11 +91,13 @@ impl WorkerThread {
     fn seen(&self) -> SlotSeen {
         let line = &self.slot.line;
         let seen = line.observe();
+        let started = line.started(seen.epoch);
         SlotSeen {
             claimed_at: self.claimed_at,
             thread: self.thread(),
             epoch: seen.epoch,
-            started: line.started(seen.epoch),
+            started: started.map(|start| start.at),
+            task: started.map_or(0, |start| start.task),
             allowed: seen.allowed,
             allowed_until: seen.allowed_until,
             loops: self.slot.loops(),

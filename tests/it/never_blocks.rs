@@ -125,6 +125,12 @@ async fn a_poll_that_computes_for_more_than_a_second_fails_without_a_budget() {
     let long = async { compute(1_100 * MS) };
     let text = failure(assert_never_blocks(long)).await.expect("too long");
     assert!(text.contains("more than its budget of 1.00 s"), "{text}");
+    if cfg!(feature = "stacks") {
+        let line = text.lines().find(|line| line.starts_with("  where     "));
+        let line = line.unwrap_or_else(|| panic!("no line: {text}"));
+        assert!(line.ends_with(", when the budget was used up"), "{text}");
+        assert!(line.contains("tests/"), "the test's own code: {text}");
+    }
     let long = async { compute(1_100 * MS) };
     let allowed = assert_never_blocks(long).cpu_budget(Duration::MAX);
     assert_eq!(failure(allowed).await, None);
@@ -177,6 +183,35 @@ async fn a_known_site_passes_and_a_new_one_fails() {
     assert_eq!(known.vanished(), ["it::never_blocks::fixed"]);
     let new = assert_never_blocks(async { std::thread::sleep(2 * MS) }).known(&known);
     assert!(failure(new).await.is_some());
+}
+
+/// The sleep of a poll does not hide its computing, nor does one that is known.
+#[tokio::test]
+async fn a_poll_that_sleeps_and_computes_has_two_failures() {
+    let both = || async {
+        read_slowly();
+        compute(100 * MS);
+    };
+    let text = failure(assert_never_blocks(both()).cpu_budget(20 * MS));
+    let text = text.await.expect("both");
+    assert!(text.starts_with("blocked its thread: asleep for"), "{text}");
+    assert!(text.contains("\n\none poll computed for"), "{text}");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("known.toml");
+    std::fs::write(
+        &path,
+        "[[known]]\nsite = \"it::never_blocks::read_slowly\"\n",
+    )
+    .unwrap();
+    let known = testing::baseline(&path);
+    let text = failure(
+        assert_never_blocks(both())
+            .cpu_budget(20 * MS)
+            .known(&known),
+    );
+    let text = text.await.expect("the computing");
+    assert!(text.starts_with("one poll computed for"), "{text}");
+    assert!(!text.contains("blocked its thread"), "{text}");
 }
 
 #[tokio::test]

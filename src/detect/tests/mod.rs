@@ -95,6 +95,7 @@ impl World {
                 thread: THREAD,
                 epoch: 0,
                 started: None,
+                task: 0,
                 allowed: false,
                 allowed_until: None,
                 loops: 0,
@@ -173,9 +174,11 @@ impl World {
     }
 
     fn begin_poll(&mut self, started: Option<Nanos>) {
+        let task = self.turn.map_or(0, |turn| turn.task);
         let slot = self.slot();
         slot.epoch += 1;
         slot.started = started;
+        slot.task = task;
     }
 
     fn end_poll(&mut self, ended: Option<Nanos>) {

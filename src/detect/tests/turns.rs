@@ -116,6 +116,23 @@ fn a_poll_must_outlast_two_if_calls_look_the_same() {
     assert!(slept <= THRESHOLD + TICK * 2, "{slept:?}");
 }
 
+/// A span guard held across an `.await` has left a mark, and other tasks have been polled since.
+#[test]
+fn a_mark_of_another_task_s_poll_gives_no_begin() {
+    for own in [false, true] {
+        let mut world = at_work();
+        let started = at(world.now);
+        world.begin_poll(Some(started));
+        world.slot().task = if own { 7 } else { 8 };
+        world.turn().task = 7;
+        world.turn().id.task = 7;
+        let mut found = world.compute(ms(24));
+        found.extend(world.compute(ms(3)));
+        // Positive control: the same in the poll of the mark's own task.
+        assert_eq!(began(&found).is_some(), own, "{found:?}");
+    }
+}
+
 #[test]
 fn a_poll_that_has_left_its_worker_is_none() {
     // In `block_in_place`, with another thread that drives the worker, or with none.
