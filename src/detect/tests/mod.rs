@@ -142,6 +142,8 @@ impl World {
             resumed: None,
             begun: None,
         });
+        let task = self.turn.map_or(0, |turn| turn.task);
+        self.slot().task = task;
         self
     }
 
