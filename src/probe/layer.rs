@@ -43,7 +43,8 @@ use tracing_subscriber::registry::LookupSpan;
 /// it like to any layer: spans that the filter turns off have no names here.
 ///
 /// The subscriber of `tracing_subscriber::fmt().finish()` takes no filter of a layer. On it the
-/// layer asks for nothing, and names the spans that the subscriber enables by itself.
+/// layer asks for nothing, and names the spans that the subscriber enables by itself. So does one
+/// that has taken the place of another by `reload`.
 ///
 /// # Cost
 ///
@@ -56,7 +57,7 @@ where
 {
     StallLayer {
         filtered: Silent.with_filter(SpansUpTo(LevelFilter::INFO)),
-        has_vote: true,
+        has_vote: false,
         mark: AtomicU32::new(Mark::UNKNOWN.to_raw()),
         is_registered: AtomicBool::new(false),
         source: Mutex::new(None),
@@ -70,7 +71,8 @@ pub struct StallLayer<S> {
     /// Votes on callsites as any filtered layer does. It would look each span up at enter and exit,
     /// so these two calls bypass it.
     filtered: Filtered<Silent, SpansUpTo, S>,
-    /// Whether the subscriber takes filters of layers. Otherwise the layer has no vote.
+    /// Whether the subscriber takes filters of layers, and has been built with this one. Otherwise
+    /// the layer has no vote: one that replaces another by `reload` has no place among the filters.
     has_vote: bool,
     /// The mark of an enter: the number of the registry with the span. The span's id goes beside
     /// it.

@@ -208,8 +208,8 @@ impl Reporter<'_> {
             .retain(|_, case| !case.latest.runtime.pulse.is_stopped());
     }
 
-    /// Passes on last reports that have waited for a stack for a minute: the explainer may hang on a
-    /// file. Forgets suspicions that have come to nothing.
+    /// Passes on last reports that have waited for a stack for a minute: the explainer may hang on
+    /// a file. Forgets suspicions that have come to nothing.
     fn forget_old(&mut self, now: Nanos) {
         let is_old = |case: &Case| {
             let is_waiting = case.is_over() || case.latest().is_none();

@@ -261,8 +261,8 @@ impl Slot {
         }
     }
 
-    /// Tokio's number for the task whose poll is open, or was open last; 0 outside of one. The hooks
-    /// around a poll are called when tokio does not know it.
+    /// Tokio's number for the task whose poll is open, or was open last; 0 outside of one. The
+    /// hooks around a poll are called when tokio does not know it.
     #[inline]
     fn task_of_poll(&self) -> u64 {
         self.line.outermost_task().unwrap_or_else(own_task)

@@ -184,8 +184,8 @@ fn explain(stack: &RawStack) -> Vec<Frame> {
 }
 
 impl BlockingCall {
-    /// The entry for a baseline file that lets this call pass; `None` without a site, and for a poll
-    /// that computed for too long: the next time, its budget may end at another line.
+    /// The entry for a baseline file that lets this call pass; `None` without a site, and for a
+    /// poll that computed for too long: the next time, its budget may end at another line.
     pub fn baseline_entry(&self) -> Option<String> {
         if self.cause == Cause::Cpu {
             return None;
