@@ -1,4 +1,4 @@
-//! A thread's stack during a sleep, and past a budget of CPU time, taken by a timer of the thread
+//! A thread's stack during a sleep, and past a budget of CPU time, taken by timers of the thread
 //! itself.
 //!
 //! *Runs on:* the measured thread, before and after a poll, and in the signal handler.

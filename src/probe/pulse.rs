@@ -125,7 +125,7 @@ impl Future for Receiver {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let link = &self.0;
         // A pulse is polled by the scheduler itself, never inside another poll.
-        slot::reset_marks();
+        slot::reset_marks_in_this_process();
         if link.stop.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
@@ -169,7 +169,7 @@ pub(crate) fn gather(runtime: &Handle, longest: Duration) -> Gathering {
     for _ in 0..gathering.expected {
         let gathering = gathering.clone();
         runtime.spawn(async move {
-            slot::reset_marks();
+            slot::reset_marks_in_this_process();
             gathering.arrived.fetch_add(1, Ordering::AcqRel);
             gathering.wait();
         });

@@ -29,9 +29,8 @@ impl Recent {
     }
 
     /// Keeps a report, in place of an earlier one of the same stall.
-    pub(crate) fn keep(&mut self, report: StallReport) {
+    pub(crate) fn keep(&mut self, mut report: StallReport) {
         self.changes += 1;
-        let mut report = report;
         if report.trace.is_none() {
             // It is found once, by the thread that logs.
             let mut stalls = self.stalls.iter().rev();
@@ -111,6 +110,13 @@ fn keep<T>(ring: &mut VecDeque<T>, capacity: usize, report: T, id: impl Fn(&T) -
 mod tests {
     use super::*;
 
+    fn report(id: u64) -> StallReport {
+        StallReport {
+            id,
+            ..crate::report::example()
+        }
+    }
+
     #[test]
     fn a_later_report_takes_the_place_of_an_earlier_one() {
         let mut ring = VecDeque::new();
@@ -125,10 +131,6 @@ mod tests {
     #[test]
     fn a_trace_stays_with_its_stall() {
         let mut recent = Recent::new(3);
-        let report = |id| StallReport {
-            id,
-            ..crate::report::example()
-        };
         let trace = TraceContext::new("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
         recent.keep(report(1));
         recent.set_trace(1, &trace);
@@ -146,10 +148,6 @@ mod tests {
     #[test]
     fn a_reader_gets_the_reports_since_its_last_look() {
         let mut recent = Recent::new(3);
-        let report = |id| StallReport {
-            id,
-            ..crate::report::example()
-        };
         let ids = |(changes, reports): (u64, Vec<StallReport>)| {
             let ids: Vec<u64> = reports.iter().map(|report| report.id).collect();
             (changes, ids)

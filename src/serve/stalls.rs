@@ -2,8 +2,8 @@
 //!
 //! *Runs on:* the thread `stall-serve`.
 //!
-//! A stall has ten stacks of a hundred calls, some 200 KiB. The one that shows the site is enough
-//! for most readers, so the others are there on request.
+//! A stall may have ten stacks of a hundred calls, some 200 KiB. The one that shows the site is
+//! enough for most readers, so the others are there on request.
 
 use super::routes::{Answer, CachedAnswer, JSON, TEXT, response};
 use crate::engine::View;

@@ -307,10 +307,20 @@ pub(crate) fn keep_polls_longer_than(threshold: Option<Duration>) {
 /// Enrols the calling thread, and closes marks that leaked. The caller is between two polls. A span
 /// guard held across an `.await` leaves its end on another thread.
 pub(crate) fn reset_marks() {
-    if let Some(slot) = mine_in_this_process() {
+    if let Some(slot) = mine() {
         slot.reset_marks();
         slot.renew_claim();
     }
+}
+
+/// The same, also after a fork.
+///
+/// # Cost
+///
+/// A system call more.
+pub(crate) fn reset_marks_in_this_process() {
+    mine_in_this_process();
+    reset_marks();
 }
 
 /// Enrols the calling thread if it drives a worker; returns the number of the worker's runtime.

@@ -92,6 +92,7 @@ pub(crate) use enrol::own_poll;
 pub(crate) use enrol::{anchor, own_task};
 pub(crate) use enrol::{
     begin, end_quickly, enrol, keep_polls_longer_than, mine, raw_id, reset_marks,
+    reset_marks_in_this_process,
 };
 pub(crate) use entry::{Kind, Mark, SOURCES};
 pub(crate) use line::{LongPoll, Marks};

@@ -1,6 +1,7 @@
 //! A blocking call that was found, and its text: call, site, cause, durations, advice.
 //!
-//! *Runs on:* the measured thread, after a measurement that shows a sleep.
+//! *Runs on:* the measured thread, after a measurement that shows a sleep or a breach of its
+//! budget.
 //!
 //! It unwinds and names the stack, which takes some ten milliseconds the first time. The work is
 //! not measured.

@@ -17,11 +17,7 @@ use std::borrow::Cow;
 /// system call slept in. `None` if the cause is unknown and no function on the stack is in the
 /// catalogue.
 pub(crate) fn advise(frames: &[Frame], cause: Cause, call: Option<&str>) -> Option<&'static str> {
-    let paths: Vec<Path<'_>> = frames.iter().flat_map(paths_of).collect();
-    CATALOGUE
-        .iter()
-        .find(|rule| rule.matches(&paths, cause, call))
-        .map(|rule| rule.advice)
+    advise_by(CATALOGUE.iter(), frames, cause, call)
 }
 
 /// The same for functions in the catalogue only: code without one of them gets no advice.
@@ -30,8 +26,17 @@ pub(crate) fn advise_on_functions(
     cause: Cause,
     call: Option<&str>,
 ) -> Option<&'static str> {
+    let rules = CATALOGUE.iter().filter(|rule| !rule.functions.is_empty());
+    advise_by(rules, frames, cause, call)
+}
+
+fn advise_by(
+    mut rules: impl Iterator<Item = &'static Rule>,
+    frames: &[Frame],
+    cause: Cause,
+    call: Option<&str>,
+) -> Option<&'static str> {
     let paths: Vec<Path<'_>> = frames.iter().flat_map(paths_of).collect();
-    let mut rules = CATALOGUE.iter().filter(|rule| !rule.functions.is_empty());
     let rule = rules.find(|rule| rule.matches(&paths, cause, call));
     rule.map(|rule| rule.advice)
 }
