@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::corpus::{Detector, Drive, Entry, Kind, Over};
 use crate::failure::Failure;
-use crate::outcome::{Outcome, Summary};
+use crate::outcome::{Outcome, Summary, is_of_trap};
 use crate::output::Output;
 use crate::record::Blocked;
 use crate::sightings::{Sighting, Sightings};
@@ -60,7 +60,7 @@ impl Judge {
 
     async fn judge_all(&mut self, entries: Vec<Entry>) -> Result<Summary, Failure> {
         self.client.start_traffic();
-        self.sightings.settle(Instant::now() + WARM_UP, false).await;
+        self.sightings.settle(Instant::now() + WARM_UP, None).await;
 
         let mut outcomes = Vec::new();
         self.rehearse(&entries).await?;
@@ -121,10 +121,12 @@ impl Judge {
         };
         let over = truth.map_or_else(Instant::now, |blocked| blocked.until);
         // Not before the answer has been read either: that, too, is work for the server.
-        let is_due = entry.kind == Kind::Trap;
-        self.sightings
-            .settle(over.max(Instant::now()), is_due)
-            .await;
+        let is_of_trap = |sighting: &Sighting| is_of_trap(sighting, &entry);
+        let due: Option<&dyn Fn(&Sighting) -> bool> = match entry.kind {
+            Kind::Trap => Some(&is_of_trap),
+            Kind::Twin | Kind::Control => None,
+        };
+        self.sightings.settle(over.max(Instant::now()), due).await;
 
         let (sightings, strays) = self
             .sightings

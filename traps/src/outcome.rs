@@ -219,7 +219,7 @@ fn take_best(sightings: &mut Vec<Sighting>, entry: &Entry, truth: Blocked) -> Op
 }
 
 /// Whether the report is of the trap, and not of something else at the same time.
-fn is_of_trap(sighting: &Sighting, entry: &Entry) -> bool {
+pub(crate) fn is_of_trap(sighting: &Sighting, entry: &Entry) -> bool {
     match entry.expects.diagnosis() {
         Some(right) if entry.detector != Detector::Marked => {
             let site = sighting.site.as_ref();

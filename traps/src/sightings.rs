@@ -79,13 +79,13 @@ impl Sightings {
     }
 
     /// Collects reports until all has been said about what was over at `over`. Where a report is
-    /// due, it is waited for.
-    pub(crate) async fn settle(&mut self, over: Instant, is_due: bool) {
+    /// due, it is waited for, whatever else has been reported.
+    pub(crate) async fn settle(&mut self, over: Instant, due: Option<&dyn Fn(&Sighting) -> bool>) {
         let mut last_arrival = over;
         loop {
-            let mut seen = self.seen.values();
-            let is_unfinished = seen.any(|sighting| sighting.measured.is_none());
-            let deadline = if is_unfinished || is_due && self.seen.is_empty() {
+            let has = |is_it: &dyn Fn(&Sighting) -> bool| self.seen.values().any(is_it);
+            let is_unfinished = has(&|sighting| sighting.measured.is_none());
+            let deadline = if is_unfinished || due.is_some_and(|is_it| !has(is_it)) {
                 over + LAST_REPORT
             } else {
                 (last_arrival.max(over) + QUIET).min(over + LAST_REPORT)
