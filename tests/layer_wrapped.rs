@@ -10,7 +10,8 @@ use std::sync::mpsc;
 use support::child::alone;
 use support::stage::Stage;
 use tracing::info_span;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::{Identity, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, registry, reload};
 
@@ -64,6 +65,27 @@ fn a_layer_that_can_be_reloaded_names_spans() {
     });
 }
 
+/// A tree of layers asks for filters when it is made, before the subscriber is known.
+#[test]
+fn a_layer_upon_another_one_in_a_tree_names_spans_and_hides_no_events() {
+    alone(|| {
+        let layers = Identity::new().and_then(tokio_stall::layer());
+        registry().with(Identity::new()).with(layers).init();
+        assert_eq!(LevelFilter::current(), LevelFilter::TRACE);
+        assert_named();
+    });
+}
+
+#[test]
+fn a_layer_below_another_one_in_a_tree_names_spans_and_hides_no_events() {
+    alone(|| {
+        let layers = tokio_stall::layer().and_then(Identity::new());
+        registry().with(Identity::new()).with(layers).init();
+        assert_eq!(LevelFilter::current(), LevelFilter::TRACE);
+        assert_named();
+    });
+}
+
 /// More often than there is room for subscribers.
 #[test]
 fn a_layer_that_is_replaced_again_and_again_names_spans() {
@@ -101,7 +123,7 @@ fn a_layer_on_the_subscriber_with_all_defaults_names_spans() {
 fn a_layer_above_another_one_on_such_a_subscriber_names_spans() {
     alone(|| {
         let subscriber = tracing_subscriber::fmt().with_env_filter("info").finish();
-        let subscriber = subscriber.with(tracing_subscriber::layer::Identity::new());
+        let subscriber = subscriber.with(Identity::new());
         subscriber.with(tokio_stall::layer()).init();
         assert_named();
     });

@@ -283,9 +283,13 @@ impl StackTimer {
         if let Some(limit) = budget.and_then(|budget| own_cpu().checked_add(budget)) {
             self.cpu_limit = limit;
             self.computing = self.place.computing.ask(self.addressee);
-            self.place.computing.start_at(limit);
+            if self.computing.is_some() {
+                self.place.computing.start_at(limit);
+            }
         }
-        self.place.asleep.start(PERIOD);
+        if self.asleep.is_some() {
+            self.place.asleep.start(PERIOD);
+        }
     }
 
     /// Takes no stack until [`go_on`](Self::go_on). A stack that was taken before stays.

@@ -113,8 +113,8 @@ pub(crate) struct Detector {
     rules: Rules,
     last: Option<Sample>,
     hold: Option<Hold>,
-    /// The number of holds so far.
-    holds_seen: u64,
+    /// The serial that was given last.
+    last_serial: u64,
     /// An announced poll that has just ended. Boxed: rare, and large.
     closing: Option<Box<Closing>>,
     /// A mark that has outlived its poll, or whose poll has left its worker.
@@ -159,7 +159,7 @@ impl Detector {
             rules,
             last: None,
             hold: None,
-            holds_seen: 0,
+            last_serial: 0,
             closing: None,
             outlived: None,
             unmoved: None,
@@ -204,7 +204,7 @@ impl Detector {
     }
 
     /// The serial of the present hold.
-    pub(crate) fn watches(&self) -> Option<u64> {
+    pub(crate) fn hold_serial(&self) -> Option<u64> {
         self.hold.map(|hold| hold.serial)
     }
 
@@ -215,12 +215,12 @@ impl Detector {
     }
 
     /// The earliest time since which one thing may hold the worker.
-    pub(crate) fn hold_since(&self) -> Option<Nanos> {
+    pub(crate) fn earliest_hold(&self) -> Option<Nanos> {
         self.hold.map(|hold| hold.earliest)
     }
 
     /// The earliest begin of a poll that is over and may have been a stall.
-    pub(crate) fn unconfirmed_since(&self) -> Option<Nanos> {
+    pub(crate) fn earliest_unconfirmed(&self) -> Option<Nanos> {
         let polls = self.unconfirmed.iter();
         polls.map(|poll| poll.stall.since).min()
     }
@@ -358,8 +358,8 @@ impl Detector {
     }
 
     fn next_serial(&mut self) -> u64 {
-        self.holds_seen += 1;
-        self.holds_seen
+        self.last_serial += 1;
+        self.last_serial
     }
 
     /// The thing that holds the worker in this sample.

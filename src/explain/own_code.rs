@@ -95,7 +95,7 @@ impl OwnCode {
     }
 
     /// Whether a crate was unpacked by another tool than cargo, as distributions do:
-    /// `…/serde-1.0.228/src`. The program's own source may lie in such a folder, too.
+    /// `/usr/share/cargo/registry/serde-1.0.228/src`. The program's own source may lie there, too.
     fn is_vendored(&self, krate: &str, file: &str) -> bool {
         self.program.as_deref() != Some(krate) && is_in_package(krate, file)
     }
@@ -134,10 +134,14 @@ impl OwnCode {
     }
 }
 
-/// Whether a folder in the path is that of a package with this crate.
+/// Whether the path leads through a collection of packages to that of this crate. Elsewhere such a
+/// folder is an unpacked archive of the user's own code.
 fn is_in_package(krate: &str, file: &str) -> bool {
     let folders: Vec<&str> = file.split('/').collect();
-    folders.windows(2).any(|pair| {
+    let is_collection = |folder: &&str| *folder == "registry" || folder.contains("vendor");
+    let collection = folders.iter().position(is_collection);
+    let below = collection.map_or(&[][..], |at| &folders[at..]);
+    below.windows(2).any(|pair| {
         let name = pair[0]
             .rsplit_once('-')
             .map(|(name, _)| name.replace('-', "_"));
@@ -279,8 +283,11 @@ mod tests {
             assert_eq!(origin("hyper_util::run", Some(file)), Origin::Dependency);
             assert_eq!(origin("app::run", Some(file)), Origin::Own, "{file}");
         }
+        let archive = "/build/my-app-1.2.0/src/lib.rs";
+        assert_eq!(origin("my_app::run", Some(archive)), Origin::Own);
         let unpacked = own.program.clone().expect("this test's");
-        let file = format!("/build/{}-1.0.0/src/main.rs", unpacked.replace('_', "-"));
+        let package = format!("{}-1.0.0", unpacked.replace('_', "-"));
+        let file = format!("/usr/share/cargo/registry/{package}/src/main.rs");
         let function = format!("{unpacked}::main");
         assert_ne!(origin(&function, Some(&file)), Origin::Dependency);
         assert_eq!(

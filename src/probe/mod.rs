@@ -7,12 +7,14 @@
 //! and tokio's hooks.
 
 mod allow;
+mod fields;
 mod future;
 mod layer;
 mod pulse;
 // Under loom, tokio's builder has no hooks.
 #[cfg(not(loom))]
 mod runtime;
+mod sources;
 
 #[cfg(all(feature = "testing", not(loom)))]
 pub(crate) use allow::UNMEASURED;
@@ -22,11 +24,11 @@ pub use future::FutureExt;
 pub use future::Watched;
 #[cfg(feature = "tower")]
 pub(crate) use future::mark;
-pub(crate) use layer::{
-    SpanName, SpanRef, has_seen_spans, is_layer_installed, parent_for_events, resolve_span,
-    with_open_span,
-};
+pub(crate) use layer::has_seen_spans;
 pub use layer::{StallLayer, layer};
 pub(crate) use pulse::{Gathering, Pulse, gather};
 #[cfg(not(loom))]
 pub use runtime::{RuntimeBuilderExt, RuntimeHooks};
+pub(crate) use sources::{
+    SpanName, SpanRef, is_layer_installed, parent_for_events, resolve_span, with_open_span,
+};

@@ -6,6 +6,7 @@
 
 mod case;
 mod early;
+pub(crate) mod event;
 pub(crate) mod explainer;
 #[cfg(feature = "tower")]
 mod lateness;
@@ -45,14 +46,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// The thread's main function. Ends when the watchdog, the pulse thread and the explainer have
 /// ended.
 pub(crate) fn run(shared: &Shared, news: &Receiver<Message>, sinks: SyncSender<Delivery>) {
-    let mut reporter = Reporter {
-        sinks,
-        shared,
-        cases: HashMap::new(),
-        pool_cases: HashMap::new(),
-        #[cfg(feature = "tower")]
-        requests: HashMap::new(),
-    };
+    let mut reporter = Reporter::new(shared, sinks);
     let mut forgot_at = clock::now();
     loop {
         match news.recv_timeout(FORGET_EVERY) {
@@ -81,7 +75,18 @@ struct Reporter<'a> {
     requests: HashMap<u64, requests::OfRuntime>,
 }
 
-impl Reporter<'_> {
+impl<'a> Reporter<'a> {
+    fn new(shared: &'a Shared, sinks: SyncSender<Delivery>) -> Reporter<'a> {
+        Reporter {
+            sinks,
+            shared,
+            cases: HashMap::new(),
+            pool_cases: HashMap::new(),
+            #[cfg(feature = "tower")]
+            requests: HashMap::new(),
+        }
+    }
+
     fn take(&mut self, message: Message) {
         match message {
             Message::Stall(news) => self.stall(*news),
@@ -197,13 +202,10 @@ impl Reporter<'_> {
 
     /// Forgets the stalls, and the waits for pools, of runtimes that nobody watches any more.
     fn forget_unwatched(&mut self) {
-        let is_left = |case: &Case| {
+        self.forget_all(|case| {
             let runtime = case.latest().map(|news| &news.live.runtime);
             runtime.is_some_and(|runtime| runtime.pulse.is_stopped())
-        };
-        let cases = self.cases.iter().filter(|(_, case)| is_left(case));
-        let left: Vec<_> = cases.map(|(id, _)| *id).collect();
-        left.into_iter().for_each(|id| self.forget(id));
+        });
         self.pool_cases
             .retain(|_, case| !case.latest.runtime.pulse.is_stopped());
     }
@@ -211,13 +213,16 @@ impl Reporter<'_> {
     /// Passes on last reports that have waited for a stack for a minute: the explainer may hang on
     /// a file. Forgets suspicions that have come to nothing.
     fn forget_old(&mut self, now: Nanos) {
-        let is_old = |case: &Case| {
+        self.forget_all(|case| {
             let is_waiting = case.is_over() || case.latest().is_none();
             is_waiting && now.since(case.at) >= FORGET_EVERY
-        };
-        let cases = self.cases.iter().filter(|(_, case)| is_old(case));
-        let old: Vec<_> = cases.map(|(id, _)| *id).collect();
-        old.into_iter().for_each(|id| self.forget(id));
+        });
+    }
+
+    fn forget_all(&mut self, is_done: impl Fn(&Case) -> bool) {
+        let done = self.cases.iter().filter(|(_, case)| is_done(case));
+        let done: Vec<_> = done.map(|(id, _)| *id).collect();
+        done.into_iter().for_each(|id| self.forget(id));
     }
 
     fn pool_wait(&mut self, news: PoolNews) {
@@ -275,14 +280,7 @@ mod tests {
         }
 
         fn reporter(&self) -> Reporter<'_> {
-            Reporter {
-                sinks: self.sinks.clone(),
-                shared: &self.shared,
-                cases: HashMap::new(),
-                pool_cases: HashMap::new(),
-                #[cfg(feature = "tower")]
-                requests: HashMap::new(),
-            }
+            Reporter::new(&self.shared, self.sinks.clone())
         }
 
         /// News of an unmarked poll; of a suspicion if there is no phase.
@@ -322,7 +320,7 @@ mod tests {
             let epoch = slot.line.observe().epoch;
             let mut news = self.news(id, phase);
             news.live.stall.held_by = HeldBy::Mark(PollKey {
-                thread: (std::ptr::from_ref(slot).addr(), tenancy),
+                thread: slot.thread(tenancy),
                 epoch,
             });
             news.thread = Some(StallThread {

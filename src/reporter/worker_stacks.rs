@@ -19,12 +19,14 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 /// The time between two looks for an answer.
 const LOOK: Duration = Duration::from_micros(50);
 
-/// One caller asks at a time: two would take all buffers.
+/// One caller asks at a time: two would take all buffers. A caller waits so long for another one:
+/// in a fork, that may be a thread that exists no more.
+const LONGEST_ASKING: Duration = Duration::from_secs(5);
 static ASKING: Mutex<()> = Mutex::new(());
 
 /// Takes the stacks of all workers of these runtimes.
 pub(crate) fn take(runtimes: &[Arc<WatchedRuntime>], shared: &Shared) -> Vec<WorkerStack> {
-    let _asking = ASKING.lock();
+    let _asking = ASKING.try_lock_for(LONGEST_ASKING);
     let mut drivers = Claims::new();
     collect_claims(&mut drivers);
     let mut found = Vec::new();

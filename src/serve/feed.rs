@@ -6,7 +6,8 @@
 //! A page may get the same event twice, and takes the later one for each stall, each cell of a
 //! lane and each table.
 
-use super::{lanes, program};
+use super::lanes::{self, Cells};
+use super::program;
 use crate::clock::{self, Nanos};
 use crate::engine::{Coverage, View};
 use crate::report::{Cause, Certainty, Site, SiteTotals, StallReport, of_the_poll};
@@ -102,16 +103,9 @@ struct Lanes {
     step_seconds: f64,
     /// The number of the first cell.
     first: u64,
-    workers: Vec<LaneEvent>,
+    workers: Vec<Cells>,
     workers_left_out: usize,
     stalled: Vec<StalledEvent>,
-}
-
-#[derive(Serialize)]
-struct LaneEvent {
-    runtime: String,
-    worker: usize,
-    cells: String,
 }
 
 /// A stall that goes on. It is here before its report is.
@@ -355,18 +349,13 @@ impl Feed {
 
     fn lanes(&self, from: Nanos, until: Nanos, now: Nanos) -> Lanes {
         let shown = lanes::read(&self.view, from, until);
-        let workers = shown.workers.into_iter().map(|lane| LaneEvent {
-            runtime: lane.runtime,
-            worker: lane.worker,
-            cells: lane.cells,
-        });
         let last_tick = self.view.shared.last_tick();
         Lanes {
             clock: seconds(now),
             watching: last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
             step_seconds: lanes::STEP.as_secs_f64(),
             first: shown.first,
-            workers: workers.collect(),
+            workers: shown.workers,
             workers_left_out: shown.left_out,
             stalled: self.stalled(now),
         }

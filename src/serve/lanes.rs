@@ -7,6 +7,7 @@
 
 use crate::clock::Nanos;
 use crate::engine::{Lane, Segment, View};
+use serde::Serialize;
 use std::time::Duration;
 
 /// The length of a cell.
@@ -27,7 +28,8 @@ pub(super) struct Shown {
     pub(super) left_out: usize,
 }
 
-/// The cells of one worker.
+/// The cells of one worker, as the page reads them.
+#[derive(Serialize)]
 pub(super) struct Cells {
     pub(super) runtime: String,
     pub(super) worker: usize,

@@ -331,13 +331,14 @@ pub(crate) fn enrol() -> Option<u64> {
 }
 
 /// The calling thread's slot. After a fork the thread has another number, so it takes a new slot.
+/// The old one is left alone for ever: a thread that exists no more may hold its lock.
 fn mine_in_this_process() -> Option<&'static Slot> {
     let slot = mine()?;
     if slot.tid() == crate::os::current_tid() {
         return Some(slot);
     }
+    slot.set_claim(None, clock::now());
     MINE.set(StaticRef::new(placeholder()));
-    slot.release();
     take()
 }
 

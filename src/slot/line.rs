@@ -9,8 +9,9 @@ use super::names::{self, Name};
 use crate::clock::Nanos;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
 
-/// The words that a thread shares with its readers. They are padded to two 64-byte lines, since
-/// processors fetch those in pairs. A poll with one mark touches only the first of them.
+/// The words that a thread shares with its readers. They are aligned to a pair of 64-byte lines,
+/// which processors fetch together. A poll with one mark touches only the first line, and a second
+/// one if tokio's hooks tell where the task was spawned.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Line {
@@ -254,7 +255,7 @@ impl Line {
         let gate = if self.asks_for_slow() { SLOW } else { CLOSED };
         self.gate.store(gate, Ordering::Relaxed);
         self.pass();
-        self.closed(epoch)
+        self.take_end_request(epoch)
     }
 
     /// Whether the next poll is to take the slow path.
@@ -264,7 +265,7 @@ impl Line {
     }
 
     /// Takes the request for the end of this poll.
-    fn closed(&self, epoch: u64) -> Closed {
+    fn take_end_request(&self, epoch: u64) -> Closed {
         match self.at_end.load(Ordering::Relaxed) {
             NOTHING => Closed::Poll,
             at_end => {

@@ -240,8 +240,13 @@ impl Slot {
     #[cfg_attr(not(feature = "tower"), allow(dead_code))]
     pub(super) fn own_poll(&self) -> Option<PollKey> {
         let epoch = self.line.observe().epoch;
-        let thread = (std::ptr::from_ref(self).addr(), self.tenancy());
+        let thread = self.thread(self.tenancy());
         (epoch % 2 == 1).then_some(PollKey { thread, epoch })
+    }
+
+    /// The thread that was the slot's owner at this count of owners.
+    pub(crate) fn thread(&self, tenancy: u64) -> Thread {
+        (std::ptr::from_ref(self).addr(), tenancy)
     }
 
     /// The count of owners; odd while there is one.

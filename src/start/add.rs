@@ -94,7 +94,7 @@ impl Guard {
         let runtimes = self.view.runtimes();
         let added = runtimes.iter().find(|known| known.id == id);
         if let Some(added) = added.filter(|_| watch.settings.log) {
-            reporter::log::watching(added, &Coverage::of(added));
+            reporter::event::watching(added, &Coverage::of(added));
         }
         Ok(())
     }

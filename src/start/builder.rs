@@ -607,7 +607,7 @@ impl Builder {
         let is_unread = self.env.is_none() && self.settings.log && EnvText::read().is_some();
         let guard = self.plan(Handle::try_current().ok())?.launch()?;
         if is_unread {
-            reporter::log::warn_of_use(
+            reporter::event::warn_of_use(
                 "the environment variable TOKIO_STALL is set, and this watch does not read it; \
                  start it with `Builder::from_env()`",
             );

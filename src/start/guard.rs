@@ -237,7 +237,7 @@ impl Guard {
     fn warn_if_dropped_at_once(&self) {
         let is_meant = clock::now().since(self.made_at) >= AT_ONCE || std::thread::panicking();
         if self.view.watch.settings.log && !is_meant {
-            reporter::log::warn_of_use(
+            reporter::event::warn_of_use(
                 "the watch has ended at once, since its guard was dropped; bind it to a name, as \
                  in `let _watch = tokio_stall::watch()?;`",
             );

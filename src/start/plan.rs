@@ -164,7 +164,7 @@ impl Plan {
         });
         let coverage: Vec<Coverage> = coverage.collect();
         if self.settings.log {
-            coverage.iter().for_each(reporter::log::switched_off);
+            coverage.iter().for_each(reporter::event::switched_off);
         }
         let watch = Arc::new(WatchState::new(self.settings, Err(NoStack::Off)));
         let shared = Arc::default();
@@ -229,7 +229,7 @@ fn start_recordings(guard: Guard, view: &View) -> Result<Guard, StartError> {
 fn warn_of_strangers(view: &View, bound: &serve::Bound, has_token: bool) {
     let address = bound.address();
     if view.watch.settings.log && !address.ip().is_loopback() && !has_token {
-        reporter::log::served_to_all(address);
+        reporter::event::served_to_all(address);
     }
 }
 
@@ -237,7 +237,7 @@ fn warn_of_strangers(view: &View, bound: &serve::Bound, has_token: bool) {
 fn log_start(view: &View) {
     if view.watch.settings.log {
         for runtime in view.runtimes() {
-            reporter::log::watching(&runtime, &Coverage::of(&runtime));
+            reporter::event::watching(&runtime, &Coverage::of(&runtime));
         }
         // The line has named them.
         view.shared.tells_of_others();

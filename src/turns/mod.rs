@@ -49,6 +49,13 @@
     target_has_atomic = "64",
     not(loom)
 ))]
+mod layout;
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_has_atomic = "64",
+    not(loom)
+))]
 mod learn;
 #[cfg(all(
     target_os = "linux",

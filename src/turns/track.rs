@@ -10,12 +10,13 @@
 //! turns must move with pulses. A word that fails is dropped at once, and looked for again a second
 //! later.
 
-use super::learn::{self, Layout, Learned};
-use super::{NoTurns, PollId, Stage, Turn};
+use super::layout::{AnchorWords, CoreWords, Layout};
+use super::learn::{self, Learned};
+use super::{NoTurns, PollId, Turn};
 use crate::clock::{AT_ONCE, Nanos};
 use crate::os;
 use crate::os::memory::{self, Piece};
-use crate::slot::Slot;
+use crate::slot::{Slot, Thread};
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -29,8 +30,7 @@ const DISTRUST: Duration = Duration::from_secs(1);
 /// The longest time between the clocks and the reading. A word that says more is no time.
 const LONGEST_READING: Duration = Duration::from_secs(1);
 
-/// The number of pulses that may be polled in one turn, as far as two looks at different moments
-/// can show.
+/// The pulses that may seem to be polled in one turn: two looks are of different moments.
 const PULSES_IN_A_TURN: u64 = 2;
 
 /// Learns the places of the words, once per process. Takes some milliseconds, on a thread
@@ -118,9 +118,9 @@ impl Looks {
         self.ask(core + from as u64, length)
     }
 
-    /// A point of the monotonic clock, converted to the crate's clock. It may lie a little after
-    /// the clocks were taken, and before the reading.
-    fn shared(&self, (seconds, nanos): (u64, u32)) -> Option<Nanos> {
+    /// A point of the monotonic clock, converted to the shared clock. It may lie a little after the
+    /// clocks were taken, and before the reading.
+    fn on_shared_clock(&self, (seconds, nanos): (u64, u32)) -> Option<Nanos> {
         let then = Duration::new(seconds, nanos);
         let now = Duration::new(self.monotonic.0, self.monotonic.1);
         match now.checked_sub(then) {
@@ -162,11 +162,11 @@ pub(crate) struct Track {
     /// thread.
     core: Option<u64>,
     /// The thread, and the address of its context.
-    context: Option<((usize, u64), u64)>,
+    context: Option<(Thread, u64)>,
     asked: Option<Asked>,
     /// The turn last seen, its thread, and the number of pulses that this thread had received after
     /// the look that met it first.
-    last: Option<(u32, (usize, u64), u64)>,
+    last: Option<(u32, Thread, u64)>,
     /// The turn in which the worker was last seen parked, and the time at which it had resumed
     /// before that.
     parked_in: Option<(u32, (u64, u32))>,
@@ -178,7 +178,7 @@ pub(crate) struct Track {
 /// The thread and the pieces that were asked for.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    thread: (usize, u64),
+    thread: Thread,
     pulses: u64,
     near: usize,
     core_word: Option<usize>,
@@ -255,7 +255,7 @@ impl Track {
         if self.is_distrusted() {
             return;
         }
-        let thread = (std::ptr::from_ref(slot).addr(), tenancy);
+        let thread = slot.thread(tenancy);
         let context = self.context.filter(|(of, _)| *of == thread);
         let context = context.map(|(_, address)| address);
         self.asked = Some(Asked {
@@ -296,6 +296,7 @@ impl Track {
         self.core = None;
         self.context = None;
         self.last = None;
+        self.parked_in = None;
         self.distrusted_until = Some(now.plus(DISTRUST));
     }
 
@@ -313,14 +314,15 @@ impl Track {
         let has_core = self.core == Some(held);
         // The worker's own count may be one ahead of the published one.
         let parks = *published.start()..=published.end().saturating_add(1);
-        let is_counted = !self.stands_still_with_pulses(core.turn, asked, pulses, has_core);
-        if !parks.contains(&core.parks) || !is_counted {
+        let moves = self.count_turns(core.turn, asked, pulses, has_core);
+        if !parks.contains(&core.parks) || !moves {
             return Err(Miss::Misbehaved);
         }
         self.distrusted_until = None;
         let call = asked.call.and_then(|index| looks.pieces[index].word(0));
         let id = layout.poll_id(&near, &core, call);
-        let resumed = looks.shared(core.resumed);
+        let resumed = looks.on_shared_clock(core.resumed);
+        self.note_parked(&core);
         let is_first = self.is_first_since_parked(layout, id, &core);
         Ok(Turn {
             id,
@@ -363,32 +365,29 @@ impl Track {
         })
     }
 
-    /// Remembers the turn of a parked worker. Returns whether this is the first poll since then.
-    fn is_first_since_parked(&mut self, layout: &Layout, id: PollId, core: &CoreWords) -> bool {
+    /// Remembers the turn of a parked worker.
+    fn note_parked(&mut self, core: &CoreWords) {
         if core.parks % 2 == 1 {
             self.parked_in = Some((core.turn, core.resumed));
         }
+    }
+
+    fn is_first_since_parked(&self, layout: &Layout, id: PollId, core: &CoreWords) -> bool {
         // Right after a worker has woken, its word is still that of the time before.
         self.parked_in
             .is_some_and(|(parked, resumed)| layout.is_first(id, parked) && core.resumed != resumed)
     }
 
-    /// Counts the turns. Returns whether they stand still while this thread polls pulses, each of
+    /// Counts the turns. Returns whether they move with the pulses that this thread polls, each of
     /// which takes a turn.
-    fn stands_still_with_pulses(
-        &mut self,
-        turn: u32,
-        asked: &Asked,
-        pulses: u64,
-        has_core: bool,
-    ) -> bool {
+    fn count_turns(&mut self, turn: u32, asked: &Asked, pulses: u64, has_core: bool) -> bool {
         match &mut self.last {
             Some((last, thread, at_first)) if *last == turn => {
                 if *thread != asked.thread || !has_core {
                     (*thread, *at_first) = (asked.thread, pulses);
                 }
                 // The turn was seen after these.
-                asked.pulses.saturating_sub(*at_first) > PULSES_IN_A_TURN
+                asked.pulses.saturating_sub(*at_first) <= PULSES_IN_A_TURN
             }
             last => {
                 if let Some((before, ..)) = last {
@@ -396,7 +395,7 @@ impl Track {
                 }
                 // It may have begun after the thread was asked for.
                 *last = Some((turn, asked.thread, pulses));
-                false
+                true
             }
         }
     }
@@ -407,121 +406,10 @@ impl Track {
     }
 }
 
-/// The words near a thread's anchor.
-struct AnchorWords {
-    context: u64,
-    task: u64,
-}
-
-impl AnchorWords {
-    fn of(piece: &Piece, layout: &Layout) -> Option<AnchorWords> {
-        let (from, _) = layout.near_anchor();
-        let at = |place: i64| usize::try_from(place - from).ok();
-        Some(AnchorWords {
-            context: piece.word(at(layout.context)?)?,
-            task: piece.word(at(layout.task)?)?,
-        })
-    }
-}
-
-/// The words of the core.
-struct CoreWords {
-    turn: u32,
-    parks: u64,
-    resumed: (u64, u32),
-    last: bool,
-}
-
-impl CoreWords {
-    fn of(piece: &Piece, layout: &Layout) -> Option<CoreWords> {
-        let (from, _) = layout.in_core();
-        let last = match layout.last {
-            Some(flag) => *piece.bytes()?.get(flag.at - from)? == flag.value,
-            None => false,
-        };
-        Some(CoreWords {
-            turn: piece.half_word(layout.turn - from)?,
-            parks: piece.word(layout.parks - from)?,
-            resumed: (
-                piece.word(layout.resumed - from)?,
-                piece.half_word(layout.resumed + 8 - from)?,
-            ),
-            last,
-        })
-    }
-}
-
-impl Layout {
-    /// The distance of the first byte from the anchor, and the number of bytes.
-    fn near_anchor(&self) -> (i64, usize) {
-        let first = self.task.min(self.context);
-        let last = self.task.max(self.context) + 8;
-        (first, usize::try_from(last - first).unwrap_or(0))
-    }
-
-    /// The place of the first byte in the core, and the number of bytes.
-    fn in_core(&self) -> (usize, usize) {
-        let flag = self.last.map_or(self.turn, |flag| flag.at);
-        let first = self.turn.min(self.parks).min(self.resumed).min(flag);
-        let last = (self.turn + 4)
-            .max(self.parks + 8)
-            .max(self.resumed + 12)
-            .max(flag + 1);
-        (first, last - first)
-    }
-
-    fn is_multi_thread(&self) -> bool {
-        self.last.is_some()
-    }
-
-    /// Whether this is the first poll since the worker was parked in that turn. A multi-thread
-    /// worker begins another turn when it wakes; on `current_thread` the future of `block_on` comes
-    /// first, in the same turn.
-    fn is_first(&self, poll: PollId, parked: u32) -> bool {
-        let turns = poll.turn.wrapping_sub(parked);
-        if self.is_multi_thread() {
-            turns == 1 && poll.stage == Stage::Queue
-        } else {
-            turns == 0
-        }
-    }
-
-    fn poll_id(&self, near: &AnchorWords, core: &CoreWords, call: Option<u64>) -> PollId {
-        let stage = self.stage(core.last, call);
-        let task = match stage {
-            _ if !self.is_multi_thread() => 0,
-            Stage::Queue | Stage::Last => u64::from(near.task != 0),
-            Stage::Next | Stage::Unclear => near.task,
-        };
-        PollId {
-            turn: core.turn,
-            stage,
-            task,
-            resumed: match self.is_multi_thread() {
-                true => (0, 0),
-                false => core.resumed,
-            },
-        }
-    }
-
-    fn stage(&self, last: bool, call: Option<u64>) -> Stage {
-        if !self.is_multi_thread() {
-            return Stage::Queue;
-        }
-        if last {
-            return Stage::Last;
-        }
-        match (self.call, call) {
-            (Some(known), Some(call)) if call == known.queue => Stage::Queue,
-            (Some(known), Some(call)) if call == known.next => Stage::Next,
-            _ => Stage::Unclear,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::learn::{CallWord, LastFlag};
+    use super::super::Stage;
+    use super::super::layout::{CallWord, LastFlag};
     use super::*;
     use std::mem::offset_of;
 

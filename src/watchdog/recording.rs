@@ -7,6 +7,7 @@ use crate::clock::Nanos;
 use crate::detect::{Counters, Sample};
 use crate::engine::{Figures, Lane, Packed, Ring, StallId, WatchedRuntime};
 use crate::os::ThreadEvidence;
+use crate::slot::Thread;
 use std::time::Duration;
 
 /// A segment that goes on this long is closed, and another one begins: with the longest tick, none
@@ -32,7 +33,7 @@ pub(super) struct Tape {
 #[derive(Clone, Copy, Debug)]
 struct LastSeen {
     counters: Counters,
-    thread: Option<((usize, u64), ThreadEvidence)>,
+    thread: Option<(Thread, ThreadEvidence)>,
     turns: u64,
 }
 

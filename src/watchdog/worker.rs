@@ -77,9 +77,9 @@ impl WorkerWatch {
     /// The earliest begin of a poll that holds the worker, and is no stall yet.
     pub(super) fn suspected_since(&self) -> Option<Nanos> {
         let is_announced = self.episodes.is_any_announced();
-        let held = self.detector.hold_since().filter(|_| !is_announced);
+        let held = self.detector.earliest_hold().filter(|_| !is_announced);
         // Polls that are over, and may have been stalls.
-        let over = self.detector.unconfirmed_since();
+        let over = self.detector.earliest_unconfirmed();
         held.into_iter().chain(over).min()
     }
 
@@ -198,7 +198,7 @@ impl WorkerWatch {
         sample: &Sample,
         context: &mut TickContext<'_>,
     ) {
-        let collected = self.sampling.collect(self.detector.watches());
+        let collected = self.sampling.collect(self.detector.hold_serial());
         let mut stalls = findings.iter().map(parts);
         let going_on = stalls.find(|(phase, _)| *phase != Some(Phase::Ended));
         let refused = going_on.and_then(|(_, stall)| {
@@ -249,7 +249,7 @@ impl WorkerWatch {
         let Some(last) = self.detector.last() else {
             return;
         };
-        let hold = self.detector.watches();
+        let hold = self.detector.hold_serial();
         let is_undriven = !last.after.is_parked() && !self.is_active(runtime);
         if is_undriven && !runtime.rules.always_driven {
             runtime.stats.note_undriven(last.at);

@@ -8,7 +8,7 @@ use super::files::{OpenFiles, Room};
 use crate::clock::{self, AT_ONCE, Nanos};
 use crate::detect::{Counters, Sample, SlotSeen};
 use crate::os::{self, Call, ThreadEvidence, ThreadState};
-use crate::slot::{Claim, Claims, Slot};
+use crate::slot::{Claim, Claims, Slot, Thread};
 use crate::turns::{Inside, Looks, NoTurns, PollId, Track, Turn};
 use std::time::Duration;
 use tokio::runtime::RuntimeMetrics;
@@ -83,8 +83,8 @@ impl WorkerThread {
     }
 
     /// The slot, and which of its owners.
-    pub(crate) fn thread(&self) -> (usize, u64) {
-        (std::ptr::from_ref(self.slot).addr(), self.tenancy)
+    pub(crate) fn thread(&self) -> Thread {
+        self.slot.thread(self.tenancy)
     }
 
     /// The slot as it is now.

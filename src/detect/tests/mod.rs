@@ -214,7 +214,7 @@ impl World {
 
     /// A stack of the present hold is explained.
     fn show(&mut self, shown: StackVerdict) {
-        let serial = self.detector.watches().expect("something is watched");
+        let serial = self.detector.hold_serial().expect("something is watched");
         self.shown.push((serial, shown));
     }
 

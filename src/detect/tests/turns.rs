@@ -130,6 +130,9 @@ fn a_mark_of_another_task_s_poll_gives_no_begin() {
         found.extend(world.compute(ms(3)));
         // Positive control: the same in the poll of the mark's own task.
         assert_eq!(began(&found).is_some(), own, "{found:?}");
+        // The name is the mark's all the same (docs/limits.md).
+        let hold = world.detector.hold.expect("the poll goes on");
+        assert!(matches!(hold.held_by, HeldBy::Mark(_)), "{hold:?}");
     }
 }
 

@@ -255,7 +255,7 @@ fn without_any_evidence_an_unmarked_poll_is_found_late_and_then_for_certain() {
 fn another_sleep(world: &mut World) -> (u64, Findings) {
     world.thread.as_mut().unwrap().runs += 7;
     let mut found = world.sleep(TICK);
-    let serial = world.detector.watches().expect("it sleeps");
+    let serial = world.detector.hold_serial().expect("it sleeps");
     for _ in 0..24 {
         found.extend(world.sleep(TICK));
     }
@@ -296,7 +296,7 @@ fn a_sleep_that_is_counted_out_before_its_stack_comes_is_one_stall() {
     let mut world = World::parked().wake().with_stacks();
     world.compute(ms(5));
     world.sleep(TICK);
-    let serial = world.detector.watches().expect("it sleeps");
+    let serial = world.detector.hold_serial().expect("it sleeps");
     let (_, found) = world.until_found(|world| world.sleep(TICK));
     assert_eq!(began(&found).unwrap().held_by, HeldBy::CountedOut(244));
     // The stack of the sleep is explained only now.

@@ -46,7 +46,7 @@ fn a_poll_that_is_over_waits_for_its_stack_while_that_is_being_explained() {
         let mut world = World::polling_since(5).with_stacks();
         world.sleep(TICK);
         world.sleep(ms(20));
-        let serial = world.detector.watches().expect("the poll goes on");
+        let serial = world.detector.hold_serial().expect("the poll goes on");
         world.is_explaining = is_explaining;
         world.end_poll(Some(at(world.now)));
         world.publish(ms(30));

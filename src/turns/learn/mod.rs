@@ -14,51 +14,10 @@ mod looks;
 mod words;
 
 use super::NoTurns;
+use super::layout::Layout;
 use crate::os::memory;
 use looks::{Bench, Flavor, Wake};
 use words::{Chain, call, is_let_go, last_flag, parks, resumed, task_word, turn};
-
-/// The places of the words, for one flavor of runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layout {
-    /// From a thread's anchor to the word with the number of its task.
-    pub(crate) task: i64,
-    /// From a thread's anchor to the pointer to its context.
-    pub(crate) context: i64,
-    /// From the context to the pointer to the core.
-    pub(crate) core: usize,
-    /// From the core to the count of turns, 32 bits.
-    pub(crate) turn: usize,
-    /// From the core to its own count of parks and unparks, 64 bits.
-    pub(crate) parks: usize,
-    /// From the core to the time at which it began to work through its queue: seconds, and
-    /// nanoseconds.
-    pub(crate) resumed: usize,
-    /// From the core to the byte that marks the "next" slot as used up; only on a multi-thread
-    /// runtime.
-    pub(crate) last: Option<LastFlag>,
-    /// The word that distinguishes a task from the queue from one from the "next" slot.
-    pub(crate) call: Option<CallWord>,
-}
-
-/// The byte that shows that no more tasks of the "next" slot are polled in this turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LastFlag {
-    pub(crate) at: usize,
-    /// Its value during the third poll from the "next" slot.
-    pub(crate) value: u8,
-}
-
-/// The return address of the scheduler's call of the task, on the worker's stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CallWord {
-    /// From the context to this word.
-    pub(crate) at: i64,
-    /// Its value for the task from the queue.
-    pub(crate) queue: u64,
-    /// Its value for a task from the "next" slot.
-    pub(crate) next: u64,
-}
 
 /// The layouts that were found.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 //!
 //! *Runs on:* a thread `stall-turns`.
 
+use super::super::layout::{CallWord, LastFlag};
 use super::looks::{AnchorPages, Candidates, PollSnapshot};
-use super::{CallWord, LastFlag};
 use std::collections::HashSet;
 use std::ops::Range;
 
