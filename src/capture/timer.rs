@@ -403,13 +403,19 @@ mod tests {
     fn computing_is_found_past_the_budget_and_not_before() {
         let mut timer = timer();
         let budget = Duration::from_millis(40);
+        let start = own_cpu();
         timer.begin(Some(budget));
         compute(budget / 8);
         timer.pause();
+        let paused = own_cpu();
         compute(budget * 2);
+        let allowed = own_cpu() - paused;
         timer.go_on();
         compute(budget / 8);
-        assert!(timer.end().computing.is_none(), "within its budget");
+        let found = timer.end().computing.is_some();
+        // In an emulator, the signals alone may use up the budget.
+        let used = own_cpu() - start - allowed;
+        assert!(!found || used >= budget, "{used:?} of {budget:?}");
         timer.begin(Some(budget));
         std::thread::sleep(Duration::from_millis(1));
         compute(budget * 2);
