@@ -42,6 +42,8 @@ pub(super) struct Known {
     pub(super) since: Nanos,
     /// `None` while it goes on.
     pub(super) until: Option<Nanos>,
+    /// Only certain stalls have cost requests time, as far as counters go.
+    pub(super) certain: bool,
     /// The marked poll that it is, if it is one.
     pub(super) poll: Option<PollKey>,
 }
@@ -135,13 +137,14 @@ impl Lateness {
         losses
     }
 
-    /// The part of these times in which any stall went on. Stalls that overlap count once.
+    /// The part of these times in which any certain stall went on. Stalls that overlap count once.
     pub(super) fn lost(&self, late: &[Stretch]) -> Duration {
         late.iter().map(|ready| self.lost_in(*ready)).sum()
     }
 
     fn lost_in(&self, ready: Stretch) -> Duration {
-        let parts = self.stalls.iter().map(|stall| stall.during(ready));
+        let certain = self.stalls.iter().filter(|stall| stall.certain);
+        let parts = certain.map(|stall| stall.during(ready));
         let mut parts: Vec<_> = parts.map(|part| (part.since, part.until)).collect();
         parts.sort_unstable();
         let (mut lost, mut counted) = (Duration::ZERO, ready.since);
@@ -203,6 +206,7 @@ mod tests {
             id: StallId(id),
             since,
             until,
+            certain: true,
             poll: Some(poll(id)),
         }
     }
@@ -265,6 +269,24 @@ mod tests {
         assert_eq!(lateness.lost(&lateness.late_times(5)), MS(80));
         let both = [(StallId(2), MS(60)), (StallId(1), MS(40))];
         assert_eq!(losses(&lateness, 5), both);
+    }
+
+    #[test]
+    fn a_stall_that_is_only_likely_costs_nothing() {
+        let mut lateness = Lateness::default();
+        let certain = known(1, at(0), Some(at(60)));
+        lateness.late(5, Route::at(0), ready(20, 120));
+        for certain in [
+            Known {
+                certain: false,
+                ..certain
+            },
+            certain,
+        ] {
+            lateness.stall(certain);
+            let lost = if certain.certain { MS(40) } else { MS(0) };
+            assert_eq!(lateness.lost(&lateness.late_times(5)), lost);
+        }
     }
 
     #[test]

@@ -48,12 +48,14 @@ impl Reporter<'_> {
                     stall,
                     since,
                     until,
+                    certain,
                     poll,
                 } => {
                     let stall = Known {
                         id: StallId(stall),
                         since,
                         until,
+                        certain,
                         poll,
                     };
                     self.lateness(&runtime).stall(stall);

@@ -41,6 +41,7 @@ pub(crate) enum RequestNews {
         since: Nanos,
         /// `None` while it goes on.
         until: Option<Nanos>,
+        certain: bool,
         /// The marked poll that it is, if it is one.
         poll: Option<PollKey>,
     },

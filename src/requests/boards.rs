@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
 
-/// A board goes with the watch of its runtime.
-static BOARDS: Mutex<Vec<Weak<Board>>> = Mutex::new(Vec::new());
+/// The boards, by tokio's number for the runtime. A board goes with the watch of its runtime, or
+/// with the last request that began under it.
+static BOARDS: Mutex<Vec<(u64, Weak<Board>)>> = Mutex::new(Vec::new());
 /// The number of changes of the list.
 static VERSION: AtomicU64 = AtomicU64::new(1);
 
@@ -30,11 +31,12 @@ thread_local! {
     };
 }
 
-/// Adds the board of a runtime that is watched from now on.
+/// Adds the board of a runtime that is watched from now on. It replaces that of an earlier watch,
+/// which requests may still have.
 pub(crate) fn add(board: &Arc<Board>) {
     let mut boards = BOARDS.lock();
-    boards.retain(|known| known.strong_count() > 0);
-    boards.push(Arc::downgrade(board));
+    boards.retain(|(runtime, known)| *runtime != board.runtime && known.strong_count() > 0);
+    boards.push((board.runtime, Arc::downgrade(board)));
     // Release: pairs with the Acquire in `here`.
     VERSION.fetch_add(1, Ordering::Release);
 }
@@ -53,12 +55,11 @@ pub(super) fn here() -> Option<Arc<Board>> {
         let mut last = last.borrow_mut();
         if (last.version, last.runtime) != (version, runtime) {
             let boards = BOARDS.lock();
-            let mut boards = boards.iter().filter_map(Weak::upgrade);
-            let board = boards.find(|board| board.runtime == runtime);
+            let board = boards.iter().find(|(known, _)| *known == runtime);
             *last = Last {
                 version,
                 runtime,
-                board: board.as_ref().map_or(Weak::new(), Arc::downgrade),
+                board: board.map_or(Weak::new(), |(_, board)| board.clone()),
             };
         }
         last.board.upgrade()
@@ -80,7 +81,13 @@ mod tests {
         let board = Arc::new(Board::for_tests(slot::raw_id(&tokio.handle().id())));
         add(&board);
         assert!(found().is_some_and(|found| Arc::ptr_eq(&found, &board)));
+        // A request of the first watch goes on during the second one.
+        let second = Arc::new(Board::for_tests(board.runtime));
+        add(&second);
+        assert!(found().is_some_and(|found| Arc::ptr_eq(&found, &second)));
         drop(board);
+        assert!(found().is_some());
+        drop(second);
         assert!(found().is_none());
         assert!(here().is_none(), "there is no runtime here");
     }

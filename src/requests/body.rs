@@ -38,8 +38,10 @@ impl<B: Body> Body for ResponseBody<B> {
             Some(request) => request.poll(cx, |cx| this.inner.poll_frame(cx)),
             None => this.inner.poll_frame(cx),
         };
-        if let Poll::Ready(None | Some(Err(_))) = polled {
-            *this.request = None;
+        match (&polled, this.request.as_ref()) {
+            (Poll::Ready(None | Some(Err(_))), _) => *this.request = None,
+            (Poll::Ready(Some(Ok(_))), Some(request)) => request.rests(),
+            _ => {}
         }
         polled
     }

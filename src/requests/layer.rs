@@ -202,6 +202,9 @@ where
                 let timing: HeaderValue = timing;
                 response.headers_mut().append(timing::NAME, timing);
             }
+            if let Some(request) = &request {
+                request.rests();
+            }
             response.map(|body| ResponseBody::new(body, request))
         }))
     }

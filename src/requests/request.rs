@@ -129,6 +129,8 @@ impl TimedRequest {
     /// Adds the part of the last wait for which the runtime's driver was frozen.
     fn note_frozen(&mut self, board: &Board, gap: &BetweenPolls, now: Nanos) {
         let frozen = board.frozen(now).saturating_sub(self.frozen_before);
+        // While it was ready, a frozen driver kept nothing from it.
+        let frozen = frozen.saturating_sub(gap.ready.length());
         let frozen = frozen.min(gap.waiting.length());
         self.driver_frozen += frozen;
         if frozen >= LATE {
@@ -137,6 +139,14 @@ impl TimedRequest {
                 request,
                 waiting: gap.waiting,
             });
+        }
+    }
+
+    /// A part of the response is there, and nobody waits for the next one yet: a slow client takes
+    /// what there is first.
+    pub(super) fn rests(&self) {
+        if let (Some(woken), Some(board)) = (self.noted.rest(), &self.board) {
+            board.is_ready_no_more(woken.generation);
         }
     }
 
@@ -192,7 +202,7 @@ impl Drop for TimedPoll<'_> {
 
 impl Drop for TimedRequest {
     fn drop(&mut self) {
-        let (woken, now) = (self.noted.end(), clock::now());
+        let (woken, now) = (self.noted.rest(), clock::now());
         let gap = self.time.ends(now, woken.map(|woken| woken.at));
         self.tell(&gap, woken, now);
         let Some(board) = &self.board else {

@@ -3,7 +3,7 @@
 //! *Runs on:* the thread that calls the service. A route's first request on a thread
 //! allocates; later ones find it in a table of their thread.
 //!
-//! Names are never freed, so their number is limited. Further routes share one name.
+//! Names are never freed, so their number and length are limited. Further routes share one name.
 
 use crate::slot::names::{self, Name};
 use crate::tally::OTHER;
@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 
 /// Routes with a name of their own.
 const ROUTES: usize = 128;
+/// The longest path with a name of its own, in bytes.
+const LONGEST_PATH: usize = 256;
 
 /// A route, by its place in the table. The last place is for all further ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,7 +25,7 @@ static NAMES: [OnceLock<&'static str>; ROUTES] = [const { OnceLock::new() }; ROU
 
 thread_local! {
     /// The routes that this thread has met: by method, then by path.
-    static KNOWN: RefCell<Vec<(http::Method, HashMap<String, Route>)>> =
+    static KNOWN: RefCell<Vec<(&'static str, HashMap<String, Route>)>> =
         const { RefCell::new(Vec::new()) };
 }
 
@@ -38,9 +40,10 @@ impl Route {
     ///
     /// A hash of the path.
     pub(crate) fn of(method: &http::Method, path: &str) -> Route {
+        let method = name_of(method);
         let known = KNOWN.try_with(|known| {
             let known = known.try_borrow().ok()?;
-            let paths = known.iter().find(|(known, _)| known == method);
+            let paths = known.iter().find(|(known, _)| *known == method);
             paths.and_then(|(_, paths)| paths.get(path).copied())
         });
         known.ok().flatten().unwrap_or_else(|| learn(method, path))
@@ -67,9 +70,28 @@ impl Route {
     }
 }
 
+/// The name of a method. A client can send any, so those that no standard knows share one.
+fn name_of(method: &http::Method) -> &'static str {
+    match *method {
+        http::Method::GET => "GET",
+        http::Method::POST => "POST",
+        http::Method::PUT => "PUT",
+        http::Method::DELETE => "DELETE",
+        http::Method::HEAD => "HEAD",
+        http::Method::OPTIONS => "OPTIONS",
+        http::Method::CONNECT => "CONNECT",
+        http::Method::PATCH => "PATCH",
+        http::Method::TRACE => "TRACE",
+        _ => "OTHER",
+    }
+}
+
 /// Gives a route that is new to this thread its number.
 #[cold]
-fn learn(method: &http::Method, path: &str) -> Route {
+fn learn(method: &'static str, path: &str) -> Route {
+    if path.len() > LONGEST_PATH {
+        return Route::OTHER;
+    }
     let route = numbered(&format!("{method} {path}"));
     // Routes beyond the limit are not kept: their paths may be without number. A thread that ends
     // has no table any more.
@@ -82,14 +104,14 @@ fn learn(method: &http::Method, path: &str) -> Route {
 }
 
 fn keep(
-    known: &mut Vec<(http::Method, HashMap<String, Route>)>,
-    method: &http::Method,
+    known: &mut Vec<(&'static str, HashMap<String, Route>)>,
+    method: &'static str,
     path: &str,
     route: Route,
 ) {
-    let place = known.iter().position(|(known, _)| known == method);
+    let place = known.iter().position(|(known, _)| *known == method);
     let place = place.unwrap_or_else(|| {
-        known.push((method.clone(), HashMap::new()));
+        known.push((method, HashMap::new()));
         known.len() - 1
     });
     known[place].1.insert(path.to_owned(), route);
@@ -107,6 +129,7 @@ fn numbered(name: &str) -> Route {
 mod tests {
     use super::*;
     use http::Method;
+    use std::collections::HashSet;
 
     #[test]
     fn a_route_is_a_method_and_a_path_and_their_number_is_limited() {
@@ -114,6 +137,13 @@ mod tests {
         assert_eq!(users.name(), "GET /users/{id}");
         assert_eq!(Route::of(&Method::GET, "/users/{id}"), users);
         assert_ne!(Route::of(&Method::POST, "/users/{id}"), users);
+        let invented = |number| Method::from_bytes(format!("M{number}").as_bytes()).unwrap();
+        let routes: HashSet<Route> = (0..2 * ROUTES)
+            .map(|number| Route::of(&invented(number), "/users/{id}"))
+            .collect();
+        assert_eq!(routes.len(), 1, "all methods that are not known");
+        let long = "/".repeat(LONGEST_PATH + 1);
+        assert_eq!(Route::of(&Method::GET, &long), Route::OTHER);
         for number in 0..2 * ROUTES {
             Route::of(&Method::GET, &format!("/{number}"));
         }

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Wake, Waker};
 
-/// In place of a stamp: wakes are not noted any more. No stamp has this value.
-const OVER: u64 = 1;
+/// In place of a stamp: wakes are not noted. No stamp has this value.
+const RESTS: u64 = 1;
 
 /// The waker of one request.
 pub(super) struct RequestWaker {
     /// The waker of the task that polls the request.
     outer: AtomicWaker,
     /// When it was first woken since the last poll, and in the lowest bit the generation that it is
-    /// counted in; 0 if it was not, and [`OVER`] once the request has ended.
+    /// counted in; 0 if it was not, and [`RESTS`] while nobody waits for it.
     woken: AtomicU64,
     board: Option<Arc<Board>>,
 }
@@ -43,16 +43,17 @@ impl RequestWaker {
         woken
     }
 
-    /// Takes the first wake since the last poll, at the end of the request. Others may keep this
-    /// waker and use it later, and nobody polls any more.
-    pub(super) fn end(&self) -> Option<Woken> {
-        self.take(OVER)
+    /// Takes the first wake since the last poll, and notes none until the next one. Others may keep
+    /// this waker and use it, though nobody waits for the request: it has given a part of its
+    /// response, or has ended.
+    pub(super) fn rest(&self) -> Option<Woken> {
+        self.take(RESTS)
     }
 
     fn take(&self, then: u64) -> Option<Woken> {
         // Relaxed: the stamp is complete in itself. The wake itself orders the rest.
         let woken = self.woken.swap(then, Ordering::Relaxed);
-        (woken != 0).then_some(Woken {
+        (woken > RESTS).then_some(Woken {
             at: Nanos(woken & !1),
             generation: (woken & 1) as usize,
         })
@@ -128,13 +129,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_after_the_end_does_not_count() {
+    fn a_wake_while_nobody_waits_does_not_count() {
         let board = Arc::new(Board::for_tests(1));
         let waker = Arc::new(RequestWaker::new(Some(board.clone()), clock::now()));
-        let new = waker.end().expect("a new request is ready");
+        let new = waker.rest().expect("a new request is ready");
         board.is_ready_no_more(new.generation);
         waker.wake_by_ref();
         assert_eq!(board.ready_now(), 0);
+        // The control: after the next poll wakes count again.
+        assert!(waker.begin_poll(Waker::noop()).is_none());
+        waker.wake_by_ref();
+        assert_eq!(board.ready_now(), 1);
     }
 
     #[test]

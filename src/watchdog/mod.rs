@@ -391,13 +391,23 @@ impl Watchdog {
         self.publish_live();
         #[cfg(feature = "tower")]
         for news in news.requests {
-            self.out.report(Message::Requests(news));
+            if let Err(Message::Requests(unsent)) = self.out.try_report(Message::Requests(news)) {
+                self.take_back(unsent);
+            }
         }
         for news in news.stalls {
             self.out.report(Message::Stall(Box::new(news)));
         }
         for news in news.turns_lost {
             self.out.report(Message::TurnsLost(news));
+        }
+    }
+
+    #[cfg(feature = "tower")]
+    fn take_back(&mut self, unsent: RequestsNews) {
+        let mut runtimes = self.runtimes.iter_mut();
+        if let Some(watch) = runtimes.find(|watch| watch.runtime.id == unsent.runtime.id) {
+            watch.take_back(unsent.news);
         }
     }
 

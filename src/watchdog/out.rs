@@ -19,9 +19,17 @@ pub(crate) struct Out {
 
 impl Out {
     pub(super) fn report(&self, message: Message) {
-        if self.reporter.try_send(message).is_err() {
+        self.try_report(message).ok();
+    }
+
+    /// The same. Returns a message that finds no room.
+    pub(super) fn try_report(&self, message: Message) -> Result<(), Message> {
+        self.reporter.try_send(message).map_err(|error| {
             self.shared.dropped_reports.fetch_add(1, Ordering::Relaxed);
-        }
+            match error {
+                TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
+            }
+        })
     }
 
     /// Sends a stack to the explainer.

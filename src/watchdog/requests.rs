@@ -12,7 +12,7 @@ use super::News;
 use crate::clock::{self, Nanos};
 use crate::detect::HeldBy;
 use crate::engine::{RequestsNews, StallNews, WatchedRuntime};
-use crate::report::Phase;
+use crate::report::{Certainty, Phase};
 use crate::requests::RequestNews;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use std::time::Duration;
 /// How long a report is held back at most: a request may not be polled for long, and a worker may
 /// be suspected for long.
 const HELD_FOR: Duration = Duration::from_secs(1);
+/// The most news of stalls that wait for room in the reporter's queue.
+const STALLED: usize = 1024;
 /// The most ended requests that wait for a decision.
 const ENDED: usize = 4096;
 
@@ -58,13 +60,17 @@ impl RequestWatch {
         let is_over = news.phase == Some(Phase::Ended);
         if news.phase.is_some() {
             let until = is_over.then(|| stall.since.plus(stall.duration));
-            let intervals = &runtime.requests.stalls;
-            intervals.note(news.live.id.0, stall.since, until);
+            let certain = stall.certainty == Certainty::Certain;
+            if certain {
+                let intervals = &runtime.requests.stalls;
+                intervals.note(news.live.id.0, stall.since, until);
+            }
             if runtime.requests.used().is_some() {
                 self.stalled.push(RequestNews::Stalled {
                     stall: news.live.id.0,
                     since: stall.since,
                     until,
+                    certain,
                     poll: match stall.held_by {
                         HeldBy::Mark(poll) => Some(poll),
                         _ => None,
@@ -148,6 +154,16 @@ impl RequestWatch {
         out.stalls
             .extend(due.into_iter().map(|held: HeldBack| held.news));
         self.is_waiting &= !is_drained;
+    }
+
+    /// Takes back what the reporter has had no room for. It has to learn that a stall is over: each
+    /// request would be held up by it from then on.
+    pub(super) fn take_back(&mut self, unsent: Vec<RequestNews>) {
+        let is_stall = |news: &RequestNews| matches!(news, RequestNews::Stalled { .. });
+        let newer = std::mem::take(&mut self.stalled);
+        self.stalled = unsent.into_iter().filter(is_stall).chain(newer).collect();
+        let too_many = self.stalled.len().saturating_sub(STALLED);
+        self.stalled.drain(..too_many);
     }
 
     /// Passes everything on: the runtime is not watched any more.

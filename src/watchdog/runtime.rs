@@ -11,6 +11,8 @@ use super::worker::WorkerWatch;
 use crate::clock::{self, Nanos};
 use crate::detect::EventDriver;
 use crate::engine::{TurnsLost, WatchedRuntime};
+#[cfg(feature = "tower")]
+use crate::requests::RequestNews;
 use crate::slot::Claims;
 use crate::turns::{Inside, Looks};
 use std::sync::Arc;
@@ -146,6 +148,11 @@ impl RuntimeWatch {
     /// Sends the news that was held back.
     pub(super) fn flush(&mut self, out: &mut News) {
         self.requests.flush(&self.runtime, clock::now(), out);
+    }
+
+    #[cfg(feature = "tower")]
+    pub(super) fn take_back(&mut self, unsent: Vec<RequestNews>) {
+        self.requests.take_back(unsent);
     }
 
     /// The time up to which it is known whether the workers were stalled: a poll that is suspected
