@@ -37,8 +37,10 @@ const PERIOD: Duration = Duration::from_micros(50);
 /// find the code that sets it.
 const LEAD: Duration = Duration::from_micros(100);
 
-/// The most threads that can be measured with stacks at one time. Others are measured without.
-const PLACES: usize = 32;
+/// The most threads with timers. A thread has them from its first measurement until it exits: a
+/// test runner with 64 threads, each with a runtime of two workers, needs 192. Others are measured
+/// without stacks. A place is only address space until it is used.
+const PLACES: usize = 256;
 
 static ALL: [TimerPlace; PLACES] = [const { TimerPlace::new() }; PLACES];
 

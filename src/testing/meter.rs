@@ -154,12 +154,19 @@ struct Meter {
 }
 
 /// The timers of a thread, which take stacks.
-#[derive(Default)]
 enum Timer {
-    #[default]
-    NotTried,
-    None,
+    /// It could not be had, so many times.
+    None(u32),
     Some(StackTimer),
+}
+
+/// How often a thread tries to have a timer. On a busy machine the first proof may fail.
+const TRIES: u32 = 3;
+
+impl Default for Timer {
+    fn default() -> Timer {
+        Timer::None(0)
+    }
 }
 
 thread_local! {
@@ -176,12 +183,12 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 
 impl Timer {
     fn get(&mut self) -> Option<&mut StackTimer> {
-        if let Timer::NotTried = self {
-            *self = start_timer().map_or(Timer::None, Timer::Some);
+        if let Timer::None(tries @ ..TRIES) = *self {
+            *self = start_timer().map_or(Timer::None(tries + 1), Timer::Some);
         }
         match self {
             Timer::Some(timer) => Some(timer),
-            Timer::None | Timer::NotTried => None,
+            Timer::None(_) => None,
         }
     }
 
@@ -271,7 +278,13 @@ impl Measurement {
             meter.depth = meter.depth.saturating_sub(1);
             let is_taken_over = meter.taken_over != self.taken_over;
             let seen = meter.timer.end(is_taken_over, &cost);
-            (meter.allowed, seen)
+            let allowed = meter.allowed;
+            if meter.depth > 0 {
+                // Judged by itself, and not once more by the measurement around it.
+                let own = cost.without(allowed.without(self.allowed));
+                meter.allowed = allowed.plus(own);
+            }
+            (allowed, seen)
         })
         .unwrap_or((self.allowed, SeenStacks::NOT_ASKED));
         (cost.without(allowed.without(self.allowed)), seen)
@@ -374,6 +387,23 @@ mod tests {
         let (cost, seen) = measurement.end();
         assert!(cost.thread.unwrap().sleeps >= 1, "{cost:?}");
         assert!(cfg!(not(feature = "stacks")) || matches!(seen.first_sleep, FirstSleep::Stack(_)));
+    }
+
+    #[test]
+    fn the_cost_of_an_inner_measurement_is_not_that_of_the_outer_one() {
+        let outer = Measurement::begin(None);
+        let inner = Measurement::begin(None);
+        std::thread::sleep(5 * MS);
+        let (inner, _) = inner.end();
+        let (cost, _) = outer.end();
+        assert!(inner.thread.unwrap().sleeps >= 1, "{inner:?}");
+        assert_eq!(cost.thread.unwrap().sleeps, 0, "{cost:?}");
+        // The control: a sleep after the inner one is the outer one's.
+        let outer = Measurement::begin(None);
+        drop(Measurement::begin(None));
+        std::thread::sleep(5 * MS);
+        let (cost, _) = outer.end();
+        assert!(cost.thread.unwrap().sleeps >= 1, "{cost:?}");
     }
 
     #[test]

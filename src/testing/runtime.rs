@@ -206,11 +206,17 @@ impl Runtime {
         }
     }
 
-    /// Waits until each worker is parked, or has parked once from now on.
+    /// Waits until each worker is parked, or has parked once from now on. A task that waits to be
+    /// polled for the first time has woken no worker yet, maybe.
     fn settle(&self) {
         let metrics = self.inner.metrics();
         let multi_thread = self.handle().runtime_flavor() == RuntimeFlavor::MultiThread;
         if !multi_thread || tokio::runtime::worker_index().is_some() {
+            return;
+        }
+        let is_taken = || metrics.global_queue_depth() == 0;
+        if !wait_until(is_taken) {
+            eprintln!("tokio-stall: spawned tasks still wait for a worker; they are not judged");
             return;
         }
         for worker in 0..metrics.num_workers() {
@@ -275,6 +281,15 @@ thread_local! {
     static TURN: RefCell<Option<OpenTurn>> = const { RefCell::new(None) };
 }
 
+/// Leaves the thread's turn without a judgement.
+struct LeaveTurn;
+
+impl Drop for LeaveTurn {
+    fn drop(&mut self) {
+        TURN.with_borrow_mut(|open| *open = None);
+    }
+}
+
 impl TestState {
     /// The worker that this thread drives, and its count of parks.
     fn worker(&self) -> Option<(usize, u64)> {
@@ -311,7 +326,10 @@ impl TestState {
         if TURN.with_borrow(Option::is_none) {
             self.begin_turn();
         }
+        // A turn whose future panics is judged by nobody.
+        let unwinding = LeaveTurn;
         let result = poll();
+        std::mem::forget(unwinding);
         if result.is_ready() {
             self.end_turn();
         }

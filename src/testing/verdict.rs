@@ -151,16 +151,16 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
         return Slept::Excused(Excuse::RuntimeLock);
     }
     let frames = of_the_measured(frames);
-    let mut tokio = frames
-        .iter()
-        .filter(|frame| frame.origin == Origin::Runtime);
-    if tokio.any(|frame| names(frame, &["block_in_place"])) {
+    let (called, caller) = called(frames);
+    let of_tokio = |frame: &Frame, parts| frame.origin == Origin::Runtime && names(frame, parts);
+    let has_moved = frames.iter().any(|it| of_tokio(it, &["block_in_place"]));
+    // A thread that has left its worker waits for work in the pool.
+    if has_moved || caller.is_some_and(|it| of_tokio(it, &["blocking::pool"])) {
         return Slept::Excused(Excuse::MovedAway);
     }
     if let Some(excuse) = excuse(frames) {
         return Slept::Excused(excuse);
     }
-    let (called, caller) = called(frames);
     if caller.is_some_and(seldom_waits) {
         return Slept::InQuickCall(Blocking::Network);
     }
@@ -471,6 +471,11 @@ mod tests {
             ),
             (
                 "sys read, own f, rt tokio::task::block_in_place, own g",
+                Excuse::MovedAway,
+            ),
+            (
+                "sys futex, std std::sync::Condvar::wait_timeout, \
+                 rt tokio::runtime::blocking::pool::Inner::run, std std::thread::run",
                 Excuse::MovedAway,
             ),
         ] {

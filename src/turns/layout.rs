@@ -82,7 +82,12 @@ impl Layout {
         }
     }
 
-    pub(super) fn poll_id(&self, near: &AnchorWords, core: &CoreWords, call: Option<u64>) -> PollId {
+    pub(super) fn poll_id(
+        &self,
+        near: &AnchorWords,
+        core: &CoreWords,
+        call: Option<u64>,
+    ) -> PollId {
         let stage = self.stage(core.last, call);
         let task = match stage {
             _ if !self.is_multi_thread() => 0,
