@@ -211,6 +211,9 @@ fn kind(called: &[Frame]) -> Slept {
     if any(SPAWNS) {
         return Slept::In(Blocking::Process);
     }
+    if any(WAKES) {
+        return Slept::InQuickCall(Blocking::Lock);
+    }
     match KINDS.iter().find(|(_, parts)| any(parts)) {
         Some((kind, _)) => Slept::In(*kind),
         None if any(CACHED) => Slept::InQuickCall(Blocking::File),
@@ -224,6 +227,10 @@ pub(super) fn of_the_measured(frames: &[Frame]) -> &[Frame] {
     let end = frames.iter().position(ours).unwrap_or(frames.len());
     &frames[..end]
 }
+
+/// Calls that wake another thread, and wait for none. The signal may have met one of them after
+/// another sleep, that was short.
+const WAKES: &[&str] = &["futex_wake", "notify_one", "notify_all", "unpark"];
 
 /// Calls that start a process.
 const SPAWNS: &[&str] = &["std::process", "std::sys::process", "posix_spawn"];
@@ -451,6 +458,15 @@ mod tests {
             own(
                 Blocking::Lock,
                 "sys syscall, std park, rt tokio::runtime::Runtime::shutdown_timeout, own f",
+            ),
+            own(
+                Blocking::Lock,
+                "sys syscall, std futex_wait, std Condvar::wait, own f",
+            ),
+            (
+                "sys syscall, std futex_wake, std Condvar::notify_one, \
+                 rt tokio::runtime::park::Inner::unpark_condvar, rt tokio::task::spawn, own f",
+                Slept::InQuickCall(Blocking::Lock),
             ),
         ] {
             let names: Vec<&str> = frames.split(", ").collect();
