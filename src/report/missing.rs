@@ -169,7 +169,8 @@ impl fmt::Display for NoStack {
             }
             NoStack::NotAnswered => "the thread sleeps uninterruptibly, or has no CPU",
             NoStack::WouldInterrupt => {
-                "the thread sleeps in a call on a socket with a timeout, which a signal would fail"
+                "the thread sleeps in a call on a socket with a timeout, which a signal would \
+                 fail; search the task for `set_read_timeout` and `set_write_timeout`"
             }
             NoStack::NotYet => "it is still being looked at",
             NoStack::MovedOn => "the poll was over before it was taken",

@@ -57,6 +57,11 @@ impl Allowance {
         self.take(now, stall.duration >= threshold * LONG)
     }
 
+    /// Gives back one that could not be taken.
+    pub(super) fn give_back(&mut self) {
+        self.left = (self.left + 1).min(BURST);
+    }
+
     /// Takes one stack, for a stall that is long or not.
     fn take(&mut self, now: Nanos, is_long: bool) -> bool {
         while self.left < BURST && now.since(self.counted_at) >= SPACING {
@@ -264,7 +269,11 @@ impl SentRequest {
     ) -> Result<SentRequest, NoStack> {
         let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
         if !is_allowed() {
-            return Err(NoStack::RateLimited);
+            // Another time there would be no stack either.
+            return Err(match os::would_fail_by_a_signal(driver.slot.tid()) {
+                true => NoStack::WouldInterrupt,
+                false => NoStack::RateLimited,
+            });
         }
         SentRequest::to(
             Addressee {

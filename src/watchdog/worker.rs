@@ -204,9 +204,14 @@ impl WorkerWatch {
         let refused = going_on.and_then(|(_, stall)| {
             let (driver, signal) = (self.worker.driver(), runtime.watch.signal);
             let threshold = runtime.rules.threshold;
-            let is_allowed = || context.allowance.take_for(&stall, threshold, sample.at);
+            let allowance = &mut context.allowance;
             self.sampling.ask(stall, sample.thread, || {
-                SentRequest::send(driver, signal, is_allowed)
+                let is_allowed = || allowance.take_for(&stall, threshold, sample.at);
+                let sent = SentRequest::send(driver, signal, is_allowed);
+                if matches!(sent, Err(NoStack::WouldInterrupt)) {
+                    allowance.give_back();
+                }
+                sent
             })
         });
         for sampled in [collected, refused].into_iter().flatten() {

@@ -257,10 +257,15 @@ pub(super) const CATALOGUE: &[Rule] = &[
     Rule::calling(
         "core::mem::drop core::ops::drop::Drop core::ptr::*::drop_in_place core::ptr::drop_glue \
          alloc::rc::*::drop_slow alloc::sync::*::drop_slow hashbrown::raw::*::drop_elements \
-         hashbrown::raw::*::drop_inner_table __rustc::__rust_dealloc cfree free int_free \
-         mi_free rjem_sdallocx rust_dealloc",
+         hashbrown::raw::*::drop_inner_table",
         When::Only(Cause::Cpu),
         "If what is freed here is large, drop it in `spawn_blocking` or on another thread.",
+    ),
+    // Of an inlined drop, or of a short value in a computation.
+    Rule::calling(
+        "__rustc::__rust_dealloc cfree free int_free mi_free rjem_sdallocx rust_dealloc",
+        When::Only(Cause::Cpu),
+        "Compute in `spawn_blocking`; or only drop it there, if what is freed here is large.",
     ),
     // Rules on the cause alone.
     Rule {

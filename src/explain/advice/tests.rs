@@ -488,8 +488,14 @@ fn a_drop_that_computes_is_told_to_happen_elsewhere() {
             "core::ptr::drop_in_place::<alloc::vec::Vec<serde_json::value::Value>>",
             "<app::Tree as core::ops::drop::Drop>::drop",
             "hashbrown::raw::RawTableInner::drop_elements",
-            "cfree@GLIBC_2.2.5",
         ],
+    );
+    let freed = ["cfree@GLIBC_2.2.5"];
+    all_told(
+        &["only drop it there", "Compute in `spawn_blocking`"],
+        CPU,
+        "",
+        &freed,
     );
     let closes = "core::ptr::drop_in_place<std::fs::File>";
     all_told(&["`tokio::fs`"], FILE, "close", &[closes]);
