@@ -24,6 +24,10 @@ const ROUTES: usize = 3;
 #[derive(Default)]
 pub(super) struct Lateness {
     late: VecDeque<LatePoll>,
+    /// The number of the first late poll that is kept.
+    first: u64,
+    /// The last late poll of each request, by its number.
+    last_of: HashMap<u64, u64>,
     /// Requests that waited while the driver was frozen.
     waited: VecDeque<(u64, Stretch)>,
     stalls: VecDeque<Known>,
@@ -33,6 +37,8 @@ struct LatePoll {
     request: u64,
     route: Route,
     ready: Stretch,
+    /// The number of the same request's late poll before.
+    before: Option<u64>,
 }
 
 /// A stall of the runtime.
@@ -52,13 +58,25 @@ impl Lateness {
     /// Takes in a late poll.
     pub(super) fn late(&mut self, request: u64, route: Route, ready: Stretch) {
         if self.late.len() == LATE {
-            self.late.pop_front();
+            self.forget_first();
         }
+        let number = self.first + self.late.len() as u64;
         self.late.push_back(LatePoll {
             request,
             route,
             ready,
+            before: self.last_of.insert(request, number),
         });
+    }
+
+    fn forget_first(&mut self) {
+        let Some(late) = self.late.pop_front() else {
+            return;
+        };
+        if self.last_of.get(&late.request) == Some(&self.first) {
+            self.last_of.remove(&late.request);
+        }
+        self.first += 1;
     }
 
     /// Takes in a wait during which the driver was frozen.
@@ -123,8 +141,14 @@ impl Lateness {
 
     /// The times for which a request was ready, and late.
     pub(super) fn late_times(&self, request: u64) -> Vec<Stretch> {
-        let late = self.late.iter().filter(|late| late.request == request);
-        late.map(|late| late.ready).collect()
+        let mut number = self.last_of.get(&request).copied();
+        let back = std::iter::from_fn(|| {
+            let place = number?.checked_sub(self.first)?;
+            let late = &self.late[place as usize];
+            number = late.before;
+            Some(late.ready)
+        });
+        back.collect()
     }
 
     /// The stalls that went on during these times, with the part of each, the largest first.
@@ -321,7 +345,12 @@ mod tests {
             lateness.waited(request, ready(0, 5));
             lateness.stall(known(request, at(0), None));
         });
-        assert_eq!(lateness.late.len(), LATE);
+        assert_eq!((lateness.late.len(), lateness.last_of.len()), (LATE, LATE));
+        // The times of a request that are gone are not looked for.
+        (0..LATE).for_each(|_| lateness.late(1, Route::at(0), ready(0, 5)));
+        lateness.late(2, Route::at(0), ready(0, 5));
+        assert_eq!(lateness.late_times(1).len(), LATE - 1);
+        assert_eq!(lateness.late_times(LATE as u64), []);
         assert_eq!(lateness.waited.len(), LATE);
         assert_eq!(lateness.stalls.len(), STALLS);
     }
