@@ -31,6 +31,7 @@ pub(crate) use timer::StackTimer;
 
 use crate::os;
 use crate::report::NoStack;
+use crate::slot::Slot;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
 
@@ -70,7 +71,7 @@ impl Request {
         if handler::is_taken_away(signal) {
             return Err(NoStack::SignalTaken);
         }
-        if os::would_fail_by_a_signal(tid) {
+        if would_interrupt(addressee.slot) {
             // No stack is worth a call that fails (D250).
             return Err(NoStack::WouldInterrupt);
         }
@@ -117,6 +118,11 @@ impl Request {
             Err(self)
         }
     }
+}
+
+/// Whether a signal would make the thread's system call fail. Opens a file.
+pub(crate) fn would_interrupt(slot: &Slot) -> bool {
+    os::would_fail_by_a_signal(slot.tid())
 }
 
 /// Whether a thread that blocks the signal takes it later as often as it was sent. The system's

@@ -47,6 +47,10 @@ pub(crate) fn is_replaced(_signal: i32) -> bool {
 }
 
 /// Never made.
+pub(crate) fn would_interrupt(_: &Slot) -> bool {
+    false
+}
+
 #[derive(Debug)]
 pub(crate) struct Request {}
 

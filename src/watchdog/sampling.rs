@@ -270,7 +270,7 @@ impl SentRequest {
         let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
         if !is_allowed() {
             // Another time there would be no stack either.
-            return Err(match os::would_fail_by_a_signal(driver.slot.tid()) {
+            return Err(match capture::would_interrupt(driver.slot) {
                 true => NoStack::WouldInterrupt,
                 false => NoStack::RateLimited,
             });
