@@ -153,7 +153,7 @@ fn fewest(index: usize, is_within: impl Fn(f64) -> bool) -> f64 {
 
 /// Callgrind itself fails an assertion now and then while a process with threads ends, and more often
 /// on a busy machine.
-const TRIES: usize = 12;
+const TRIES: usize = 40;
 
 /// Instructions of [`work::counted`] in a process that does one row's work.
 ///
