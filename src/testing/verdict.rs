@@ -147,7 +147,7 @@ fn sleep(thread: &ThreadCost, slept: Slept) -> Verdict {
 
 /// The kind of a sleep, by its stack, innermost frame first.
 pub(super) fn slept(frames: &[Frame]) -> Slept {
-    if is_in_own_lock(frames) {
+    if is_in_own_call(frames) {
         return Slept::Excused(Excuse::RuntimeLock);
     }
     let frames = of_the_measured(frames);
@@ -167,9 +167,12 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
     kind(called)
 }
 
-/// Whether a short lock of this crate is what the thread sleeps in.
-fn is_in_own_lock(frames: &[Frame]) -> bool {
-    let caller = frames.iter().find(|frame| !is_plumbing(frame));
+/// Whether this crate has made the call that the thread sleeps in: a short lock of its own, or a
+/// reading of clocks at the end of the poll.
+fn is_in_own_call(frames: &[Frame]) -> bool {
+    let ours = |frame: &Frame| names(frame, &["rustix::", "quanta::"]);
+    let mut callers = frames.iter();
+    let caller = callers.find(|frame| !is_plumbing(frame) && !ours(frame));
     caller.is_some_and(|frame| frame.origin == Origin::Detector && !names(frame, &["testing::"]))
 }
 
@@ -396,6 +399,7 @@ mod tests {
                     "dep" => Origin::Dependency,
                     "std" => Origin::Std,
                     "rt" => Origin::Runtime,
+                    "det" => Origin::Detector,
                     _ => Origin::System,
                 },
             )
@@ -429,6 +433,10 @@ mod tests {
             own(
                 Blocking::Sleep,
                 "sys clock_nanosleep, std std::thread::sleep, own f",
+            ),
+            own(
+                Blocking::Sleep,
+                "sys clock_nanosleep, dep rustix::thread::nanosleep, own f",
             ),
             own(
                 Blocking::File,
@@ -484,6 +492,11 @@ mod tests {
             (
                 "sys __lll_lock_wait, sys malloc, std __rust_alloc, own f",
                 Excuse::AllocatorLock,
+            ),
+            (
+                "sys clock_gettime, dep rustix::time::clock_gettime, \
+                 det tokio_stall::os::own_usage, det tokio_stall::testing::meter::end",
+                Excuse::RuntimeLock,
             ),
             (
                 "sys read, own f, rt tokio::task::block_in_place, own g",
