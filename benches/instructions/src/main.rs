@@ -27,19 +27,19 @@ const REQUEST_ALONE: &str = "request on `current_thread`, empty layer";
 const ROWS: &[Row] = &[
     base(POLL, work::poll),
     ours(POLL, "watched", budget(15), limit(22), || work::watched_poll(Off)),
-    ours(POLL, "watched, timed", budget(80), limit(350), || work::watched_poll(Every)),
+    ours(POLL, "watched, timed", budget(80), limit(375), || work::watched_poll(Every)),
     peer(POLL, "`Instant::now` twice", work::poll_between_clock_readings),
     peer(POLL, "tokio-metrics `TaskMonitor`", work::poll_in_task_monitor),
 
     base(SPAN, || work::span(Empty)),
     ours(SPAN, "our layer", budget(25), limit(42), || work::span(Ours(Off))),
-    ours(SPAN, "our layer, timed", None, limit(455), || work::span(Ours(Every))),
+    ours(SPAN, "our layer, timed", None, limit(480), || work::span(Ours(Every))),
     base(INNER_SPAN, || work::span_in_a_span(Empty)),
-    ours(INNER_SPAN, "our layer", budget(25), limit(88), || work::span_in_a_span(Ours(Off))),
+    ours(INNER_SPAN, "our layer", budget(25), limit(92), || work::span_in_a_span(Ours(Off))),
 
     base(REQUEST, || work::request(Empty)),
     ours(REQUEST, "our layer", budget(70), limit(142), || work::request(Ours(Off))),
-    ours(REQUEST, "our layer, timed", None, limit(945), || work::request(Ours(Every))),
+    ours(REQUEST, "our layer, timed", None, limit(985), || work::request(Ours(Every))),
     base(REQUEST_ALONE, || work::request_on_current_thread(Empty)),
     // In some processes it is 650, in others 1,016; why is not known.
     ours(REQUEST_ALONE, "our layer", budget(70), limit(1_100), || work::request_on_current_thread(Ours(Off))),
