@@ -1,4 +1,4 @@
-//! The events: each a text for people, with fields for machines.
+//! The detector's events of `tracing`, each a text for people with fields for machines.
 //!
 //! *Runs on:* `stall-sinks`; news of a start and of a wrong use on the user's threads.
 //!

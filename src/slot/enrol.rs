@@ -400,6 +400,26 @@ mod tests {
         });
     }
 
+    /// As after a fork, in which another thread may have held the slot's lock for ever.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_with_another_number_takes_a_new_slot_and_leaves_the_old_one() {
+        let thread = std::thread::spawn(|| {
+            let old = mine().expect("a slot");
+            assert!(
+                std::ptr::eq(mine_in_this_process().unwrap(), old),
+                "its own"
+            );
+            let tenancy = old.tenancy();
+            old.introduce(old.tid() + 1, (0, 0), 0, "of the parent");
+            let new = mine_in_this_process().expect("a slot");
+            assert!(!std::ptr::eq(new, old));
+            assert_eq!(new.tid(), crate::os::current_tid());
+            assert_eq!((old.tenancy(), old.claim()), (tenancy, None));
+        });
+        thread.join().unwrap();
+    }
+
     #[test]
     fn a_worker_claims_itself_and_a_blocking_thread_does_not() {
         let runtime = tokio::runtime::Builder::new_multi_thread()

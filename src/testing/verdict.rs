@@ -53,6 +53,8 @@ pub(super) enum Slept {
 /// The reason why a delay is not the code's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Excuse {
+    /// A call of this crate: a short lock, or a reading of clocks at the end of the poll.
+    Detector,
     /// A lock inside of tokio, whose holder had no CPU.
     RuntimeLock,
     /// A lock inside of the allocator.
@@ -71,6 +73,7 @@ pub(super) enum Excuse {
 impl Excuse {
     pub(super) fn as_str(self) -> &'static str {
         match self {
+            Excuse::Detector => "in a call of the detector's own",
             Excuse::RuntimeLock => "a lock of the runtime's own, whose holder had no CPU",
             Excuse::AllocatorLock => "a lock of the allocator's own, whose holder had no CPU",
             Excuse::Memory => "the kernel's lock on the memory of this process",
@@ -148,7 +151,7 @@ fn sleep(thread: &ThreadCost, slept: Slept) -> Verdict {
 /// The kind of a sleep, by its stack, innermost frame first.
 pub(super) fn slept(frames: &[Frame]) -> Slept {
     if is_in_own_call(frames) {
-        return Slept::Excused(Excuse::RuntimeLock);
+        return Slept::Excused(Excuse::Detector);
     }
     let frames = of_the_measured(frames);
     let (called, caller) = called(frames);
@@ -167,8 +170,7 @@ pub(super) fn slept(frames: &[Frame]) -> Slept {
     kind(called)
 }
 
-/// Whether this crate has made the call that the thread sleeps in: a short lock of its own, or a
-/// reading of clocks at the end of the poll.
+/// Whether this crate has made the call that the thread sleeps in.
 fn is_in_own_call(frames: &[Frame]) -> bool {
     let ours = |frame: &Frame| names(frame, &["rustix::", "quanta::"]);
     let mut callers = frames.iter();
@@ -496,7 +498,7 @@ mod tests {
             (
                 "sys clock_gettime, dep rustix::time::clock_gettime, \
                  det tokio_stall::os::own_usage, det tokio_stall::testing::meter::end",
-                Excuse::RuntimeLock,
+                Excuse::Detector,
             ),
             (
                 "sys read, own f, rt tokio::task::block_in_place, own g",

@@ -1,6 +1,7 @@
 //! The places of the words in tokio's memory, and what the words at these places say.
 //!
-//! *Runs on:* `stall-watchdog`. Pure: bytes in, a poll's identity out.
+//! *Runs on:* `stall-watchdog`; `stall-turns` makes a layout.
+//! *Must not:* read memory itself: bytes go in, and the identity of a poll comes out.
 
 use super::{PollId, Stage};
 use crate::os::memory::Piece;

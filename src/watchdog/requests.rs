@@ -177,3 +177,40 @@ impl RequestWatch {
         runtime.requests.driver_is_frozen(since, now);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::requests::Stretch;
+
+    fn stalled(stall: u64) -> RequestNews {
+        RequestNews::Stalled {
+            stall,
+            since: Nanos(1),
+            until: Some(Nanos(2)),
+            certain: true,
+            poll: None,
+        }
+    }
+
+    #[test]
+    fn stalls_that_found_no_room_are_told_again_before_newer_ones() {
+        let mut watch = RequestWatch::default();
+        watch.stalled.push(stalled(STALLED as u64));
+        let waited = RequestNews::Frozen {
+            request: 1,
+            waiting: Stretch {
+                since: Nanos(1),
+                until: Nanos(2),
+            },
+        };
+        let unsent = (0..STALLED as u64).map(stalled);
+        watch.take_back(unsent.chain([waited]).collect());
+        let numbers = watch.stalled.iter().map(|news| match news {
+            RequestNews::Stalled { stall, .. } => *stall,
+            other => panic!("{other:?}"),
+        });
+        // The oldest one makes room.
+        assert!(numbers.eq(1..=STALLED as u64));
+    }
+}
