@@ -11,7 +11,7 @@ mod support;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use support::child::alone;
 use support::signal::{is_handled, mask};
 use support::stage::{Setup, Stage};
@@ -105,19 +105,38 @@ fn error(stacks: Stacks) -> StartError {
     started.err().expect("this must not start")
 }
 
-fn blocks(until_told: &Receiver<()>) {
+/// A thread that computes is asked by the signal.
+fn computes(until_told: &Receiver<()>) {
+    while until_told.try_recv() == Err(TryRecvError::Empty) {
+        std::hint::spin_loop();
+    }
+}
+
+/// A thread that sleeps needs none.
+fn sleeps(until_told: &Receiver<()>) {
     until_told.recv().ok();
 }
 
-/// Has the worker block until a report fits. Returns the last one.
+/// Has the worker compute until a report fits. Returns the last one.
 fn stall(stage: &Stage, fits: impl Fn(&StallReport) -> bool) -> StallReport {
-    let stall = stage.block_until("blocks", fits, |until_told| blocks(&until_told));
+    let stall = stage.block_until("computes", fits, |until_told| computes(&until_told));
     stall.ended
 }
 
-fn is_in_blocks(report: &StallReport) -> bool {
-    let site = report.site.as_ref();
-    site.is_some_and(|site| site.function == "signals::blocks")
+fn is_in(function: &str) -> impl Fn(&StallReport) -> bool + Copy {
+    move |report| {
+        let site = report.site.as_ref();
+        site.is_some_and(|site| site.function == function)
+    }
+}
+
+const COMPUTES: &str = "signals::computes";
+const SLEEPS: &str = "signals::sleeps";
+
+/// Has the worker sleep until a report has its line.
+fn asleep(stage: &Stage) -> StallReport {
+    let stall = stage.block_until("sleeps", is_in(SLEEPS), |until_told| sleeps(&until_told));
+    stall.told
 }
 
 fn without(why: NoStack) -> impl Fn(&StallReport) -> bool {
@@ -167,7 +186,7 @@ fn another_signal_is_as_good() {
         install(libc::SIGURG, address(foreign));
         let stage = start(Stacks::Signal(ours));
         assert!(stage.watch.coverage()[0].stacks);
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         assert!(is_handled(ours));
         assert_eq!(installed(libc::SIGURG), address(foreign));
         assert_eq!(foreign_calls(), 0);
@@ -189,7 +208,7 @@ fn a_taken_signal_that_is_asked_for_is_an_error() {
         assert_eq!(installed(libc::SIGUSR1), address(foreign));
         // Positive control: the same signal once it is free.
         install(libc::SIGUSR1, libc::SIG_DFL);
-        stall(&start(Stacks::Signal(libc::SIGUSR1)), is_in_blocks);
+        stall(&start(Stacks::Signal(libc::SIGUSR1)), is_in(COMPUTES));
     });
 }
 
@@ -227,17 +246,17 @@ fn an_unusable_signal_is_an_error() {
         }
         // Positive control: the first that is free, and the last.
         for signal in [libc::SIGRTMIN(), libc::SIGRTMAX()] {
-            stall(&start(Stacks::Signal(signal)), is_in_blocks);
+            stall(&start(Stacks::Signal(signal)), is_in(COMPUTES));
         }
     });
 }
 
-/// Makes the same call twice, the first time with the signal blocked.
+/// Computes twice, the first time with the signal blocked.
 fn blocks_the_signal(until_told: &Receiver<()>, and_again: &Receiver<()>) {
     mask(libc::SIG_BLOCK, libc::SIGURG);
-    until_told.recv().ok();
+    computes(until_told);
     mask(libc::SIG_UNBLOCK, libc::SIGURG);
-    and_again.recv().ok();
+    computes(and_again);
 }
 
 fn has_stack_of_blocking(report: &StallReport) -> bool {
@@ -265,7 +284,14 @@ fn a_thread_that_blocks_the_signal_has_its_stack_later() {
         assert!(!with_stack.missing.iter().any(is_stack), "{with_stack:#?}");
         drop(send_again);
         stage.block_on(blocked).unwrap();
-        stall(&stage, is_in_blocks);
+        let sleeps_deaf = |until_told: Receiver<()>| {
+            mask(libc::SIG_BLOCK, libc::SIGURG);
+            sleeps(&until_told);
+            mask(libc::SIG_UNBLOCK, libc::SIGURG);
+        };
+        let slept = stage.block_until("deaf", is_in(SLEEPS), sleeps_deaf);
+        assert!(slept.told.stacks[0].complete, "{:#?}", slept.told);
+        stall(&stage, is_in(COMPUTES));
         assert!(stage.watch.coverage()[0].stacks);
     });
 }
@@ -285,7 +311,7 @@ fn stacks_that_are_switched_off_install_no_handler() {
         // Positive control: switched on, there is one, and it stays.
         let stage = start(Stacks::Auto);
         assert!(is_handled(libc::SIGURG));
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         drop(stage);
         assert!(is_handled(libc::SIGURG));
         raise(libc::SIGURG);
@@ -303,11 +329,11 @@ fn a_signal_from_somebody_else_does_nothing() {
         stage.run(async { raise(libc::SIGURG) });
         let ended = stall(&stage, |report| {
             send();
-            is_in_blocks(report)
+            is_in(COMPUTES)(report)
         });
         assert!(ended.stacks[0].complete, "{ended:#?}");
         send();
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         // A thread without a CPU does not answer in time.
         wait_until("a stack", || stage.watch.worker_stacks()[0].frames.is_ok());
     });
@@ -319,7 +345,7 @@ static UNTIL_TOLD: Mutex<Option<Receiver<()>>> = Mutex::new(None);
 /// Somebody else's handler, which waits. It is called by `raise`, and so interrupts no lock.
 extern "C" fn waits(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let until_told = UNTIL_TOLD.lock().unwrap().take();
-    blocks(&until_told.expect("it is raised by the poll"));
+    sleeps(&until_told.expect("it is raised by the poll"));
 }
 
 fn is_signal_return(frame: &Frame) -> bool {
@@ -331,7 +357,7 @@ fn the_handler_of_another_signal_gives_no_advice() {
     alone(|| {
         let stage = start(Stacks::Auto);
         install_with(libc::SIGUSR1, address(waits), 0);
-        let interrupted = stage.block_until("interrupted", is_in_blocks, |until_told| {
+        let interrupted = stage.block_until("interrupted", is_in(SLEEPS), |until_told| {
             *UNTIL_TOLD.lock().unwrap() = Some(until_told);
             raise(libc::SIGUSR1);
         });
@@ -340,8 +366,8 @@ fn the_handler_of_another_signal_gives_no_advice() {
         let signal = frames.iter().position(is_signal_return);
         assert!(signal.is_some_and(|at| at > 2), "{told:#?}");
         // Positive control: the same wait, and the poll's own.
-        let of_the_code = |report: &StallReport| is_in_blocks(report) && !report.cause.is_host();
-        let own = stage.block_until("stalls", of_the_code, |until_told| blocks(&until_told));
+        let of_the_code = |report: &StallReport| is_in(SLEEPS)(report) && !report.cause.is_host();
+        let own = stage.block_until("stalls", of_the_code, |until_told| sleeps(&until_told));
         let own = own.told;
         let advice = own.advice.as_deref().expect("a wait for a channel");
         assert!(advice.contains("channel"), "{own}");
@@ -354,17 +380,20 @@ fn the_handler_of_another_signal_gives_no_advice() {
 fn a_handler_that_replaces_ours_is_noticed_and_stays() {
     alone(|| {
         let stage = start(Stacks::Auto);
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         let ours = install(libc::SIGURG, address(foreign));
         let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);
         // It may be one that calls ours, so it is tried, for the stall and for the coverage; but not
         // at each look.
         assert!(foreign_calls() <= 2);
+        let before = foreign_calls();
+        assert!(asleep(&stage).stacks[0].complete);
+        assert_eq!(foreign_calls(), before, "a sleep is not disturbed");
         assert_eq!(installed(libc::SIGURG), address(foreign));
         // Given back, ours takes stacks again.
         install(libc::SIGURG, ours);
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
     });
 }
 
@@ -372,13 +401,13 @@ fn a_handler_that_replaces_ours_is_noticed_and_stays() {
 fn a_handler_that_calls_ours_costs_no_stack() {
     alone(|| {
         let stage = start(Stacks::Auto);
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         EARLIER.store(installed(libc::SIGURG), Ordering::Relaxed);
         install(libc::SIGURG, address(chaining));
         // The detector tries the handler that is new to it, before anything stalls.
         support::wait_until("a try", || foreign_calls() > 0);
         let before = foreign_calls();
-        let ended = stall(&stage, is_in_blocks);
+        let ended = stall(&stage, is_in(COMPUTES));
         assert!(ended.stacks[0].complete, "{ended:#?}");
         assert!(foreign_calls() > before);
         assert!(stage.watch.coverage()[0].stacks);
@@ -392,7 +421,7 @@ fn a_start_after_ours_was_replaced_knows_it() {
         for stacks in [Stacks::Auto, Stacks::Signal(libc::SIGUSR1)] {
             let stage = start(stacks);
             assert!(stage.watch.coverage()[0].stacks);
-            stall(&stage, is_in_blocks);
+            stall(&stage, is_in(COMPUTES));
         }
         install(libc::SIGURG, address(foreign));
         let stage = start(Stacks::Auto);
@@ -407,7 +436,7 @@ fn a_start_after_ours_was_replaced_knows_it() {
         install(libc::SIGURG, libc::SIG_DFL);
         let stage = start(Stacks::Auto);
         assert!(stage.watch.coverage()[0].stacks);
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         assert_eq!(foreign_calls(), 0);
     });
 }
@@ -418,7 +447,7 @@ fn a_handler_taken_away_costs_stacks_and_not_the_process() {
     alone(|| {
         let ours = libc::SIGRTMIN() + 3;
         let stage = start(Stacks::Signal(ours));
-        stall(&stage, is_in_blocks);
+        stall(&stage, is_in(COMPUTES));
         install(ours, libc::SIG_DFL);
         let ended = stall(&stage, without(NoStack::SignalTaken));
         assert_no_stack(&ended, NoStack::SignalTaken);

@@ -1,12 +1,15 @@
-//! The copy that a thread makes of itself: registers, and its stack from the stack pointer to its
-//! root.
+//! The copy of a thread: registers, and its stack from the stack pointer to its root. A thread
+//! makes it of itself, or another one makes it of a thread that sleeps.
 //!
-//! *Runs on:* the stalled thread, in the signal handler (`fill`); `stall-explainer` reads.
+//! *Runs on:* the stalled thread, in the signal handler (`fill`); a thread that requests a stack
+//! (`fill_asleep`); `stall-explainer` reads.
 //! *Must not:* do more in the handler than copy into reserved memory. If the bounds of the stack
-//! are not known, the kernel copies, by one system call: only it can read such a stack without a
-//! crash.
+//! are not known, or if it is another thread's, the kernel copies, by system calls: only it can
+//! read such a stack without a crash.
 
 use super::registers::Registers;
+use crate::os::Call;
+use crate::report::NoStack;
 use crate::slot::Slot;
 
 /// The most that is copied of one stack.
@@ -43,6 +46,9 @@ pub(crate) struct Letter {
     pub(super) addressee: Option<Addressee>,
     pub(super) registers: Registers,
     pub(super) extent: Extent,
+    /// The reason why the thread has not copied itself. Then its frame pointer and its link
+    /// register are not known, and are zero.
+    pub(super) unsignalled: Option<NoStack>,
     /// The slot's epoch at that moment. It identifies the poll.
     pub(super) epoch: u64,
     /// The number of words copied, from the stack pointer on.
@@ -56,6 +62,7 @@ impl Letter {
         addressee: None,
         registers: Registers::ZERO,
         extent: Extent::Nothing,
+        unsignalled: None,
         epoch: 0,
         filled: 0,
         words: [0; WORDS],
@@ -76,6 +83,7 @@ impl Letter {
         self.filled = 0;
         self.epoch = 0;
         self.extent = Extent::Nothing;
+        self.unsignalled = None;
         let Some(Addressee { slot, tenancy }) = self.addressee else {
             return;
         };
@@ -84,6 +92,44 @@ impl Letter {
         }
         self.epoch = slot.line.observe().epoch;
         self.copy_stack(registers.sp as usize & !7, slot.stack());
+    }
+
+    /// Copies the stack of another thread, which sleeps in a call and has not copied itself for
+    /// this reason.
+    ///
+    /// # Cost
+    ///
+    /// A system call for each page of the stack.
+    pub(super) fn fill_asleep(&mut self, addressee: Addressee, call: Call, why: NoStack) {
+        let slot = addressee.slot;
+        self.addressee = Some(addressee);
+        self.unsignalled = Some(why);
+        self.registers = Registers {
+            pc: call.pc,
+            sp: call.sp,
+            ..Registers::ZERO
+        };
+        self.epoch = slot.line.observe().epoch;
+        self.read_stack(call.sp as usize & !7, slot.stack());
+        if slot.tenancy() != addressee.tenancy {
+            self.filled = 0;
+        }
+    }
+
+    /// Lets the kernel copy the stack from this address on, as far as it can be read.
+    fn read_stack(&mut self, from: usize, (low, high): (usize, usize)) {
+        let is_inside = (low..high).contains(&from);
+        let deep = if is_inside {
+            (high - from) / 8
+        } else {
+            UNBOUNDED / 8
+        };
+        self.filled = read_carefully(from, &mut self.words[..deep.min(WORDS)]);
+        self.extent = match is_inside {
+            true if self.filled == deep => Extent::Whole,
+            true => Extent::Deeper,
+            false => Extent::Unbounded,
+        };
     }
 
     /// Copies the stack from this address on. `low` and `high` are its bounds, as far as they are

@@ -1,8 +1,8 @@
 //! A mailbox: the buffer for one stack, and the protocol between the requester and the signal
 //! handler.
 //!
-//! *Runs on:* the requester, mostly `stall-watchdog` (`request`, `collect`, `withdraw`); the
-//! stalled thread, in the signal handler (`answer`); the reader of the stack, mostly
+//! *Runs on:* the requester, mostly `stall-watchdog` (`request`, `fill`, `collect`, `withdraw`);
+//! the stalled thread, in the signal handler (`answer`); the reader of the stack, mostly
 //! `stall-explainer` (`read`, and `withdraw` in the end).
 //! *Must not:* wait. Each step may find that the other side was first.
 //!
@@ -13,6 +13,8 @@
 //!   │  it is written) │ withdraw         ▼
 //!   └─────────────────┘              ABANDONED ──▶ FREE, by the handler
 //! ```
+//!
+//! A requester that needs no answer goes from CLAIMED to FULL at once (`fill`).
 //!
 //! The word of state also counts rounds. A handler that comes late, or that runs for a signal from
 //! elsewhere, finds another round or another thread's number and does nothing. The letter belongs
@@ -85,8 +87,31 @@ impl<L> Mailbox<L> {
 
     /// Requests an answer from this thread. `write` puts the question into the letter. `None` if
     /// the mailbox is in use.
-    #[allow(unsafe_code)]
     pub(crate) fn request(&self, tid: u32, write: impl FnOnce(&mut L)) -> Option<Round> {
+        let (round, ()) = self.claim(write)?;
+        self.tid.store(tid, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `take`: the handler sees the question, and the number.
+        self.word.store(round.word(REQUESTED), Ordering::Release);
+        Some(round)
+    }
+
+    /// Fills the letter without an answer from another thread. `None` if the mailbox is in use, or
+    /// if `write` returns false.
+    pub(crate) fn fill(&self, write: impl FnOnce(&mut L) -> bool) -> Option<Round> {
+        let (round, is_filled) = self.claim(write)?;
+        if is_filled {
+            // Release: pairs with the Acquire in `collect`.
+            self.word.store(round.word(FULL), Ordering::Release);
+            return Some(round);
+        }
+        // Release: pairs with the Acquire in `claim`.
+        self.word.store(round.next().word(FREE), Ordering::Release);
+        None
+    }
+
+    /// Takes the mailbox and writes into the letter. `None` if it is in use.
+    #[allow(unsafe_code)]
+    fn claim<R>(&self, write: impl FnOnce(&mut L) -> R) -> Option<(Round, R)> {
         let word = self.word.load(Ordering::Relaxed);
         if word & STATE != FREE {
             return None;
@@ -103,12 +128,10 @@ impl<L> Mailbox<L> {
             )
             .ok()?;
         // SAFETY: the exchange has claimed the mailbox, so no other thread reaches the letter.
-        self.letter
+        let written = self
+            .letter
             .with_mut(|letter| write(unsafe { &mut *letter }));
-        self.tid.store(tid, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `take`: the handler sees the question, and the number.
-        self.word.store(round.word(REQUESTED), Ordering::Release);
-        Some(round)
+        Some((round, written))
     }
 
     /// Answers a request for thread `tid`. The signal handler on that thread calls it. Returns
@@ -134,7 +157,7 @@ impl<L> Mailbox<L> {
         );
         if full.is_err() {
             // The round was withdrawn meanwhile, so the handler frees the mailbox.
-            // Release: pairs with the Acquire in `request`.
+            // Release: pairs with the Acquire in `claim`.
             self.word.store(round.next().word(FREE), Ordering::Release);
         }
         full.is_ok()
@@ -184,7 +207,7 @@ impl<L> Mailbox<L> {
         let free = round.next().word(FREE);
         if self
             .word
-            // Release: pairs with the Acquire in `request`.
+            // Release: pairs with the Acquire in `claim`.
             .compare_exchange(
                 round.word(REQUESTED),
                 free,
@@ -207,7 +230,7 @@ impl<L> Mailbox<L> {
         );
         if abandoned.is_err() {
             // The state is FULL, so the letter is the requester's.
-            // Release: pairs with the Acquire in `request`: our reading is over.
+            // Release: pairs with the Acquire in `claim`: our reading is over.
             self.word.store(free, Ordering::Release);
         }
     }
@@ -230,6 +253,23 @@ mod tests {
         mailbox.withdraw(round);
         assert_eq!(mailbox.read(round, |letter| *letter), None);
         assert!(mailbox.request(7, |_| ()).is_some());
+    }
+
+    #[test]
+    fn a_letter_may_be_filled_without_an_answer() {
+        let mailbox = Mailbox::new(0);
+        assert_eq!(mailbox.fill(|_| false), None);
+        let write = |letter: &mut i32| {
+            *letter = 42;
+            true
+        };
+        let round = mailbox.fill(write).expect("a free mailbox");
+        assert!(!mailbox.answer(0, |_| panic!("nobody was asked")));
+        assert_eq!(mailbox.read(round, |letter| *letter), Some(42));
+        assert_eq!(mailbox.fill(write), None, "it is in use");
+        mailbox.withdraw(round);
+        assert_eq!(mailbox.read(round, |letter| *letter), None);
+        assert!(mailbox.fill(write).is_some());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The stack of a thread, taken from outside: the handler of one directed signal copies registers
-//! and stack.
+//! The stack of a thread, taken from outside. That of a thread that sleeps in a call is read without
+//! disturbing it. Else the handler of one directed signal copies registers and stack.
 //!
 //! *Runs on:* `stall-watchdog` requests and collects, as does a thread that calls
 //! [`worker_stacks`](crate::Guard::worker_stacks). The stalled thread answers, in the signal
@@ -10,6 +10,7 @@
 //! The process has [`MAILBOXES`] buffers. They are zero pages of the program until they are used,
 //! and from then on as large as the deepest stack that was copied into them.
 
+mod asleep;
 mod handler;
 mod letter;
 mod mailbox;
@@ -20,6 +21,7 @@ mod registers;
 #[cfg(feature = "testing")]
 mod timer;
 
+pub(crate) use asleep::{needs_signal, note_need_of_signal};
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
 use modules::mapped_at_all;
@@ -31,7 +33,6 @@ pub(crate) use timer::StackTimer;
 
 use crate::os;
 use crate::report::NoStack;
-use crate::slot::Slot;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
 
@@ -48,19 +49,22 @@ static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY)
 pub(crate) struct Request {
     mailbox: &'static Mailbox<Letter>,
     round: Round,
+    is_signalled: bool,
 }
 
 impl Request {
-    /// Requests a thread's stack, by this signal.
+    /// Requests a thread's stack. One that sleeps in a call is copied at once; another one is asked
+    /// by this signal.
     ///
     /// # Errors
     ///
-    /// The thread has exited or sleeps in a call that would fail, the signal has no handler any
-    /// more, all buffers are in use, or a sandbox forbids to signal.
+    /// The thread has exited, or all buffers are in use. If the thread's call would fail, if the
+    /// signal has no handler any more, or if a sandbox forbids to signal: the thread does not sleep
+    /// in a call that can be seen.
     ///
     /// # Cost
     ///
-    /// A few system calls, one of which opens a file: about 10 µs, and 30 µs more for a real-time
+    /// A few system calls, some of which open files: about 40 µs, and 30 µs more for a real-time
     /// signal. The answer takes 50 to 150 µs.
     #[allow(unsafe_code)]
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
@@ -68,12 +72,10 @@ impl Request {
         if tid == 0 {
             return Err(NoStack::ThreadGone);
         }
-        if handler::is_taken_away(signal) {
-            return Err(NoStack::SignalTaken);
-        }
-        if would_interrupt(addressee.slot) {
-            // No stack is worth a call that fails (D250).
-            return Err(NoStack::WouldInterrupt);
+        let unsignalled = why_not_to_signal(tid, signal);
+        let copied = Request::of_sleeper(addressee, unsignalled.unwrap_or(NoStack::NotYet));
+        if copied.is_ok() || unsignalled.is_some() {
+            return copied;
         }
         let request = Request::claim(addressee, tid).ok_or(NoStack::Busy)?;
         if is_queued(signal) && os::is_signal_pending(tid, signal) {
@@ -95,13 +97,23 @@ impl Request {
         let question = |letter: &mut Letter| letter.addressee = Some(addressee);
         POOL.iter().find_map(|mailbox| {
             let round = mailbox.request(tid, question)?;
-            Some(Request { mailbox, round })
+            let is_signalled = true;
+            Some(Request {
+                mailbox,
+                round,
+                is_signalled,
+            })
         })
     }
 
     /// Whether the stack has been copied.
-    pub(crate) fn is_answered(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.mailbox.collect(self.round)
+    }
+
+    /// Whether the thread was to copy it itself, on a signal.
+    pub(crate) fn is_signalled(&self) -> bool {
+        self.is_signalled
     }
 
     /// The stack, if it has been copied by now. Else the request again.
@@ -120,9 +132,13 @@ impl Request {
     }
 }
 
-/// Whether a signal would make the thread's system call fail. Opens a file.
-pub(crate) fn would_interrupt(slot: &Slot) -> bool {
-    os::would_fail_by_a_signal(slot.tid())
+/// The reason why a thread must not be signalled. Opens a file.
+fn why_not_to_signal(tid: u32, signal: i32) -> Option<NoStack> {
+    if handler::is_taken_away(signal) {
+        return Some(NoStack::SignalTaken);
+    }
+    // No stack is worth a call that fails (D250).
+    os::would_fail_by_a_signal(tid).then_some(NoStack::WouldInterrupt)
 }
 
 /// Whether a thread that blocks the signal takes it later as often as it was sent. The system's
@@ -167,6 +183,11 @@ impl RawStack {
     pub(crate) fn position(&self) -> (u64, u64) {
         let Registers { pc, sp, .. } = self.registers();
         (pc, sp)
+    }
+
+    /// The reason why the thread has not copied its stack itself. `None` if it has.
+    pub(crate) fn unsignalled(&self) -> Option<NoStack> {
+        self.read(|letter| letter.unsignalled)
     }
 
     /// Whether the right thread answered, and not another one with the same number.
@@ -237,7 +258,7 @@ mod tests {
                 drop(send().unwrap());
                 let last = send().unwrap();
                 os::let_through(signal);
-                assert!(last.is_answered() && !takes(signal));
+                assert!(last.is_full() && !takes(signal));
             });
             deaf.unwrap().join().unwrap();
         }

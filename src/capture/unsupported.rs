@@ -46,8 +46,7 @@ pub(crate) fn is_replaced(_signal: i32) -> bool {
     false
 }
 
-/// Never made.
-pub(crate) fn would_interrupt(_: &Slot) -> bool {
+pub(crate) fn needs_signal(_pc: u64) -> bool {
     false
 }
 
@@ -63,7 +62,15 @@ impl Request {
         Err(NoStack::Unsupported)
     }
 
-    pub(crate) fn is_answered(&self) -> bool {
+    pub(crate) fn of_sleeper(addressee: Addressee, _why: NoStack) -> Result<Request, NoStack> {
+        Request::send(addressee, 0)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn is_signalled(&self) -> bool {
         false
     }
 
@@ -79,6 +86,10 @@ pub(crate) struct RawStack {}
 impl RawStack {
     pub(crate) fn epoch(&self) -> u64 {
         0
+    }
+
+    pub(crate) fn unsignalled(&self) -> Option<NoStack> {
+        None
     }
 
     pub(crate) fn is_answered(&self) -> bool {

@@ -147,6 +147,7 @@ impl NoStack {
             self,
             NoStack::RateLimited
                 | NoStack::Busy
+                | NoStack::NotYet
                 | NoStack::MovedOn
                 | NoStack::NotAnswered
                 | NoStack::ThreadUnknown

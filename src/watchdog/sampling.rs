@@ -2,7 +2,7 @@
 //!
 //! *Runs on:* `stall-watchdog`.
 //! *Must not:* wait. A request is a few system calls, and a collection is an atomic load. Files are
-//! opened for a request, to see the call that the thread sleeps in, and for the reason if a thread
+//! opened for a request, to copy the stack of a thread that sleeps, and for the reason if a thread
 //! has not answered.
 //!
 //! A stack is asked for one tick before a stall may begin, when it has begun, and whenever its age
@@ -118,8 +118,9 @@ struct SampledSleep {
 /// The place of a sleep, which is the same for as long as the thread does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SleepPlace {
-    /// A system call, and the position on the stack that it was made at.
-    Call(Call),
+    /// A system call, the position on the stack that it was made at, and whether a signal is needed
+    /// for its stack.
+    Call(Call, bool),
     /// Outside of a call. The number counts the thread's times on a CPU.
     AfterRun(u64),
 }
@@ -153,14 +154,14 @@ impl Sampling {
     /// Whether the thread has taken the signal that was sent last.
     pub(super) fn is_answered(&self) -> bool {
         let pending = self.pending.as_ref();
-        self.answered_early || pending.is_some_and(|pending| pending.sent.request.is_answered())
+        self.answered_early || pending.is_some_and(|pending| pending.sent.is_answered())
     }
 
     /// Whether the thread has not taken a signal that was sent a tick ago or earlier. A thread that
     /// never takes it has not failed to.
     pub(super) fn is_unanswered(&self) -> bool {
         let pending = self.pending.as_ref();
-        pending.is_some_and(|pending| !pending.sent.request.is_answered()) && !self.is_deaf
+        pending.is_some_and(|pending| !pending.sent.request.is_full()) && !self.is_deaf
     }
 
     /// Whether a stack has been asked for and has not come yet.
@@ -171,7 +172,7 @@ impl Sampling {
     /// Collects, a moment after it was asked for, a stack that proves its poll by itself.
     pub(super) fn collect_early(&mut self) -> Option<Sampled> {
         let (stack, stall) = self.answer()?;
-        self.answered_early = stack.is_answered();
+        self.answered_early = stack.unsignalled().is_none() && stack.is_answered();
         if is_of(&stack, &stall, true) {
             return Some(Sampled::of(&stall, Ok(stack)));
         }
@@ -207,7 +208,7 @@ impl Sampling {
         let pending = self.pending.take()?;
         match pending.sent.request.collect() {
             Ok(stack) => {
-                self.is_deaf = false;
+                self.is_deaf &= stack.unsignalled().is_some();
                 Some((stack, pending.stall))
             }
             Err(request) => {
@@ -255,7 +256,10 @@ impl SampledSleep {
         };
         Some(SampledSleep {
             serial: stall.serial,
-            place: call.map_or(SleepPlace::AfterRun(thread.runs), SleepPlace::Call),
+            place: match call {
+                Some(call) => SleepPlace::Call(call, capture::needs_signal(call.pc)),
+                None => SleepPlace::AfterRun(thread.runs),
+            },
         })
     }
 }
@@ -269,11 +273,7 @@ impl SentRequest {
     ) -> Result<SentRequest, NoStack> {
         let (signal, driver) = (signal?, driver.ok_or(NoStack::ThreadUnknown)?);
         if !is_allowed() {
-            // Another time there would be no stack either.
-            return Err(match capture::would_interrupt(driver.slot) {
-                true => NoStack::WouldInterrupt,
-                false => NoStack::RateLimited,
-            });
+            return Err(NoStack::RateLimited);
         }
         SentRequest::to(
             Addressee {
@@ -290,6 +290,11 @@ impl SentRequest {
             request: Request::send(addressee, signal)?,
             signal,
         })
+    }
+
+    /// Whether the thread has taken the signal.
+    fn is_answered(&self) -> bool {
+        self.request.is_full() && self.request.is_signalled()
     }
 
     fn why_unanswered(&self) -> NoStack {

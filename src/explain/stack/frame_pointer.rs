@@ -1,6 +1,6 @@
 //! A frame pointer that is not known, by the code that has set it.
 //!
-//! *Runs on:* the threads of the programs `tokio-stall` and `cargo-stall`.
+//! *Runs on:* `stall-explainer`; the threads of the programs `tokio-stall` and `cargo-stall`.
 //! *Must not:* guess. A function whose first instructions are others than expected stays unknown.
 //!
 //! The kernel shows the stack pointer of a thread that sleeps in a call, and not its frame pointer.
@@ -38,7 +38,8 @@ pub(super) fn walk_without(
     found.filter(is_whole).unwrap_or(walk)
 }
 
-fn is_whole(walk: &Walk) -> bool {
+/// Whether no call is guessed, and none is missing but for the words that were not copied.
+pub(super) fn is_whole(walk: &Walk) -> bool {
     walk.end != End::Lost && walk.certain == walk.addresses.len()
 }
 

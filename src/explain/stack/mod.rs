@@ -7,7 +7,6 @@
 mod code;
 mod debug_info;
 mod files;
-#[cfg(feature = "outside")]
 mod frame_pointer;
 mod pages;
 mod row;
@@ -19,7 +18,7 @@ use super::Explained;
 use super::own_code::OwnCode;
 #[cfg(feature = "outside")]
 use crate::capture::Registers;
-use crate::capture::{RawStack, why_unexplained};
+use crate::capture::{Extent, RawStack, note_need_of_signal, why_unexplained};
 use crate::clock::{self, Nanos};
 #[cfg(feature = "outside")]
 use crate::os::Pid;
@@ -46,8 +45,9 @@ impl Explainer {
     ///
     /// # Errors
     ///
-    /// If this process may not read its own memory, or the list of its files in memory. Builds
-    /// without stacks always return an error.
+    /// If this process may not read its own memory, or the list of its files in memory; if the
+    /// thread was not signalled, and its stack cannot be followed without its frame pointer:
+    /// [`NoStack::NotYet`] if a signal can be sent. Builds without stacks always return an error.
     pub(crate) fn explain(
         &mut self,
         stack: &RawStack,
@@ -58,8 +58,27 @@ impl Explainer {
         }
         self.used_at = clock::now();
         self.follow_files();
-        let walk = walk(stack, &mut self.modules);
+        let walk = self.walk(stack)?;
         Ok(self.name(&walk, own).0)
+    }
+
+    fn walk(&mut self, stack: &RawStack) -> Result<Walk, NoStack> {
+        let Some(why) = stack.unsignalled() else {
+            return Ok(walk(stack, &mut self.modules));
+        };
+        let truncated = stack.extent() != Extent::Whole;
+        let walk = stack.with_words(|words| {
+            let copied = (words, truncated);
+            frame_pointer::walk_without(stack.registers(), copied, &mut self.modules)
+        });
+        if frame_pointer::is_whole(&walk) {
+            return Ok(walk);
+        }
+        // A part of it could show another line. A signal shows all that there is.
+        if why == NoStack::NotYet {
+            note_need_of_signal(stack.registers().pc);
+        }
+        Err(why)
     }
 
     /// Reads which files are mapped now, and closes those that are not any more.

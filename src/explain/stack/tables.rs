@@ -80,13 +80,11 @@ impl Modules {
         states.map(|state| identity(&state.file, state.module()))
     }
 
-    #[cfg(feature = "outside")]
     pub(super) fn process(&self) -> Pid {
         self.process
     }
 
     /// The first instruction of the function around an address, by the unwind tables.
-    #[cfg(feature = "outside")]
     pub(super) fn function_start(&mut self, address: u64) -> Option<u64> {
         self.read_module_of(address);
         let module = state_of(&self.states, address)?.module()?;
