@@ -87,7 +87,7 @@
 //!
 //!  polls and spans ─── marks ────▶ stall-watchdog     finds a stall
 //!       ▲                               │
-//!       ├────────── signal ─────────────┤
+//!       ├── signal, if they compute ────┤
 //!       │                               ▼
 //!       └────────── stack ───────▶ stall-explainer    names its line
 //!                                       │
@@ -136,8 +136,8 @@
 //! * Lines need debug information. `debug = 1` in the release profile gives everything,
 //!   `"line-tables-only"` gives lines but not all names, no debug information gives the names of
 //!   functions that were not inlined, and a stripped program gives addresses with the build id.
-//! * A stack is taken by a signal. A system call that it interrupts is restarted, except for those
-//!   that the kernel never restarts; see [`Stacks`].
+//! * The stack of a thread that computes is taken by a signal. A thread that sleeps is left alone,
+//!   with few exceptions; see [`Stacks`].
 //!
 //! [`guide::limits`] lists them all, each with its effect and its fix.
 

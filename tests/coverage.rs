@@ -13,7 +13,7 @@ use std::time::Duration;
 use support::child::alone;
 use support::process::hide_proc;
 use support::signal::forbid;
-use support::stage::{Stage, sleeps};
+use support::stage::Stage;
 use support::{assert_site, wait_until};
 use tokio_stall::{Coverage, FutureExt as _, Missing, NoStack, Phase, StallReport};
 
@@ -40,11 +40,21 @@ fn assert_gap(coverage: &Coverage, sees: &str, why: &str) {
 /// stack. Returns all reasons in it. Where threads are hidden, not each stall is believed; on a busy
 /// machine, not each thread takes its signal in time.
 fn missing(stage: &Stage, why: NoStack) -> Vec<Missing> {
+    missing_of(stage, why, || {
+        std::thread::sleep(Duration::from_millis(100))
+    })
+}
+
+fn missing_of(
+    stage: &Stage,
+    why: NoStack,
+    blocks: impl Fn() + Copy + Send + 'static,
+) -> Vec<Missing> {
     let says_why = |report: &StallReport| {
         report.phase == Phase::Ended && report.missing.contains(&Missing::Stack(why))
     };
     wait_until(&format!("a report without a stack, as {why}"), || {
-        stage.run(sleeps(Duration::from_millis(100)).watched("blocks"));
+        stage.run(async move { blocks() }.watched("blocks"));
         stage.seen.all().iter().any(says_why)
     });
     let told = stage.seen.all().into_iter().find(says_why);
@@ -146,7 +156,13 @@ fn a_thread_that_must_not_be_signalled_is_a_reason_of_its_own() {
         forbid(libc::SYS_tgkill).unwrap();
         let stage = Stage::multi_thread(1).start();
         assert_gap(&coverage(&stage), "stacks", "allow `tgkill`");
-        missing(&stage, NoStack::SignalForbidden);
+        let computes = || support::load::compute(Duration::from_millis(100));
+        missing_of(&stage, NoStack::SignalForbidden, computes);
+        // Nor need it be, if it sleeps.
+        let asleep = stage.block_until_reported("sleeps", |until_told| {
+            until_told.recv().ok();
+        });
+        assert!(!asleep.ended.stacks.is_empty(), "{:#?}", asleep.ended);
     });
 }
 

@@ -42,8 +42,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// The reason, if the thread does not sleep in a call that can be seen, if no buffer is free, or
-    /// if a signal is better.
+    /// The reason, if the thread does not sleep in a call that can be seen, if no buffer is free,
+    /// or if a signal is better.
     ///
     /// # Cost
     ///
@@ -55,12 +55,15 @@ impl Request {
         if why == NoStack::NotYet && needs_signal(call.pc) {
             return Err(why);
         }
-        // A thread that was put on a CPU as often as before has slept all the time.
-        let mut is_asleep = || files.look() == Some(seen);
+        let mut is_asleep = true;
         let request = POOL.iter().find_map(|mailbox| {
             let round = mailbox.fill(|letter: &mut Letter| {
-                letter.fill_asleep(addressee, call, why);
-                !letter.stack().is_empty() && is_asleep()
+                if is_asleep {
+                    letter.fill_asleep(addressee, call, why);
+                    // A thread that was put on a CPU as often as before has slept all the time.
+                    is_asleep = !letter.stack().is_empty() && files.look() == Some(seen);
+                }
+                is_asleep
             })?;
             Some(Request {
                 mailbox,

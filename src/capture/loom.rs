@@ -95,3 +95,27 @@ fn two_requesters_do_not_share_a_mailbox() {
         assert!(seen.iter().any(Option::is_some), "one of them gets it");
     });
 }
+
+#[test]
+fn a_letter_that_its_requester_fills_is_never_the_handler_s() {
+    loom::model(|| {
+        let mailbox = Arc::new(Mailbox::<Letter>::new([0; 2]));
+        let first = mailbox.request(THIS, |letter| *letter = [1, 1]).unwrap();
+        let late = thread::spawn({
+            let mailbox = mailbox.clone();
+            move || mailbox.answer(THIS, |letter| *letter = [3, 3])
+        });
+        mailbox.withdraw(first);
+        let write = |letter: &mut Letter| {
+            *letter = [2, 2];
+            true
+        };
+        // None while the handler still writes the first one.
+        if let Some(round) = mailbox.fill(write) {
+            assert_eq!(mailbox.read(round, |letter| *letter), Some([2, 2]));
+            mailbox.withdraw(round);
+        }
+        late.join().unwrap();
+        assert!(mailbox.fill(write).is_some(), "free in the end");
+    });
+}

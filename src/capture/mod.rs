@@ -1,5 +1,5 @@
-//! The stack of a thread, taken from outside. That of a thread that sleeps in a call is read without
-//! disturbing it. Else the handler of one directed signal copies registers and stack.
+//! The stack of a thread, taken from outside. That of a thread that sleeps in a call is read
+//! without disturbing it. Else the handler of one directed signal copies registers and stack.
 //!
 //! *Runs on:* `stall-watchdog` requests and collects, as does a thread that calls
 //! [`worker_stacks`](crate::Guard::worker_stacks). The stalled thread answers, in the signal

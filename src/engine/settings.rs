@@ -32,12 +32,17 @@ pub(crate) const SHORTEST_TICK: Duration = Duration::from_micros(500);
 
 /// How the stacks of stalled threads are taken; for [`Builder::stacks`](crate::Builder::stacks).
 ///
-/// A directed signal makes the thread copy its registers and stack, and go on. The pause takes some
-/// ten microseconds. A call that the signal meets asleep is restarted by the kernel, except for the
-/// few that never are, such as `poll`, `nanosleep` or `select`: these return early with `EINTR`.
-/// Rust's standard library calls them again; C libraries may not. A stall that sleeps is signalled
-/// once; the first signal comes one tick before the threshold, so a poll that ends just below the
-/// threshold may be signalled.
+/// The stack of a thread that sleeps in a system call is read from outside, and the thread notices
+/// nothing. A directed signal makes a thread that computes copy its registers and stack, and go on.
+/// The pause takes some ten microseconds. The first signal comes one tick before the threshold, so
+/// a poll that ends just below the threshold may be signalled.
+///
+/// A thread that sleeps is signalled where that is the only way: [`guide::limits`] lists the cases.
+/// The kernel restarts the call, except for the few that it never restarts, such as `poll`,
+/// `nanosleep` or `select`: these return early with `EINTR`. Rust's standard library calls them
+/// again; C libraries may not.
+///
+/// [`guide::limits`]: crate::guide::limits
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stacks {

@@ -74,10 +74,11 @@ pub enum NoStack {
     /// The thread has not taken the signal yet: it sleeps uninterruptibly, as for a disk, or has no
     /// CPU. If it takes the signal in time, the stack follows.
     NotAnswered,
-    /// The thread sleeps in a call on a socket with a timeout, which a signal would make fail.
+    /// The thread sleeps in a call on a socket with a timeout, which a signal would make fail. Its
+    /// stack cannot be read without one.
     WouldInterrupt,
     /// The stack has been taken, and is not explained yet: the debug information of a place that is
-    /// new takes about ten milliseconds to read.
+    /// new takes about ten milliseconds to read. Or another one is to follow.
     NotYet,
     /// The stall was over before the stack was taken.
     MovedOn,
@@ -170,8 +171,9 @@ impl fmt::Display for NoStack {
             }
             NoStack::NotAnswered => "the thread sleeps uninterruptibly, or has no CPU",
             NoStack::WouldInterrupt => {
-                "the thread sleeps in a call on a socket with a timeout, which a signal would \
-                 fail; search the task for `set_read_timeout` and `set_write_timeout`"
+                "the thread sleeps in a call on a socket with a timeout, which the signal that \
+                 shows it would fail; search the task for `set_read_timeout` and \
+                 `set_write_timeout`"
             }
             NoStack::NotYet => "it is still being looked at",
             NoStack::MovedOn => "the poll was over before it was taken",

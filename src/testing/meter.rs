@@ -160,8 +160,10 @@ enum Timer {
     Some(StackTimer),
 }
 
-/// How often a thread tries to have a timer. On a busy machine the first proof may fail.
+/// How many measurements of a thread try to have a timer.
 const TRIES: u32 = 3;
+/// How often each of them tries. On a busy machine a proof may fail.
+const PROOFS: usize = 5;
 
 impl Default for Timer {
     fn default() -> Timer {
@@ -184,7 +186,10 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 impl Timer {
     fn get(&mut self) -> Option<&mut StackTimer> {
         if let Timer::None(tries @ ..TRIES) = *self {
-            *self = start_timer().map_or(Timer::None(tries + 1), Timer::Some);
+            let mut proofs = std::iter::repeat_with(start_timer).take(PROOFS);
+            *self = proofs
+                .find_map(|timer| timer)
+                .map_or(Timer::None(tries + 1), Timer::Some);
         }
         match self {
             Timer::Some(timer) => Some(timer),

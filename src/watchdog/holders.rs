@@ -66,7 +66,7 @@ impl Holders {
     }
 
     /// Asks some of the threads for their stacks, unless this was done a moment ago. In one wait
-    /// each thread is asked once: the signal interrupts system calls.
+    /// each thread is asked once: a signal interrupts one that computes.
     pub(super) fn ask(&mut self, runtime: &WatchedRuntime, after: Duration, now: Nanos) {
         let Ok(signal) = runtime.watch.signal else {
             self.is_asked = true;

@@ -407,7 +407,8 @@ fn is_expected(why: NoStack) -> bool {
 }
 
 /// Starts a runtime, has its stacks taken all the time, and ends it at a moment of each round.
-/// Returns all stacks. Deaf threads do not answer, and so exit with a request under way.
+/// Returns all stacks. Deaf threads that compute do not answer, and so exit with a request under
+/// way.
 fn stacks_of_a_runtime_that_ends(round: u64, deaf: bool) -> Vec<WorkerStack> {
     let stage = Stage::multi_thread(3).named(format!("round {round}"));
     let block = move || {
@@ -430,7 +431,7 @@ fn stacks_of_a_runtime_that_ends(round: u64, deaf: bool) -> Vec<WorkerStack> {
         });
         // Enough that its workers are asked in the midst of something, a stall included.
         for _ in 0..3 {
-            runtime.spawn(async { std::thread::sleep(Duration::from_millis(15)) });
+            runtime.spawn(async { crate::support::load::compute(Duration::from_millis(15)) });
         }
         std::thread::sleep(Duration::from_millis(round % 7 * 4));
         runtime.shutdown_timeout(FOREVER);
@@ -449,7 +450,7 @@ fn threads_may_exit_while_they_are_asked() {
         for stack in stacks_of_a_runtime_that_ends(round, deaf) {
             match stack.frames {
                 Ok(frames) => {
-                    assert!(!frames.is_empty() && !deaf);
+                    assert!(!frames.is_empty());
                     taken += 1;
                 }
                 Err(why) => {
