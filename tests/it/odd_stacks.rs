@@ -400,6 +400,59 @@ fn signed_return_addresses_lead_to_their_callers() {
     );
 }
 
+/// Waits in a call of its own, with room of a size that only the frame pointer leads back from.
+#[cfg(target_arch = "x86_64")]
+const WAITS_IN_ROOM: &str = "
+    long read(int, void *, unsigned long);
+    long waits_in_room(int file, long size) {
+        volatile char room[size];
+        long got = read(file, (void *)room, 1);
+        room[0] = 0;
+        return got + room[0];
+    }
+";
+
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+#[allow(unsafe_code)]
+fn waits_in_room(library: &Path, until_told: Receiver<()>) {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    let library = loaded(library);
+    type Waits = unsafe extern "C" fn(i32, i64) -> i64;
+    // SAFETY: the function has this type.
+    let waits = unsafe { library.get::<Waits>(b"waits_in_room") }.unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::thread::scope(|scope| {
+        let told = scope.spawn(move || {
+            until_told.recv().ok();
+            writer.write_all(b"x").unwrap();
+        });
+        // SAFETY: it reads one byte into its own room.
+        assert_eq!(unsafe { waits(reader.as_raw_fd(), 100) }, 1);
+        told.join().unwrap();
+    });
+}
+
+/// The frame pointer is not to be seen from outside, so the next stack is taken by the signal.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_sleep_that_needs_its_frame_pointer_is_signalled_in_the_end() {
+    let _alone = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = tempfile::tempdir().unwrap();
+    let stage = stage_that_knows_its_libraries();
+    let library = compiled(directory.path(), "libroom.so", WAITS_IN_ROOM, &[]);
+    let function = "it::odd_stacks::waits_in_room";
+    let is_placed = |report: &StallReport| {
+        let site = report.site.as_ref();
+        site.is_some_and(|site| site.function == function)
+    };
+    let waits = move |until_told| waits_in_room(&library, until_told);
+    let told = stage.block_until("waits", is_placed, waits).told;
+    assert_complete(&told);
+    assert!(told.duration >= Duration::from_millis(10), "{told:#?}");
+}
+
 /// Whether a worker's stack may be missing for this reason while its runtime ends.
 fn is_expected(why: NoStack) -> bool {
     use NoStack::{Busy, NotAnswered, ThreadGone, ThreadUnknown};
