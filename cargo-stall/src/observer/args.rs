@@ -110,7 +110,7 @@ pub(crate) fn parse(
                     continue;
                 };
                 let handed_on = cargo_arguments(&mut parser, &mut options)?;
-                return Ok((command(handed_on), options));
+                return Ok((without_run(command(handed_on)), options));
             }
             Arg::Long(name) => {
                 let name = name.to_owned();
@@ -132,6 +132,17 @@ fn command_of_cargo(word: &str) -> Option<fn(CargoArguments) -> Command> {
         "run" => Some(Command::Run),
         _ => None,
     }
+}
+
+/// `cargo stall nextest run` is what a user of nextest types.
+fn without_run(command: Command) -> Command {
+    let Command::Nextest(mut arguments) = command else {
+        return command;
+    };
+    if arguments.cargo.first().is_some_and(|first| first == "run") {
+        arguments.cargo.remove(0);
+    }
+    Command::Nextest(arguments)
 }
 
 impl Options {
@@ -273,6 +284,7 @@ mod tests {
             ("run app", Command::Run as fn(_) -> _),
             ("test app", Command::Test),
             ("nextest app", Command::Nextest),
+            ("nextest run app", Command::Nextest),
         ] {
             let handed_on = CargoArguments {
                 cargo: vec!["app".into()],
