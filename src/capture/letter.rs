@@ -7,9 +7,9 @@
 //! are not known, or if it is another thread's, the kernel copies, by system calls: only it can
 //! read such a stack without a crash.
 
+use super::asleep::Asleep;
 use super::registers::Registers;
 use crate::os::Call;
-use crate::report::NoStack;
 use crate::slot::Slot;
 
 /// The most that is copied of one stack.
@@ -46,9 +46,8 @@ pub(crate) struct Letter {
     pub(super) addressee: Option<Addressee>,
     pub(super) registers: Registers,
     pub(super) extent: Extent,
-    /// The reason why the thread has not copied itself. Then its frame pointer and its link
-    /// register are not known, and are zero.
-    pub(super) unsignalled: Option<NoStack>,
+    /// The evidence that it is one picture, if the thread has not copied itself.
+    pub(super) asleep: Option<Asleep>,
     /// The slot's epoch at that moment. It identifies the poll.
     pub(super) epoch: u64,
     /// The number of words copied, from the stack pointer on.
@@ -62,7 +61,7 @@ impl Letter {
         addressee: None,
         registers: Registers::ZERO,
         extent: Extent::Nothing,
-        unsignalled: None,
+        asleep: None,
         epoch: 0,
         filled: 0,
         words: [0; WORDS],
@@ -83,7 +82,7 @@ impl Letter {
         self.filled = 0;
         self.epoch = 0;
         self.extent = Extent::Nothing;
-        self.unsignalled = None;
+        self.asleep = None;
         let Some(Addressee { slot, tenancy }) = self.addressee else {
             return;
         };
@@ -94,16 +93,15 @@ impl Letter {
         self.copy_stack(registers.sp as usize & !7, slot.stack());
     }
 
-    /// Copies the stack of another thread, which sleeps in a call and has not copied itself for
-    /// this reason.
+    /// Copies the stack of another thread, which sleeps in this call.
     ///
     /// # Cost
     ///
     /// A system call for each page of the stack.
-    pub(super) fn fill_asleep(&mut self, addressee: Addressee, call: Call, why: NoStack) {
+    pub(super) fn fill_asleep(&mut self, addressee: Addressee, call: Call, asleep: Asleep) {
         let slot = addressee.slot;
         self.addressee = Some(addressee);
-        self.unsignalled = Some(why);
+        self.asleep = Some(asleep);
         self.registers = Registers {
             pc: call.pc,
             sp: call.sp,

@@ -21,7 +21,6 @@ mod registers;
 #[cfg(feature = "testing")]
 mod timer;
 
-pub(crate) use asleep::{needs_signal, note_need_of_signal};
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
 use modules::mapped_at_all;
@@ -58,25 +57,31 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// The thread has exited, or all buffers are in use. If the thread's call would fail, if the
-    /// signal has no handler any more, or if a sandbox forbids to signal: the thread does not sleep
-    /// in a call that can be seen.
+    /// The thread has exited, all buffers are in use, or a sandbox forbids to signal. If the thread
+    /// does not sleep in a call that can be seen: its call would fail, or the signal has no handler
+    /// any more.
     ///
     /// # Cost
     ///
     /// A few system calls, some of which open files: about 40 µs, and 30 µs more for a real-time
     /// signal. The answer takes 50 to 150 µs.
-    #[allow(unsafe_code)]
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
         let tid = addressee.slot.tid();
         if tid == 0 {
             return Err(NoStack::ThreadGone);
         }
         let unsignalled = why_not_to_signal(tid, signal);
-        let copied = Request::of_sleeper(addressee, unsignalled.unwrap_or(NoStack::NotYet));
+        let copied = Request::of_sleeper(addressee, unsignalled);
         if copied.is_ok() || unsignalled.is_some() {
             return copied;
         }
+        Request::signal(addressee, signal)
+    }
+
+    /// Asks a thread by this signal.
+    #[allow(unsafe_code)]
+    fn signal(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
+        let tid = addressee.slot.tid();
         let request = Request::claim(addressee, tid).ok_or(NoStack::Busy)?;
         if is_queued(signal) && os::is_signal_pending(tid, signal) {
             // The handler answers all requests that are there when it runs (D251).
@@ -183,11 +188,6 @@ impl RawStack {
     pub(crate) fn position(&self) -> (u64, u64) {
         let Registers { pc, sp, .. } = self.registers();
         (pc, sp)
-    }
-
-    /// The reason why the thread has not copied its stack itself. `None` if it has.
-    pub(crate) fn unsignalled(&self) -> Option<NoStack> {
-        self.read(|letter| letter.unsignalled)
     }
 
     /// Whether the right thread answered, and not another one with the same number.

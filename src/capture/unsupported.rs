@@ -46,10 +46,6 @@ pub(crate) fn is_replaced(_signal: i32) -> bool {
     false
 }
 
-pub(crate) fn needs_signal(_pc: u64) -> bool {
-    false
-}
-
 #[derive(Debug)]
 pub(crate) struct Request {}
 
@@ -60,10 +56,6 @@ impl Request {
             tenancy: _,
         } = addressee;
         Err(NoStack::Unsupported)
-    }
-
-    pub(crate) fn of_sleeper(addressee: Addressee, _why: NoStack) -> Result<Request, NoStack> {
-        Request::send(addressee, 0)
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -88,8 +80,16 @@ impl RawStack {
         0
     }
 
-    pub(crate) fn unsignalled(&self) -> Option<NoStack> {
-        None
+    pub(crate) fn is_by_signal(&self) -> bool {
+        true
+    }
+
+    pub(crate) fn by_signal(
+        self,
+        _signal: Result<i32, NoStack>,
+        _signals: impl Fn(),
+    ) -> Result<RawStack, NoStack> {
+        Err(NoStack::Unsupported)
     }
 
     pub(crate) fn is_answered(&self) -> bool {

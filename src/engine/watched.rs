@@ -18,7 +18,7 @@ use crate::requests::Board;
 use crate::slot;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use tokio::runtime::{Handle, RuntimeMetrics};
 
 /// A watched runtime.
@@ -124,6 +124,8 @@ pub(crate) struct VerdictCell {
     verdicts: [AtomicU64; 8],
     /// Stacks that the explainer has been sent, and whose verdict is to come.
     owed: AtomicU32,
+    /// The explainer has signalled the thread.
+    is_signalled: AtomicBool,
 }
 
 impl VerdictCell {
@@ -142,6 +144,19 @@ impl VerdictCell {
     /// Takes back that a verdict is expected: the stack could not be sent.
     pub(crate) fn expect_no_more(&self) {
         self.owed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Notes that the explainer signals the thread.
+    pub(crate) fn note_signal(&self) {
+        // Relaxed: a look that misses it costs the proof of one sleep, and no more.
+        self.is_signalled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the explainer has signalled the thread since the last call.
+    pub(crate) fn take_signal(&self) -> bool {
+        // A load first, as below.
+        self.is_signalled.load(Ordering::Relaxed)
+            && self.is_signalled.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a verdict is to come. If not, all are in the cell.

@@ -78,7 +78,7 @@ pub enum NoStack {
     /// stack cannot be read without one.
     WouldInterrupt,
     /// The stack has been taken, and is not explained yet: the debug information of a place that is
-    /// new takes about ten milliseconds to read. Or another one is to follow.
+    /// new takes about ten milliseconds to read.
     NotYet,
     /// The stall was over before the stack was taken.
     MovedOn,
@@ -148,7 +148,6 @@ impl NoStack {
             self,
             NoStack::RateLimited
                 | NoStack::Busy
-                | NoStack::NotYet
                 | NoStack::MovedOn
                 | NoStack::NotAnswered
                 | NoStack::ThreadUnknown

@@ -206,12 +206,7 @@ impl Case {
     fn add_missing(&self, report: &mut StallReport) {
         let has_stacks = !self.stacks.is_empty();
         let is_on_its_way = self.awaits_stack().then_some(NoStack::NotYet);
-        let no_stack = self.no_stack.map(|why| match why {
-            // One by a signal was to follow.
-            NoStack::NotYet if self.is_over() => NoStack::MovedOn,
-            why => why,
-        });
-        let no_stack = no_stack.or(is_on_its_way).or(self.why_never_asked());
+        let no_stack = self.no_stack.or(is_on_its_way).or(self.why_never_asked());
         report
             .missing
             .extend(no_stack.filter(|_| !has_stacks).map(Missing::Stack));

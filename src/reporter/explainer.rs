@@ -63,10 +63,15 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             after,
             stack,
         } => {
-            let position = stack.position();
-            let stack = explain(explainer, &runtime.watch, &stack);
-            let shown = stack.as_ref().ok().and_then(explain::shown);
-            runtime.verdicts[worker].put(id, shown.unwrap_or(StackVerdict::Inconclusive));
+            let (position, verdict) = (stack.position(), &runtime.verdicts[worker]);
+            let stack = explain(explainer, &runtime.watch, stack, || verdict.note_signal());
+            let shown = match &stack {
+                Ok(stack) => explain::shown(stack),
+                // It could not be followed, and the thread has slept no longer.
+                Err(NoStack::MovedOn) => Some(StackVerdict::Doubtful),
+                Err(_) => None,
+            };
+            verdict.put(id, shown.unwrap_or(StackVerdict::Inconclusive));
             let news = StackNews {
                 id,
                 after,
@@ -84,7 +89,7 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             answer,
         } => {
             // The wait may be over.
-            if let Ok(stack) = explain(explainer, &watch, &stack) {
+            if let Ok(stack) = explain(explainer, &watch, stack, || ()) {
                 answer.try_send(PoolStack { after, stack }).ok();
             }
         }
@@ -94,19 +99,30 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
             answer,
         } => {
             // The user may have stopped waiting.
-            answer.try_send(explain(explainer, &watch, &stack)).ok();
+            answer
+                .try_send(explain(explainer, &watch, stack, || ()))
+                .ok();
         }
     }
 }
 
+/// `signals` is called before and after a signal to the thread.
 fn explain(
     explainer: &mut Explainer,
     watch: &WatchState,
-    stack: &RawStack,
+    stack: RawStack,
+    signals: impl Fn(),
 ) -> Result<Explained, NoStack> {
     let own = &watch.settings.own_code;
-    let explained = guarded(explainer, |explainer| explainer.explain(stack, own));
-    explained.unwrap_or(Err(NoStack::NoExplainer))
+    let mut explain = |stack: &RawStack| {
+        let explained = guarded(explainer, |explainer| explainer.explain(stack, own));
+        explained.unwrap_or(Err(NoStack::NoExplainer))
+    };
+    match explain(&stack) {
+        // The copy is not enough (D262).
+        Err(NoStack::NotYet) => explain(&stack.by_signal(watch.signal, signals)?),
+        explained => explained,
+    }
 }
 
 /// A panic of ours costs one stack, not the thread: it is printed where it happens, and the

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest wait for the answer of a thread. A thread that has a CPU, or sleeps where a signal
-/// wakes it, answers within a tenth of a millisecond, or somewhat later on a busy machine. That of
-/// a thread that sleeps where its call is seen is there at once.
+/// wakes it, answers within a tenth of a millisecond, or somewhat later on a busy machine.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 /// The time between two looks for an answer.
 const LOOK: Duration = Duration::from_micros(50);
@@ -56,19 +55,9 @@ fn ask(
         .map(|(worker, slot)| (*worker, *slot, send(runtime, *slot)))
         .collect();
     let deadline = clock::now().plus(ANSWERS_WITHIN);
-    let explain = |request: Result<Request, NoStack>, deadline| {
-        let stack = request.and_then(|request| await_answer(request, deadline))?;
-        shared.explain(&runtime.watch, stack)
-    };
     let answered = asked.into_iter().map(|(worker, slot, request)| {
-        let explained = match explain(request, deadline) {
-            // It needs the signal.
-            Err(NoStack::NotYet) => {
-                let again = clock::now().plus(ANSWERS_WITHIN);
-                explain(send(runtime, slot), again)
-            }
-            explained => explained,
-        };
+        let stack = request.and_then(|request| await_answer(request, deadline));
+        let explained = stack.and_then(|stack| shared.explain(&runtime.watch, stack));
         WorkerStack {
             runtime: runtime.name.clone(),
             worker,

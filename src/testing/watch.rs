@@ -35,9 +35,9 @@ use tokio::runtime::Handle;
 /// cannot stall one and is not seen. Spawn the code under test, or use
 /// [`assert_never_blocks`](super::assert_never_blocks) or [`block_on`](super::block_on).
 ///
-/// The signal that takes the stack of a stall wakes a sleeper. On an overloaded machine the rest of
-/// a short sleep passes in a run queue, and that is not blamed. So sleeps of less than some 50 ms
-/// can be missed there. The other assertions do not have this gap.
+/// A sleeper whose stack cannot be read without a signal is woken by it. On an overloaded machine
+/// the rest of a short sleep then passes in a run queue, and that is not blamed. So such sleeps of
+/// less than some 50 ms can be missed there. The other assertions do not have this gap.
 ///
 /// On systems other than Linux the threshold is one second, since nothing shows there when a thread
 /// sleeps; a line on standard error explains it.

@@ -118,9 +118,8 @@ struct SampledSleep {
 /// The place of a sleep, which is the same for as long as the thread does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SleepPlace {
-    /// A system call, the position on the stack that it was made at, and whether a signal is needed
-    /// for its stack.
-    Call(Call, bool),
+    /// A system call, and the position on the stack that it was made at.
+    Call(Call),
     /// Outside of a call. The number counts the thread's times on a CPU.
     AfterRun(u64),
 }
@@ -172,7 +171,7 @@ impl Sampling {
     /// Collects, a moment after it was asked for, a stack that proves its poll by itself.
     pub(super) fn collect_early(&mut self) -> Option<Sampled> {
         let (stack, stall) = self.answer()?;
-        self.answered_early = stack.unsignalled().is_none() && stack.is_answered();
+        self.answered_early = stack.is_by_signal() && stack.is_answered();
         if is_of(&stack, &stall, true) {
             return Some(Sampled::of(&stall, Ok(stack)));
         }
@@ -208,7 +207,7 @@ impl Sampling {
         let pending = self.pending.take()?;
         match pending.sent.request.collect() {
             Ok(stack) => {
-                self.is_deaf &= stack.unsignalled().is_some();
+                self.is_deaf &= !stack.is_by_signal();
                 Some((stack, pending.stall))
             }
             Err(request) => {
@@ -231,6 +230,10 @@ impl Sampling {
         send: impl FnOnce() -> Result<SentRequest, NoStack>,
     ) -> Option<Sampled> {
         let slept = thread.and_then(|thread| SampledSleep::now(&stall, thread));
+        if self.is_deaf && slept.is_some() {
+            // It needs no signal now.
+            self.pending = None;
+        }
         if self.pending.is_some() || slept.is_some() && slept == self.slept {
             return None;
         }
@@ -256,10 +259,7 @@ impl SampledSleep {
         };
         Some(SampledSleep {
             serial: stall.serial,
-            place: match call {
-                Some(call) => SleepPlace::Call(call, capture::needs_signal(call.pc)),
-                None => SleepPlace::AfterRun(thread.runs),
-            },
+            place: call.map_or(SleepPlace::AfterRun(thread.runs), SleepPlace::Call),
         })
     }
 }
@@ -413,6 +413,11 @@ mod tests {
             assert!(answer.stack.is_ok());
             assert!(sampling.ask(stall(1), None, send).is_none());
             assert!(sampling.is_unanswered(), "it has been seen to answer");
+            // Known to be deaf, it is copied once it sleeps.
+            sampling.is_deaf = true;
+            let asleep = thread(1, ThreadState::Asleep(None));
+            let copied = || Err(NoStack::Busy);
+            assert!(sampling.ask(stall(1), Some(asleep), copied).is_some());
         });
         thread.unwrap().join().unwrap();
     }

@@ -143,7 +143,8 @@ impl WorkerWatch {
     ) -> Sample {
         // The signal is checked before the thread is looked at. One that is taken in between costs
         // the proof of one sleep, and no more.
-        let signalled = self.sampling.is_answered();
+        let by_explainer = runtime.verdicts[self.worker.index()].take_signal();
+        let signalled = self.sampling.is_answered() || by_explainer;
         let seen = self
             .worker
             .sample(&runtime.metrics, context.due, context.looks, context.room);

@@ -16,6 +16,30 @@ use crate::os::memory;
 /// The bytes of a function that are read: more than its first instructions have.
 const PROLOGUE: usize = 40;
 
+/// A walk that has begun without a frame pointer.
+pub(super) struct WalkWithout {
+    pub(super) walk: Walk,
+    /// The frame pointer was known at its end.
+    is_known: bool,
+}
+
+impl WalkWithout {
+    fn of((walk, last): (Walk, Activation)) -> WalkWithout {
+        let is_known = last.registers.fp != 0;
+        WalkWithout { walk, is_known }
+    }
+
+    /// The walk, if the frame pointer would lead no further.
+    pub(super) fn whole(self) -> Option<Walk> {
+        let is_whole = is_certain(&self.walk) && (self.is_known || self.walk.end != End::Lost);
+        is_whole.then_some(self.walk)
+    }
+}
+
+fn is_certain(walk: &Walk) -> bool {
+    walk.certain == walk.addresses.len()
+}
+
 /// Walks a stack. A frame pointer of zero is not known, and is found if it is needed.
 ///
 /// # Cost
@@ -25,31 +49,46 @@ pub(super) fn walk_without(
     registers: Registers,
     (words, truncated): (&[u64], bool),
     modules: &mut Modules,
-) -> Walk {
+) -> WalkWithout {
     let (walk, last) = walk_to_end(registers, words, truncated, modules);
     if registers.fp != 0 || last.registers.fp != 0 || walk.end != End::Lost {
-        return walk;
+        return WalkWithout::of((walk, last));
     }
     let stack = CopiedStack::of(registers.sp, words);
     let found = frame_pointer(last, &stack, modules).map(|fp| {
         let registers = Registers { fp, ..registers };
-        walk_to_end(registers, words, truncated, modules).0
+        walk_to_end(registers, words, truncated, modules)
     });
-    found.filter(is_whole).unwrap_or(walk)
+    let leads_on = |(walk, _): &(Walk, Activation)| walk.end != End::Lost && is_certain(walk);
+    WalkWithout::of(found.filter(leads_on).unwrap_or((walk, last)))
 }
 
-/// Whether no call is guessed, and none is missing but for the words that were not copied.
-pub(super) fn is_whole(walk: &Walk) -> bool {
-    walk.end != End::Lost && walk.certain == walk.addresses.len()
-}
-
-/// The frame pointer of this call. The word after its place is a return address.
+/// The frame pointer of this call. The word after its place is a return address, and the call there
+/// is one of this function, as far as that can be seen.
 fn frame_pointer(at: Activation, stack: &CopiedStack<'_>, modules: &mut Modules) -> Option<u64> {
     let start = modules.function_start(at.address())?;
     let code = memory::read_exact(modules.process(), start, PROLOGUE)?;
     let fp = at.registers.sp.checked_add(room(&code)?)?;
     let returns_to = stack.read(fp + 8)?;
-    modules.is_return_address(returns_to).then_some(fp)
+    let call = memory::read_exact(
+        modules.process(),
+        returns_to.checked_sub(CALL)?,
+        CALL as usize,
+    )?;
+    let is_its = called(&call, returns_to).is_none_or(|called| called == start);
+    (is_its && modules.is_return_address(returns_to)).then_some(fp)
+}
+
+/// The bytes of a call of one function.
+const CALL: u64 = 5;
+
+/// The function that the call before this address calls. `None` if the call does not say.
+fn called(call: &[u8], returns_to: u64) -> Option<u64> {
+    let [0xe8, a, b, c, d] = *call else {
+        return None;
+    };
+    let distance = i32::from_le_bytes([a, b, c, d]);
+    Some(returns_to.wrapping_add_signed(i64::from(distance)))
 }
 
 /// The bytes between the stack pointer and the frame pointer of a function that begins so: `push
@@ -57,6 +96,7 @@ fn frame_pointer(at: Activation, stack: &CopiedStack<'_>, modules: &mut Modules)
 /// the stack pointer another value, as for an alignment.
 #[cfg(target_arch = "x86_64")]
 fn room(code: &[u8]) -> Option<u64> {
+    let code = code.strip_prefix(&[0xf3, 0x0f, 0x1e, 0xfa]).unwrap_or(code); // `endbr64`
     let mut rest = code.strip_prefix(&[0x55, 0x48, 0x89, 0xe5])?;
     let mut pushed = 0;
     loop {
@@ -74,7 +114,10 @@ fn room(code: &[u8]) -> Option<u64> {
         other => (0, other),
     };
     let is_other = OTHERS.iter().any(|other| after.starts_with(other));
-    (!is_other).then_some(pushed + room)
+    // Some compilers make room later, among other instructions.
+    let mut later = after.windows(3);
+    let has_more = later.any(|code| matches!(code, [0x48, 0x83 | 0x81, 0xec]));
+    (!is_other && !has_more).then_some(pushed + room)
 }
 
 /// Instructions that give the stack pointer another value: for an alignment, for room that is
@@ -110,5 +153,15 @@ mod tests {
         assert_eq!(with(&[0x48, 0x83, 0xe4, 0xe0]), None, "an alignment");
         assert_eq!(with(&[0x48, 0x8d, 0x64, 0x24, 0xc0]), None, "another size");
         assert_eq!(room(&[0x48, 0x83, 0xec, 0x20]), None, "no frame pointer");
+        assert_eq!(with(&[0x53, 0x90, 0x48, 0x83, 0xec, 0x20]), None, "later");
+        let marked = [&[0xf3, 0x0f, 0x1e, 0xfa], &begins[..], &[0x53]].concat();
+        assert_eq!(room(&marked), Some(8));
+    }
+
+    #[test]
+    fn a_call_shows_its_function() {
+        assert_eq!(called(&[0xe8, 0x10, 0, 0, 0], 0x1005), Some(0x1015));
+        assert_eq!(called(&[0xe8, 0xf0, 0xff, 0xff, 0xff], 0x1005), Some(0xff5));
+        assert_eq!(called(&[0x00, 0x41, 0xff, 0x55, 0x10], 0x1005), None);
     }
 }

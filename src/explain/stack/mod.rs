@@ -18,7 +18,7 @@ use super::Explained;
 use super::own_code::OwnCode;
 #[cfg(feature = "outside")]
 use crate::capture::Registers;
-use crate::capture::{Extent, RawStack, note_need_of_signal, why_unexplained};
+use crate::capture::{Extent, RawStack, why_unexplained};
 use crate::clock::{self, Nanos};
 #[cfg(feature = "outside")]
 use crate::os::Pid;
@@ -45,9 +45,9 @@ impl Explainer {
     ///
     /// # Errors
     ///
-    /// If this process may not read its own memory, or the list of its files in memory; if the
-    /// thread was not signalled, and its stack cannot be followed without its frame pointer:
-    /// [`NoStack::NotYet`] if a signal can be sent. Builds without stacks always return an error.
+    /// If this process may not read its own memory, or the list of its files in memory. If the
+    /// stack was copied without a signal and cannot be followed without the frame pointer:
+    /// [`NoStack::NotYet`]. Builds without stacks always return an error.
     pub(crate) fn explain(
         &mut self,
         stack: &RawStack,
@@ -63,22 +63,16 @@ impl Explainer {
     }
 
     fn walk(&mut self, stack: &RawStack) -> Result<Walk, NoStack> {
-        let Some(why) = stack.unsignalled() else {
+        if stack.is_by_signal() {
             return Ok(walk(stack, &mut self.modules));
-        };
+        }
         let truncated = stack.extent() != Extent::Whole;
-        let walk = stack.with_words(|words| {
+        let found = stack.with_words(|words| {
             let copied = (words, truncated);
             frame_pointer::walk_without(stack.registers(), copied, &mut self.modules)
         });
-        if frame_pointer::is_whole(&walk) {
-            return Ok(walk);
-        }
         // A part of it could show another line. A signal shows all that there is.
-        if why == NoStack::NotYet {
-            note_need_of_signal(stack.registers().pc);
-        }
-        Err(why)
+        found.whole().ok_or(NoStack::NotYet)
     }
 
     /// Reads which files are mapped now, and closes those that are not any more.
@@ -140,7 +134,7 @@ impl Explainer {
         self.used_at = clock::now();
         self.follow_files();
         let copied = (words, truncated);
-        let walk = frame_pointer::walk_without(registers, copied, &mut self.modules);
+        let walk = frame_pointer::walk_without(registers, copied, &mut self.modules).walk;
         let (explained, firsts) = self.name(&walk, own);
         let ends = firsts.iter().skip(1).copied();
         let ends = ends.chain([explained.frames.len()]);

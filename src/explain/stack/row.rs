@@ -115,6 +115,7 @@ impl RowRules<'_> {
     fn register(&self, register: Register) -> Result<u64, Way> {
         match register {
             processor::STACK_POINTER => Ok(self.registers.sp),
+            processor::FRAME_POINTER if self.registers.fp == 0 => Err(Way::NoFramePointer),
             processor::FRAME_POINTER => Ok(self.registers.fp),
             processor::RETURN => Ok(processor::returns_to(&self.registers)),
             _ => Err(Way::Unexplained),
