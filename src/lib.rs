@@ -40,8 +40,8 @@
 //!
 //! [`guide::reading_a_report`] explains each line. Functions and lines need `debug = 1` in
 //! `[profile.release]`, and a program that is not stripped. [`guide::five_minutes`] has the set-up
-//! for axum, tonic, actix-web, commands, sqlx, tests, OpenTelemetry and other exporters. `cargo doc`
-//! makes the guides with `--all-features`.
+//! for axum, tonic, actix-web, commands, sqlx, tests, OpenTelemetry and other exporters. The guides
+//! are part of the documentation with all features.
 //!
 //! # Three tiers
 //!

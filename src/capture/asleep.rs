@@ -29,6 +29,27 @@ pub(super) struct Asleep {
     pub(super) unsignalled: Option<NoStack>,
 }
 
+/// The reasons for a copy that cannot be made.
+struct Refusal {
+    /// The thread's call or its stack cannot be seen.
+    hidden: NoStack,
+    /// The thread does not sleep.
+    awake: NoStack,
+}
+
+impl Refusal {
+    fn of(unsignalled: Option<NoStack>) -> Refusal {
+        Refusal {
+            hidden: unsignalled.unwrap_or(NoStack::MovedOn),
+            awake: match unsignalled {
+                // Once its call is over, a signal does no harm.
+                Some(NoStack::WouldInterrupt) | None => NoStack::MovedOn,
+                Some(why) => why,
+            },
+        }
+    }
+}
+
 impl Request {
     /// Copies the stack of a thread that sleeps in a call. `unsignalled` is the reason why it must
     /// not be signalled.
@@ -44,33 +65,36 @@ impl Request {
         addressee: Addressee,
         unsignalled: Option<NoStack>,
     ) -> Result<Request, NoStack> {
-        let hidden = unsignalled.unwrap_or(NoStack::MovedOn);
-        // Once its call is over, a signal would do no harm.
-        let is_awake = match unsignalled {
-            Some(NoStack::WouldInterrupt) | None => NoStack::MovedOn,
-            Some(why) => why,
-        };
-        let mut files = ThreadFiles::open(addressee.slot.tid()).ok_or(hidden)?;
-        let seen = files.look().ok_or(is_awake)?;
+        let refusal = Refusal::of(unsignalled);
+        let mut files = ThreadFiles::open(addressee.slot.tid()).ok_or(refusal.hidden)?;
+        let seen = files.look().ok_or(refusal.awake)?;
         let call = match seen.state {
-            ThreadState::Asleep(call) => call.ok_or(hidden)?,
-            ThreadState::OnCpu | ThreadState::Waiting => return Err(is_awake),
-            ThreadState::Unknown => return Err(hidden),
+            ThreadState::Asleep(call) => call.ok_or(refusal.hidden)?,
+            ThreadState::OnCpu | ThreadState::Waiting => return Err(refusal.awake),
+            ThreadState::Unknown => return Err(refusal.hidden),
         };
-        let asleep = Asleep { seen, unsignalled };
+        Request::filled(|letter| {
+            letter.fill_asleep(addressee, call, Asleep { seen, unsignalled });
+            // A thread that was put on a CPU as often as before has slept all the time.
+            match files.look() == Some(seen) {
+                _ if letter.stack().is_empty() => Err(refusal.hidden),
+                true => Ok(()),
+                false => Err(refusal.awake),
+            }
+        })
+    }
+
+    /// Fills a free buffer.
+    fn filled(
+        mut fill: impl FnMut(&mut Letter) -> Result<(), NoStack>,
+    ) -> Result<Request, NoStack> {
         let mut filled = Err(NoStack::Busy);
         let request = POOL.iter().find_map(|mailbox| {
             if filled != Err(NoStack::Busy) {
                 return None;
             }
-            let round = mailbox.fill(|letter: &mut Letter| {
-                letter.fill_asleep(addressee, call, asleep);
-                // A thread that was put on a CPU as often as before has slept all the time.
-                filled = match files.look() == Some(seen) {
-                    _ if letter.stack().is_empty() => Err(hidden),
-                    true => Ok(()),
-                    false => Err(is_awake),
-                };
+            let round = mailbox.fill(|letter| {
+                filled = fill(letter);
                 filled.is_ok()
             })?;
             Some(Request {

@@ -149,8 +149,8 @@ impl Slot {
         self.tid.store(tid, Ordering::Relaxed);
         // Relaxed: a reader checks the tenancy before and after.
         self.anchor.store(anchor, Ordering::Relaxed);
-        // Relaxed: the signal handler reads it on this very thread. Another thread that copies a stack
-        // compares the tenancy, and lets the kernel read.
+        // Relaxed: the signal handler reads it on this very thread. Another thread that copies the
+        // stack compares the tenancy, and lets the kernel read.
         self.stack[0].store(stack.0 as u64, Ordering::Relaxed);
         self.stack[1].store(stack.1 as u64, Ordering::Relaxed);
         let mut about = self.about.lock();
