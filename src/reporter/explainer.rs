@@ -65,13 +65,7 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
         } => {
             let (position, verdict) = (stack.position(), &runtime.verdicts[worker]);
             let stack = explain(explainer, &runtime.watch, stack, || verdict.note_signal());
-            let shown = match &stack {
-                Ok(stack) => explain::shown(stack),
-                // It could not be followed, and the thread has slept no longer.
-                Err(NoStack::MovedOn) => Some(StackVerdict::Doubtful),
-                Err(_) => None,
-            };
-            verdict.put(id, shown.unwrap_or(StackVerdict::Inconclusive));
+            verdict.put(id, shown(&stack));
             let news = StackNews {
                 id,
                 after,
@@ -104,6 +98,17 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
                 .ok();
         }
     }
+}
+
+fn shown(stack: &Result<Explained, NoStack>) -> StackVerdict {
+    let shown = match stack {
+        Ok(stack) => explain::shown(stack),
+        // It could not be followed, and the thread sleeps no more. It might have shown a poll that
+        // has left its worker.
+        Err(NoStack::MovedOn) => Some(StackVerdict::Doubtful),
+        Err(_) => None,
+    };
+    shown.unwrap_or(StackVerdict::Inconclusive)
 }
 
 /// `signals` is called before and after a signal to the thread.
