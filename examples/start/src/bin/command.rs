@@ -3,7 +3,8 @@
 //! `cargo run -p start --bin command`; with `twin`, the same without a stall
 
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio_stall::{Guard, Phase};
 
 // region watch
 #[tokio::main(flavor = "current_thread")]
@@ -15,10 +16,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let watch = tokio_stall::Builder::from_env()
         .startup_grace(Duration::ZERO) // by default, the first 2 s are not logged
         .start()?;
-    run().await?;
-    start::settle(&watch).await; // example only
+    let result = run().await;
+    settle(&watch).await;
     drop(watch);
-    Ok(())
+    Ok(result?)
+}
+
+/// Waits for the last reports of stalls, for five seconds at most.
+async fn settle(watch: &Guard) {
+    let until = Instant::now() + Duration::from_secs(5);
+    let goes_on = || watch.recent().iter().any(|stall| stall.phase != Phase::Ended);
+    while (goes_on() || !watch.stalled_now().is_empty()) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 // endregion
 
