@@ -4,7 +4,7 @@
 
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
-use tokio_stall::{Guard, Phase};
+use tokio_stall::{Guard, Phase, StallReport};
 
 // region watch
 #[tokio::main(flavor = "current_thread")]
@@ -25,8 +25,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Waits for the last reports of stalls, for five seconds at most.
 async fn settle(watch: &Guard) {
     let until = Instant::now() + Duration::from_secs(5);
-    let goes_on = || watch.recent().iter().any(|stall| stall.phase != Phase::Ended);
-    while (goes_on() || !watch.stalled_now().is_empty()) && Instant::now() < until {
+    let is_open = |stall: &StallReport| stall.phase != Phase::Ended;
+    let goes_on = || !watch.stalled_now().is_empty() || watch.recent().iter().any(is_open);
+    while goes_on() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
