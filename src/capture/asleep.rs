@@ -6,12 +6,15 @@
 //!
 //! The kernel shows where such a thread sleeps, and where its stack begins. It does not show the
 //! frame pointer, which some stacks cannot be followed without. `stall-explainer` signals such a
-//! thread, if it has slept ever since.
+//! thread, if it has slept ever since. Its call is noted, and threads that sleep there later are
+//! signalled at once.
 
 use super::letter::Letter;
 use super::{Addressee, POOL, RawStack, Request};
-use crate::os::{self, ThreadEvidence, ThreadFiles, ThreadState};
+use crate::clock;
+use crate::os::{self, ThreadFiles, ThreadState};
 use crate::report::NoStack;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The longest wait for the answer of a thread that is asleep: a signal wakes it at once, and a
@@ -20,102 +23,72 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(20);
 /// The time between two looks for an answer.
 const LOOK: Duration = Duration::from_micros(50);
 
-/// The evidence beside a stack that was copied without a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asleep {
-    /// The thread before the copy and after it.
-    pub(super) seen: ThreadEvidence,
-    /// The reason why the thread must not be signalled.
-    pub(super) unsignalled: Option<NoStack>,
-}
+/// The calls that need a signal, by the instruction after each; zero is none. There are few: a call
+/// is made by a function of the C library.
+static NEED_SIGNAL: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
+/// The number of calls noted so far. A new one takes the place of the oldest.
+static NOTED: AtomicUsize = AtomicUsize::new(0);
 
-/// The reasons for a copy that cannot be made.
-struct Refusal {
-    /// The thread's call or its stack cannot be seen.
-    hidden: NoStack,
-    /// The thread does not sleep.
-    awake: NoStack,
-}
-
-impl Refusal {
-    fn of(unsignalled: Option<NoStack>) -> Refusal {
-        Refusal {
-            hidden: unsignalled.unwrap_or(NoStack::MovedOn),
-            awake: match unsignalled {
-                // Once its call is over, a signal does no harm.
-                Some(NoStack::WouldInterrupt) | None => NoStack::MovedOn,
-                Some(why) => why,
-            },
-        }
+/// Notes that a stack cannot be followed from this call without a signal.
+fn note_need_of_signal(pc: u64) {
+    if !needs_signal(pc) {
+        // Relaxed, here and below: a thread that sees it late copies one stack more for nothing.
+        let index = NOTED.fetch_add(1, Ordering::Relaxed) % NEED_SIGNAL.len();
+        NEED_SIGNAL[index].store(pc, Ordering::Relaxed);
     }
 }
 
+/// Whether a stack could not be followed from this call without a signal.
+pub(crate) fn needs_signal(pc: u64) -> bool {
+    let mut noted = NEED_SIGNAL.iter();
+    noted.any(|noted| noted.load(Ordering::Relaxed) == pc)
+}
+
 impl Request {
-    /// Copies the stack of a thread that sleeps in a call. `unsignalled` is the reason why it must
-    /// not be signalled.
-    ///
-    /// # Errors
-    ///
-    /// No buffer is free, the thread does not sleep in a call that can be seen, or it has woken.
+    /// Copies the stack of a thread that sleeps in a call. `None` if it does not, or if that cannot
+    /// be seen; if no buffer is free; and, unless it `must` do, if the call needs a signal.
     ///
     /// # Cost
     ///
     /// It opens two files, and reads the stack page by page: about 30 µs.
-    pub(super) fn of_sleeper(
-        addressee: Addressee,
-        unsignalled: Option<NoStack>,
-    ) -> Result<Request, NoStack> {
-        let refusal = Refusal::of(unsignalled);
-        let mut files = ThreadFiles::open(addressee.slot.tid()).ok_or(refusal.hidden)?;
-        let seen = files.look().ok_or(refusal.awake)?;
-        let call = match seen.state {
-            ThreadState::Asleep(call) => call.ok_or(refusal.hidden)?,
-            ThreadState::OnCpu | ThreadState::Waiting => return Err(refusal.awake),
-            ThreadState::Unknown => return Err(refusal.hidden),
+    pub(super) fn of_sleeper(addressee: Addressee, must: bool) -> Option<Request> {
+        let mut files = ThreadFiles::open(addressee.slot.tid())?;
+        let seen = files.look()?;
+        let ThreadState::Asleep(Some(call)) = seen.state else {
+            return None;
         };
-        Request::filled(|letter| {
-            letter.fill_asleep(addressee, call, Asleep { seen, unsignalled });
-            // A thread that was put on a CPU as often as before has slept all the time.
-            match files.look() == Some(seen) {
-                _ if letter.stack().is_empty() => Err(refusal.hidden),
-                true => Ok(()),
-                false => Err(refusal.awake),
-            }
-        })
-    }
-
-    /// Fills a free buffer.
-    fn filled(
-        mut fill: impl FnMut(&mut Letter) -> Result<(), NoStack>,
-    ) -> Result<Request, NoStack> {
-        let mut filled = Err(NoStack::Busy);
-        let request = POOL.iter().find_map(|mailbox| {
-            if filled != Err(NoStack::Busy) {
-                return None;
-            }
-            let round = mailbox.fill(|letter| {
-                filled = fill(letter);
-                filled.is_ok()
+        if needs_signal(call.pc) && !must {
+            return None;
+        }
+        let mut is_asleep = true;
+        POOL.iter().find_map(|mailbox| {
+            let round = mailbox.fill(|letter: &mut Letter| {
+                if is_asleep {
+                    letter.fill_asleep(addressee, call, seen);
+                    // A thread that was put on a CPU as often as before has slept all the time.
+                    is_asleep = !letter.stack().is_empty() && files.look() == Some(seen);
+                }
+                is_asleep
             })?;
             Some(Request {
                 mailbox,
                 round,
                 is_signalled: false,
             })
-        });
-        filled.and(request.ok_or(NoStack::Busy))
+        })
     }
 
     /// Waits for the copy.
     fn within(mut self, longest: Duration) -> Result<RawStack, Request> {
-        for _ in 0..longest.as_micros() / LOOK.as_micros() {
+        let deadline = clock::now().plus(longest);
+        loop {
             match self.collect() {
                 Ok(stack) => return Ok(stack),
+                Err(request) if clock::now() >= deadline => return Err(request),
                 Err(request) => self = request,
             }
             std::thread::sleep(LOOK);
         }
-        Err(self)
     }
 }
 
@@ -126,8 +99,8 @@ impl RawStack {
         self.read(|letter| letter.asleep.is_none())
     }
 
-    /// Has a thread that has slept since this copy was made copy itself. `signals` is called before
-    /// and after. Waits for the thread: only `stall-explainer` may call it.
+    /// Has a thread that has slept since this copy was made copy itself, since the copy cannot be
+    /// followed. Waits for the thread: only `stall-explainer` may call it.
     ///
     /// # Errors
     ///
@@ -135,29 +108,19 @@ impl RawStack {
     ///
     /// # Cost
     ///
-    /// About 0.1 ms, and up to 20 ms for a thread that does not answer.
-    pub(crate) fn by_signal(
-        self,
-        signal: Result<i32, NoStack>,
-        signals: impl Fn(),
-    ) -> Result<RawStack, NoStack> {
+    /// About 0.1 ms, and 20 ms for a thread that does not answer.
+    pub(crate) fn by_signal(self, signal: Result<i32, NoStack>) -> Result<RawStack, NoStack> {
         let letter = self.read(|letter| letter.addressee.zip(letter.asleep));
-        let (addressee, Asleep { seen, unsignalled }) = letter.ok_or(NoStack::MovedOn)?;
-        let (signal, place) = (signal?, self.position());
-        if let Some(why) = unsignalled {
-            return Err(why);
-        }
+        let (addressee, seen) = letter.ok_or(NoStack::MovedOn)?;
+        let (signal, place, epoch) = (signal?, self.position(), self.epoch());
         drop(self);
+        note_need_of_signal(place.0);
         let tid = addressee.slot.tid();
-        let now = ThreadFiles::open(tid).and_then(|mut files| files.look());
-        if now != Some(seen) {
+        if ThreadFiles::open(tid).and_then(|mut files| files.look()) != Some(seen) {
             return Err(NoStack::MovedOn);
         }
-        signals();
-        let stack = Request::signal(addressee, signal)?.within(ANSWERS_WITHIN);
-        signals();
-        match stack {
-            Ok(stack) if stack.is_at(place) => Ok(stack),
+        match Request::signal(addressee, signal)?.within(ANSWERS_WITHIN) {
+            Ok(stack) if stack.is_at(place) && stack.epoch() == epoch => Ok(stack),
             Ok(_) => Err(NoStack::MovedOn),
             Err(_) if os::is_signal_blocked(tid, signal) => Err(NoStack::SignalBlocked),
             Err(_) => Err(NoStack::NotAnswered),
@@ -180,7 +143,6 @@ mod tests {
     use crate::slot::{self, Slot};
     use std::io::Read as _;
     use std::os::unix::net::UnixStream;
-    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::mpsc;
 
     /// Has a thread read what never comes, and looks at it.
@@ -203,9 +165,9 @@ mod tests {
     }
 
     /// Copies the stack once the thread is asleep.
-    fn copied(slot: &'static Slot, unsignalled: Option<NoStack>) -> RawStack {
+    fn copied(slot: &'static Slot) -> RawStack {
         loop {
-            if let Ok(request) = Request::of_sleeper(addressee(slot), unsignalled) {
+            if let Some(request) = Request::of_sleeper(addressee(slot), true) {
                 assert!(request.is_full() && !request.is_signalled());
                 return request.collect().expect("it is full");
             }
@@ -216,7 +178,7 @@ mod tests {
     #[test]
     fn the_stack_of_a_sleeper_is_copied_whole() {
         with_sleeper(|slot| {
-            let stack = copied(slot, None);
+            let stack = copied(slot);
             assert!(!stack.is_by_signal());
             assert_eq!(stack.registers().fp, 0);
             let (_, sp) = stack.position();
@@ -228,40 +190,31 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_that_may_be_signalled_copies_itself() {
+    fn a_sleeper_that_may_be_signalled_copies_itself_and_later_ones_do_so_at_once() {
         install(DEFAULT_SIGNAL).unwrap();
         with_sleeper(|slot| {
-            let copy = copied(slot, None);
+            let copy = copied(slot);
             let (place, words) = (copy.position(), copy.with_words(<[u64]>::to_vec));
-            let signals = AtomicU32::new(0);
-            let count = || {
-                signals.fetch_add(1, Ordering::Relaxed);
-            };
-            let stack = copy.by_signal(Ok(DEFAULT_SIGNAL), count).unwrap();
+            let stack = copy.by_signal(Ok(DEFAULT_SIGNAL)).unwrap();
             assert!(stack.is_by_signal() && stack.is_at(place));
-            assert_eq!(signals.into_inner(), 2);
             // The call is the same, and so is the stack above it.
             assert!(stack.with_words(|again| again == words));
-
-            let refused = copied(slot, Some(NoStack::WouldInterrupt));
-            let refused = refused.by_signal(Ok(DEFAULT_SIGNAL), || panic!("a signal"));
-            assert_eq!(refused.err(), Some(NoStack::WouldInterrupt));
+            assert!(needs_signal(place.0));
+            assert!(Request::of_sleeper(addressee(slot), false).is_none());
+            assert!(!copied(slot).is_by_signal(), "where it must do");
         });
     }
 
     #[test]
     fn a_sleeper_that_has_woken_is_left_alone() {
-        let stack = with_sleeper(|slot| copied(slot, None));
-        let again = stack.by_signal(Ok(DEFAULT_SIGNAL), || panic!("a signal"));
+        let stack = with_sleeper(copied);
+        let again = stack.by_signal(Ok(DEFAULT_SIGNAL));
         assert_eq!(again.err(), Some(NoStack::MovedOn));
     }
 
     #[test]
     fn a_thread_that_computes_is_not_copied() {
         let slot = slot::mine().expect("a slot");
-        for unsignalled in [None, Some(NoStack::SignalTaken)] {
-            let own = Request::of_sleeper(addressee(slot), unsignalled);
-            assert_eq!(own.err(), Some(unsignalled.unwrap_or(NoStack::MovedOn)));
-        }
+        assert!(Request::of_sleeper(addressee(slot), true).is_none());
     }
 }

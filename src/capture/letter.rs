@@ -7,9 +7,8 @@
 //! are not known, or if it is another thread's, the kernel copies, by system calls: only it can
 //! read such a stack without a crash.
 
-use super::asleep::Asleep;
 use super::registers::Registers;
-use crate::os::Call;
+use crate::os::{Call, ThreadEvidence};
 use crate::slot::Slot;
 
 /// The most that is copied of one stack.
@@ -46,8 +45,8 @@ pub(crate) struct Letter {
     pub(super) addressee: Option<Addressee>,
     pub(super) registers: Registers,
     pub(super) extent: Extent,
-    /// The evidence that it is one picture, if the thread has not copied itself.
-    pub(super) asleep: Option<Asleep>,
+    /// The thread before the copy and after it, if it has not copied itself.
+    pub(super) asleep: Option<ThreadEvidence>,
     /// The slot's epoch at that moment. It identifies the poll.
     pub(super) epoch: u64,
     /// The number of words copied, from the stack pointer on.
@@ -98,10 +97,10 @@ impl Letter {
     /// # Cost
     ///
     /// A system call for each page of the stack.
-    pub(super) fn fill_asleep(&mut self, addressee: Addressee, call: Call, asleep: Asleep) {
+    pub(super) fn fill_asleep(&mut self, addressee: Addressee, call: Call, seen: ThreadEvidence) {
         let slot = addressee.slot;
         self.addressee = Some(addressee);
-        self.asleep = Some(asleep);
+        self.asleep = Some(seen);
         self.registers = Registers {
             pc: call.pc,
             sp: call.sp,

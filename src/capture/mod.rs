@@ -21,6 +21,7 @@ mod registers;
 #[cfg(feature = "testing")]
 mod timer;
 
+pub(crate) use asleep::needs_signal;
 pub(crate) use handler::{DEFAULT_SIGNAL, install, is_replaced, is_usable};
 pub(crate) use letter::{Addressee, Extent};
 use modules::mapped_at_all;
@@ -66,22 +67,23 @@ impl Request {
     /// A few system calls, some of which open files: about 40 µs, and 30 µs more for a real-time
     /// signal. The answer takes 50 to 150 µs.
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
-        let tid = addressee.slot.tid();
-        if tid == 0 {
-            return Err(NoStack::ThreadGone);
+        let must = why_not_to_signal(addressee.slot.tid(), signal).is_some();
+        match Request::of_sleeper(addressee, must) {
+            Some(copied) => Ok(copied),
+            None => Request::signal(addressee, signal),
         }
-        let unsignalled = why_not_to_signal(tid, signal);
-        let copied = Request::of_sleeper(addressee, unsignalled);
-        if copied.is_ok() || unsignalled.is_some() {
-            return copied;
-        }
-        Request::signal(addressee, signal)
     }
 
     /// Asks a thread by this signal.
     #[allow(unsafe_code)]
     fn signal(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
         let tid = addressee.slot.tid();
+        if tid == 0 {
+            return Err(NoStack::ThreadGone);
+        }
+        if let Some(why) = why_not_to_signal(tid, signal) {
+            return Err(why);
+        }
         let request = Request::claim(addressee, tid).ok_or(NoStack::Busy)?;
         if is_queued(signal) && os::is_signal_pending(tid, signal) {
             // The handler answers all requests that are there when it runs (D251).

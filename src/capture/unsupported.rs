@@ -46,6 +46,10 @@ pub(crate) fn is_replaced(_signal: i32) -> bool {
     false
 }
 
+pub(crate) fn needs_signal(_pc: u64) -> bool {
+    false
+}
+
 #[derive(Debug)]
 pub(crate) struct Request {}
 
@@ -84,11 +88,7 @@ impl RawStack {
         true
     }
 
-    pub(crate) fn by_signal(
-        self,
-        _signal: Result<i32, NoStack>,
-        _signals: impl Fn(),
-    ) -> Result<RawStack, NoStack> {
+    pub(crate) fn by_signal(self, _signal: Result<i32, NoStack>) -> Result<RawStack, NoStack> {
         Err(NoStack::Unsupported)
     }
 

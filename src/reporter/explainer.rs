@@ -65,7 +65,11 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
         } => {
             let (position, verdict) = (stack.position(), &runtime.verdicts[worker]);
             let stack = explain(explainer, &runtime.watch, stack, || verdict.note_signal());
-            verdict.put(id, shown(&stack));
+            match &stack {
+                // Another one is asked for.
+                Err(why) if !why.is_final() => verdict.expect_no_more(),
+                stack => verdict.put(id, shown(stack)),
+            }
             let news = StackNews {
                 id,
                 after,
@@ -101,22 +105,16 @@ fn take(work: Work, explainer: &mut Explainer, reporter: &SyncSender<Message>) {
 }
 
 fn shown(stack: &Result<Explained, NoStack>) -> StackVerdict {
-    let shown = match stack {
-        Ok(stack) => explain::shown(stack),
-        // It could not be followed, and the thread sleeps no more. It might have shown a poll that
-        // has left its worker.
-        Err(NoStack::MovedOn) => Some(StackVerdict::Doubtful),
-        Err(_) => None,
-    };
+    let shown = stack.as_ref().ok().and_then(explain::shown);
     shown.unwrap_or(StackVerdict::Inconclusive)
 }
 
-/// `signals` is called before and after a signal to the thread.
+/// `signalled` is called if the thread has taken a signal for it.
 fn explain(
     explainer: &mut Explainer,
     watch: &WatchState,
     stack: RawStack,
-    signals: impl Fn(),
+    signalled: impl Fn(),
 ) -> Result<Explained, NoStack> {
     let own = &watch.settings.own_code;
     let mut explain = |stack: &RawStack| {
@@ -125,7 +123,11 @@ fn explain(
     };
     match explain(&stack) {
         // The copy is not enough (D262).
-        Err(NoStack::NotYet) => explain(&stack.by_signal(watch.signal, signals)?),
+        Err(NoStack::NotYet) => {
+            let stack = stack.by_signal(watch.signal)?;
+            signalled();
+            explain(&stack)
+        }
         explained => explained,
     }
 }

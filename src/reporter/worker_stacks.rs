@@ -55,9 +55,19 @@ fn ask(
         .map(|(worker, slot)| (*worker, *slot, send(runtime, *slot)))
         .collect();
     let deadline = clock::now().plus(ANSWERS_WITHIN);
+    let explain = |request: Result<Request, NoStack>, deadline| {
+        let stack = request.and_then(|request| await_answer(request, deadline))?;
+        shared.explain(&runtime.watch, stack)
+    };
     let answered = asked.into_iter().map(|(worker, slot, request)| {
-        let stack = request.and_then(|request| await_answer(request, deadline));
-        let explained = stack.and_then(|stack| shared.explain(&runtime.watch, stack));
+        let explained = match explain(request, deadline) {
+            // It needed a signal and had woken. Now it is known to need one.
+            Err(NoStack::MovedOn) => {
+                let again = clock::now().plus(ANSWERS_WITHIN);
+                explain(send(runtime, slot), again)
+            }
+            explained => explained,
+        };
         WorkerStack {
             runtime: runtime.name.clone(),
             worker,

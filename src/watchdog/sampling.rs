@@ -118,8 +118,9 @@ struct SampledSleep {
 /// The place of a sleep, which is the same for as long as the thread does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SleepPlace {
-    /// A system call, and the position on the stack that it was made at.
-    Call(Call),
+    /// A system call, the position on the stack that it was made at, and whether a signal is needed
+    /// for its stack.
+    Call(Call, bool),
     /// Outside of a call. The number counts the thread's times on a CPU.
     AfterRun(u64),
 }
@@ -230,8 +231,9 @@ impl Sampling {
         send: impl FnOnce() -> Result<SentRequest, NoStack>,
     ) -> Option<Sampled> {
         let slept = thread.and_then(|thread| SampledSleep::now(&stall, thread));
-        if self.is_deaf && slept.is_some() {
-            // It needs no signal now.
+        let is_copied = slept.is_some_and(SampledSleep::is_copied) && slept != self.slept;
+        if self.is_deaf && is_copied {
+            // The signal that it has not taken is not needed.
             self.pending = None;
         }
         if self.pending.is_some() || slept.is_some() && slept == self.slept {
@@ -259,8 +261,16 @@ impl SampledSleep {
         };
         Some(SampledSleep {
             serial: stall.serial,
-            place: call.map_or(SleepPlace::AfterRun(thread.runs), SleepPlace::Call),
+            place: match call {
+                Some(call) => SleepPlace::Call(call, capture::needs_signal(call.pc)),
+                None => SleepPlace::AfterRun(thread.runs),
+            },
         })
+    }
+
+    /// Whether its stack is copied without a signal.
+    fn is_copied(self) -> bool {
+        matches!(self.place, SleepPlace::Call(_, false))
     }
 }
 
@@ -415,9 +425,18 @@ mod tests {
             assert!(sampling.is_unanswered(), "it has been seen to answer");
             // Known to be deaf, it is copied once it sleeps.
             sampling.is_deaf = true;
-            let asleep = thread(1, ThreadState::Asleep(None));
-            let copied = || Err(NoStack::Busy);
-            assert!(sampling.ask(stall(1), Some(asleep), copied).is_some());
+            let call = Call {
+                number: 202,
+                first: 0,
+                sp: 2,
+                pc: 1,
+            };
+            let mut ask = |state| {
+                let asleep = Some(thread(1, ThreadState::Asleep(state)));
+                sampling.ask(stall(1), asleep, || Err(NoStack::Busy))
+            };
+            assert!(ask(None).is_none(), "its call is secret");
+            assert!(ask(Some(call)).is_some());
         });
         thread.unwrap().join().unwrap();
     }

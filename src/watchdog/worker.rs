@@ -209,7 +209,7 @@ impl WorkerWatch {
             self.sampling.ask(stall, sample.thread, || {
                 let is_allowed = || allowance.take_for(&stall, threshold, sample.at);
                 let sent = SentRequest::send(driver, signal, is_allowed);
-                if matches!(sent, Err(NoStack::WouldInterrupt)) {
+                if sent.as_ref().is_err_and(|why| *why != NoStack::RateLimited) {
                     allowance.give_back();
                 }
                 sent
