@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each row must be silent, with no report at all, and is followed by a stall that must be found, for certain
-//! and while it lasts. Otherwise the exit code is 1.
+//! and while it lasts. One that is missed is tried once more. Otherwise the exit code is 1.
 
 mod rows;
 
@@ -27,8 +27,13 @@ const STALL: Duration = Duration::from_millis(250);
 /// For so long its report is waited for: the debug information of a large program takes a while to read.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Words of tokio's memory that contradict each other are not read for a second. Until then, a stall
+/// that computes is not told from short polls. On a busy machine this was met once.
+const DISTRUST: Duration = Duration::from_millis(1_500);
+
 /// The first and the latest report of each stall.
-type Reports = Arc<Mutex<BTreeMap<u64, (StallReport, StallReport)>>>;
+type Known = BTreeMap<u64, (StallReport, StallReport)>;
+type Reports = Arc<Mutex<Known>>;
 
 fn main() -> ExitCode {
     let seconds = std::env::args().nth(1).map(|argument| argument.parse());
@@ -126,24 +131,33 @@ fn watch(runtime: &Runtime) -> (Guard, Reports) {
     (watch, reports)
 }
 
-/// Holds what was reported against what happened, and prints a line of it.
-fn judge(name: &str, watch: &Guard, reports: &Reports, stall: impl FnOnce()) -> bool {
-    let before = reports.lock().expect("nobody panics with it").clone();
-    let is_alarm = |report: &StallReport| !report.cause.is_host();
-    let false_alarms = before.values().filter(|(_, last)| is_alarm(last)).count();
+/// Stalls, and waits for the first report of it.
+fn found(before: &Known, reports: &Reports, stall: impl Fn()) -> Option<StallReport> {
     stall();
     let since = Instant::now();
-    let found = loop {
+    loop {
         let reports = reports.lock().expect("nobody panics with it").clone();
         let mut reports = reports.into_iter();
         if let Some(found) = reports.find(|(id, _)| !before.contains_key(id)) {
-            break Some(found.1.0);
+            return Some(found.1.0);
         }
         if since.elapsed() > PATIENCE {
-            break None;
+            return None;
         }
         std::thread::sleep(MS);
-    };
+    }
+}
+
+/// Holds what was reported against what happened, and prints a line of it.
+fn judge(name: &str, watch: &Guard, reports: &Reports, stall: impl Fn()) -> bool {
+    let before = reports.lock().expect("nobody panics with it").clone();
+    let is_alarm = |report: &StallReport| !report.cause.is_host();
+    let false_alarms = before.values().filter(|(_, last)| is_alarm(last)).count();
+    let found = found(&before, reports, &stall).or_else(|| {
+        println!("{name}: once more");
+        std::thread::sleep(DISTRUST);
+        found(&before, reports, &stall)
+    });
     let turns: u64 = watch.status().runtimes[0].worker_turns.iter().sum();
     let verdict = match &found {
         _ if !watch.coverage()[0].turns => "turns are not counted",
