@@ -64,8 +64,8 @@ impl Request {
     ///
     /// # Cost
     ///
-    /// A few system calls, some of which open files: about 40 µs, and 30 µs more for a real-time
-    /// signal. The answer takes 50 to 150 µs.
+    /// A few system calls, some of which open files: about 10 µs, and 30 µs more for a real-time
+    /// signal. The answer to a signal takes 50 to 150 µs.
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
         let must = why_not_to_signal(addressee.slot.tid(), signal).is_some();
         match Request::of_sleeper(addressee, must) {
