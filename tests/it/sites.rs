@@ -67,7 +67,7 @@ fn a_sleep_has_its_line_its_cause_and_an_advice() {
 /// The stall was looked at until its end, and announced many times. The control is a computation,
 /// of which there are several stacks: `a_computation_is_looked_at_again_and_again`.
 #[test]
-fn a_sleep_is_signalled_once() {
+fn a_sleep_is_looked_at_once() {
     let ended = report_of_a_sleep();
     assert_eq!(ended.stacks.len(), 1, "{ended:#?}");
     assert_eq!(ended.stacks[0].count, 1, "{ended:#?}");
