@@ -87,7 +87,13 @@ fn a_stack_within_the_copy_has_all_its_calls() {
 fn a_deep_recursion_is_named_by_its_innermost_call() {
     let stage = one_worker().start();
     // Four times the bytes that are copied.
-    let deep = stall(&stage, |until_told| descends(127, &until_told));
+    let is_down = |report: &StallReport| {
+        let site = report.site.as_ref();
+        site.is_some_and(|site| site.line == Some(DEEPEST))
+    };
+    // A slow machine is looked at before it is there.
+    let descend = |until_told| descends(127, &until_told);
+    let deep = stage.block_until("descends", is_down, descend).ended;
     assert_site(&deep, file!(), DEEPEST, "it::odd_stacks::descends");
     let calls = calls_of(&deep, "it::odd_stacks::descends").len();
     // Of 256 KiB, with something else to each call.
