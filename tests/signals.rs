@@ -130,6 +130,10 @@ fn is_in(function: &str) -> impl Fn(&StallReport) -> bool + Copy {
     }
 }
 
+/// The stack of a wait for a lock can be read without a signal. On aarch64 its call is made by a
+/// function whose return address is in the link register, which is not to be seen.
+const READS_LOCKS: bool = cfg!(target_arch = "x86_64");
+
 const COMPUTES: &str = "signals::computes";
 const SLEEPS: &str = "signals::sleeps";
 
@@ -289,8 +293,10 @@ fn a_thread_that_blocks_the_signal_has_its_stack_later() {
             sleeps(&until_told);
             mask(libc::SIG_UNBLOCK, libc::SIGURG);
         };
-        let slept = stage.block_until("deaf", is_in(SLEEPS), sleeps_deaf);
-        assert!(slept.told.stacks[0].complete, "{:#?}", slept.told);
+        if READS_LOCKS {
+            let slept = stage.block_until("deaf", is_in(SLEEPS), sleeps_deaf);
+            assert!(slept.told.stacks[0].complete, "{:#?}", slept.told);
+        }
         stall(&stage, is_in(COMPUTES));
         assert!(stage.watch.coverage()[0].stacks);
     });
@@ -387,9 +393,11 @@ fn a_handler_that_replaces_ours_is_noticed_and_stays() {
         // It may be one that calls ours, so it is tried, for the stall and for the coverage; but not
         // at each look.
         assert!(foreign_calls() <= 2);
-        let before = foreign_calls();
-        assert!(asleep(&stage).stacks[0].complete);
-        assert_eq!(foreign_calls(), before, "a sleep is not disturbed");
+        if READS_LOCKS {
+            let before = foreign_calls();
+            assert!(asleep(&stage).stacks[0].complete);
+            assert_eq!(foreign_calls(), before, "a sleep is not disturbed");
+        }
         assert_eq!(installed(libc::SIGURG), address(foreign));
         // Given back, ours takes stacks again.
         install(libc::SIGURG, ours);
