@@ -20,8 +20,6 @@ use std::time::Duration;
 /// The longest wait for the answer of a thread that is asleep: a signal wakes it at once, and a
 /// busy machine gives it a CPU within some milliseconds.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(20);
-/// The time between two looks for an answer.
-const LOOK: Duration = Duration::from_micros(50);
 
 /// The calls that need a signal, by the instruction after each; zero is none. There are few: a call
 /// is made by a function of the C library.
@@ -46,18 +44,18 @@ pub(crate) fn needs_signal(pc: u64) -> bool {
 
 impl Request {
     /// Copies the stack of a thread that sleeps in a call. `None` if it does not, or if that cannot
-    /// be seen; if no buffer is free; and, unless it `must` do, if the call needs a signal.
+    /// be seen; if no buffer is free; and, unless it `is_only_way`, if the call needs a signal.
     ///
     /// # Cost
     ///
     /// It opens two files, and reads the stack page by page: about 10 µs for a small one.
-    pub(super) fn of_sleeper(addressee: Addressee, must: bool) -> Option<Request> {
+    pub(super) fn of_sleeper(addressee: Addressee, is_only_way: bool) -> Option<Request> {
         let mut files = ThreadFiles::open(addressee.slot.tid())?;
         let seen = files.look()?;
         let ThreadState::Asleep(Some(call)) = seen.state else {
             return None;
         };
-        if needs_signal(call.pc) && !must {
+        if needs_signal(call.pc) && !is_only_way {
             return None;
         }
         let mut is_asleep = true;
@@ -70,25 +68,8 @@ impl Request {
                 }
                 is_asleep
             })?;
-            Some(Request {
-                mailbox,
-                round,
-                is_signalled: false,
-            })
+            Some(Request { mailbox, round })
         })
-    }
-
-    /// Waits for the copy.
-    fn within(mut self, longest: Duration) -> Result<RawStack, Request> {
-        let deadline = clock::now().plus(longest);
-        loop {
-            match self.collect() {
-                Ok(stack) => return Ok(stack),
-                Err(request) if clock::now() >= deadline => return Err(request),
-                Err(request) => self = request,
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 }
 
@@ -119,7 +100,8 @@ impl RawStack {
         if ThreadFiles::open(tid).and_then(|mut files| files.look()) != Some(seen) {
             return Err(NoStack::MovedOn);
         }
-        match Request::signal(addressee, signal)?.within(ANSWERS_WITHIN) {
+        let deadline = clock::now().plus(ANSWERS_WITHIN);
+        match Request::signal(addressee, signal)?.by(deadline) {
             Ok(stack) if stack.is_at(place) && stack.epoch() == epoch => Ok(stack),
             Ok(_) => Err(NoStack::MovedOn),
             Err(_) if os::is_signal_blocked(tid, signal) => Err(NoStack::SignalBlocked),
@@ -168,7 +150,7 @@ mod tests {
     fn copied(slot: &'static Slot) -> RawStack {
         loop {
             if let Some(request) = Request::of_sleeper(addressee(slot), true) {
-                assert!(request.is_full() && !request.is_signalled());
+                assert!(request.is_full() && !request.is_answered());
                 return request.collect().expect("it is full");
             }
             std::thread::yield_now();
@@ -201,7 +183,7 @@ mod tests {
             assert!(stack.with_words(|again| again == words));
             assert!(needs_signal(place.0));
             assert!(Request::of_sleeper(addressee(slot), false).is_none());
-            assert!(!copied(slot).is_by_signal(), "where it must do");
+            assert!(!copied(slot).is_by_signal(), "where it is the only way");
         });
     }
 

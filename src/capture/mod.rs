@@ -1,11 +1,12 @@
 //! The stack of a thread, taken from outside. That of a thread that sleeps in a call is read
 //! without disturbing it. Else the handler of one directed signal copies registers and stack.
 //!
-//! *Runs on:* `stall-watchdog` requests and collects, as does a thread that calls
+//! *Runs on:* `stall-watchdog` and `stall-pulse` request and collect, as does a thread that calls
 //! [`worker_stacks`](crate::Guard::worker_stacks). The stalled thread answers, in the signal
-//! handler. `stall-explainer` reads, and takes a stack of itself now and then.
-//! *Must not:* wait, or unwind in the handler. A request is collected about a millisecond later, or
-//! withdrawn.
+//! handler. `stall-explainer` reads, asks again where a copy is not enough, and takes a stack of
+//! itself now and then.
+//! *Must not:* unwind in the handler, or wait on a thread that has a tick: there, a request is
+//! collected about a millisecond later, or withdrawn.
 //!
 //! The process has [`MAILBOXES`] buffers. They are zero pages of the program until they are used,
 //! and from then on as large as the deepest stack that was copied into them.
@@ -31,13 +32,18 @@ pub(crate) use registers::Registers;
 #[cfg(feature = "testing")]
 pub(crate) use timer::StackTimer;
 
+use crate::clock::{self, Nanos};
 use crate::os;
 use crate::report::NoStack;
 use letter::Letter;
 use mailbox::{Mailbox, Round};
+use std::time::Duration;
 
 /// Stacks can be taken on this system and in this build.
 pub(crate) const IS_SUPPORTED: bool = true;
+
+/// The time between two looks for an answer, of a thread that may wait for it.
+const LOOK: Duration = Duration::from_micros(50);
 
 /// The most stacks that can be on their way to the explainer at one time.
 pub(crate) const MAILBOXES: usize = 8;
@@ -49,7 +55,6 @@ static POOL: [Mailbox<Letter>; MAILBOXES] = [const { Mailbox::new(Letter::EMPTY)
 pub(crate) struct Request {
     mailbox: &'static Mailbox<Letter>,
     round: Round,
-    is_signalled: bool,
 }
 
 impl Request {
@@ -67,8 +72,8 @@ impl Request {
     /// A few system calls, some of which open files: about 10 µs, and 30 µs more for a real-time
     /// signal. The answer to a signal takes 50 to 150 µs.
     pub(crate) fn send(addressee: Addressee, signal: i32) -> Result<Request, NoStack> {
-        let must = why_not_to_signal(addressee.slot.tid(), signal).is_some();
-        match Request::of_sleeper(addressee, must) {
+        let is_only_way = why_not_to_signal(addressee.slot.tid(), signal).is_some();
+        match Request::of_sleeper(addressee, is_only_way) {
             Some(copied) => Ok(copied),
             None => Request::signal(addressee, signal),
         }
@@ -104,12 +109,7 @@ impl Request {
         let question = |letter: &mut Letter| letter.addressee = Some(addressee);
         POOL.iter().find_map(|mailbox| {
             let round = mailbox.request(tid, question)?;
-            let is_signalled = true;
-            Some(Request {
-                mailbox,
-                round,
-                is_signalled,
-            })
+            Some(Request { mailbox, round })
         })
     }
 
@@ -118,9 +118,22 @@ impl Request {
         self.mailbox.collect(self.round)
     }
 
-    /// Whether the thread was to copy it itself, on a signal.
-    pub(crate) fn is_signalled(&self) -> bool {
-        self.is_signalled
+    /// Whether the thread has copied it itself, on a signal.
+    pub(crate) fn is_answered(&self) -> bool {
+        let by_signal = |letter: &Letter| letter.asleep.is_none();
+        self.mailbox.read(self.round, by_signal) == Some(true)
+    }
+
+    /// Waits for the stack until then. Else returns the request again.
+    pub(crate) fn by(mut self, deadline: Nanos) -> Result<RawStack, Request> {
+        loop {
+            match self.collect() {
+                Ok(stack) => return Ok(stack),
+                Err(request) if clock::now() >= deadline => return Err(request),
+                Err(request) => self = request,
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// The stack, if it has been copied by now. Else the request again.

@@ -6,6 +6,7 @@
 
 #![allow(dead_code)] // An interface without users in some builds.
 
+use crate::clock::Nanos;
 use crate::report::NoStack;
 use crate::slot::Slot;
 use std::time::Duration;
@@ -66,8 +67,12 @@ impl Request {
         false
     }
 
-    pub(crate) fn is_signalled(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         false
+    }
+
+    pub(crate) fn by(self, _deadline: Nanos) -> Result<RawStack, Request> {
+        Err(self)
     }
 
     pub(crate) fn collect(self) -> Result<RawStack, Request> {

@@ -141,12 +141,14 @@ impl VerdictCell {
         self.owed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes back that a verdict is expected: the stack could not be sent.
+    /// Takes back that a verdict is expected: the stack could not be sent, or it cannot be followed
+    /// and another one is asked for.
     pub(crate) fn expect_no_more(&self) {
+        // Relaxed: it publishes no verdict.
         self.owed.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Notes that the explainer signals the thread.
+    /// Notes that the explainer has signalled the thread.
     pub(crate) fn note_signal(&self) {
         // Relaxed: a look that misses it costs the proof of one sleep, and no more.
         self.is_signalled.store(true, Ordering::Relaxed);

@@ -16,8 +16,6 @@ use std::time::Duration;
 /// The longest wait for the answer of a thread. A thread that has a CPU, or sleeps where a signal
 /// wakes it, answers within a tenth of a millisecond, or somewhat later on a busy machine.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
-/// The time between two looks for an answer.
-const LOOK: Duration = Duration::from_micros(50);
 
 /// One caller asks at a time: two would take all buffers. A caller waits so long for another one:
 /// in a fork, that may be a thread that exists no more.
@@ -90,14 +88,8 @@ fn send(runtime: &WatchedRuntime, slot: Option<&'static Slot>) -> Result<Request
     Request::send(addressee, signal)
 }
 
-fn await_answer(mut request: Request, deadline: Nanos) -> Result<RawStack, NoStack> {
-    loop {
-        match request.collect() {
-            Ok(stack) if stack.is_answered() => return Ok(stack),
-            Ok(_) => return Err(NoStack::ThreadGone),
-            Err(_) if clock::now() >= deadline => return Err(NoStack::NotAnswered),
-            Err(again) => request = again,
-        }
-        std::thread::sleep(LOOK);
-    }
+fn await_answer(request: Request, deadline: Nanos) -> Result<RawStack, NoStack> {
+    let stack = request.by(deadline).map_err(|_| NoStack::NotAnswered)?;
+    let is_of_it = stack.is_answered();
+    is_of_it.then_some(stack).ok_or(NoStack::ThreadGone)
 }

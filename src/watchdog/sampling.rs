@@ -118,9 +118,8 @@ struct SampledSleep {
 /// The place of a sleep, which is the same for as long as the thread does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SleepPlace {
-    /// A system call, the position on the stack that it was made at, and whether a signal is needed
-    /// for its stack.
-    Call(Call, bool),
+    /// A system call, and the position on the stack that it was made at.
+    Call { call: Call, needs_signal: bool },
     /// Outside of a call. The number counts the thread's times on a CPU.
     AfterRun(u64),
 }
@@ -154,7 +153,7 @@ impl Sampling {
     /// Whether the thread has taken the signal that was sent last.
     pub(super) fn is_answered(&self) -> bool {
         let pending = self.pending.as_ref();
-        self.answered_early || pending.is_some_and(|pending| pending.sent.is_answered())
+        self.answered_early || pending.is_some_and(|pending| pending.sent.request.is_answered())
     }
 
     /// Whether the thread has not taken a signal that was sent a tick ago or earlier. A thread that
@@ -262,7 +261,10 @@ impl SampledSleep {
         Some(SampledSleep {
             serial: stall.serial,
             place: match call {
-                Some(call) => SleepPlace::Call(call, capture::needs_signal(call.pc)),
+                Some(call) => SleepPlace::Call {
+                    call,
+                    needs_signal: capture::needs_signal(call.pc),
+                },
                 None => SleepPlace::AfterRun(thread.runs),
             },
         })
@@ -270,7 +272,13 @@ impl SampledSleep {
 
     /// Whether its stack is copied without a signal.
     fn is_copied(self) -> bool {
-        matches!(self.place, SleepPlace::Call(_, false))
+        matches!(
+            self.place,
+            SleepPlace::Call {
+                needs_signal: false,
+                ..
+            }
+        )
     }
 }
 
@@ -300,11 +308,6 @@ impl SentRequest {
             request: Request::send(addressee, signal)?,
             signal,
         })
-    }
-
-    /// Whether the thread has taken the signal.
-    fn is_answered(&self) -> bool {
-        self.request.is_full() && self.request.is_signalled()
     }
 
     fn why_unanswered(&self) -> NoStack {
