@@ -43,6 +43,11 @@ fn environment_child() {
         let is_given = setting.source != SettingSource::Default;
         is_given.then(|| println!("{} = {} {:?}", setting.key, setting.value, setting.source));
     }
+    #[cfg(feature = "serve")]
+    match watch.served_at() {
+        Some(address) => answers(address),
+        None => println!("not served"),
+    }
     println!("threads: {}", support::process::detector_threads().len());
     println!("off: {} {}", watch.coverage()[0].off, watch.status().off);
     println!("coverage: {}", watch.coverage()[0]);
@@ -57,6 +62,14 @@ fn environment_child() {
             blocks_once(&runtime);
             !watch.recent().is_empty()
         }),
+    }
+}
+
+#[cfg(feature = "serve")]
+fn answers(address: std::net::SocketAddr) {
+    for path in ["/health/live", "/metrics", "/stalls"] {
+        let answer = support::scraped::get(address, path).unwrap();
+        println!("{path}: {} {}", answer.status, answer.body.trim());
     }
 }
 
@@ -130,6 +143,32 @@ fn a_watch_that_is_off_has_no_threads_and_says_so() {
             "stalls: 0",
         ],
     );
+}
+
+/// Else a probe of Kubernetes has a program restarted that works.
+#[cfg(feature = "serve")]
+#[test]
+fn a_watch_that_is_off_answers_all_the_same() {
+    for variable in ["off,serve=127.0.0.1:0", "serve=127.0.0.1:0"] {
+        let (said, _) = words(variable);
+        assert_has(
+            &said,
+            &["/health/live: 200 ok", "/metrics: 200", "/stalls: 200"],
+        );
+    }
+    assert_has(&words("off,serve=127.0.0.1:0").0, &["threads: 1\n"]);
+}
+
+/// The same address is an error of a watch that is on: see `start_errors`.
+#[cfg(feature = "serve")]
+#[test]
+fn a_watch_that_is_off_starts_without_its_address() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (said, errors) = words(&format!("off,serve={address}"));
+    assert_has(&said, &["off: true true", "not served"]);
+    let why = format!("the watch is off, and not served: cannot serve at {address}");
+    assert_has(&errors, &[&why]);
 }
 
 #[test]

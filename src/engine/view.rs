@@ -2,7 +2,7 @@
 //!
 //! *Runs on:* the user's threads, and `stall-serve`.
 
-use super::{Shared, WatchState, WatchedRuntime};
+use super::{Coverage, Shared, WatchState, WatchedRuntime};
 use crate::report::{Phase, Profile, StallReport};
 use std::sync::Arc;
 
@@ -67,6 +67,16 @@ impl View {
             .filter(|runtime| self.watches(runtime))
             .cloned()
             .collect()
+    }
+
+    /// The coverage of each runtime.
+    pub(crate) fn coverage(&self) -> Vec<Coverage> {
+        if let Some(off) = &self.watch.off {
+            return off.clone();
+        }
+        let runtimes = self.runtimes();
+        let coverage = runtimes.iter().map(|runtime| Coverage::of(runtime));
+        coverage.collect()
     }
 
     pub(crate) fn watches(&self, runtime: &WatchedRuntime) -> bool {

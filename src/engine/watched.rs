@@ -8,7 +8,7 @@ use super::Recorder;
 use super::recording::RecordingCounts;
 use super::sight::Rounds;
 use super::stats::Stats;
-use super::{Settings, StallId};
+use super::{Coverage, Settings, StallId};
 use crate::clock::{self, Nanos};
 use crate::detect::{Rules, StackVerdict};
 use crate::probe::Pulse;
@@ -212,6 +212,8 @@ pub(crate) struct WatchState {
     pub(crate) started_at: Nanos,
     /// The signal that asks threads for their stacks, or the reason why there is none.
     pub(crate) signal: Result<i32, NoStack>,
+    /// The coverage of each runtime, if the watch is switched off: no thread looks at them.
+    pub(crate) off: Option<Vec<Coverage>>,
     /// The facts about what works in this process.
     pub(super) rounds: Mutex<Rounds>,
     pub(crate) recent: Mutex<Recent>,
@@ -226,6 +228,7 @@ impl WatchState {
             process: Process::default(),
             started_at: clock::now(),
             signal,
+            off: None,
             rounds: Mutex::default(),
             profile: Mutex::new(Profile::begin()),
             #[cfg(feature = "serve")]
@@ -233,6 +236,18 @@ impl WatchState {
             recent: Mutex::new(Recent::new(settings.recent)),
             settings,
         }
+    }
+
+    /// The state of a watch that is switched off, for runtimes of this coverage.
+    pub(crate) fn switched_off(settings: Settings, coverage: Vec<Coverage>) -> WatchState {
+        WatchState {
+            off: Some(coverage),
+            ..WatchState::new(settings, Err(NoStack::Off))
+        }
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.is_some()
     }
 }
 

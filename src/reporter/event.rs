@@ -148,7 +148,12 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
 /// not heard, it goes to standard error.
 pub(crate) fn warn_of_use(text: &str) {
     tracing::warn!(target: TARGET, "{text}");
-    if matches!(Hearing::last(), Hearing::NoSubscriber | Hearing::Hidden) {
+    let hearing = match Hearing::last() {
+        // No thread of the detector has asked. This one logs, so its answer counts.
+        Hearing::Unknown => Hearing::ask(),
+        known => known,
+    };
+    if matches!(hearing, Hearing::NoSubscriber | Hearing::Hidden) {
         write_to_stderr(text);
     }
 }

@@ -9,7 +9,7 @@
 use super::lanes::{self, Cells};
 use super::program;
 use crate::clock::{self, Nanos};
-use crate::engine::{Coverage, View};
+use crate::engine::View;
 use crate::report::{Cause, Certainty, Site, SiteTotals, StallReport, of_the_poll};
 #[cfg(feature = "tower")]
 use crate::tally::{Seen, Tally};
@@ -54,6 +54,8 @@ struct Hello<'a> {
     started_at: f64,
     /// The same on the shared clock.
     started_clock: f64,
+    /// Whether the watch is switched off: no thread looks at these runtimes.
+    off: bool,
     runtimes: Vec<RuntimeEvent>,
 }
 
@@ -276,24 +278,23 @@ impl Feed {
     }
 
     fn hello_event(&self) -> Hello<'_> {
-        let runtimes = self.view.runtimes();
-        let runtimes = runtimes.iter().map(|runtime| {
-            let coverage = Coverage::of(runtime);
-            RuntimeEvent {
-                name: runtime.name.clone(),
-                workers: runtime.metrics.num_workers(),
-                threshold_seconds: runtime.rules.threshold.as_secs_f64(),
-                tower: cfg!(feature = "tower"),
-                coverage: coverage.to_string(),
-                gaps: coverage.gaps(),
-            }
+        let watch = &self.view.watch;
+        let runtimes = self.view.coverage().into_iter();
+        let runtimes = runtimes.map(|coverage| RuntimeEvent {
+            workers: coverage.workers,
+            threshold_seconds: watch.settings.threshold.as_secs_f64(),
+            tower: cfg!(feature = "tower"),
+            coverage: coverage.to_string(),
+            gaps: coverage.gaps(),
+            name: coverage.runtime,
         });
         Hello {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             program: &self.program,
             started_at: self.started_at,
-            started_clock: seconds(self.view.watch.started_at),
+            started_clock: seconds(watch.started_at),
+            off: watch.is_off(),
             runtimes: runtimes.collect(),
         }
     }
@@ -352,7 +353,8 @@ impl Feed {
         let last_tick = self.view.shared.last_tick();
         Lanes {
             clock: seconds(now),
-            watching: last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
+            watching: !self.view.watch.is_off()
+                && last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
             step_seconds: lanes::STEP.as_secs_f64(),
             first: shown.first,
             workers: shown.workers,

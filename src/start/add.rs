@@ -81,7 +81,7 @@ impl Guard {
 
     fn watch_also(&self, name: Option<String>, runtime: Handle) -> Result<(), StartError> {
         let watch = &self.view.watch;
-        if self.off.is_some() {
+        if watch.is_off() {
             return Ok(());
         }
         if self.view.shared.is_inherited() {

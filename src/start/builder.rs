@@ -127,7 +127,7 @@ impl Builder {
     ///
     /// ```sh
     /// TOKIO_STALL=threshold=20ms,warn=250ms,stacks=off,serve=127.0.0.1:9464 ./service
-    /// TOKIO_STALL=off ./service       # nothing is watched, no thread is started
+    /// TOKIO_STALL=off ./service       # nothing is watched; `serve` answers probes
     /// TOKIO_STALL=doctor ./service    # prints what is seen here, and what is not
     /// ```
     ///
@@ -136,7 +136,9 @@ impl Builder {
     /// understood by [`start`](Self::start). Unset or empty, it changes nothing.
     ///
     /// With `off`, [`Coverage::off`](crate::Coverage::off) and
-    /// [`Status::off`](crate::Status::off) are set.
+    /// [`Status::off`](crate::Status::off) are set. No thread is started but that of `serve`, whose
+    /// `/health/live` says 200: else a probe has the program restarted. If the address cannot be
+    /// had, the program starts without it and a warning says so.
     ///
     /// # Errors
     ///

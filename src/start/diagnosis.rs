@@ -98,7 +98,7 @@ impl Guard {
     /// It starts a thread for a moment, which asks the subscriber whether it takes the detector's
     /// events. The call waits for that, some 0.1 ms; a second at most, if a filter is held up.
     pub fn explain_coverage(&self) -> Diagnosis {
-        if self.off.is_none() && !self.view.shared.is_inherited() {
+        if !self.view.watch.is_off() && !self.view.shared.is_inherited() {
             threads::ask_for_hearing();
         }
         let mut observations = Vec::new();

@@ -30,8 +30,6 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 #[must_use = "the watch ends when its guard is dropped: bind it to a name such as `_watch`"]
 pub struct Guard {
     pub(super) view: View,
-    /// The coverage of a watch that is switched off: no thread runs for it.
-    pub(super) off: Option<Vec<Coverage>>,
     made_at: Nanos,
     /// The server ends before the watch does.
     #[cfg(feature = "serve")]
@@ -44,20 +42,12 @@ impl Guard {
     pub(crate) fn new(view: View) -> Guard {
         Guard {
             view,
-            off: None,
             made_at: clock::now(),
             #[cfg(feature = "serve")]
             server: None,
             #[cfg(feature = "serve")]
             recordings: None,
         }
-    }
-
-    /// A guard that watches nothing, for these runtimes.
-    pub(super) fn switched_off(view: View, off: Vec<Coverage>) -> Guard {
-        let mut guard = Guard::new(view);
-        guard.off = Some(off);
-        guard
     }
 
     /// Adds the server, which ends with the watch.
@@ -139,14 +129,7 @@ impl Guard {
 
     /// The things that the detector can see, for each runtime of this watch.
     pub fn coverage(&self) -> Vec<Coverage> {
-        if let Some(off) = &self.off {
-            return off.clone();
-        }
-        let runtimes = self.view.runtimes();
-        runtimes
-            .iter()
-            .map(|runtime| Coverage::of(runtime))
-            .collect()
+        self.view.coverage()
     }
 
     /// Figures about the runtimes of this watch and about the detector itself.
@@ -176,7 +159,7 @@ impl Guard {
                 .map(|runtime| status_of(runtime))
                 .collect(),
             forked: shared.is_inherited(),
-            off: self.off.is_some(),
+            off: self.view.watch.is_off(),
             allowed: probe::allowed(),
             ticks: shared.ticks(),
             watchdog_lateness: waits(&shared.watchdog_lateness),
@@ -261,7 +244,7 @@ impl Drop for Guard {
             }
             // Else the drop writes those that wait, while the runtimes are still known.
         }
-        if !self.view.shared.is_inherited() && self.off.is_none() {
+        if !self.view.shared.is_inherited() && !self.view.watch.is_off() {
             self.warn_if_dropped_at_once();
             threads::leave(&self.view.watch);
         }

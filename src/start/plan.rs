@@ -156,7 +156,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// A guard without a thread, and without a change of the process.
+    /// A guard that watches nothing. It starts no thread but that of the server: a probe that asks
+    /// there would have the program restarted again and again.
     fn launch_nothing(self) -> Guard {
         let coverage = self.runtimes.into_iter().map(|(name, runtime)| {
             let name = name.unwrap_or_else(|| threads::UNNAMED.to_owned());
@@ -166,9 +167,11 @@ impl Plan {
         if self.settings.log {
             coverage.iter().for_each(reporter::event::switched_off);
         }
-        let watch = Arc::new(WatchState::new(self.settings, Err(NoStack::Off)));
+        let watch = Arc::new(WatchState::switched_off(self.settings, coverage));
         let shared = Arc::default();
-        let guard = Guard::switched_off(View { watch, shared }, coverage);
+        let guard = Guard::new(View { watch, shared });
+        #[cfg(feature = "serve")]
+        let guard = serve_all_the_same(guard, self.serve, self.serve_token);
         if self.doctor {
             print(&guard);
         }
@@ -199,6 +202,32 @@ fn bind(address: Option<SocketAddr>) -> Result<Option<serve::Bound>, StartError>
         bound.map_err(|error| StartError::Serve { address, error })
     };
     address.map(bind).transpose()
+}
+
+/// Adds the server of a watch that is switched off. A program that asks for nothing to happen does
+/// not fail for it.
+#[cfg(feature = "serve")]
+fn serve_all_the_same(
+    guard: Guard,
+    address: Option<SocketAddr>,
+    token: Option<serve::ServeToken>,
+) -> Guard {
+    let view = guard.view.clone();
+    let logs = view.watch.settings.log;
+    let server = bind(address).and_then(|bound| {
+        let served = bound.map(|bound| bound.serve(view, token));
+        served.transpose().map_err(StartError::Thread)
+    });
+    match server {
+        Ok(None) => guard,
+        Ok(Some(server)) => guard.with_server(server),
+        Err(error) => {
+            if logs {
+                reporter::event::warn_of_use(&format!("the watch is off, and not served: {error}"));
+            }
+            guard
+        }
+    }
 }
 
 /// Makes the directory for recordings.
