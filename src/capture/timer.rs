@@ -15,7 +15,8 @@
 //!   it finds each sleep that lasts for a period, and nothing else. The code gets a period of its
 //!   own also where a signal takes longer than that, as under `strace`.
 //! * The other one counts the CPU time of the thread, and sends its signal when the budget is used
-//!   up. The signal interrupts the code that computes then.
+//!   up, and again and again until the measurement ends. The first that arrives takes the stack of
+//!   the code that it interrupts, which computes.
 //!
 //! # Access
 //!
@@ -33,6 +34,9 @@ use std::time::Duration;
 
 /// The period of the timer: the shortest sleep that is surely found.
 const PERIOD: Duration = Duration::from_micros(50);
+
+/// The CPU time between two signals past the budget.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// The least time to the end of a budget for which the timer is set. One that is over at once would
 /// find the code that sets it.
@@ -131,19 +135,19 @@ impl Lookout {
         }
     }
 
-    /// Has the timer send a signal once, after this time.
+    /// Has the timer send one signal, after this time.
     ///
     /// # Signal safety
     ///
     /// As [`stop`](Self::stop).
     fn start(&self, after: Duration) {
-        self.set(0, after);
+        self.set(0, after, Duration::ZERO);
     }
 
-    /// Has the timer send a signal once, at a CPU time of the calling thread.
+    /// Has the timer send a signal at a CPU time of the calling thread, and more after it.
     fn start_at(&self, time: Duration) {
         let time = time.max(own_cpu().saturating_add(LEAD));
-        self.set(libc::TIMER_ABSTIME, time);
+        self.set(libc::TIMER_ABSTIME, time, AGAIN);
     }
 
     /// Stops the timer.
@@ -152,17 +156,17 @@ impl Lookout {
     ///
     /// Makes one bare system call, which POSIX lists as safe.
     fn stop(&self) {
-        self.set(0, Duration::ZERO);
+        self.set(0, Duration::ZERO, Duration::ZERO);
     }
 
     #[allow(unsafe_code)]
-    fn set(&self, flags: i32, time: Duration) {
+    fn set(&self, flags: i32, time: Duration, interval: Duration) {
         let span = |time: Duration| libc::timespec {
             tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: time.subsec_nanos().into(),
         };
         let setting = libc::itimerspec {
-            it_interval: span(Duration::ZERO),
+            it_interval: span(interval),
             it_value: span(time),
         };
         // SAFETY: the timer exists while its place is taken, and `setting` is complete.
@@ -304,6 +308,11 @@ impl StackTimer {
             paused_at: Duration::ZERO,
             _of_this_thread: std::marker::PhantomData,
         })
+    }
+
+    /// Whether it can take a stack past a budget of CPU time.
+    pub(crate) fn counts_cpu(&self) -> bool {
+        self.counts_cpu
     }
 
     /// Starts a measurement. The handler takes the stack of the first sleep in a system call that

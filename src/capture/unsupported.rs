@@ -122,6 +122,10 @@ impl StackTimer {
         None
     }
 
+    pub(crate) fn counts_cpu(&self) -> bool {
+        false
+    }
+
     pub(crate) fn begin(&mut self, _cpu_budget: Option<Duration>) {}
 
     pub(crate) fn pause(&mut self) {}

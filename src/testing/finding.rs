@@ -7,7 +7,7 @@
 //! not measured.
 
 use super::baseline::Baseline;
-use super::meter::{Allowed, Cost, FirstSleep, SeenStacks, ThreadCost};
+use super::meter::{Allowed, Cost, FirstSleep, NoSignal, SeenStacks, ThreadCost};
 use super::never_blocks::Excused;
 use super::verdict::{self, Excuse, Slept, Verdict};
 use crate::capture::RawStack;
@@ -49,6 +49,8 @@ pub struct BlockingCall {
     pub advice: Option<String>,
     /// The budget of CPU time, if the poll has exceeded it.
     pub cpu_budget: Option<Duration>,
+    /// Why `stack` is empty.
+    no_stack: &'static str,
 }
 
 /// The result for a measured poll.
@@ -98,20 +100,41 @@ pub(super) fn look_into(
         }
         Verdict::Blocked => {
             let cause = blocked_cause(slept);
-            outcome.found.push(found(cost, cause, frames, None, poll()));
+            outcome.found.push(found(cost, cause, frames, poll()));
         }
         Verdict::NoProgress => {
-            let call = found(cost, Cause::Unknown, Vec::new(), None, poll());
+            let call = found(cost, Cause::Unknown, Vec::new(), poll());
             outcome.found.push(call);
         }
     }
     if let Some(budget) = verdict::exceeded(cost, cpu_budget) {
-        let frames = seen.past_budget.map_or(Vec::new(), |stack| explain(&stack));
-        let call = found(cost, Cause::Cpu, frames, Some(budget), poll());
-        outcome.found.push(call);
+        outcome
+            .found
+            .push(computed(cost, seen.past_budget, budget, poll()));
     }
     outcome
 }
+
+/// A poll that has computed beyond its budget, and its stack at that time.
+fn computed(
+    cost: &Cost,
+    seen: Result<RawStack, NoSignal>,
+    budget: Duration,
+    poll: String,
+) -> BlockingCall {
+    let went_on = cost.thread.unwrap_or_default().cpu.saturating_sub(budget);
+    let (frames, no_stack) = match seen {
+        Ok(stack) => (explain(&stack), NOT_FOLLOWED),
+        Err(why) => (Vec::new(), why.reason(went_on)),
+    };
+    BlockingCall {
+        cpu_budget: Some(budget),
+        no_stack,
+        ..found(cost, Cause::Cpu, frames, poll)
+    }
+}
+
+const NOT_FOLLOWED: &str = "the stack of the thread cannot be followed here";
 
 /// The kind of the first sleep, and its stack if it was worth naming.
 fn look_at(cost: &Cost, first_sleep: FirstSleep) -> (Slept, Vec<Frame>) {
@@ -139,13 +162,7 @@ fn blocked_cause(slept: Slept) -> Cause {
     })
 }
 
-fn found(
-    cost: &Cost,
-    cause: Cause,
-    frames: Vec<Frame>,
-    cpu_budget: Option<Duration>,
-    poll: String,
-) -> BlockingCall {
+fn found(cost: &Cost, cause: Cause, frames: Vec<Frame>, poll: String) -> BlockingCall {
     let thread = cost.thread.unwrap_or_default();
     let shown = verdict::of_the_measured(&frames);
     // Frames up to the assertion have no scheduler among them.
@@ -165,7 +182,8 @@ fn found(
         site,
         advice: advice::advise(shown, cause, call).map(str::to_owned),
         stack: shown.to_vec(),
-        cpu_budget,
+        cpu_budget: None,
+        no_stack: "none could be taken here",
     }
 }
 
@@ -224,11 +242,11 @@ impl fmt::Display for BlockingCall {
                 write!(f, "\n                {line}")?;
             }
         } else if self.stack.is_empty() {
-            let why = match self.cause {
-                Cause::Cpu => "the poll ended soon after its budget, or none can be taken here",
-                _ => "none could be taken here",
-            };
-            write!(f, "\n  missing   no stack, hence no line: {why}")?;
+            write!(
+                f,
+                "\n  missing   no stack, hence no line: {}",
+                self.no_stack
+            )?;
         }
         Ok(())
     }
@@ -326,6 +344,7 @@ mod tests {
             site: site::site(&stack),
             stack,
             advice: Some("Use `tokio::time::sleep(…).await`.".to_owned()),
+            no_stack: "none could be taken here",
             cpu_budget: None,
         }
     }

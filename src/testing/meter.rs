@@ -41,15 +41,45 @@ pub(crate) struct ThreadCost {
 pub(crate) struct SeenStacks {
     pub(crate) first_sleep: FirstSleep,
     /// The code that computed when the budget was used up.
-    pub(crate) past_budget: Option<RawStack>,
+    pub(crate) past_budget: Result<RawStack, NoSignal>,
 }
 
 impl SeenStacks {
     const NOT_ASKED: SeenStacks = SeenStacks {
         first_sleep: FirstSleep::NotAsked,
-        past_budget: None,
+        past_budget: Err(NoSignal::NoTimer),
     };
 }
+
+/// Why there is no stack of a poll that has computed beyond its budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSignal {
+    /// All timers are in use, or the system has none.
+    NoTimer,
+    /// The timer that counts the CPU time of the thread could not be had.
+    NoCpuTimer,
+    /// A measurement inside this one has used the timer.
+    TakenOver,
+    /// The timer was set, and no signal of it has arrived.
+    NotArrived,
+}
+
+impl NoSignal {
+    /// The reason in a clause, for a poll that went on for so long after its budget.
+    pub(super) fn reason(self, went_on: Duration) -> &'static str {
+        match self {
+            NoSignal::NoTimer => "the timers for stacks could not be had here",
+            NoSignal::NoCpuTimer => "a timer of CPU time could not be had here",
+            NoSignal::TakenOver => "an assertion inside this one had the timer",
+            NoSignal::NotArrived if went_on < LATENESS => "the poll ended soon after its budget",
+            NoSignal::NotArrived if is_deaf() => "the signal for stacks is blocked, or taken over",
+            NoSignal::NotArrived => "the timer of its budget has sent no signal",
+        }
+    }
+}
+
+/// The kernel looks at a budget of CPU time at its ticks.
+const LATENESS: Duration = Duration::from_millis(20);
 
 /// The first sleep that the timer has seen.
 #[derive(Debug)]
@@ -154,22 +184,20 @@ struct Meter {
 }
 
 /// The timers of a thread, which take stacks.
-enum Timer {
-    /// It could not be had, so many times.
-    None(u32),
-    Some(StackTimer),
+#[derive(Default)]
+struct Timer {
+    /// `None` if they could not be had.
+    had: Option<StackTimer>,
+    /// Whether it has been proven to see a sleep. One that sees none would excuse all of them.
+    sees_sleeps: bool,
+    /// How many measurements have tried to have it and to prove it.
+    tries: u32,
 }
 
-/// How many measurements of a thread try to have a timer.
+/// How many measurements of a thread try at most.
 const TRIES: u32 = 3;
-/// How often each of them tries. On a busy machine a proof may fail.
+/// How often each of them tries the proof. On a busy machine it may fail.
 const PROOFS: usize = 5;
-
-impl Default for Timer {
-    fn default() -> Timer {
-        Timer::None(0)
-    }
-}
 
 thread_local! {
     static METER: RefCell<Meter> = RefCell::default();
@@ -185,53 +213,59 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 
 impl Timer {
     fn get(&mut self) -> Option<&mut StackTimer> {
-        if let Timer::None(tries @ ..TRIES) = *self {
-            let mut proofs = std::iter::repeat_with(start_timer).take(PROOFS);
-            *self = proofs
-                .find_map(|timer| timer)
-                .map_or(Timer::None(tries + 1), Timer::Some);
+        if !self.sees_sleeps && self.tries < TRIES {
+            self.tries += 1;
+            self.had = self.had.take().or_else(new_timer);
+            self.sees_sleeps = self.had.as_mut().is_some_and(sees_sleeps);
         }
-        match self {
-            Timer::Some(timer) => Some(timer),
-            Timer::None(_) => None,
-        }
+        self.had.as_mut()
     }
 
     /// Ends the timer of a measurement with this cost.
     fn end(&mut self, is_taken_over: bool, cost: &Cost) -> SeenStacks {
-        let Timer::Some(timer) = self else {
+        let Some(timer) = &mut self.had else {
             return SeenStacks::NOT_ASKED;
         };
         let stacks = timer.end();
         let has_slept = || cost.thread.is_some_and(|thread| thread.sleeps > 0);
         let first_sleep = match stacks.asleep {
             Some(stack) => FirstSleep::Stack(stack),
-            None if is_taken_over || has_slept() && is_deaf() => FirstSleep::NotAsked,
+            None if is_taken_over || !self.sees_sleeps => FirstSleep::NotAsked,
+            None if has_slept() && is_deaf() => FirstSleep::NotAsked,
             None => FirstSleep::None,
+        };
+        let why_not = match (timer.counts_cpu(), is_taken_over) {
+            (false, _) => NoSignal::NoCpuTimer,
+            (true, true) => NoSignal::TakenOver,
+            (true, false) => NoSignal::NotArrived,
         };
         SeenStacks {
             first_sleep,
-            past_budget: stacks.computing,
+            past_budget: stacks.computing.ok_or(why_not),
         }
     }
 }
 
-fn start_timer() -> Option<StackTimer> {
+fn new_timer() -> Option<StackTimer> {
     capture::install(capture::DEFAULT_SIGNAL).ok()?;
     let slot = slot::mine()?;
     let addressee = Addressee {
         slot,
         tenancy: slot.tenancy(),
     };
-    let mut timer = StackTimer::new(addressee, capture::DEFAULT_SIGNAL)?;
     // The first look at a thread opens files. That may take a sleep, which the timer would see
     // before any of the code's own.
     os::own_usage();
-    // A proof that it sees sleeps on this thread and this system: a timer that sees none would
-    // excuse all of them.
-    timer.begin(None);
-    std::thread::sleep(PLANTED);
-    timer.end().asleep.is_some().then_some(timer)
+    StackTimer::new(addressee, capture::DEFAULT_SIGNAL)
+}
+
+/// Whether it sees a sleep on this thread and this system.
+fn sees_sleeps(timer: &mut StackTimer) -> bool {
+    (0..PROOFS).any(|_| {
+        timer.begin(None);
+        std::thread::sleep(PLANTED);
+        timer.end().asleep.is_some()
+    })
 }
 
 /// The sleep that the timer must see: some of its periods.
@@ -301,7 +335,7 @@ impl Drop for Measurement {
         if !self.ended {
             with_meter(|meter| {
                 meter.depth = meter.depth.saturating_sub(1);
-                if let Timer::Some(timer) = &mut meter.timer {
+                if let Some(timer) = &mut meter.timer.had {
                     timer.end();
                 }
             });
@@ -325,7 +359,7 @@ impl Allowed {
             meter.regions += 1;
             if meter.regions == 1 {
                 // A sleep that was seen already is kept.
-                if let Timer::Some(timer) = &mut meter.timer {
+                if let Some(timer) = &mut meter.timer.had {
                     timer.pause();
                 }
             }
@@ -345,7 +379,7 @@ impl Drop for Allowed {
             meter.regions = meter.regions.saturating_sub(1);
             if let Some(before) = self.before {
                 meter.allowed = meter.allowed.plus(after.since(before));
-                if let Timer::Some(timer) = &mut meter.timer {
+                if let Some(timer) = &mut meter.timer.had {
                     timer.go_on();
                 }
             }
