@@ -9,11 +9,12 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use support::child::alone;
 use support::load::{Hogs, compute};
-use support::process::{hide_files_of_threads, hide_proc};
+use support::process::{cover_files_of_threads, hide_files_of_threads, hide_proc};
 use support::stage::{Stage, sleeps};
 use support::wait_until;
 use tokio_stall::{Cause, FutureExt as _, Phase, StallReport};
@@ -155,6 +156,16 @@ fn computing_is_no_blocking_where_calls_are_hidden() {
 #[test]
 fn where_run_queues_are_empty() {
     alone(|| assert_silent(|| hide_files_of_threads("schedstat")));
+}
+
+/// As with a kernel that keeps no times of threads. Each sleep looks like the one before.
+#[test]
+fn where_run_queues_are_zeros() {
+    alone(|| {
+        let mut zeros = tempfile::NamedTempFile::new().unwrap();
+        zeros.write_all(b"0 0 0\n").unwrap();
+        assert_silent(|| cover_files_of_threads("schedstat", zeros.path()));
+    });
 }
 
 #[test]

@@ -106,6 +106,8 @@ pub(crate) enum HiddenEvidence {
     System,
     /// All of it: the files cannot be opened.
     NoFiles,
+    /// All of it: the kernel does not count how often a thread is put on a CPU.
+    Uncounted,
     /// All of it: descriptors or memory are short at this moment.
     Short,
     /// All of it: the files are open and cannot be read.
@@ -128,6 +130,10 @@ impl HiddenEvidence {
             HiddenEvidence::System => "this system shows no states of threads; Linux does",
             HiddenEvidence::NoFiles => {
                 "`/proc/self/task` cannot be opened; mount `/proc`, and allow `openat`"
+            }
+            HiddenEvidence::Uncounted => {
+                "the kernel keeps no times of threads, and `schedstat` shows zeros; boot it \
+                 without `nodelayacct`"
             }
             HiddenEvidence::Short => {
                 "no file can be opened, as descriptors or memory are short; raise the limit"

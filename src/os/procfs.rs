@@ -13,6 +13,7 @@ use super::{Call, Descriptor, HiddenEvidence, Pid, ThreadEvidence, ThreadState};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The most descriptors that this process may have now.
@@ -121,13 +122,14 @@ impl ThreadFiles {
         ThreadFiles::open_in(Pid::OWN, tid)
     }
 
-    /// Opens the files of a thread of a process. `None` if the kernel does not offer them.
+    /// Opens the files of a thread of a process. `None` if the kernel does not offer them, or
+    /// shows zeros in one of them.
     ///
     /// # Errors
     ///
     /// Descriptors or memory are short at this moment.
     pub(crate) fn open_in(process: Pid, tid: u32) -> io::Result<Option<ThreadFiles>> {
-        let Some(schedstat) = open(process, tid, "schedstat")? else {
+        let Some(schedstat) = open(process, tid, "schedstat")?.filter(|_| counts_runs()) else {
             return Ok(None);
         };
         let state = StateFile::open(process, tid)?;
@@ -201,6 +203,30 @@ impl ThreadFiles {
     }
 }
 
+/// Whether the kernel counts how often a thread is put on a CPU. One that does not shows zeros: a
+/// thread would seem to be in one sleep for ever.
+///
+/// # Cost
+///
+/// It opens a file of the calling thread, until it has seen a count there.
+fn counts_runs() -> bool {
+    static ARE_SEEN: AtomicBool = AtomicBool::new(false);
+    // Relaxed: it publishes nothing.
+    if ARE_SEEN.load(Ordering::Relaxed) {
+        return true;
+    }
+    let Ok(text) = std::fs::read("/proc/thread-self/schedstat") else {
+        return true;
+    };
+    ARE_SEEN.store(parse_schedstat(&text).is_some(), Ordering::Relaxed);
+    is_counted(&text)
+}
+
+/// Whether this is no `schedstat` of zeros, for a thread that has run.
+fn is_counted(schedstat: &[u8]) -> bool {
+    schedstat.trim_ascii() != b"0 0 0"
+}
+
 /// Looks at the calling thread as at any other. Returns the part that stays hidden.
 ///
 /// # Cost
@@ -209,6 +235,7 @@ impl ThreadFiles {
 pub(crate) fn hidden_evidence() -> Option<HiddenEvidence> {
     let mut files = match ThreadFiles::try_open(current_tid()) {
         Ok(Some(files)) => files,
+        Ok(None) if !counts_runs() => return Some(HiddenEvidence::Uncounted),
         Ok(None) => return Some(HiddenEvidence::NoFiles),
         Err(_) => return Some(HiddenEvidence::Short),
     };
@@ -231,7 +258,8 @@ struct SchedStat {
     runs: u64,
 }
 
-/// Parses `schedstat`: nanoseconds on CPU, nanoseconds in run queues, times put on a CPU.
+/// Parses `schedstat`: nanoseconds on CPU, nanoseconds in run queues, times put on a CPU. Zeros are
+/// no evidence: a thread that takes part has run.
 fn parse_schedstat(text: &[u8]) -> Option<SchedStat> {
     let mut fields = std::str::from_utf8(text)
         .ok()?
@@ -241,7 +269,7 @@ fn parse_schedstat(text: &[u8]) -> Option<SchedStat> {
     Some(SchedStat {
         cpu: Duration::from_nanos(next()?),
         run_queue: Duration::from_nanos(next()?),
-        runs: next()?,
+        runs: next().filter(|runs| *runs > 0)?,
     })
 }
 
@@ -428,9 +456,19 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_counts_no_runs_is_told_from_one_that_hides_them() {
+        assert!(!is_counted(b"0 0 0\n"));
+        assert!(is_counted(b"5 0 1\n") && is_counted(b""));
+        assert!(counts_runs(), "positive control");
+    }
+
+    #[test]
     fn files_of_another_form_are_no_evidence() {
         assert_eq!(parse_schedstat(b"1 2"), None);
         assert_eq!(parse_schedstat(b""), None);
+        assert_eq!(parse_schedstat(b"0 0 0\n"), None);
+        let counted = parse_schedstat(b"5 0 1\n").map(|counted| counted.runs);
+        assert_eq!(counted, Some(1), "positive control");
         assert_eq!(parse_stat(b"7 (a) R b) S 1 7"), ThreadState::Asleep(None));
         assert_eq!(parse_stat(b"7 (worker) R 1 7"), ThreadState::Waiting);
         assert_eq!(parse_stat(b"7 (worker) T 1 7"), ThreadState::Unknown);

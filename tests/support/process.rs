@@ -1,5 +1,8 @@
 //! Threads and files of this process, as the kernel lists them.
 
+use std::ffi::CString;
+use std::path::Path;
+
 /// The number of the calling thread.
 pub fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
@@ -38,18 +41,29 @@ pub fn hide_proc() -> bool {
 /// Makes this file of each thread that there is now an empty one, for the calling thread and for
 /// those that it starts. Returns false if that needs more rights than there are.
 pub fn hide_files_of_threads(name: &str) -> bool {
+    cover_files_of_threads(name, Path::new("/dev/null"))
+}
+
+/// The same with another file in their place.
+pub fn cover_files_of_threads(name: &str, with: &Path) -> bool {
     let files = std::fs::read_dir("/proc/self/task").unwrap();
     let files = files.map(|task| task.unwrap().path().join(name));
     let files: Vec<_> = files.collect();
-    own_mounts() && files.iter().all(|file| hide(file))
+    own_mounts() && files.iter().all(|file| is_covered(file, with))
 }
 
-fn hide(file: &std::path::Path) -> bool {
-    let file = std::ffi::CString::new(file.to_str().unwrap()).unwrap();
+/// Puts a file in the place of another, for the calling thread and for those that it starts.
+/// Returns false if that needs more rights than there are.
+pub fn cover(file: &Path, with: &Path) -> bool {
+    own_mounts() && is_covered(file, with)
+}
+
+fn is_covered(file: &Path, with: &Path) -> bool {
+    let [file, with] = [file, with].map(|path| CString::new(path.to_str().unwrap()).unwrap());
     // SAFETY: a plain call with strings that outlive it.
     #[allow(unsafe_code)]
     unsafe {
-        mount(c"/dev/null", &file, None, libc::MS_BIND)
+        mount(&with, &file, None, libc::MS_BIND)
     }
 }
 
