@@ -378,6 +378,29 @@ fn a_callback_runs_in_the_context_of_the_runtime() {
     });
 }
 
+#[test]
+fn a_callback_of_waits_for_the_pool_runs_in_the_context_of_the_runtime() {
+    alone(|| {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).max_blocking_threads(1);
+        let runtime = runtime.enable_all().build().unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let _watch = runtime.block_on(async {
+            let builder = Builder::new().on_pool_wait(move |_| {
+                let here = Handle::try_current().map(|here| here.id());
+                send.send(here.ok()).ok();
+            });
+            builder.start().unwrap()
+        });
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let holds = runtime.spawn_blocking(move || held.recv().ok());
+        let heard = receive.recv_timeout(support::FOREVER).unwrap();
+        assert_eq!(heard, Some(runtime.handle().id()));
+        drop(release);
+        runtime.block_on(holds).unwrap();
+    });
+}
+
 /// A logger that panics outside of a runtime, as one that spawns a task for each line. It keeps the
 /// lines of the detector.
 #[derive(Clone, Default)]

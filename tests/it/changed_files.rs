@@ -2,6 +2,7 @@
 //! have no wrong names, and say which ones they lack.
 
 use crate::support::child::alone;
+use crate::support::process::cover;
 use crate::support::stage::Stage;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -128,6 +129,34 @@ fn without_its_split_debug_information_a_function_has_its_name() {
         let told = stall_in(&stage, load(&path), "first");
         assert_eq!(shown(&told).0, Some("plugin::one::calls"), "{told:#?}");
         assert!(told.missing.contains(&Missing::SplitDebugInfo), "{told}");
+    });
+}
+
+/// The paths in the list of mapped files stay as they are, and lead to other files.
+#[test]
+fn builds_that_are_mounted_over_the_mapped_ones_name_nothing() {
+    alone(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = plugin(directory.path(), &[]);
+        let other = tempfile::tempdir_in(directory.path()).unwrap();
+        let other = plugin(other.path(), &["-C", "opt-level=0"]);
+        let library = load(&path);
+        let program = std::env::current_exe().unwrap();
+        if !(cover(&program, &other) && cover(&path, &other)) {
+            eprintln!("NOT TRIED: a mount needs CAP_SYS_ADMIN");
+            return;
+        }
+        let stage = Stage::multi_thread(1).start();
+        let told = stall_in(&stage, library, "first");
+        assert_eq!(shown(&told), (None, false), "{told:#?}");
+        assert!(told.missing.contains(&Missing::ModuleReplaced), "{told}");
+        // The kernel knows the program's own file.
+        let is_here = |frame: &Frame| {
+            let function = frame.function.as_deref();
+            let is_ours = function.is_some_and(|name| name.contains("changed_files::stall_in"));
+            is_ours && frame.line.is_some()
+        };
+        assert!(told.stacks[0].frames.iter().any(is_here), "{told:#?}");
     });
 }
 

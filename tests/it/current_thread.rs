@@ -12,8 +12,9 @@ const MS: Duration = Duration::from_millis(1);
 
 /// Blocks the thread until there is a report that fits.
 fn block_until(seen: &Seen, fits: impl Fn(&StallReport) -> bool) {
-    let start = Instant::now();
-    while !seen.all().iter().any(&fits) && start.elapsed() < FOREVER {
+    let deadline = Instant::now() + FOREVER;
+    while !seen.all().iter().any(&fits) {
+        assert!(Instant::now() < deadline, "no report: {:#?}", seen.all());
         std::thread::sleep(MS * 400);
     }
 }

@@ -83,7 +83,7 @@ fn a_task_is_named_by_its_id_and_its_place_of_spawn() {
     let place = format!("tests/it/hooks.rs:{line}");
     assert!(ended.to_string().contains(&format!("spawned at {place}")));
     assert_eq!(ended.spawned_at, Some(place));
-    assert!(ended.duration >= LONG, "{ended}");
+    crate::support::assert_at_least(ended.duration, LONG);
     assert!(crate::support::missing_names(&ended).is_empty(), "{ended}");
     let polls = polls.load(Ordering::Relaxed);
     assert!(polls >= 2, "the user's hook is called as well");

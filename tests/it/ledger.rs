@@ -4,6 +4,10 @@
 use crate::support::load::{Hogs, compute};
 use crate::support::stage::{Stage, sleeps};
 use crate::support::wait_until;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -212,9 +216,14 @@ fn work_and_a_busy_host_are_not_blocked_time() {
 /// takes the signal, so the poll goes on until the clock has jumped.
 async fn is_stopped() {
     compute(Duration::from_millis(2));
-    let mut last = Instant::now();
     let own = rustix::process::getpid();
     rustix::process::kill_process(own, rustix::process::Signal::STOP).unwrap();
+    computes_until_a_jump();
+}
+
+/// Computes until the clock has jumped by half a second, as over a stop.
+fn computes_until_a_jump() {
+    let mut last = Instant::now();
     let mut jump = Duration::ZERO;
     while jump < Duration::from_millis(500) {
         let now = Instant::now();
@@ -239,22 +248,100 @@ fn continues() -> std::process::Child {
 fn a_stop_of_the_process_is_not_blocked_time() {
     crate::support::child::alone(|| {
         let stage = Stage::multi_thread(1).start();
-        let begin = Page::next(&stage);
-        for _ in 0..3 {
+        assert_stops_are_unknown(&stage, || {
             let mut continues = continues();
             stage.run(is_stopped());
             continues.wait().unwrap();
-        }
-        let passed = begin.until(&Page::next(&stage));
-        let time = passed.time;
-        assert!(time.blocked < Duration::from_millis(500), "{time:?}");
-        assert!(time.unknown > Duration::from_secs(2), "{time:?}");
+        });
+    });
+}
 
-        // Positive control: a sleep of the same length is blocked time, and of a known state.
-        let begin = Page::next(&stage);
-        stage.run(sleeps(Duration::from_secs(1)));
-        let Passed { time, .. } = begin.until(&Page::next(&stage));
-        assert!(time.blocked > Duration::from_millis(500), "{time:?}");
-        assert!(time.unknown < Duration::from_millis(500), "{time:?}");
+/// The time of three stops of a second each is of no known state. That of a sleep is.
+#[track_caller]
+fn assert_stops_are_unknown(stage: &Stage, stop: impl Fn()) {
+    let begin = Page::next(stage);
+    for _ in 0..3 {
+        stop();
+    }
+    let passed = begin.until(&Page::next(stage));
+    let time = passed.time;
+    assert!(time.blocked < Duration::from_millis(500), "{time:?}");
+    assert!(time.unknown > Duration::from_secs(2), "{time:?}");
+
+    // Positive control: a sleep of the same length is blocked time, and of a known state.
+    let begin = Page::next(stage);
+    stage.run(sleeps(Duration::from_secs(1)));
+    let Passed { time, .. } = begin.until(&Page::next(stage));
+    assert!(time.blocked > Duration::from_millis(500), "{time:?}");
+    assert!(time.unknown < Duration::from_millis(500), "{time:?}");
+}
+
+/// A control group that this process is in, and that can be frozen.
+struct Freezer {
+    group: PathBuf,
+    /// Freezes the group for a second, from outside, once its standard input ends.
+    script: String,
+}
+
+impl Freezer {
+    /// `Err` if this machine does not let us make one.
+    fn new() -> io::Result<Freezer> {
+        let v1 = Path::new("/sys/fs/cgroup/freezer");
+        let (parent, file, freeze, thaw) = if v1.exists() {
+            (v1, "freezer.state", "FROZEN", "THAWED")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "cgroup.freeze", "1", "0")
+        };
+        let group = parent.join(format!("tokio-stall-test-{}", std::process::id()));
+        fs::create_dir(&group)?;
+        let (outside, file) = (parent.display(), group.join(file));
+        let file = file.display();
+        let script = format!(
+            "echo $$ >{outside}/cgroup.procs; read all; \
+             echo {freeze} >{file}; sleep 1; echo {thaw} >{file}"
+        );
+        let freezer = Freezer { group, script };
+        enter(&freezer.group)?;
+        Ok(freezer)
+    }
+
+    /// A poll that is frozen for a second.
+    fn freeze(&self, stage: &Stage) {
+        let mut shell = std::process::Command::new("sh");
+        let shell = shell.args(["-c", &self.script]).stdin(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        let begins = shell.stdin.take();
+        stage.run(async {
+            drop(begins);
+            computes_until_a_jump();
+        });
+        assert!(shell.wait().unwrap().success());
+    }
+}
+
+/// Puts this process into a control group.
+fn enter(group: &Path) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), std::process::id().to_string())
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.group.parent().map(enter);
+        fs::remove_dir(&self.group).ok();
+    }
+}
+
+#[test]
+fn a_freeze_of_the_process_is_not_blocked_time() {
+    crate::support::child::alone(|| {
+        let stage = Stage::multi_thread(1).start();
+        let freezer = match Freezer::new() {
+            Ok(freezer) => freezer,
+            Err(error) => {
+                eprintln!("NOT TRIED: no control group can be made here ({error})");
+                return;
+            }
+        };
+        assert_stops_are_unknown(&stage, || freezer.freeze(&stage));
     });
 }

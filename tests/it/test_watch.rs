@@ -1,6 +1,7 @@
 //! `testing::watch`: a whole test under the detector's eyes.
 
 use crate::support::failure;
+use crate::support::load::compute;
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio_stall::testing::{self, Watch};
@@ -12,6 +13,13 @@ const LONG: Duration = Duration::from_millis(300);
 #[inline(never)]
 fn block() {
     std::thread::sleep(LONG);
+}
+
+/// As a query of a synchronous database that computes.
+async fn computes() {
+    tokio::spawn(async { compute(LONG) }.watched("query"))
+        .await
+        .unwrap();
 }
 
 async fn spawned() {
@@ -44,6 +52,27 @@ async fn a_clean_test_passes_on_several_workers() {
     let stalls = testing::watch();
     clean().await;
     stalls.assert_none();
+}
+
+#[track_caller]
+fn assert_tells_of_computing(stalls: Watch) {
+    let text = failure(|| stalls.assert_none()).expect("it computes");
+    assert!(text.starts_with("expected no stalls, saw 1\n"), "{text}");
+    assert!(text.contains("in        query"), "{text}");
+}
+
+#[tokio::test]
+async fn a_test_that_computes_fails() {
+    let stalls = testing::watch();
+    computes().await;
+    assert_tells_of_computing(stalls);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_that_computes_fails_on_several_workers() {
+    let stalls = testing::watch();
+    computes().await;
+    assert_tells_of_computing(stalls);
 }
 
 #[track_caller]

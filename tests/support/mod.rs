@@ -48,6 +48,13 @@ pub fn wait_within(bound: Duration, what: &str, mut holds: impl FnMut() -> bool)
     }
 }
 
+/// Checks that a duration of the detector is no shorter than one by the system's clock. Its own
+/// clock is set by the system's at the start, which on a busy machine leaves 0.02 % between them.
+#[track_caller]
+pub fn assert_at_least(told: Duration, truth: Duration) {
+    assert!(told >= truth.mul_f64(0.99), "{told:?} of {truth:?}");
+}
+
 /// Whether the watch knows the thread of each worker. Only then can it signal and measure them.
 fn knows_threads(watch: &Guard) -> bool {
     let mut runtimes = watch.coverage().into_iter();

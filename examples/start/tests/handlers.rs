@@ -34,6 +34,17 @@ fn nor_does_a_task_of_it() {
 // endregion
 
 #[tokio::test]
+async fn a_query_of_sqlx_never_blocks() {
+    let pool = sqlx::SqlitePool::connect("sqlite::memory:").await.unwrap();
+    let query = async {
+        let query = sqlx::query_scalar::<_, i64>("select 42");
+        query.fetch_one(&pool).await
+    };
+    let answer = tokio_stall::testing::assert_never_blocks(query).await;
+    assert_eq!(answer.unwrap(), 42);
+}
+
+#[tokio::test]
 #[ignore = "it blocks, and fails"]
 async fn the_price_of_old_never_blocks() {
     tokio_stall::testing::assert_never_blocks(price_of_old()).await;

@@ -31,10 +31,10 @@ fn observe() -> Result<(SdkTracerProvider, tokio_stall::Guard), tokio_stall::Sta
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(opentelemetry_stdout::SpanExporter::default()) // or that of OTLP
         .build();
+    let exported = tracing_opentelemetry::layer().with_tracer(provider.tracer("shop"));
     tracing_subscriber::registry()
-        .with(LevelFilter::INFO)
-        .with(tracing_subscriber::fmt::layer())
-        .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("shop")))
+        .with(tracing_subscriber::fmt::layer().with_filter(LevelFilter::INFO))
+        .with(exported.with_filter(LevelFilter::INFO))
         .with(tokio_stall::layer()) // the span of a stall
         .init();
     let watch = Builder::new().traces(trace_of).start()?; // and its trace
