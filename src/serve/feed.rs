@@ -430,7 +430,7 @@ impl StallEvent {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::engine::{Shared, WatchedRuntime};
+    use crate::engine::{Settings, Shared, WatchState, WatchedRuntime};
     use serde_json::Value;
     use std::sync::Arc;
 
@@ -454,6 +454,26 @@ mod tests {
     fn has_totals(news: &Bytes) -> bool {
         let text = std::str::from_utf8(news).unwrap();
         text.contains("event: totals\n")
+    }
+
+    #[test]
+    fn a_watch_that_is_off_says_so_and_names_its_runtimes() {
+        let coverage = crate::engine::Coverage::switched_off("api", 2);
+        let watch = WatchState::switched_off(Settings::default(), vec![coverage]);
+        let (watch, shared) = (Arc::new(watch), Arc::default());
+        let all = Feed::new(View { watch, shared }).all(true, clock::now());
+        let hello = data(&all, "hello");
+        assert_eq!(hello["off"], true);
+        assert_eq!(hello["runtimes"][0]["name"], "api");
+        let why = hello["runtimes"][0]["gaps"][0]["why"].as_str().unwrap();
+        assert!(why.contains("TOKIO_STALL=off"), "{why}");
+        assert_eq!(data(&all, "lanes")["watching"], false);
+        // The control.
+        with_feed(|feed, _| {
+            let all = feed.all(true, clock::now());
+            assert_eq!(data(&all, "hello")["off"], false);
+            assert_eq!(data(&all, "lanes")["watching"], true);
+        });
     }
 
     #[test]
