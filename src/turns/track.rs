@@ -9,6 +9,9 @@
 //! the published one is not the worker's. A pulse is polled in a turn of its own, so the count of
 //! turns must move with pulses. A word that fails is dropped at once, and looked for again a second
 //! later.
+//!
+//! A claim may be old: the thread has left its worker in `block_in_place`, and drives another one.
+//! So a core that fails before it has proved itself disproves the claim, and not the words.
 
 use super::layout::{AnchorWords, CoreWords, Layout};
 use super::learn::{self, Learned};
@@ -29,6 +32,9 @@ const DISTRUST: Duration = Duration::from_secs(1);
 
 /// The longest time between the clocks and the reading. A word that says more is no time.
 const LONGEST_READING: Duration = Duration::from_secs(1);
+
+/// The cores of other workers that old claims may lead to in a row, before the words are doubted.
+const MOST_STRANGERS: u8 = 3;
 
 /// The pulses that may seem to be polled in one turn: two looks are of different moments.
 const PULSES_IN_A_TURN: u64 = 2;
@@ -161,6 +167,14 @@ pub(crate) struct Track {
     /// The address of the worker's core: one allocation that goes with the worker from thread to
     /// thread.
     core: Option<u64>,
+    /// The count of parks at which the core first agreed with the published one.
+    agreed_at: Option<u64>,
+    /// The core has agreed at two different counts.
+    is_proven: bool,
+    /// The cores in a row that were another worker's.
+    strangers: u8,
+    /// The last one was met since [`take_stranger`](Self::take_stranger).
+    is_stranger: bool,
     /// The thread, and the address of its context.
     context: Option<(Thread, u64)>,
     asked: Option<Asked>,
@@ -208,6 +222,10 @@ impl Track {
                 Err(NoTurns::Off)
             },
             core: None,
+            agreed_at: None,
+            is_proven: false,
+            strangers: 0,
+            is_stranger: false,
             context: None,
             asked: None,
             last: None,
@@ -244,6 +262,16 @@ impl Track {
         looks.read();
         let mut found = inside.0.iter().zip(&looks.pieces);
         found.find_map(|((slot, _), piece)| (piece.word(0) == Some(core)).then_some(*slot))
+    }
+
+    /// Whether the thread had the core of another worker: its claim is an old one.
+    pub(crate) fn take_stranger(&mut self) -> bool {
+        std::mem::take(&mut self.is_stranger)
+    }
+
+    /// Takes back what it has asked for.
+    pub(crate) fn withdraw(&mut self) {
+        self.asked = None;
     }
 
     /// Asks for the words of the worker that this thread claims to drive.
@@ -293,11 +321,38 @@ impl Track {
     }
 
     fn drop_words(&mut self, now: Nanos) {
-        self.core = None;
+        self.forget_core();
         self.context = None;
+        self.strangers = 0;
+        self.distrusted_until = Some(now.plus(DISTRUST));
+    }
+
+    fn forget_core(&mut self) {
+        self.core = None;
+        self.agreed_at = None;
+        self.is_proven = false;
         self.last = None;
         self.parked_in = None;
-        self.distrusted_until = Some(now.plus(DISTRUST));
+    }
+
+    /// A look has failed a check. Before the core has proved itself, the claim is doubted first.
+    fn doubt(&mut self) -> Miss {
+        if self.is_proven || self.strangers == MOST_STRANGERS {
+            return Miss::Misbehaved;
+        }
+        self.strangers += 1;
+        self.forget_core();
+        self.is_stranger = true;
+        Miss::Gone
+    }
+
+    /// The core has agreed at this count of parks.
+    fn note_agreement(&mut self, parks: u64) {
+        let agreed_at = *self.agreed_at.get_or_insert(parks);
+        self.is_proven |= agreed_at != parks;
+        if self.is_proven {
+            self.strangers = 0;
+        }
     }
 
     fn look(
@@ -316,8 +371,9 @@ impl Track {
         let parks = *published.start()..=published.end().saturating_add(1);
         let moves = self.count_turns(core.turn, asked, pulses, has_core);
         if !parks.contains(&core.parks) || !moves {
-            return Err(Miss::Misbehaved);
+            return Err(self.doubt());
         }
+        self.note_agreement(core.parks);
         self.distrusted_until = None;
         let call = asked.call.and_then(|index| looks.pieces[index].word(0));
         let id = layout.poll_id(&near, &core, call);
@@ -360,7 +416,7 @@ impl Track {
         let piece = asked.core.map(|index| &looks.pieces[index]);
         CoreWords::of(piece.ok_or(Miss::Gone)?, layout).ok_or_else(|| {
             // The runtime has been shut down.
-            self.core = None;
+            self.forget_core();
             Miss::Gone
         })
     }
@@ -593,6 +649,42 @@ mod tests {
         world.track.distrusted_until = Some(Nanos(1));
         assert!(world.look().is_some());
         assert_eq!(world.track.missing(), None);
+    }
+
+    /// The thread has left its worker in `block_in_place`, and drives another one.
+    #[test]
+    fn a_core_of_another_worker_disproves_the_claim_and_no_word() {
+        let (mut world, mut other) = (World::new(true), World::new(true));
+        other.memory.parks = 9;
+        let own = std::mem::replace(&mut world.memory.core, other.memory.core);
+        assert_eq!(world.look(), None, "9 parks, and 4 are published");
+        assert!(world.track.take_stranger() && !world.track.take_stranger());
+        assert_eq!(world.track.missing(), None);
+        world.memory.core = own;
+        assert!(world.look().is_some_and(|turn| turn.has_core));
+        assert!(!world.track.take_stranger());
+    }
+
+    #[test]
+    fn one_count_that_agrees_may_be_a_chance() {
+        let mut world = World::new(true);
+        assert!(world.look().is_some(), "4 and 4");
+        world.published = 7;
+        assert_eq!(world.look(), None);
+        assert!(world.track.take_stranger());
+        assert_eq!(world.track.missing(), None);
+    }
+
+    #[test]
+    fn words_that_never_agree_are_disproved() {
+        let mut world = World::new(true);
+        world.published = 9;
+        for _ in 0..MOST_STRANGERS {
+            assert_eq!((world.look(), world.track.missing()), (None, None));
+            assert!(world.track.take_stranger());
+        }
+        assert_eq!(world.look(), None);
+        assert_eq!(world.track.missing(), Some(NoTurns::Disproved));
     }
 
     #[test]

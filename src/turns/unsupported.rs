@@ -54,6 +54,12 @@ impl Track {
         0
     }
 
+    pub(crate) fn take_stranger(&mut self) -> bool {
+        false
+    }
+
+    pub(crate) fn withdraw(&mut self) {}
+
     pub(crate) fn ask(&mut self, _slot: &Slot, _tenancy: u64, _looks: &mut Looks) {}
 
     pub(crate) fn take(

@@ -100,10 +100,12 @@ fn take(runtimes: &mut [RuntimeWatch], looks: &mut Looks, again: &mut Looks) {
             any |= watch.take(looks, again);
         }
         if !any {
-            break;
+            return;
         }
         std::mem::swap(looks, again);
     }
+    // A thread may go from context to context without end.
+    runtimes.iter_mut().for_each(RuntimeWatch::withdraw);
 }
 
 struct Watchdog {

@@ -86,6 +86,14 @@ impl RuntimeWatch {
         any
     }
 
+    /// Takes back what is asked for and was not read.
+    pub(super) fn withdraw(&mut self) {
+        for watch in self.workers.iter_mut().filter(|watch| watch.is_asked) {
+            watch.is_asked = false;
+            watch.worker.withdraw();
+        }
+    }
+
     /// Looks for the threads of workers that are at work on another thread than was thought, and
     /// asks for their words in memory. Returns whether there are any.
     pub(super) fn find_lost(

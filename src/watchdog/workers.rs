@@ -225,13 +225,19 @@ impl Worker {
 
     /// Asks for this worker's words in memory, which are read together with those of others.
     pub(crate) fn ask(&mut self, looks: &mut Looks, metrics: &RuntimeMetrics) {
-        self.turn = None;
+        self.withdraw();
         self.parks = counters(metrics, self.index).parks;
         self.epoch = None;
         if let Some(driver) = self.driver.as_ref().filter(|driver| !driver.replaced) {
             self.epoch = Some(driver.slot.line.observe().epoch);
             self.track.ask(driver.slot, driver.tenancy, looks);
         }
+    }
+
+    /// Takes back what it has asked for.
+    pub(crate) fn withdraw(&mut self) {
+        self.turn = None;
+        self.track.withdraw();
     }
 
     /// Takes the words that were read. Returns whether another look is needed, since some lie
@@ -243,6 +249,11 @@ impl Worker {
         let Some(turn) = self.track.take(looks, published, pulses) else {
             return true;
         };
+        if self.track.take_stranger() {
+            self.driver
+                .iter_mut()
+                .for_each(|driver| driver.replaced = true);
+        }
         // A slot that has a new owner may have been read half before the change and half after it.
         let is_same = |driver: &&WorkerThread| driver.tenancy == driver.slot.tenancy();
         self.turn = turn.filter(|_| self.driver.as_ref().filter(is_same).is_some());
