@@ -99,10 +99,11 @@ impl fmt::Display for Gap {
 
 /// The reason in a fork.
 const FORKED: &str = "this process is a fork of the one that was watched; call `watch()` here";
-/// The reason of a watch that is switched off.
-const OFF: &str = "the watch is switched off by `TOKIO_STALL=off`; unset it";
 
 impl Coverage {
+    /// Why a watch that is switched off sees nothing.
+    pub(crate) const OFF: &'static str = "the watch is switched off by `TOKIO_STALL=off`; unset it";
+
     pub(crate) fn of(runtime: &WatchedRuntime) -> Coverage {
         if !runtime.watch.process.is_this() {
             return Coverage::in_a_fork(runtime);
@@ -161,7 +162,7 @@ impl Coverage {
     pub(crate) fn switched_off(runtime: &str, workers: usize) -> Coverage {
         Coverage {
             off: true,
-            ..Coverage::of_nothing(runtime, workers, OFF)
+            ..Coverage::of_nothing(runtime, workers, Coverage::OFF)
         }
     }
 
@@ -194,7 +195,7 @@ impl Coverage {
     fn nothing(&self) -> Option<&'static str> {
         match (self.forked, self.off) {
             (true, _) => Some(FORKED),
-            (_, true) => Some(OFF),
+            (_, true) => Some(Coverage::OFF),
             _ => None,
         }
     }

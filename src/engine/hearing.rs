@@ -1,8 +1,10 @@
 //! Asks the subscriber of the process whether it takes the detector's events.
 //!
-//! *Runs on:* `stall-sinks` and `stall-look` ask. Every thread may read the last answer.
+//! *Runs on:* `stall-sinks` and `stall-look` ask, and so does a thread of the program for its own
+//! event. Every thread may read the last answer.
 //! *Must not:* ask on another thread of the detector: a filter is the user's code. A thread of the
-//! program may have a subscriber of its own, which gets no event of the detector.
+//! program may have a subscriber of its own, which gets no event of the detector, so its answer is
+//! not kept.
 //!
 //! A filter that hides the target is meant to, if it names it, or if it lets others pass. A filter
 //! that hides all but the program's own modules says nothing about stalls.
@@ -64,8 +66,17 @@ impl Hearing {
         ALL.get(index).copied().unwrap_or_default()
     }
 
-    /// Asks the subscriber of the calling thread, which must be the process's.
+    /// Asks the subscriber of the calling thread, which must be the process's. Keeps the answer.
     pub(crate) fn ask() -> Hearing {
+        let answer = Hearing::here();
+        let index = ALL.iter().position(|known| *known == answer);
+        let index = index.and_then(|index| u8::try_from(index).ok());
+        LAST.store(index.unwrap_or_default(), Ordering::Relaxed);
+        answer
+    }
+
+    /// Asks the subscriber of the calling thread.
+    pub(crate) fn here() -> Hearing {
         let has_subscriber = tracing::dispatcher::get_default(|here| !here.is::<NoSubscriber>());
         let ours = Passes {
             errors: tracing::event_enabled!(target: TARGET, tracing::Level::ERROR),
@@ -75,16 +86,8 @@ impl Hearing {
             errors: tracing::event_enabled!(target: ANOTHER, tracing::Level::ERROR),
             warnings: tracing::event_enabled!(target: ANOTHER, tracing::Level::WARN),
         };
-        let answer = judge(
-            has_subscriber,
-            ours,
-            others,
-            IS_NAMED.load(Ordering::Relaxed),
-        );
-        let index = ALL.iter().position(|known| *known == answer);
-        let index = index.and_then(|index| u8::try_from(index).ok());
-        LAST.store(index.unwrap_or_default(), Ordering::Relaxed);
-        answer
+        let is_named = IS_NAMED.load(Ordering::Relaxed);
+        judge(has_subscriber, ours, others, is_named)
     }
 
     /// The reason why warnings are not heard, and the fix.

@@ -48,3 +48,5 @@ pub use list::{BUCKETS, Metric, MetricKind};
 #[cfg(feature = "serve")]
 pub(crate) use export::Exporter;
 pub(crate) use export::run;
+#[cfg(feature = "serve")]
+pub(crate) use list::LAST_TICK;

@@ -149,8 +149,8 @@ pub(crate) fn watching(runtime: &WatchedRuntime, coverage: &Coverage) {
 pub(crate) fn warn_of_use(text: &str) {
     tracing::warn!(target: TARGET, "{text}");
     let hearing = match Hearing::last() {
-        // No thread of the detector has asked. This one logs, so its answer counts.
-        Hearing::Unknown => Hearing::ask(),
+        // No thread of the detector has asked. This one has logged.
+        Hearing::Unknown => Hearing::here(),
         known => known,
     };
     if matches!(hearing, Hearing::NoSubscriber | Hearing::Hidden) {

@@ -9,7 +9,7 @@
 use super::lanes::{self, Cells};
 use super::program;
 use crate::clock::{self, Nanos};
-use crate::engine::View;
+use crate::engine::{Coverage, View};
 use crate::report::{Cause, Certainty, Site, SiteTotals, StallReport, of_the_poll};
 #[cfg(feature = "tower")]
 use crate::tally::{Seen, Tally};
@@ -54,8 +54,6 @@ struct Hello<'a> {
     started_at: f64,
     /// The same on the shared clock.
     started_clock: f64,
-    /// Whether the watch is switched off: no thread looks at these runtimes.
-    off: bool,
     runtimes: Vec<RuntimeEvent>,
 }
 
@@ -278,23 +276,24 @@ impl Feed {
     }
 
     fn hello_event(&self) -> Hello<'_> {
-        let watch = &self.view.watch;
-        let runtimes = self.view.coverage().into_iter();
-        let runtimes = runtimes.map(|coverage| RuntimeEvent {
-            workers: coverage.workers,
-            threshold_seconds: watch.settings.threshold.as_secs_f64(),
-            tower: cfg!(feature = "tower"),
-            coverage: coverage.to_string(),
-            gaps: coverage.gaps(),
-            name: coverage.runtime,
+        let runtimes = self.view.runtimes();
+        let runtimes = runtimes.iter().map(|runtime| {
+            let coverage = Coverage::of(runtime);
+            RuntimeEvent {
+                name: runtime.name.clone(),
+                workers: runtime.metrics.num_workers(),
+                threshold_seconds: runtime.rules.threshold.as_secs_f64(),
+                tower: cfg!(feature = "tower"),
+                coverage: coverage.to_string(),
+                gaps: coverage.gaps(),
+            }
         });
         Hello {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             program: &self.program,
             started_at: self.started_at,
-            started_clock: seconds(watch.started_at),
-            off: watch.is_off(),
+            started_clock: seconds(self.view.watch.started_at),
             runtimes: runtimes.collect(),
         }
     }
@@ -353,8 +352,7 @@ impl Feed {
         let last_tick = self.view.shared.last_tick();
         Lanes {
             clock: seconds(now),
-            watching: !self.view.watch.is_off()
-                && last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
+            watching: last_tick.is_none_or(|tick| now.since(tick) < STOPPED),
             step_seconds: lanes::STEP.as_secs_f64(),
             first: shown.first,
             workers: shown.workers,
@@ -430,7 +428,7 @@ impl StallEvent {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::engine::{Settings, Shared, WatchState, WatchedRuntime};
+    use crate::engine::{Shared, WatchedRuntime};
     use serde_json::Value;
     use std::sync::Arc;
 
@@ -454,26 +452,6 @@ mod tests {
     fn has_totals(news: &Bytes) -> bool {
         let text = std::str::from_utf8(news).unwrap();
         text.contains("event: totals\n")
-    }
-
-    #[test]
-    fn a_watch_that_is_off_says_so_and_names_its_runtimes() {
-        let coverage = crate::engine::Coverage::switched_off("api", 2);
-        let watch = WatchState::switched_off(Settings::default(), vec![coverage]);
-        let (watch, shared) = (Arc::new(watch), Arc::default());
-        let all = Feed::new(View { watch, shared }).all(true, clock::now());
-        let hello = data(&all, "hello");
-        assert_eq!(hello["off"], true);
-        assert_eq!(hello["runtimes"][0]["name"], "api");
-        let why = hello["runtimes"][0]["gaps"][0]["why"].as_str().unwrap();
-        assert!(why.contains("TOKIO_STALL=off"), "{why}");
-        assert_eq!(data(&all, "lanes")["watching"], false);
-        // The control.
-        with_feed(|feed, _| {
-            let all = feed.all(true, clock::now());
-            assert_eq!(data(&all, "hello")["off"], false);
-            assert_eq!(data(&all, "lanes")["watching"], true);
-        });
     }
 
     #[test]

@@ -14,9 +14,8 @@ use super::profiles::Profiles;
 use super::recording::{self, RecordingAnswers};
 use super::stalls::StallAnswers;
 use crate::clock::{self, Nanos};
-use crate::engine::{Target, View};
-use crate::metrics::Exporter;
-use crate::metrics::prometheus;
+use crate::engine::{Coverage, Target, View};
+use crate::metrics::{Exporter, LAST_TICK, prometheus};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -134,6 +133,9 @@ impl Routes {
         request: &Request<Incoming>,
         connection: &Arc<Connection>,
     ) -> Answer {
+        if self.view.watch.is_off() {
+            return answer_of_none(request.uri().path());
+        }
         let query = request.uri().query();
         let ok = |kind, text| response(StatusCode::OK, kind, text);
         match (request.uri().path(), query) {
@@ -263,6 +265,23 @@ fn refused(status: StatusCode, why: &'static str) -> Answer {
     match status {
         StatusCode::UNAUTHORIZED => with_header(response, header::WWW_AUTHENTICATE, "Bearer"),
         _ => response,
+    }
+}
+
+/// The answer of a watch that is switched off. Prometheus gets what a detector that was stopped
+/// tells, so its alert holds.
+fn answer_of_none(path: &str) -> Answer {
+    match path {
+        "/health/live" => response(StatusCode::OK, TEXT, "ok\n".into()),
+        "/metrics" => {
+            let (last_tick, why) = (LAST_TICK.name, Coverage::OFF);
+            let text = format!("# {why}\n# TYPE {last_tick} gauge\n{last_tick} 0\n");
+            response(StatusCode::OK, PROMETHEUS, text.into())
+        }
+        _ => {
+            let text = format!("nothing is seen: {}\n", Coverage::OFF);
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+        }
     }
 }
 

@@ -151,6 +151,9 @@ fn of_process(coverage: &Coverage, view: &View, is_served: bool) -> Vec<Observat
         .map(|(about, why_not)| observed(about, why_not, coverage))
         .collect();
     let settings = &view.watch.settings;
+    if coverage.off {
+        return found;
+    }
     if let Some(lines) = found.iter_mut().find(|it| it.about == "lines" && !it.works) {
         lines.text.push_str(&settings.own_code.without_lines());
     }

@@ -159,6 +159,7 @@ impl Plan {
     /// A guard that watches nothing. It starts no thread but that of the server: a probe that asks
     /// there would have the program restarted again and again.
     fn launch_nothing(self) -> Guard {
+        read_filter_of_environment();
         let coverage = self.runtimes.into_iter().map(|(name, runtime)| {
             let name = name.unwrap_or_else(|| threads::UNNAMED.to_owned());
             Coverage::switched_off(&name, runtime.metrics().num_workers())

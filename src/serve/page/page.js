@@ -120,7 +120,6 @@ function setState(state) {
     live: "Live",
     lost: "Connection lost, trying again",
     stopped: "The detector has stopped",
-    off: "The watch is switched off",
     full: "Too many pages are open, trying again",
     locked: "A token is needed: open /?token=… once",
   };
@@ -158,8 +157,7 @@ function keep(stall) {
 function takeLanes(data) {
   lanes = data;
   ahead = data.clock - performance.now() / 1000;
-  const idle = hello?.off ? "off" : "stopped";
-  setState(data.watching ? "live" : idle);
+  setState(data.watching ? "live" : "stopped");
   const more = data.workers_left_out;
   const words = more === 1 ? "1 more worker has" : `${more} more workers have`;
   write(byId("lanes-left-out"), more > 0 ? `${words} no lane here.` : "");
@@ -272,7 +270,6 @@ function wordsOfEnd({ id, ...stall }) {
 /** The sentences for a time without stalls. */
 function quiet() {
   if (!lanes) return "No news of what goes on now.";
-  if (hello.off) return "Nothing is seen here: the watch is switched off.";
   if (!lanes.watching) return "Nothing is seen any more: the detector has stopped.";
   const ends = [...stalls.values()].map((stall) => stall.started_clock + stall.duration_seconds);
   const since = Math.max(hello.started_clock, ...ends);
