@@ -15,7 +15,7 @@ use super::{
     Explained, Explainer, OwnCode, PoolThread, SleptIn, cause, is_parked, pool_thread, tokio_names,
 };
 use crate::capture::Registers;
-use crate::os::{self, Call, Pid, ThreadFiles, ThreadState, memory};
+use crate::os::{self, Call, HiddenEvidence, Pid, ThreadFiles, ThreadState, memory};
 use crate::report::{
     Certainty, Frame, Missing, NoStack, Origin, Phase, StackSample, StallReport, TimeSplit,
     add_stack, done_by_the_poll, site,
@@ -128,8 +128,12 @@ impl ObservedProcess {
     ///
     /// # Errors
     ///
-    /// Descriptors or memory are short.
+    /// Descriptors or memory are short, or the kernel keeps no times of threads.
     pub fn thread(&self, tid: u32) -> io::Result<Option<ObservedThread>> {
+        if !os::counts_runs() {
+            let why = HiddenEvidence::Uncounted.as_str();
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         Ok(ThreadFiles::open_in(self.process, tid)?.map(ObservedThread))
     }
 

@@ -41,6 +41,9 @@ pub(crate) use evidence::{
     descriptor, descriptor_limit, hidden_evidence, is_signal_blocked, preemptions,
     waits_for_events,
 };
+// Looks from outside ask, too.
+#[cfg(all(feature = "outside", target_os = "linux", not(loom)))]
+pub(crate) use evidence::counts_runs;
 
 #[cfg(all(target_os = "linux", not(loom)))]
 mod bounds;

@@ -209,7 +209,7 @@ impl ThreadFiles {
 /// # Cost
 ///
 /// It opens a file of the calling thread, until it has seen a count there.
-fn counts_runs() -> bool {
+pub(crate) fn counts_runs() -> bool {
     static ARE_SEEN: AtomicBool = AtomicBool::new(false);
     // Relaxed: it publishes nothing.
     if ARE_SEEN.load(Ordering::Relaxed) {
