@@ -272,7 +272,7 @@ pub(crate) struct TimerStacks {
     /// The first sleep in a system call that lasted for a period.
     pub(crate) asleep: Option<RawStack>,
     /// The code that computed when the budget was used up. The kernel looks once a tick, so it may
-    /// be missing from a poll that went on for less than 10 ms after that.
+    /// be missing from a poll that went on for less than 20 ms after that.
     pub(crate) computing: Option<RawStack>,
 }
 

@@ -49,7 +49,7 @@ pub struct BlockingCall {
     pub advice: Option<String>,
     /// The budget of CPU time, if the poll has exceeded it.
     pub cpu_budget: Option<Duration>,
-    /// Why `stack` is empty.
+    /// Why there is no stack, if `stack` is empty.
     no_stack: &'static str,
 }
 

@@ -54,7 +54,7 @@ impl SeenStacks {
 /// Why there is no stack of a poll that has computed beyond its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoSignal {
-    /// All timers are in use, or the system has none.
+    /// All timers are in use, the system has none, or another handler has the signal.
     NoTimer,
     /// The timer that counts the CPU time of the thread could not be had.
     NoCpuTimer,
@@ -68,15 +68,18 @@ impl NoSignal {
     /// The reason in a clause, for a poll that went on for so long after its budget.
     pub(super) fn reason(self, went_on: Duration) -> &'static str {
         match self {
+            NoSignal::NoTimer if is_deaf() => DEAF,
             NoSignal::NoTimer => "the timers for stacks could not be had here",
             NoSignal::NoCpuTimer => "a timer of CPU time could not be had here",
             NoSignal::TakenOver => "an assertion inside this one had the timer",
             NoSignal::NotArrived if went_on < LATENESS => "the poll ended soon after its budget",
-            NoSignal::NotArrived if is_deaf() => "the signal for stacks is blocked, or taken over",
+            NoSignal::NotArrived if is_deaf() => DEAF,
             NoSignal::NotArrived => "the timer of its budget has sent no signal",
         }
     }
 }
+
+const DEAF: &str = "the signal for stacks is blocked, or another handler has it";
 
 /// The kernel looks at a budget of CPU time at its ticks.
 const LATENESS: Duration = Duration::from_millis(20);
@@ -212,8 +215,9 @@ fn with_meter<R>(f: impl FnOnce(&mut Meter) -> R) -> Option<R> {
 }
 
 impl Timer {
-    fn get(&mut self) -> Option<&mut StackTimer> {
-        if !self.sees_sleeps && self.tries < TRIES {
+    /// The timers, if they can be had. The proof sleeps, so it is no part of a measurement.
+    fn get(&mut self, is_measured: bool) -> Option<&mut StackTimer> {
+        if !is_measured && !self.sees_sleeps && self.tries < TRIES {
             self.tries += 1;
             self.had = self.had.take().or_else(new_timer);
             self.sees_sleeps = self.had.as_mut().is_some_and(sees_sleeps);
@@ -291,11 +295,12 @@ impl Measurement {
     pub(crate) fn begin(cpu_budget: Option<Duration>) -> Measurement {
         UNMEASURED.get_or_init(|| || Some(Box::new(Allowed::begin()?)));
         let (allowed, taken_over) = with_meter(|meter| {
-            if meter.depth > 0 {
+            let is_measured = meter.depth > 0;
+            if is_measured {
                 meter.taken_over += 1;
             }
             meter.depth += 1;
-            if let Some(timer) = meter.timer.get() {
+            if let Some(timer) = meter.timer.get(is_measured) {
                 timer.begin(cpu_budget);
             }
             (meter.allowed, meter.taken_over)
@@ -390,6 +395,21 @@ impl Drop for Allowed {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_stack_has_its_own_reason() {
+        let (soon, later) = (LATENESS / 2, LATENESS * 2);
+        for (why, went_on, reason) in [
+            (NoSignal::NoTimer, soon, "could not be had here"),
+            (NoSignal::NoCpuTimer, soon, "a timer of CPU time"),
+            (NoSignal::TakenOver, later, "an assertion inside"),
+            (NoSignal::NotArrived, soon, "soon after its budget"),
+            (NoSignal::NotArrived, later, "has sent no signal"),
+        ] {
+            let text = why.reason(went_on);
+            assert!(text.contains(reason), "{why:?}: {text}");
+        }
+    }
 
     const MS: Duration = Duration::from_millis(1);
 
