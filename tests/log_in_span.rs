@@ -64,7 +64,8 @@ async fn request(number: u64, log: Lines) {
     let request = async {
         handler.instrument(info_span!("handler", number)).await;
         let deadline = Instant::now() + FOREVER;
-        while !log.has_ended("request > handler") && Instant::now() < deadline {
+        while !log.has_ended("request > handler") {
+            assert!(Instant::now() < deadline, "no end in the log");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

@@ -3,9 +3,9 @@
 
 use crate::support::load::{Hogs, compute};
 use crate::support::stage::{Stage, sleeps};
-use crate::support::wait_until;
+use crate::support::{FOREVER, wait_until};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -216,17 +216,20 @@ fn work_and_a_busy_host_are_not_blocked_time() {
 /// takes the signal, so the poll goes on until the clock has jumped.
 async fn is_stopped() {
     compute(Duration::from_millis(2));
+    let begin = Instant::now();
     let own = rustix::process::getpid();
     rustix::process::kill_process(own, rustix::process::Signal::STOP).unwrap();
-    computes_until_a_jump();
+    computes_until_a_jump(begin);
 }
 
 /// Computes until the clock has jumped by half a second, as over a stop.
-fn computes_until_a_jump() {
-    let mut last = Instant::now();
+fn computes_until_a_jump(begin: Instant) {
+    let mut last = begin;
     let mut jump = Duration::ZERO;
+    let deadline = last + FOREVER;
     while jump < Duration::from_millis(500) {
         let now = Instant::now();
+        assert!(now < deadline, "the process has not been stopped");
         jump = now.duration_since(last);
         last = now;
     }
@@ -294,13 +297,17 @@ impl Freezer {
         };
         let group = parent.join(format!("tokio-stall-test-{}", std::process::id()));
         fs::create_dir(&group)?;
+        fs::metadata(group.join(file))?;
         let (outside, file) = (parent.display(), group.join(file));
         let file = file.display();
         let script = format!(
-            "echo $$ >{outside}/cgroup.procs; read all; \
-             echo {freeze} >{file}; sleep 1; echo {thaw} >{file}"
+            "echo $$ >{outside}/cgroup.procs && {{ read all; \
+             echo {freeze} >{file} && sleep 1 && echo {thaw} >{file}; }}"
         );
         let freezer = Freezer { group, script };
+        // The way back, which the shell must take, may be barred.
+        enter(&freezer.group)?;
+        enter(parent)?;
         enter(&freezer.group)?;
         Ok(freezer)
     }
@@ -312,8 +319,9 @@ impl Freezer {
         let mut shell = shell.spawn().unwrap();
         let begins = shell.stdin.take();
         stage.run(async {
+            let begin = Instant::now();
             drop(begins);
-            computes_until_a_jump();
+            computes_until_a_jump(begin);
         });
         assert!(shell.wait().unwrap().success());
     }
@@ -321,7 +329,10 @@ impl Freezer {
 
 /// Puts this process into a control group.
 fn enter(group: &Path) -> io::Result<()> {
-    fs::write(group.join("cgroup.procs"), std::process::id().to_string())
+    let mut procs = fs::File::options()
+        .write(true)
+        .open(group.join("cgroup.procs"))?;
+    write!(procs, "{}", std::process::id())
 }
 
 impl Drop for Freezer {

@@ -1,7 +1,7 @@
 //! Requests of a real service: the parts of their time, and the stalls that held them up.
 
 use crate::support::service::{Service, get};
-use crate::support::{Held, wait_until};
+use crate::support::{Held, assert_at_least, wait_until};
 use axum::Router;
 use axum::routing;
 use std::future::poll_fn;
@@ -136,11 +136,9 @@ fn requests_that_were_ready_during_a_stall_are_its_victims_and_no_others() {
     let ended = handlers.service.stage.seen.wait_for_end(began.id);
     let victims = ended.victims.as_ref().expect("requests are watched");
     assert_eq!((victims.requests, victims.waiting), (5, 0), "{ended}");
-    assert!(
-        victims.longest >= lost && victims.longest <= ended.duration,
-        "{victims:?}"
-    );
-    assert!(victims.total >= lost * 5, "{victims:?}");
+    assert_at_least(victims.longest, lost);
+    assert!(victims.longest <= ended.duration, "{victims:?}");
+    assert_at_least(victims.total, lost * 5);
     assert_eq!(victims.routes[0].route, "GET /waits/{id}");
     assert_eq!(victims.routes[0].requests, 5);
     for _ in 0..5 {
@@ -150,10 +148,8 @@ fn requests_that_were_ready_during_a_stall_are_its_victims_and_no_others() {
         assert_eq!(request.lost.len(), 1, "{request}");
         let lost_to = &request.lost[0];
         assert_eq!(lost_to.stall, ended.id);
-        assert!(
-            lost_to.lost >= lost && lost_to.lost <= request.ready,
-            "{request}"
-        );
+        assert_at_least(lost_to.lost, lost);
+        assert!(lost_to.lost <= request.ready, "{request}");
         assert_eq!(lost_to.span.as_deref(), Some("GET /blocks"));
     }
 }

@@ -55,7 +55,8 @@ async fn hold_until_told(seen: &Seen) {
     let seen = seen.clone();
     let held = async move {
         let start = Instant::now();
-        while seen.all().is_empty() && start.elapsed() < FOREVER {
+        while seen.all().is_empty() {
+            assert!(start.elapsed() < FOREVER, "no report while it lasts");
             std::thread::sleep(MS);
         }
     };
@@ -328,7 +329,8 @@ fn turns_that_are_switched_off_leave_only_marks() {
 fn told_on_current_thread(poll: impl AsyncFn(&Seen)) -> StallReport {
     on_stage(Stage::current_thread(), async |stage| {
         let start = Instant::now();
-        while stage.seen.all().is_empty() && start.elapsed() < FOREVER {
+        while stage.seen.all().is_empty() {
+            assert!(start.elapsed() < FOREVER, "no report while it lasts");
             poll(&stage.seen).await;
             tokio::task::yield_now().await;
         }
@@ -340,7 +342,8 @@ fn told_on_current_thread(poll: impl AsyncFn(&Seen)) -> StallReport {
 fn a_poll_that_takes_random_numbers_from_its_runtime_is_one_poll() {
     let ended = told_on_current_thread(async |seen| {
         let start = Instant::now();
-        while seen.all().is_empty() && start.elapsed() < FOREVER {
+        while seen.all().is_empty() {
+            assert!(start.elapsed() < FOREVER, "no report while it lasts");
             tokio::select! {
                 () = std::future::ready(()) => compute(2 * MS),
                 () = std::future::ready(()) => compute(2 * MS),
@@ -376,7 +379,8 @@ impl Drop for SlowToDrop {
 fn the_output_of_another_task_is_dropped_in_the_span_of_the_poll() {
     on_stage(two_workers(), async |stage| {
         let start = Instant::now();
-        while stage.seen.all().is_empty() && start.elapsed() < FOREVER {
+        while stage.seen.all().is_empty() {
+            assert!(start.elapsed() < FOREVER, "no report while it lasts");
             let other = tokio::spawn(async { SlowToDrop });
             while !other.is_finished() {
                 tokio::time::sleep(MS).await;
