@@ -55,6 +55,21 @@ fn sources_below(folder: &str) -> Vec<Source> {
     sources.collect()
 }
 
+/// The pages for people, at the same width as the code.
+fn pages() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("a folder");
+    let docs = docs.map(|entry| entry.expect("an entry").path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let others = ["README.md", "CONTRIBUTING.md", "cargo-stall/README.md"];
+    let pages = docs.chain(others.map(|path| root.join(path)));
+    let pages = pages.map(|path| Source {
+        text: fs::read_to_string(&path).unwrap(),
+        path: path.display().to_string(),
+    });
+    pages.collect()
+}
+
 /// Functions by length, and types by name; without tests and models.
 #[derive(Default)]
 struct Counts {
@@ -209,6 +224,22 @@ fn too_wide(sources: &[Source]) -> Vec<String> {
     found
 }
 
+/// Lines of prose that are too wide. Tables, code and addresses may be wider.
+fn wide_prose(pages: &[Source]) -> Vec<String> {
+    let mut found = Vec::new();
+    for page in pages {
+        let mut is_code = false;
+        for (index, line) in page.text.lines().enumerate() {
+            is_code ^= line.trim_start().starts_with("```");
+            let is_prose = !is_code && !line.starts_with('|') && !line.contains("://");
+            if is_prose && line.chars().count() > WIDTH {
+                found.push(format!("{}:{}", page.path, index + 1));
+            }
+        }
+    }
+    found
+}
+
 /// Documentation that goes on from the item above, whose own text does not stand alone.
 fn chained(sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();
@@ -289,6 +320,10 @@ fn comments_keep_to_the_width_and_stand_alone() {
     let sources = sources();
     let wide = too_wide(&sources);
     assert!(wide.is_empty(), "{} lines: {}", wide.len(), wide.join(" "));
+    let pages = pages();
+    assert!(pages.len() > 10, "only {} pages", pages.len());
+    let wide = wide_prose(&pages);
+    assert!(wide.is_empty(), "{} lines: {}", wide.len(), wide.join(" "));
     let chained = chained(&sources);
     assert!(
         chained.is_empty(),
@@ -337,4 +372,10 @@ fn the_counters_count() {
     assert_eq!(chained(&sources), ["a.rs:2"]);
     let wide = source("c.rs", &format!("// {}", "x".repeat(WIDTH)));
     assert_eq!(too_wide(&[wide]), ["c.rs:1"]);
+    let words = "word ".repeat(WIDTH);
+    let page = source(
+        "d.md",
+        &format!("| {words} |\n```\n{words}\n```\n{words}\n"),
+    );
+    assert_eq!(wide_prose(&[page]), ["d.md:5"]);
 }
