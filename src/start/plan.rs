@@ -156,8 +156,8 @@ impl Plan {
 }
 
 impl Plan {
-    /// A guard that watches nothing. It starts no thread but that of the server: a probe that asks
-    /// there would have the program restarted again and again.
+    /// A guard that watches nothing. The only thread is that of the server: without it, a probe has
+    /// the program restarted again and again.
     fn launch_nothing(self) -> Guard {
         read_filter_of_environment();
         let coverage = self.runtimes.into_iter().map(|(name, runtime)| {

@@ -44,6 +44,13 @@ fn plugin(directory: &Path, options: &[&str]) -> PathBuf {
     directory.join("libplugin.so")
 }
 
+/// Another build of the plug-in, in a folder of its own below this one.
+fn another_plugin(directory: &Path) -> PathBuf {
+    let folder = directory.join("another");
+    std::fs::create_dir(&folder).unwrap();
+    plugin(&folder, &["-C", "opt-level=0"])
+}
+
 /// The end of [`calls_back`]; C hands nothing through.
 static UNTIL_TOLD: Mutex<Option<Receiver<()>>> = Mutex::new(None);
 
@@ -138,8 +145,7 @@ fn builds_that_are_mounted_over_the_mapped_ones_name_nothing() {
     alone(|| {
         let directory = tempfile::tempdir().unwrap();
         let path = plugin(directory.path(), &[]);
-        let other = tempfile::tempdir_in(directory.path()).unwrap();
-        let other = plugin(other.path(), &["-C", "opt-level=0"]);
+        let other = another_plugin(directory.path());
         let library = load(&path);
         let program = std::env::current_exe().unwrap();
         if !(cover(&program, &other) && cover(&path, &other)) {
@@ -165,8 +171,7 @@ fn a_file_that_took_the_place_of_a_library_names_nothing() {
     alone(|| {
         let directory = tempfile::tempdir().unwrap();
         let path = plugin(directory.path(), &[]);
-        let other = tempfile::tempdir_in(directory.path()).unwrap();
-        let other = plugin(other.path(), &["-C", "opt-level=0"]);
+        let other = another_plugin(directory.path());
         let library = load(&path);
         std::fs::rename(other, &path).unwrap();
         let stage = Stage::multi_thread(1).start();
